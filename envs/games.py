@@ -1,0 +1,68 @@
+"""Which Atari games there are, which belong to the meta-training sets, and how they are scored."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from functools import cache
+from importlib import resources
+
+from ale_py import roms
+
+# Two-player cartridges: loading one ends the process (seen with ale-py 0.12.1), so they are refused by name.
+CRASHING = ("combat", "joust", "maze_craze", "warlords")
+
+# The games of the 60-game suite of 2018 that have at most ten minimal actions, with that number.
+ACTIONS_OF_27 = {
+    "air_raid": 6, "amidar": 10, "assault": 7, "asterix": 9, "atlantis": 4, "beam_rider": 9, "bowling": 6, "breakout": 4,
+    "carnival": 6, "crazy_climber": 9, "demon_attack": 6, "enduro": 9, "freeway": 3, "gopher": 8, "ms_pacman": 9,
+    "name_this_game": 6, "phoenix": 8, "pong": 6, "pooyan": 6, "qbert": 6, "skiing": 3, "space_invaders": 6,
+    "time_pilot": 10, "tutankham": 8, "up_n_down": 6, "video_pinball": 9, "wizard_of_wor": 10,
+}  # fmt: skip
+
+SETS = {
+    "seed24": tuple(g for g in ACTIONS_OF_27 if g not in ("breakout", "qbert", "space_invaders")),
+    "camera25": tuple(g for g in ACTIONS_OF_27 if g not in ("breakout", "space_invaders")),
+}
+"""Meta-training sets: the seed paper holds out three games (it names two; Qbert is our third), the camera-ready two."""
+
+
+@cache
+def available() -> tuple[str, ...]:
+    """Every game that can be loaded, by its ROM name."""
+    return tuple(sorted(game for game in roms.get_all_rom_ids() if game not in CRASHING))
+
+
+def expand(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Replaces set names by their games and drops repetitions. Raises ValueError that names the nearest games."""
+    games: dict[str, None] = {}
+    for name in names:
+        for game in SETS.get(name, (name,)):
+            _require(game)
+            games[game] = None
+    return tuple(games)
+
+
+def _require(game: str) -> None:
+    if game in available():
+        return
+    if game in CRASHING:
+        raise ValueError(f"{game!r} is a two-player cartridge that ends the emulator's process; it cannot be played")
+    near = difflib.get_close_matches(game.lower(), (*available(), *SETS), n=3, cutoff=0.4)
+    raise ValueError(f"no game {game!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
+
+
+@cache
+def reference_scores() -> dict[str, dict[str, float]]:
+    """Random and human score of 57 games (DQN Zoo: 30 no-op starts, undiscounted returns)."""
+    text = resources.files("envs").joinpath("atari57_scores.json").read_text()
+    scores: dict[str, dict[str, float]] = json.loads(text)["scores"]
+    return scores
+
+
+def human_normalized(game: str, episode_return: float) -> float | None:
+    """(return − random) / (human − random), or None where the game has no published scores."""
+    score = reference_scores().get(game)
+    if score is None:
+        return None
+    return (episode_return - score["random"]) / (score["human"] - score["random"])

@@ -1,0 +1,123 @@
+"""What passes between the server and its workers: tasks, leases, contributions, acknowledgements."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Task:
+    """One learning process to run."""
+
+    index: int
+    """Position in the run's fixed sequence of tasks; with the run's seed it determines everything else."""
+    game: str
+    visit: int
+    """How often the sequence has drawn this game before."""
+    seed: int
+    steps: int
+    """Agent steps."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The server's grant of one task to one incarnation of a worker."""
+
+    id: str
+    task: Task
+    worker: str
+    incarnation: str
+    version: int
+    """Of the snapshot that the task starts from."""
+    seconds: float
+    """Unless renewed for this long, the lease is taken back."""
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Nothing to lease now. `finished` where there never will be."""
+
+    finished: bool
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """How training went between two reports."""
+
+    steps: int
+    """Agent steps since the task's start."""
+    episodes: int
+    score: float | None
+    """Mean raw return of the episodes that ended, None where none did."""
+    means: dict[str, float]
+    """Mean loss, policy_loss, value_loss, entropy."""
+
+
+@dataclass(frozen=True)
+class PathStatistics:
+    """Geometry of the gradient path so far (equation 4) and of the two terms of the pull-forward gradient."""
+
+    energy: float
+    length: float
+    loss_term_norm: float
+    path_term_norm: float
+    cosine: float
+    """Between the two terms; 0 where one of them is zero."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """G from the start of the path up to inner update `updates`: cumulative, so the newest one holds all before it."""
+
+    lease: str
+    worker: str
+    incarnation: str
+    manifest: str
+    """`Manifest.digest` of the encoder that the vector belongs to."""
+    seq: int
+    """Counts the contributions of a lease: 1, 2, …"""
+    final: bool
+    updates: int
+    steps: int
+    """Agent steps so far."""
+    seconds: float
+    """Wall time so far."""
+    vector: np.ndarray
+    """Float32, flat."""
+    path: PathStatistics
+    curve: tuple[CurvePoint, ...]
+    """From the start of the task, cumulative as well."""
+
+    def header(self) -> dict[str, Any]:
+        """Everything but the vector, as plain data."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "vector"}
+        data["path"] = dataclasses.asdict(self.path)
+        data["curve"] = [dataclasses.asdict(point) for point in self.curve]
+        return data
+
+    @classmethod
+    def of(cls, header: dict[str, Any], vector: np.ndarray) -> Contribution:
+        """The inverse of `header`. Raises TypeError or KeyError where a field is missing or unknown."""
+        path = PathStatistics(**header["path"])
+        curve = tuple(CurvePoint(**point) for point in header["curve"])
+        return cls(**{**header, "path": path, "curve": curve}, vector=vector)
+
+
+@dataclass(frozen=True)
+class Ack:
+    """The server's answer to a push or a renewal."""
+
+    accepted: bool
+    """The contribution counts (now, or because it was received before)."""
+    durable: bool
+    """It is on disk and will be applied exactly once, whatever is killed."""
+    reason: str
+    """Why it was not accepted; "duplicate" where it was known already; else empty."""
+    proceed: bool
+    """The worker still holds the lease and should go on."""
+    version: int
+    """The server's present version."""

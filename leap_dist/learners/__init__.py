@@ -1,0 +1,45 @@
+"""What is being learned on a task, behind the one interface that the worker's loop knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a learner has seen since its last report, as means over that stretch.
+
+    `scores` holds the figure that people compare (Atari: raw returns of the episodes that ended); the others are
+    losses and diagnostics by name.
+    """
+
+    scores: tuple[float, ...]
+    means: dict[str, float]
+
+
+class Learner(Protocol):
+    """A model that trains on one task. The worker calls `backward` and `step` in turn and watches the encoder move."""
+
+    encoder: nn.Module
+    """Holds the meta-learned parameters."""
+
+    steps_per_update: int
+    """Agent steps (or examples) that one `backward` consumes."""
+
+    def backward(self) -> Tensor:
+        """Gathers data, computes f(θ_i) and leaves ∇f(θ_i) in the parameters' `.grad`. Returns the loss, shape ()."""
+
+    def step(self) -> None:
+        """Clips and applies the gradient: θ_i → θ_{i+1}. Must not write into `.grad`; may drop it."""
+
+    def evaluate(self) -> Tensor:
+        """f(θ_K) on fresh data, without a gradient, shape (). Ends the path; training must not go on afterwards."""
+
+    def progress(self) -> Progress:
+        """Reports what happened since the last call, and starts afresh."""
+
+    def close(self) -> None:
+        """Frees what the task holds."""

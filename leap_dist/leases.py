@@ -1,0 +1,133 @@
+"""Which worker holds which task, until when, and how leases ended."""
+
+from __future__ import annotations
+
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from leap_dist.checkpoint import Journal
+from leap_dist.contribution import Contribution, Lease, Task
+
+ACCEPTED = "accepted"
+_CLOSED_REMEMBERED = 1024
+
+
+@dataclass
+class OpenLease:
+    """A lease that a worker holds, and the newest contribution to it."""
+
+    lease: Lease
+    renewed: float
+    seq: int = 0
+    newest: Contribution | None = None
+
+    @property
+    def deadline(self) -> float:
+        """Clock reading after which it is taken back."""
+        return self.renewed + self.lease.seconds
+
+
+class LeaseBook:
+    """Open leases, each recorded in the journal, and the outcome of the last thousand that are closed."""
+
+    def __init__(self, journal: Journal, session: str, clock: Callable[[], float]) -> None:
+        self._journal = journal
+        self._session = session
+        self._clock = clock
+        self._open: dict[str, OpenLease] = {}
+        self._closed: OrderedDict[str, str] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def grant(self, task: Task, worker: str, incarnation: str, version: int, seconds: float) -> Lease:
+        """Records and opens a lease. Raises OSError, and then there is none."""
+        lease = Lease(f"{task.index:06d}-{uuid.uuid4().hex[:8]}", task, worker, incarnation, version, seconds)
+        self._journal.open_lease(lease.id, {"session": self._session, **asdict(lease)})
+        self._open[lease.id] = OpenLease(lease, self._clock())
+        return lease
+
+    def get(self, lease_id: str) -> OpenLease | None:
+        """The open lease of that name."""
+        return self._open.get(lease_id)
+
+    def all(self) -> list[OpenLease]:
+        """Every open lease, in the order they were granted."""
+        return list(self._open.values())
+
+    def of(self, worker: str) -> list[OpenLease]:
+        """What a worker holds, under whatever incarnation."""
+        return [held for held in self._open.values() if held.lease.worker == worker]
+
+    def expired(self) -> list[OpenLease]:
+        """Leases past their deadline."""
+        now = self._clock()
+        return [held for held in self._open.values() if held.deadline < now]
+
+    def extend(self, held: OpenLease) -> None:
+        """Moves the deadline."""
+        held.renewed = self._clock()
+
+    def end(self, held: OpenLease, outcome: str) -> None:
+        """Closes a lease and remembers how it ended."""
+        del self._open[held.lease.id]
+        self._journal.close_lease(held.lease.id)
+        self.remember(held.lease.id, outcome)
+
+    def remember(self, lease_id: str, outcome: str) -> None:
+        """Notes how a lease ended, so that whoever still pushes to it is told."""
+        self._closed[lease_id] = outcome
+        while len(self._closed) > _CLOSED_REMEMBERED:
+            self._closed.popitem(last=False)
+
+    def outcome(self, lease_id: str) -> str:
+        """How a closed lease ended; "unknown-lease" where that is not known."""
+        return self._closed.get(lease_id, "unknown-lease")
+
+    def accepted(self) -> list[str]:
+        """Names of the remembered leases whose contribution was accepted."""
+        return [lease_id for lease_id, outcome in self._closed.items() if outcome == ACCEPTED]
+
+    def reopen(self, done: set[int]) -> tuple[set[int], int]:
+        """After a restart: opens the recorded leases of this session, with a fresh deadline, and forgets all others.
+
+        The workers of another session are gone, and a task in `done` needs no worker. Returns the tasks opened, and
+        one more than the highest task index seen (0 where there was none).
+        """
+        opened, highest = set(), 0
+        for header in self._journal.leases():
+            session = header.pop("session")
+            lease = lease_from(header)
+            highest = max(highest, lease.task.index + 1)
+            if session == self._session and lease.task.index not in done and lease.id not in self._closed:
+                self._open[lease.id] = OpenLease(lease, self._clock())
+                opened.add(lease.task.index)
+            else:
+                self._journal.close_lease(lease.id)
+        return opened, highest
+
+
+def lease_from(data: dict[str, Any]) -> Lease:
+    """The inverse of `dataclasses.asdict`."""
+    return Lease(**{**data, "task": Task(**data["task"])})
+
+
+def describe(held: OpenLease, now: float) -> dict[str, Any]:
+    """An open lease as plain data, for people and dashboards."""
+    newest = held.newest
+    return {
+        "lease": held.lease.id,
+        "worker": held.lease.worker,
+        "game": held.lease.task.game,
+        "visit": held.lease.task.visit,
+        "version": held.lease.version,
+        "steps": newest.steps if newest else 0,
+        "steps_wanted": held.lease.task.steps,
+        "seconds": newest.seconds if newest else 0.0,
+        "length": newest.path.length if newest else 0.0,
+        "curve": [asdict(point) for point in newest.curve] if newest else [],
+        "silent_seconds": now - held.renewed,
+    }

@@ -1,0 +1,52 @@
+"""How much a contribution counts that started from an older initialization, and how large it may be.
+
+τ is the server's version when a contribution is applied minus the version that its lease started from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+POLYNOMIAL_EXPONENT = 0.5
+HINGE_SLOPE, HINGE_START = 10.0, 4
+
+
+def weight(kind: str, tau: int) -> float:
+    """s(τ) in (0, 1], with s(0) = 1 (FedAsync, arXiv 1903.03934, section 5.2, with its defaults).
+
+    constant 1; polynomial (1+τ)^−½; hinge 1 up to τ = 4, then 1/(10(τ−4)+1); inverse 1/max(1, τ).
+    Raises ValueError for another kind or a negative τ.
+    """
+    if tau < 0:
+        raise ValueError(f"staleness is {tau}; it cannot be negative")
+    if kind == "constant":
+        return 1.0
+    if kind == "polynomial":
+        return float((1.0 + tau) ** -POLYNOMIAL_EXPONENT)
+    if kind == "hinge":
+        return 1.0 if tau <= HINGE_START else 1.0 / (HINGE_SLOPE * (tau - HINGE_START) + 1.0)
+    if kind == "inverse":
+        return 1.0 / max(1, tau)
+    raise ValueError(f"staleness weight is {kind!r}; choose constant, polynomial, hinge or inverse")
+
+
+def clip_factor(norm: float, reference_norms: Sequence[float], multiple: float) -> float:
+    """Factor that brings `norm` down to `multiple` × the median of `reference_norms`; 1 where it is below, or off.
+
+    Games' pulls differ by up to seven orders of magnitude; unclipped, one of them would drown a whole meta-batch.
+    """
+    if multiple == 0 or not reference_norms or norm == 0:
+        return 1.0
+    limit = multiple * float(np.median(reference_norms))
+    return min(1.0, limit / norm) if limit > 0 else 1.0
+
+
+def weighted_mean(vectors: Sequence[np.ndarray], weights: Sequence[float], count: int) -> np.ndarray:
+    """(1/count) Σ weights_j vectors_j in float32, summed in the order given: the same order gives the same bits."""
+    total = np.zeros_like(vectors[0])
+    for vector, factor in zip(vectors, weights, strict=True):
+        total += np.float32(factor) * vector
+    total /= np.float32(count)
+    return total

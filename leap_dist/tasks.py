@@ -1,0 +1,106 @@
+"""The fixed sequence of tasks of a run, and what is left of it to lease."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from leap_dist.contribution import Task
+
+MAX_FAILURES = 3
+"""Failures of a game in a row, on whatever workers, after which it is quarantined."""
+
+
+def task(index: int, games: tuple[str, ...], *, seed: int, steps: int, failures: int = 0) -> Task:
+    """The task at position `index`, a pure function of its arguments.
+
+    Each pass over the games draws every game once, in an order of its own, so that fast games are not drawn more
+    often than slow ones. `failures` counts how often the task has failed by itself; each gives it another seed.
+    """
+    visit, position = divmod(index, len(games))
+    order = np.random.default_rng((seed, visit)).permutation(len(games))
+    own_seed = int(np.random.SeedSequence((seed, index, failures)).generate_state(1)[0])
+    return Task(index, games[order[position]], visit, own_seed, steps)
+
+
+class TaskQueue:
+    """Hands out tasks in order: those that came back first, then new ones. Games that keep failing are left out."""
+
+    def __init__(self, games: tuple[str, ...], *, seed: int, steps: int) -> None:
+        self._games = games
+        self._seed = seed
+        self._steps = steps
+        self.next = 0
+        """Index of the first task never drawn."""
+        self._returned: list[int] = []  # heap
+        self._failures: Counter[int] = Counter()  # by task, until it is done
+        self._in_a_row: Counter[str] = Counter()  # by game
+        self.quarantined: set[str] = set()
+
+    def draw(self, limit: int | None = None) -> Task | None:
+        """The next task with an index below `limit`; None where there is none, or every game is quarantined."""
+        while self._returned:
+            chosen = self._task(heapq.heappop(self._returned))
+            if chosen.game not in self.quarantined:
+                return chosen
+        while not self.exhausted and (limit is None or self.next < limit):
+            chosen = self._task(self.next)
+            self.next += 1
+            if chosen.game not in self.quarantined:
+                return chosen
+        return None
+
+    def give_back(self, index: int) -> None:
+        """The task will be drawn again, with the same seed."""
+        heapq.heappush(self._returned, index)
+
+    def fail(self, failed: Task) -> bool:
+        """The task will be drawn again, with another seed. True where this quarantines its game."""
+        self._failures[failed.index] += 1
+        self._in_a_row[failed.game] += 1
+        self.give_back(failed.index)
+        if self._in_a_row[failed.game] < MAX_FAILURES or failed.game in self.quarantined:
+            return False
+        self.quarantined.add(failed.game)
+        return True
+
+    def succeed(self, done: Task) -> None:
+        """The task is done, and its game works."""
+        self._failures.pop(done.index, None)
+        self._in_a_row.pop(done.game, None)
+
+    @property
+    def exhausted(self) -> bool:
+        """No game is left to play."""
+        return self.quarantined.issuperset(self._games)
+
+    @property
+    def waiting(self) -> list[int]:
+        """Tasks that came back and can be drawn again, ascending."""
+        return sorted(index for index in self._returned if self._task(index).game not in self.quarantined)
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for `restore`; the tasks that came back are the caller's to add."""
+        return {
+            "next": self.next,
+            "failures": list(self._failures.items()),
+            "in_a_row": dict(self._in_a_row),
+            "quarantined": sorted(self.quarantined),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes over what `state` returned."""
+        self.next = state["next"]
+        self._failures = Counter(dict(state["failures"]))
+        self._in_a_row = Counter(state["in_a_row"])
+        self.quarantined = set(state["quarantined"])
+
+    def reconcile(self, candidates: set[int]) -> None:
+        """Makes `candidates` the tasks that came back."""
+        self._returned = sorted(candidates)  # a sorted list is a heap
+
+    def _task(self, index: int) -> Task:
+        return task(index, self._games, seed=self._seed, steps=self._steps, failures=self._failures[index])
