@@ -206,6 +206,14 @@ def fields(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclas
             yield prefix + field.name, field, kind
 
 
+def section_help(section: str) -> str:
+    """First line of a section's docstring; empty for the top level."""
+    for field in dataclasses.fields(Config):
+        if field.name == section:
+            return (type(field.default).__doc__ or "").splitlines()[0]
+    return ""
+
+
 _FIELDS = {name: (field, kind) for name, field, kind in fields()}
 
 
@@ -312,9 +320,9 @@ def to_dict(config: Config) -> dict[str, Any]:
     return data
 
 
-def write_yaml(config: Config, path: Path) -> None:
-    """Writes the resolved configuration. Raises OSError."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, which `read_yaml` and `resolve` turn back into an equal one."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -283,10 +283,14 @@ class MetaServer:
         """How many contributions, from the front of the buffer, make the next meta-update; 0 where none is due."""
         if self._config.mode != "sync":
             return self._batch_size if len(self._buffer) >= self._batch_size else 0
-        gathering = self._queue.next < self._batch_start + self._batch_size or self._queue.waiting or len(self._leases)
-        if not gathering and not self._buffer:  # every task of the batch was of a quarantined game
-            self._batch_start = self._queue.next
-        return 0 if gathering else len(self._buffer)
+        end = self._batch_start + self._batch_size
+        unfinished = [*self._queue.waiting, *(held.lease.task.index for held in self._leases.all())]
+        if self._queue.next < end or any(index < end for index in unfinished):
+            return 0
+        count = sum(accepted.lease.task.index < end for accepted in self._buffer)
+        if count == 0:  # every task of the batch was of a quarantined game
+            self._batch_start = end
+        return count
 
     def _update(self) -> None:
         """Makes every meta-update that is due. One that cannot be saved is undone whole and waits for the next call."""
@@ -325,8 +329,7 @@ class MetaServer:
         self._norms.extend(a.norm for a in batch)
         self._covered.append(batch[-1].order + 1)
         self._saved_at = self._clock()
-        if self._config.mode == "sync":
-            self._batch_start = self._queue.next
+        self._batch_start += self._batch_size
         self._unwritten += lines
         self._write_ledger()
         self._journal.discard_before(self._covered[0])
@@ -387,6 +390,7 @@ class MetaServer:
         covered = left[0].order if left else self._next_order
         state = {
             "queue": self._queue.state(),
+            "batch_start": self._batch_start + (self._batch_size if applied else 0),
             # Every task below `queue.next` that is neither here nor in the journal is done.
             "pending": sorted(
                 [a.lease.task.index for a in left]
@@ -417,7 +421,7 @@ class MetaServer:
         self.version = checkpoint.version
         self._optimizer.restore(self._manifest.join(checkpoint.init), checkpoint.optimizer)
         self._queue.restore(state["queue"])
-        self._batch_start = self._queue.next
+        self._batch_start = state["batch_start"]
         self._covered.extend(state["covered"])
         self._next_order = self._covered[-1]
         self._norms.extend(state["norms"])

@@ -1,0 +1,241 @@
+"""The command line: train | status | plot.
+
+    python launch.py train --preset quick               three Atari games on this machine, a few minutes
+    python launch.py train --help                       every setting, with its default
+    python launch.py status --run-dir runs/demo         what a run is doing, or has done
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin
+
+from leap_dist import config as configuration
+from leap_dist import report, run_directory
+from leap_dist.checkpoint import CorruptFile, Ledger, RunDirectoryBusy, lock_holder
+from leap_dist.config import PRESET_HELP, PRESETS, Config, ConfigError
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_TRAIN_HELP = """\
+Meta-trains an initialization: workers learn Atari games from it, the server pulls it forward along their paths.
+
+examples:
+  python launch.py train --preset quick
+  python launch.py train --preset fast --games pong,freeway --workers 4 --run-dir runs/mine
+  python launch.py train --preset paper --address auto --run-dir /shared/leap      (on a running Ray cluster)
+  python launch.py train --run-dir runs/mine --resume --meta-updates 200
+
+presets:
+""" + "".join(f"  {name:<10} {text}\n" for name, text in PRESET_HELP.items())
+
+_EXIT_CODES = """\
+exit codes: 0 done; 1 training could not go on (the summary says why); 2 bad input, nothing was started;
+            130 interrupted by SIGINT or SIGTERM, everything accepted is saved: continue with --resume
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but with one-line errors that name the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        _complain(message)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(flag, getattr(known, "flags", ()), n=1, cutoff=0.5)
+            near = near or [f for f in getattr(known, "flags", ()) if f.endswith("." + flag.lstrip("-"))][:1]
+            _complain(f"{flag}: no such flag" + (f"; did you mean {near[0]}?" if near else ""))
+        return known
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        code: int = parsed.command(parsed)
+    except (ConfigError, RunDirectoryBusy, CorruptFile) as error:
+        _complain(str(error))
+    return code
+
+
+def _complain(message: str) -> NoReturn:
+    print(f"launch.py: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(BAD_INPUT)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="launch.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="train | status | plot")
+
+    train = commands.add_parser(
+        "train",
+        help="meta-train an initialization",
+        description=_TRAIN_HELP,
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    run = train.add_argument_group("the run")
+    run.add_argument("--preset", help=f"where all settings start from: {', '.join(PRESETS)} (default: paper)")
+    run.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings, laid over the preset")
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help="where it is written (default: runs/PRESET-TIME)")
+    run.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, with its own settings")
+    flags = _add_settings(train)
+    train.set_defaults(command=_train, flags=[*flags, "--preset", "--config", "--run-dir", "--resume"])
+
+    status = commands.add_parser("status", help="what a run is doing, or has done", allow_abbrev=False)
+    status.add_argument("--run-dir", type=Path, required=True, metavar="DIR")
+    status.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    status.set_defaults(command=_status, flags=["--run-dir", "--json"])
+
+    plot = commands.add_parser("plot", help="draw progress.png anew from a run's ledger", allow_abbrev=False)
+    plot.add_argument("--run-dir", type=Path, required=True, metavar="DIR")
+    plot.add_argument("--out", type=Path, metavar="FILE", help="where to (default: DIR/progress.png)")
+    plot.set_defaults(command=_plot, flags=["--run-dir", "--out"])
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> list[str]:
+    """One flag for every setting; values stay text, `config.resolve` types and checks them."""
+    groups: dict[str, Any] = {}
+    flags = []
+    for name, field, kind in configuration.fields():
+        if name == "preset":
+            continue
+        section = name.rpartition(".")[0]
+        if section not in groups:
+            title = section or "what to train"
+            groups[section] = parser.add_argument_group(title, configuration.section_help(section))
+        flag = "--" + name.replace("_", "-")
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        groups[section].add_argument(
+            flag,
+            dest=f"setting:{name}",
+            metavar="{" + ",".join(get_args(kind)) + "}" if get_origin(kind) is not None and kind != tuple[str, ...]
+            else {"int": "N", "float": "X", "bool": "yes|no", "str": "TEXT"}.get(getattr(kind, "__name__", ""), "A,B,…"),
+            nargs="+" if kind == tuple[str, ...] else None,
+            help=f"{field.metadata['help']} (paper: {str(default).replace('%', '%%')})",
+        )  # fmt: skip
+        flags.append(flag)
+    return flags
+
+
+def _settings(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The settings given as flags, by dotted name."""
+    given = {name.removeprefix("setting:"): value for name, value in vars(parsed).items()
+             if name.startswith("setting:") and value is not None}  # fmt: skip
+    return {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def _resolve(parsed: argparse.Namespace) -> tuple[Config, Path]:
+    """The configuration and run directory that the flags ask for. Raises ConfigError."""
+    if parsed.resume:
+        if parsed.run_dir is None:
+            raise ConfigError("resume: say which run with --run-dir")
+        if parsed.preset or parsed.config:
+            raise ConfigError("resume: a run keeps its preset and config; leave --preset and --config out")
+        return run_directory.load_config(parsed.run_dir, _settings(parsed)), parsed.run_dir
+    loaded = configuration.read_yaml(parsed.config) if parsed.config else {}
+    preset = parsed.preset or str(loaded.get("preset", "paper"))
+    loaded.pop("preset", None)
+    config = configuration.resolve(preset, loaded, _settings(parsed))
+    run_dir = parsed.run_dir or Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if run_directory.exists(run_dir):
+        raise ConfigError(f"run-dir: {run_dir} already holds a run; add --resume to go on with it, or choose another")
+    return config, run_dir
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    config, run_dir = _resolve(parsed)
+    from leap_dist import driver, telemetry  # slow to import, and no other command needs Ray
+
+    driver.check_hardware(config)
+    run_directory.prepare(run_dir, config)
+    before = run_directory.read_summary(run_dir)["wall_seconds"] if (run_dir / "summary.json").exists() else 0.0
+
+    board = telemetry.TensorBoard(run_dir)
+    board.text("config", f"```yaml\n{configuration.to_yaml(config)}```")
+    board.text("manifest", f"```json\n{(run_dir / 'manifest.json').read_text()}\n```")
+    with telemetry.LiveTable() as table:
+
+        def record(lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+            board.record(lines, summary)
+            run_directory.write_summary(run_dir, summary)
+            table.show(summary)
+
+        try:
+            outcome = driver.train(config, run_dir, driver.Run(record, before))
+        finally:
+            board.close()
+    _conclude(run_dir, outcome)
+    return {"done": DONE, "interrupted": INTERRUPTED}.get(outcome, FAILED)
+
+
+def _conclude(run_dir: Path, outcome: str) -> None:
+    """Draws the picture, and says what there is and how to look at it."""
+    picture = _draw(run_dir, run_dir / "progress.png")
+    summary = run_directory.read_summary(run_dir)
+    tensorboard = Path(sys.executable).with_name("tensorboard")
+    shown = tensorboard.relative_to(Path.cwd()) if tensorboard.is_relative_to(Path.cwd()) else tensorboard
+    print(
+        f"\n{outcome}: {summary['meta_updates']} of {summary['meta_updates_wanted']} meta-updates, "
+        f"{summary['contributions_applied']} contributions, {summary['agent_steps']:,} agent steps "
+        f"in {summary['wall_seconds']:.0f} s\n"
+        f"  initialization  {run_dir / 'init.safetensors'}\n"
+        f"  picture         {picture}\n"
+        f"  ledger          {run_dir / 'ledger.jsonl'}\n"
+        f"  curves          {shlex.join([str(shown), '--logdir', str(run_dir / 'tensorboard')])}"
+    )
+    if outcome != "done":
+        print(f"  to go on        python launch.py train --run-dir {shlex.quote(str(run_dir))} --resume")
+        for alert in summary["alerts"][-3:] if outcome == "failed" else ():
+            print(f"  why             {alert}")
+
+
+def _draw(run_dir: Path, path: Path) -> Path:
+    lines, _ = Ledger(run_dir / "ledger.jsonl").read(0)
+    report.progress_picture(lines, path, f"Leap meta-training: {run_dir.name}")
+    return path
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    summary = run_directory.read_summary(parsed.run_dir)
+    if summary["state"] not in ("done", "interrupted", "failed") and not _alive(parsed.run_dir):
+        summary["state"] = "died"
+    if parsed.json:
+        print(json.dumps(summary))
+    else:
+        from rich.console import Console
+
+        from leap_dist import telemetry
+
+        Console().print(telemetry.render(summary))
+    return DONE
+
+
+def _alive(run_dir: Path) -> bool:
+    """Whether a server holds the run directory; yes where that cannot be told."""
+    try:
+        return lock_holder(run_dir) is not None
+    except OSError:
+        return True
+
+
+def _plot(parsed: argparse.Namespace) -> int:
+    if not run_directory.exists(parsed.run_dir):
+        raise ConfigError(f"run-dir: {parsed.run_dir} holds no run")
+    print(_draw(parsed.run_dir, parsed.out or parsed.run_dir / "progress.png"))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,512 @@
+"""The driver: puts the server and the workers into Ray actors and runs the control loop. The only module with Ray.
+
+    driver ── starts ──► ServerActor (one, restarted by Ray)      holds MetaServer
+       └──── starts ──► WorkerActor (many, restarted by the driver)   each: lease → run_task → push, until told to stop
+
+If the driver dies, everything dies with it, and `--resume` continues from the run directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from envs import atari
+from leap_dist.checkpoint import CorruptFile, RunDirectoryBusy
+from leap_dist.config import Config, ConfigError
+from leap_dist.contribution import Ack, Contribution, Idle, Lease
+from leap_dist.models import Encoder, Manifest, initial_vector
+from leap_dist.server import MetaServer
+from leap_dist.worker import run_task
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+RECONCILE_SECONDS = 5.0
+CALL_SECONDS = 120.0  # a worker that cannot reach the server for this long gives up and is restarted
+STOP_SECONDS = 20.0  # how long a clean stop waits for the workers
+LONGEST_BACKOFF = 30.0
+LOCAL_OBJECT_STORE = 512 * 2**20  # snapshots of a few megabytes need no more, and Ray would reserve a third of memory
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
+class ServerActor:
+    """A MetaServer behind Ray. Ray restarts it after a crash; the run directory holds all it needs."""
+
+    def __init__(self, config: Config, run_dir: Path, session: str) -> None:
+        torch.set_num_threads(1)
+        self._stopping = False
+        self._snapshots: dict[int, ray.ObjectRef] = {}
+        self._problem: Exception | None = None
+        try:
+            channels = atari.channels(config.atari.frames)
+            self._server = MetaServer(
+                config,
+                run_dir,
+                manifest=Manifest.of(Encoder(channels)),
+                initial=initial_vector(channels, config.seed),
+                session=session,
+            )
+        except (RunDirectoryBusy, CorruptFile, ValueError, OSError) as error:
+            self._problem = error  # a constructor that raised would reach the driver as the text of a traceback
+
+    def problem(self) -> Exception | None:
+        """Why the server cannot work, if so."""
+        return self._problem
+
+    def lease(self, worker: str, incarnation: str) -> Idle | tuple[Lease, ray.ObjectRef]:
+        """A lease with a reference to the snapshot that it starts from."""
+        if self._stopping:
+            return Idle(finished=True)
+        lease = self._server.lease(worker, incarnation)
+        return lease if isinstance(lease, Idle) else (lease, self._snapshot())
+
+    def renew(self, lease_id: str, incarnation: str) -> Ack:
+        """See MetaServer."""
+        return self._heed_stop(self._server.renew(lease_id, incarnation))
+
+    def push(self, contribution: Contribution) -> Ack:
+        """See MetaServer."""
+        return self._heed_stop(self._server.push(contribution))
+
+    def fail(self, lease_id: str, incarnation: str, reason: str) -> Ack:
+        """See MetaServer."""
+        return self._server.fail(lease_id, incarnation, reason)
+
+    def advance(self, offset: int, gone: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+        """Takes back what the workers in `gone` hold. Returns the status, ledger lines from `offset` on, and the next
+        offset."""
+        for worker in gone:
+            self._server.release(worker)
+        self._server.tick()
+        return {**self._server.status(), "server_pid": os.getpid()}, *self._server.ledger(offset)
+
+    def stop(self) -> None:
+        """From now on workers are told to finish."""
+        self._stopping = True
+
+    def _snapshot(self) -> ray.ObjectRef:
+        """One object per version, fetched once per node; the one before is kept for workers still fetching it."""
+        version, vector = self._server.snapshot()
+        if version not in self._snapshots:
+            newest = dict(list(self._snapshots.items())[-1:])
+            self._snapshots = {**newest, version: ray.put(vector)}
+        return self._snapshots[version]
+
+    def _heed_stop(self, ack: Ack) -> Ack:
+        return replace(ack, proceed=False) if self._stopping else ack
+
+
+class _ServerClient:
+    """The server as a running task sees it: calls are retried over restarts, which the protocol makes harmless."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Calls the server. Raises ActorUnavailableError when it stays away for CALL_SECONDS, ActorDiedError when it
+        is gone for good."""
+        deadline, pause = time.monotonic() + CALL_SECONDS, 0.1
+        while True:
+            try:
+                return ray.get(getattr(self._server, method).remote(*arguments))
+            except ActorUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, 2.0)
+
+    def renew(self, lease_id: str, incarnation: str) -> Ack:
+        """Extends the lease."""
+        ack: Ack = self.call("renew", lease_id, incarnation)
+        return ack
+
+    def push(self, contribution: Contribution) -> Ack:
+        """Delivers a contribution; while the server's disk is full, again and again."""
+        while True:
+            ack: Ack = self.call("push", contribution)
+            if ack.reason != "storage" or not ack.proceed:
+                return ack
+            time.sleep(1.0)
+
+
+@ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={"io": 1})
+class WorkerActor:
+    """Trains one leased task after the other."""
+
+    def __init__(self, name: str, config: Config, server: Any) -> None:
+        self._name = name
+        self._incarnation = uuid.uuid4().hex
+        self._config = config
+        self._client = _ServerClient(server)
+
+    def run(self) -> None:
+        """Works until the server has no more tasks. Raises when the server is gone for good."""
+        # Here and not in the constructor: both settings belong to the thread that computes.
+        torch.set_num_threads(self._config.worker.threads)
+        torch.set_flush_denormal(True)
+        pause = 0.05
+        while True:
+            answer = self._client.call("lease", self._name, self._incarnation)
+            if isinstance(answer, Idle):
+                if answer.finished:
+                    return
+                time.sleep(pause)
+                pause = min(2 * pause, 0.5)
+                continue
+            pause = 0.05
+            self._work(*answer)
+
+    @ray.method(concurrency_group="io")  # answers while `run` is busy
+    def health(self) -> tuple[int, int]:
+        """Process, and resident memory in bytes."""
+        pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+        return os.getpid(), pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _work(self, lease: Lease, snapshot: ray.ObjectRef) -> None:
+        try:
+            vector: np.ndarray = ray.get(snapshot)
+        except ObjectLostError:
+            return  # the server restarted since; its next lease comes with a new reference
+        try:
+            run_task(lease, vector, self._config, self._client)
+        except RayActorError:
+            raise
+        except Exception as error:  # whatever breaks in a task is the server's to count, not the end of the worker
+            log.exception("task %s (%s) failed", lease.id, lease.task.game)
+            self._client.call("fail", lease.id, self._incarnation, f"{type(error).__name__}: {error}")
+
+
+@dataclass
+class _Slot:
+    """A place in the pool, and the actor that fills it."""
+
+    name: str
+    actor: Any = None
+    run: ray.ObjectRef | None = None
+    health: ray.ObjectRef | None = None
+    pid: int | None = None
+    memory_bytes: int | None = None
+    failures: int = 0
+    not_before: float = 0.0
+    done: bool = False
+
+
+class Pool:
+    """Keeps as many workers running as were asked for and fit, and replaces those that die."""
+
+    def __init__(self, config: Config, server: Any, gpus: float) -> None:
+        self._config = config
+        self._server = server
+        self._gpus = gpus
+        self._slots: list[_Slot] = []
+        self._reconciled = -RECONCILE_SECONDS
+        self.restarts = 0
+        self.gone: list[str] = []
+        """Workers that died and whose leases the server has not been told to take back yet."""
+        self.alerts: list[str] = []
+
+    def tend(self) -> None:
+        """Starts, checks and replaces workers; never waits."""
+        now = time.monotonic()
+        if now - self._reconciled >= RECONCILE_SECONDS:
+            self._reconciled = now
+            while len(self._slots) < min(self._config.workers, self.room()):
+                self._slots.append(_Slot(f"w{len(self._slots)}"))
+        for slot in self._slots:
+            if slot.run is not None:
+                self._check(slot, now)
+            if slot.run is None and not slot.done and now >= slot.not_before:
+                self._start(slot)
+
+    def room(self) -> int:
+        """How many workers the nodes that are alive have resources for."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = self._config.worker.cpus, self._gpus
+        return sum(
+            int(min(node.get("CPU", 0) / cpus, node.get("GPU", 0) / gpus if gpus else float("inf")) + 1e-9)
+            for node in nodes
+        )
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every worker as plain data."""
+        return [
+            {"name": s.name, "state": _state(s), "pid": s.pid, "memory_bytes": s.memory_bytes} for s in self._slots
+        ]
+
+    @property
+    def done(self) -> bool:
+        """Every worker has been told that there is nothing left, and returned."""
+        return all(slot.done for slot in self._slots)
+
+    @property
+    def alive(self) -> int:
+        """Workers whose process has answered."""
+        return sum(_state(slot) == "running" for slot in self._slots)
+
+    def _start(self, slot: _Slot) -> None:
+        worker = WorkerActor.options(num_cpus=self._config.worker.cpus, num_gpus=self._gpus)
+        slot.actor = worker.remote(slot.name, self._config, self._server)
+        slot.run = slot.actor.run.remote()
+        slot.health = slot.actor.health.remote()
+
+    def _check(self, slot: _Slot, now: float) -> None:
+        if slot.health is not None and ray.wait([slot.health], timeout=0)[0]:
+            try:
+                slot.pid, slot.memory_bytes = ray.get(slot.health)
+                slot.health = slot.actor.health.remote()
+            except RayError:
+                slot.health = None  # `run` fails too, and says why
+        if not ray.wait([slot.run], timeout=0)[0]:
+            return
+        try:
+            ray.get(slot.run)
+            slot.done = True
+        except RayError as error:
+            self.restarts += 1
+            slot.failures += 1
+            backoff = min(2.0 ** (slot.failures - 1), LONGEST_BACKOFF)
+            slot.not_before = now + backoff
+            self.gone.append(slot.name)
+            self.alerts.append(f"{slot.name} died and is restarted in {backoff:.0f} s: {_first_line(error)}")
+            if not isinstance(error, RayActorError):
+                ray.kill(slot.actor)  # `run` raised, but the process still lives
+        slot.actor = slot.run = slot.health = slot.pid = slot.memory_bytes = None
+
+
+def _state(slot: _Slot) -> str:
+    if slot.done:
+        return "done"
+    if slot.run is None:
+        return "restarting" if slot.failures else "starting"
+    return "running" if slot.pid is not None else "starting"
+
+
+def connect(config: Config) -> None:
+    """Starts Ray on this machine, or joins a running cluster. Raises ConnectionError where none answers."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    common = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if config.address == "local":
+        ray.init("local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE, **common)
+    else:
+        ray.init(config.address, **common)
+
+
+def gpus_per_worker(config: Config, total_gpus: float) -> float:
+    """GPUs to reserve for a worker: as configured, else an even share of what there is, else none.
+
+    Raises ConfigError where GPUs are asked for and there are too few.
+    """
+    wanted = config.worker
+    if wanted.device == "cpu" or (wanted.device == "auto" and not wanted.gpus and not total_gpus):
+        return 0.0
+    if total_gpus < max(wanted.gpus, 1e-9):
+        field = "worker.gpus" if wanted.gpus else "worker.device"
+        value = f"{wanted.gpus:g}" if wanted.gpus else wanted.device
+        raise ConfigError(f"{field}: {value} asked for, but there are {total_gpus:g} GPUs; use --worker.device cpu")
+    return wanted.gpus or min(1.0, total_gpus / config.workers)
+
+
+def check_hardware(config: Config) -> None:
+    """Before Ray starts on this machine: raises ConfigError where GPUs are asked for that it does not have."""
+    if config.address == "local":
+        gpus_per_worker(config, torch.cuda.device_count())
+
+
+@dataclass
+class Run:
+    """What `train` reports while it runs: called with new ledger lines and the summary, about twice a second."""
+
+    record: Callable[[list[dict[str, Any]], dict[str, Any]], None]
+    wall_seconds_before: float = 0.0
+    """Of earlier launches of the same run."""
+
+
+def train(config: Config, run_dir: Path, run: Run) -> str:
+    """Meta-trains until all meta-updates are made. Returns "done", "interrupted" or "failed".
+
+    SIGINT or SIGTERM once: workers stop at their next report, everything accepted is on disk. Twice: at once.
+    Raises RunDirectoryBusy, CorruptFile or ValueError where the server cannot use the run directory, ConfigError
+    where the cluster lacks what is asked for, ConnectionError where there is no cluster.
+    """
+    started = time.monotonic()
+    connect(config)
+    stop = _StopSignal()
+    try:
+        gpus = gpus_per_worker(config, ray.cluster_resources().get("GPU", 0.0))
+        config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu"))
+        server = _start_server(config, run_dir)
+        return _Control(config, server, Pool(config, server, gpus), run, started, stop).loop()
+    finally:
+        stop.restore()
+        ray.shutdown()
+
+
+def _start_server(config: Config, run_dir: Path) -> Any:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    server = ServerActor.options(scheduling_strategy=here).remote(config, run_dir, uuid.uuid4().hex)
+    if (problem := ray.get(server.problem.remote())) is not None:
+        raise problem
+    return server
+
+
+class _Control:
+    """The control loop: polls the server, tends the pool, reports."""
+
+    def __init__(
+        self, config: Config, server: Any, pool: Pool, run: Run, started: float, stop: _StopSignal
+    ) -> None:
+        self._config = config
+        self._server = server
+        self._pool = pool
+        self._run = run
+        self._started = started
+        self._stop = stop
+        self._offset = 0
+        self._status: dict[str, Any] = {}
+        self._server_restarts = 0
+        self._first_task: float | None = None
+        self._progress: deque[tuple[float, int]] = deque(maxlen=int(30 / POLL_SECONDS))
+        self._begun: tuple[float, float] | None = None
+
+    def loop(self) -> str:
+        """Runs until the work is done or a stop was asked for."""
+        if self._pool.room() < 1:
+            raise ConfigError(
+                f"worker.cpus: no node has room for a worker with {self._config.worker.cpus:g} CPUs and "
+                f"{self._config.worker.gpus:g} GPUs; the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs"
+            )
+        if (fits := self._pool.room()) < self._config.workers:
+            self._pool.alerts.append(
+                f"{self._config.workers} workers asked for, {fits} fit; lower worker.cpus to share processors"
+            )
+        while not self._stop.asked:
+            self._pool.tend()
+            self._poll()
+            if self._status.get("finished"):
+                return self._wind_down("done" if self._complete() else "failed")
+            self._report("running")
+            self._stop.wait(POLL_SECONDS)
+        return self._wind_down("interrupted")
+
+    def _complete(self) -> bool:
+        return bool(self._status["meta_updates"] >= self._status["meta_updates_wanted"])
+
+    def _wind_down(self, outcome: str) -> str:
+        """Lets the workers end their tasks, then reports for the last time."""
+        deadline = time.monotonic() + STOP_SECONDS
+        try:
+            ray.get(self._server.stop.remote(), timeout=STOP_SECONDS)
+        except RayError:
+            deadline = 0.0
+        while not self._pool.done and time.monotonic() < deadline and not self._stop.forced:
+            self._pool.tend()
+            self._report("stopping")
+            self._stop.wait(0.1)
+        self._pool.gone += [worker["name"] for worker in self._pool.describe()]
+        self._poll()
+        self._report(outcome)
+        return outcome
+
+    def _poll(self) -> None:
+        """Fetches status and ledger. While the server restarts, what is known stays."""
+        gone = self._pool.gone
+        try:
+            self._status, lines, self._offset = ray.get(self._server.advance.remote(self._offset, gone), timeout=60)
+        except ActorUnavailableError:
+            self._server_restarts += 1
+            self._pool.alerts.append("the server died; Ray restarts it from the run directory")
+            return
+        except ActorDiedError as error:
+            raise RuntimeError(f"the server is gone and cannot be restarted: {_first_line(error)}") from None
+        self._pool.gone = self._pool.gone[len(gone) :]
+        if self._first_task is None and self._status["contributions_applied"] + self._status["contributions_waiting"]:
+            self._first_task = time.monotonic() - self._started
+        self._lines = lines
+
+    def _report(self, state: str) -> None:
+        if not self._status:
+            return
+        lines, self._lines = self._lines, []
+        self._run.record(lines, self._summary(state))
+
+    def _summary(self, state: str) -> dict[str, Any]:
+        now = time.monotonic()
+        self._progress.append((now, self._status["agent_steps"]))
+        (then, steps), span = self._progress[0], now - self._progress[0][0]
+        alerts = [*self._status["alerts"], *self._pool.alerts]
+        return {
+            **self._status,
+            "alerts": alerts,
+            "state": state,
+            "preset": self._config.preset,
+            "mode": self._config.mode,
+            "updated": time.time(),
+            "wall_seconds": self._run.wall_seconds_before + now - self._started,
+            "steps_per_second": (self._status["agent_steps"] - steps) / span if span > 0 else 0.0,
+            "workers": self._pool.describe(),
+            "workers_alive": self._pool.alive,
+            "workers_wanted": self._config.workers,
+            "restarts": self._pool.restarts,
+            "server_restarts": self._server_restarts,
+            "eta_seconds": self._eta(now),
+            "time_to_first_task": self._first_task,
+        }
+
+    def _eta(self, now: float) -> float | None:
+        """Seconds to go, from the share of all tasks' steps that this launch has done so far."""
+        size = 1 if self._config.mode == "async" else self._config.meta.batch_size
+        wanted = self._config.meta_updates * size
+        done = self._status["contributions_applied"] + self._status["contributions_waiting"]
+        done += sum(lease["steps"] / lease["steps_wanted"] for lease in self._status["leases"])
+        if self._begun is None:
+            self._begun = now, done
+        then, done_then = self._begun
+        return (now - then) * (wanted - done) / (done - done_then) if done > done_then else None
+
+
+class _StopSignal:
+    """SIGINT and SIGTERM: the first asks for a clean stop, the second for one at once.
+
+    Installed after ray.init, which replaces the SIGTERM handler.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.forced = False
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.forced = self.asked
+        self.asked = True
+
+    def wait(self, seconds: float) -> None:
+        """Sleeps, but not on after a signal."""
+        deadline = time.monotonic() + seconds
+        forced = self.forced
+        while (left := deadline - time.monotonic()) > 0 and self.forced == forced:
+            time.sleep(min(left, 0.1))
+
+    def restore(self) -> None:
+        """Puts the previous handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

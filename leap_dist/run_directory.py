@@ -1,0 +1,104 @@
+"""The run directory: created, checked before Ray starts, and described for whoever reads it later."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leap_dist import config as configuration
+from leap_dist.checkpoint import RunDirectoryBusy, lock_holder, write_atomic
+from leap_dist.config import Config, ConfigError
+
+PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tensorboard")
+
+
+def prepare(run_dir: Path, config: Config) -> None:
+    """Makes a new run directory, or accepts one to resume, and writes config.yaml and manifest.json.
+
+    Raises ConfigError where it cannot be written, RunDirectoryBusy where a live server holds it.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if (holder := lock_holder(run_dir)) is not None:
+            raise RunDirectoryBusy(f"run-dir: {run_dir} is in use by a live server ({holder}); stop it or choose another")
+        write_atomic(run_dir / "config.yaml", configuration.to_yaml(config).encode())
+        write_atomic(run_dir / "manifest.json", json.dumps(manifest(config), indent=2).encode())
+    except OSError as error:
+        raise ConfigError(f"run-dir: {run_dir} cannot be written ({error.strerror}); choose another") from None
+
+
+def exists(run_dir: Path) -> bool:
+    """Whether a run was started here."""
+    return (run_dir / "config.yaml").exists()
+
+
+def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
+    """The configuration to resume with. Raises ConfigError where there is no run, or a fixed setting would change."""
+    if not exists(run_dir):
+        raise ConfigError(f"resume: {run_dir} holds no run; leave --resume out to start one there")
+    saved = configuration.read_yaml(run_dir / "config.yaml")
+    old = configuration.resolve(str(saved.get("preset")), saved)
+    new = configuration.resolve(old.preset, saved, overrides)
+    if changes := configuration.incompatibilities(old, new):
+        raise ConfigError("resume: these settings cannot change during a run: " + "; ".join(changes))
+    return new
+
+
+def manifest(config: Config) -> dict[str, Any]:
+    """What a reader needs to run this again: versions, revision, seed, command, hardware."""
+    return {
+        "leap_dist": _git_revision(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": config.seed,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": f"{platform.system()} {platform.release()}",
+            "processors": os.cpu_count(),
+            "bfloat16": torch.cpu._is_avx512_bf16_supported(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
+    """Replaces summary.json. Raises OSError."""
+    write_atomic(run_dir / "summary.json", json.dumps(summary, indent=1).encode(), durable=False)
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """summary.json as last written. Raises ConfigError where there is none that can be read."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_bytes())
+    except (OSError, ValueError):
+        hint = "it has not reported yet" if exists(run_dir) else "no run was started there"
+        raise ConfigError(f"run-dir: {run_dir} has no summary.json; {hint}") from None
+    if not isinstance(summary, dict):
+        raise ConfigError(f"run-dir: {run_dir}/summary.json is damaged")
+    return summary
+
+
+def _git_revision() -> str:
+    """Commit of the code that runs, with a + where it was changed since; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        revision = _git(here, "rev-parse", "--short=12", "HEAD")
+        return revision + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

@@ -1,0 +1,194 @@
+"""The whole service through its command line, on a real Ray, with real games: faults by kill, results bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from protocol import ledger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parent.parent
+SYNC = ["--preset", "smoke", "--mode", "sync", "--meta-updates", "3", "--meta.batch-size", "3", "--task-steps", "600",
+        "--worker.cpus", "0.5", "--worker.heartbeat-seconds", "0.5"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    with tempfile.TemporaryDirectory(prefix="ld") as home:  # short: Ray puts sockets below it
+        yield {**os.environ, "HOME": home, "RAY_TMPDIR": home, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+
+
+class Launch:
+    """A running `launch.py train`, in a process group of its own."""
+
+    def __init__(self, environment: dict[str, str], run_dir: Path, *arguments: str) -> None:
+        self.run_dir = run_dir
+        self.log = run_dir.with_suffix(".log")
+        command = [sys.executable, "launch.py", "train", "--run-dir", str(run_dir), *arguments]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def summary(self) -> dict[str, Any]:
+        path = self.run_dir / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], Any], seconds: float = 120) -> Any:
+        """The first true value of `condition` on the summary. Fails the test where the run ends or takes too long."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if (summary := self.summary()) and (value := condition(summary)):
+                return value
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+        raise AssertionError(f"not within {seconds} s: {self.summary()}\n{self.log.read_text()}")
+
+    def end(self, seconds: float = 120) -> int:
+        return self.process.wait(seconds)
+
+
+@pytest.fixture
+def launch(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Launch]]:
+    launched: list[Launch] = []
+
+    def start(name: str, *arguments: str) -> Launch:
+        launched.append(Launch(environment, tmp_path / name, *arguments))
+        return launched[-1]
+
+    yield start
+    for one in launched:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that all others are compared with: one worker, nothing killed."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    one = Launch(environment, run_dir, *SYNC, "--workers", "1")
+    assert one.end() == 0, one.log.read_text()
+    return run_dir
+
+
+def same_result(run_dir: Path, undisturbed: Path) -> None:
+    assert (run_dir / "init.safetensors").read_bytes() == (undisturbed / "init.safetensors").read_bytes()
+    assert ledger(run_dir) == ledger(undisturbed)
+
+
+def curves(run_dir: Path) -> dict[tuple[str, str], Counter[tuple[int, float]]]:
+    """Every point of every curve that does not depend on the clock, by run and tag, with how often it is there."""
+    points = {}
+    for folder in sorted({path.parent for path in (run_dir / "tensorboard").rglob("events.*")}):
+        accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        for tag in accumulator.Tags()["scalars"]:
+            if not tag.startswith("ops/"):
+                name = folder.relative_to(run_dir / "tensorboard").as_posix()
+                points[name, tag] = Counter((event.step, event.value) for event in accumulator.Scalars(tag))
+    return points
+
+
+def test_the_run_directory_holds_all_that_was_promised(undisturbed: Path) -> None:
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert (summary["state"], summary["meta_updates"], summary["contributions_applied"]) == ("done", 3, 9)
+    assert summary["partials"] > 9
+    assert summary["agent_steps"] == 9 * 600
+    assert summary["refused"] == {}
+    for name in ("config.yaml", "manifest.json", "init.safetensors", "ledger.jsonl", "progress.png"):
+        assert (undisturbed / name).stat().st_size > 100, name
+    assert json.loads((undisturbed / "manifest.json").read_text())["packages"]["ray"].startswith("2.60")
+    assert len(curves(undisturbed)["server", "meta/path_length"]) == 3
+
+
+def test_law_1_three_workers_give_the_bits_of_one(launch: Callable[..., Launch], undisturbed: Path) -> None:
+    three = launch("three", *SYNC, "--workers", "3")
+    assert three.end() == 0, three.log.read_text()
+    same_result(three.run_dir, undisturbed)
+    lines = [json.loads(line) for line in (three.run_dir / "ledger.jsonl").read_text().splitlines()]
+    assert {line["worker"] for line in lines} == {"w0", "w1", "w2"}
+    assert curves(three.run_dir) == curves(undisturbed)
+
+
+def playing(summary: dict[str, Any]) -> int | None:
+    """Process of a worker in the middle of a task of the second meta-update or later."""
+    busy = {lease["worker"] for lease in summary["leases"] if 0 < lease["steps"] < 600}
+    pids = [w["pid"] for w in summary["workers"] if w["name"] in busy and w["pid"]]
+    return pids[0] if pids and summary["meta_updates"] >= 1 else None
+
+
+def test_a_worker_killed_in_mid_task_is_replaced_and_nothing_changes(
+    launch: Callable[..., Launch], undisturbed: Path
+) -> None:
+    run = launch("worker", *SYNC, "--workers", "2")
+    os.kill(run.wait_for(playing), signal.SIGKILL)
+    assert run.end() == 0, run.log.read_text()
+    assert run.summary()["restarts"] == 1
+    assert run.summary()["leases_lost"] == 1
+    same_result(run.run_dir, undisturbed)
+
+
+def test_a_killed_server_comes_back_and_nothing_changes(launch: Callable[..., Launch], undisturbed: Path) -> None:
+    run = launch("server", *SYNC, "--workers", "2")
+    run.wait_for(playing)
+    os.kill(run.summary()["server_pid"], signal.SIGKILL)
+    assert run.end() == 0, run.log.read_text()
+    assert run.summary()["server_restarts"] >= 1
+    assert run.summary()["restarts"] == 0, "the workers live through it"
+    same_result(run.run_dir, undisturbed)
+
+
+def test_a_killed_driver_is_resumed_with_curves_neither_lost_nor_doubled(
+    launch: Callable[..., Launch], undisturbed: Path, environment: dict[str, str]
+) -> None:
+    run = launch("driver", *SYNC, "--workers", "2")
+    run.wait_for(playing)
+    version = run.summary()["meta_updates"]
+
+    second = launch("driver", "--resume")
+    assert second.end() == 2
+    assert "is in use by a live server (process" in second.log.read_text()
+    assert run.process.poll() is None, "the first goes on"
+
+    run.process.kill()
+    run.process.wait()
+    again = subprocess.run(
+        [sys.executable, "launch.py", "train", "--run-dir", str(run.run_dir), "--preset", "smoke"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert again.returncode == 2
+    assert "already holds a run; add --resume" in again.stderr or "is in use" in again.stderr
+
+    resumed = launch("driver", "--resume")
+    assert resumed.wait_for(lambda s: s["state"] == "running" and s["meta_updates"]) >= version
+    assert resumed.end() == 0, resumed.log.read_text()
+    same_result(run.run_dir, undisturbed)
+    assert curves(run.run_dir) == curves(undisturbed)
+
+
+def test_one_interrupt_ends_cleanly_and_resume_finishes(launch: Callable[..., Launch], undisturbed: Path) -> None:
+    run = launch("interrupt", *SYNC, "--workers", "2")
+    run.wait_for(playing)
+    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
+    assert run.end(60) == 130, run.log.read_text()
+    assert run.summary()["state"] == "interrupted"
+    assert "--resume" in run.log.read_text()
+    version = run.summary()["meta_updates"]
+    resumed = launch("interrupt", "--resume", "--workers", "1")
+    assert resumed.end() == 0, resumed.log.read_text()
+    assert version < 3
+    same_result(run.run_dir, undisturbed)
+    assert curves(run.run_dir) == curves(undisturbed)

@@ -1,0 +1,342 @@
+"""The protocol on the plain class: what is accepted, what is refused, and the laws of the aggregation modes."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from protocol import INITIAL, Clock, config, contribution, finish, grant, ledger, pull, serve, work
+
+from leap_dist.checkpoint import RunDirectoryBusy
+from leap_dist.contribution import Idle
+from leap_dist.tasks import task
+
+OPTIMIZERS = [
+    {"meta__optimizer": "adam", "meta__learning_rate": 0.01},
+    {"meta__optimizer": "sgd", "meta__learning_rate": 0.1},
+    {"meta__optimizer": "sgd", "meta__learning_rate": 0.1, "meta__momentum": 0.9},
+]
+
+
+def algorithm_1(settings, *, clip: float = 0.0) -> np.ndarray:
+    """The seed's Algorithm 1, one task after the other, with torch's optimizer: the oracle of `sync`."""
+    phi = torch.nn.Parameter(torch.from_numpy(INITIAL.copy()))
+    meta = settings.meta
+    if meta.optimizer == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam([phi], lr=meta.learning_rate)
+    else:
+        optimizer = torch.optim.SGD([phi], lr=meta.learning_rate, momentum=meta.momentum)
+    for s in range(settings.meta_updates):
+        start = phi.detach().numpy().copy()
+        total = np.zeros_like(start)
+        indices = range(s * meta.batch_size, (s + 1) * meta.batch_size)
+        pulls = [pull(task(i, settings.games, seed=settings.seed, steps=settings.task_steps).seed, start) for i in indices]
+        median = np.median([np.linalg.norm(g.astype(np.float64)) for g in pulls])
+        for g in pulls:
+            norm = np.linalg.norm(g.astype(np.float64))
+            total += np.float32(min(1.0, clip * median / norm) if clip else 1.0) * g
+        phi.grad = torch.from_numpy(total / np.float32(meta.batch_size))
+        optimizer.step()
+    return phi.detach().numpy()
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.01])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("workers", [1, 3, 7])
+def test_law_1_sync_is_algorithm_1_bit_for_bit_for_any_number_of_workers(tmp_path, optimizer, workers, clip):
+    settings = config(mode="sync", meta_updates=4, meta__batch_size=5, meta__contribution_clip=clip, **optimizer)
+    server = serve(tmp_path, settings)
+    random = np.random.default_rng(workers)
+    held = {}
+    while not server.finished:
+        name = f"w{random.integers(workers)}"
+        if name in held:
+            lease, start = held.pop(name)
+            finish(server, lease, start)
+        elif not isinstance(lease := server.lease(name, "i"), Idle):
+            assert lease.version == server.version
+            held[name] = lease, server.snapshot()[1]
+    assert np.array_equal(server.snapshot()[1], algorithm_1(settings, clip=clip))
+    assert {line["staleness"] for line in ledger(tmp_path)} == {0}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("staleness", ["constant", "polynomial", "hinge", "inverse"])
+def test_law_2_buffered_with_one_version_is_sync(tmp_path, optimizer, staleness):
+    results = []
+    for mode in ("sync", "buffered"):
+        settings = config(
+            mode=mode, meta_updates=1, meta__batch_size=4, meta__staleness=staleness, meta__contribution_clip=1.2, **optimizer
+        )
+        server = serve(tmp_path / mode, settings)
+        leases = [grant(server, f"w{i}") for i in range(4)]
+        for lease in reversed(leases):
+            finish(server, lease, INITIAL)
+        assert server.version == 1
+        results.append(server.snapshot()[1])
+    assert np.array_equal(*results)
+
+
+def test_law_3_a_batch_of_async_pushes_of_one_version_is_sync_under_sgd(tmp_path):
+    results = []
+    for mode, updates in (("sync", 1), ("async", 4)):
+        settings = config(
+            mode=mode,
+            meta_updates=updates,
+            meta__batch_size=4,
+            meta__staleness="constant",
+            meta__contribution_clip=0,
+            meta__optimizer="sgd",
+            meta__learning_rate=0.1,
+        )
+        server = serve(tmp_path / mode, settings)
+        for lease in [grant(server, f"w{i}") for i in range(4)]:
+            finish(server, lease, INITIAL)
+        assert server.version == updates
+        results.append(server.snapshot()[1])
+    np.testing.assert_allclose(*results, rtol=1e-6, atol=1e-7)
+
+
+@st.composite
+def deliveries(draw):
+    """Indices into the pushes of three leases (two partial, one final each): every final once or more, in any order."""
+    extra = draw(st.lists(st.integers(0, 8), max_size=12))
+    return draw(st.permutations([2, 5, 8, *extra]))
+
+
+@given(order=deliveries(), mode=st.sampled_from(["sync", "buffered"]), keep=st.booleans())
+def test_law_11_duplicates_and_reordering_change_nothing(order, mode, keep):
+    def play(order):
+        with tempfile.TemporaryDirectory() as folder:
+            settings = config(
+                mode=mode, meta_updates=1, meta__batch_size=3, server__on_lost="keep" if keep else "retry"
+            )
+            server = serve(Path(folder), settings)
+            leases = [grant(server, f"w{i}") for i in range(3)]
+            pushes = [
+                contribution(lease, pull(lease.task.seed, INITIAL) * seq / 3, seq=seq, final=seq == 3)
+                for lease in leases
+                for seq in (1, 2, 3)
+            ]
+            for i in order:
+                assert server.push(pushes[i]).accepted
+            return server.snapshot()[1], ledger(Path(folder)), server.status()
+
+    phi, lines, status = play(order)
+    once_phi, once_lines, _ = play([2, 5, 8])
+    assert np.array_equal(phi, once_phi)
+    assert lines == once_lines
+    assert status["contributions_applied"] == 3
+    assert status["duplicates"] + status["partials"] + 3 == len(order)
+
+
+@given(order=deliveries())
+def test_law_11_async_depends_on_the_order_of_first_finals_only(order):
+    def play(order):
+        with tempfile.TemporaryDirectory() as folder:
+            server = serve(Path(folder), config(mode="async", meta_updates=3))
+            leases = [grant(server, f"w{i}") for i in range(3)]
+            for i in order:
+                lease, seq = leases[i // 3], i % 3 + 1
+                server.push(contribution(lease, pull(lease.task.seed, INITIAL) * seq / 3, seq=seq, final=seq == 3))
+            return server.snapshot()[1], ledger(Path(folder))
+
+    finals = list(dict.fromkeys(i for i in order if i % 3 == 2))
+    (phi, lines), (once_phi, once_lines) = play(order), play(finals)
+    assert np.array_equal(phi, once_phi)
+    assert lines == once_lines
+
+
+def test_partial_contributions_are_shown(tmp_path):
+    server = serve(tmp_path, config())
+    lease = grant(server)
+    server.push(contribution(lease, INITIAL, seq=1, final=False))
+    server.push(contribution(lease, INITIAL, seq=2, final=False))
+    status = server.status()
+    assert status["partials"] == 2
+    assert status["agent_steps"] == 200
+    (shown,) = status["leases"]
+    assert (shown["game"], shown["steps"], shown["curve"][-1]["score"]) == (lease.task.game, 200, 3.0)
+    assert status["contributions_applied"] == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes"),
+    [
+        ("manifest", {"manifest": "0" * 16}),
+        ("shape", {"vector": np.zeros(7, np.float32)}),
+        ("shape", {"vector": np.zeros((8, 1), np.float32)}),
+        ("dtype", {"vector": np.zeros(8, np.float64)}),
+        ("non-finite", {"vector": np.full(8, np.nan, np.float32)}),
+        ("non-finite", {"vector": np.full(8, np.inf, np.float32)}),
+        ("incarnation", {"incarnation": "older"}),
+        ("incarnation", {"worker": "other"}),
+        ("unknown-lease", {"lease": "000099-0"}),
+    ],
+)
+@pytest.mark.parametrize("final", [True, False])
+def test_a_bad_contribution_is_refused_by_name_and_counts_nowhere(tmp_path, reason, changes, final):
+    server = serve(tmp_path, config())
+    lease = grant(server)
+    ack = server.push(replace(contribution(lease, INITIAL, final=final), **changes))
+    assert (ack.accepted, ack.durable, ack.reason) == (False, False, reason)
+    status = server.status()
+    assert status["refused"] == {reason: 1}
+    assert status["contributions_applied"] == status["contributions_waiting"] == 0
+    assert server.version == 0
+    assert np.array_equal(server.snapshot()[1], INITIAL)
+    assert not list((tmp_path / "journal").glob("contribution-*"))
+
+
+def test_a_lease_not_renewed_expires_and_its_worker_is_fenced(tmp_path):
+    clock = Clock()
+    settings = config(server__lease_seconds=30)
+    server = serve(tmp_path, settings, clock=clock)
+    lease = grant(server, "w0")
+    clock.now += 29
+    assert server.renew(lease.id, "i0").proceed
+    clock.now += 29
+    server.tick()
+    assert server.push(contribution(lease, INITIAL, seq=1, final=False)).proceed
+    clock.now += 31
+    server.tick()
+    late = server.push(contribution(lease, INITIAL, seq=2))
+    assert (late.accepted, late.proceed, late.reason) == (False, False, "expired")
+    assert server.renew(lease.id, "i0").reason == "expired"
+    again = grant(server, "w1")
+    assert again.task == lease.task
+    assert again.id != lease.id
+
+
+def test_a_worker_that_asks_again_loses_what_it_held(tmp_path):
+    server = serve(tmp_path, config())
+    first = grant(server, "w0", "old")
+    second = grant(server, "w0", "new")
+    assert second.task == first.task
+    assert server.push(contribution(first, INITIAL)).reason == "superseded"
+    assert not server.renew(first.id, "old").proceed
+    assert not server.renew(second.id, "old").proceed
+    assert server.push(contribution(second, INITIAL)).durable
+
+
+def test_the_prefix_of_a_lost_lease_counts_where_that_is_asked_for(tmp_path):
+    server = serve(tmp_path, config(server__on_lost="keep", meta__batch_size=2))
+    lost, other = grant(server, "w0"), grant(server, "w1")
+    prefix = pull(1, INITIAL)
+    server.push(contribution(lost, prefix, seq=3, final=False))
+    server.release("w0")
+    finish(server, other, INITIAL)
+    first, second = ledger(tmp_path)
+    assert (first["task"], first["steps"], second["task"]) == (lost.task.index, 300, other.task.index)
+    assert first["norm"] == pytest.approx(np.linalg.norm(prefix))
+    assert server.push(contribution(lost, INITIAL, seq=4)).reason == "duplicate"
+
+
+def test_stale_contributions_weigh_less_and_too_stale_ones_are_refused(tmp_path):
+    server = serve(tmp_path, config(mode="async", meta_updates=9, meta__max_staleness=2))
+    slow, slower = grant(server, "slow"), grant(server, "slower")
+    for _ in range(2):
+        finish(server, grant(server), server.snapshot()[1])
+    finish(server, slow, INITIAL)
+    line = ledger(tmp_path)[-1]
+    assert (line["staleness"], line["weight"]) == (2, pytest.approx(3**-0.5))
+    before = server.snapshot()[1]
+    assert server.push(contribution(slower, INITIAL, seq=5)).reason == "stale"
+    assert np.array_equal(server.snapshot()[1], before)
+    assert server.status()["refused"] == {"stale": 1}
+
+
+def test_an_exploding_contribution_is_clipped_and_the_ledger_says_so(tmp_path):
+    server = serve(tmp_path, config(mode="sync", meta__batch_size=3, meta__contribution_clip=3, meta_updates=1))
+    leases = [grant(server, f"w{i}") for i in range(3)]
+    vectors = [np.ones(8, np.float32), np.full(8, 1e12, np.float32), -np.ones(8, np.float32)]
+    for lease, vector in zip(leases, vectors, strict=True):
+        assert server.push(contribution(lease, vector)).durable
+    lines = ledger(tmp_path)
+    assert [line["clip"] for line in lines] == [1.0, pytest.approx(3e-12), 1.0]
+    assert np.isfinite(server.snapshot()[1]).all()
+
+
+def test_a_game_that_keeps_failing_is_quarantined_and_the_run_goes_on(tmp_path):
+    settings = config(mode="sync", meta_updates=3, meta__batch_size=2)
+    server = serve(tmp_path, settings)
+    seeds = set()
+    while not isinstance(lease := server.lease("w0", "i0"), Idle):
+        if lease.task.game == "pong":
+            seeds.add(lease.task.seed)
+            server.fail(lease.id, "i0", "RuntimeError: broken")
+        else:
+            finish(server, lease, server.snapshot()[1])
+    assert len(seeds) == 3, "each attempt has a seed of its own"
+    assert server.status()["quarantined"] == ["pong"]
+    assert any("pong is quarantined" in alert for alert in server.alerts)
+    assert server.version == 3
+    assert {line["game"] for line in ledger(tmp_path)} == {"freeway"}
+
+
+def test_a_run_in_which_every_game_fails_ends(tmp_path):
+    server = serve(tmp_path, config())
+    for _ in range(20):
+        lease = server.lease("w0", "i0")
+        if isinstance(lease, Idle):
+            break
+        server.fail(lease.id, "i0", "broken")
+    assert lease == Idle(finished=True)
+    assert server.version == 0
+
+
+def test_no_more_tasks_are_leased_than_the_meta_updates_need(tmp_path):
+    server = serve(tmp_path, config(meta_updates=1, meta__batch_size=2))
+    leases = [grant(server, "w0"), grant(server, "w1")]
+    assert server.lease("w2", "i") == Idle(finished=False)
+    for lease in leases:
+        finish(server, lease, INITIAL)
+    assert server.lease("w2", "i") == Idle(finished=True)
+
+
+def test_tasks_are_drawn_without_replacement_and_depend_on_the_seed():
+    games = ("a", "b", "c", "d")
+    tasks = [task(i, games, seed=1, steps=10) for i in range(40)]
+    for first in range(0, 40, 4):
+        assert {t.game for t in tasks[first : first + 4]} == set(games)
+    assert len({t.seed for t in tasks}) == 40
+    assert len({tuple(t.game for t in tasks[i : i + 4]) for i in range(0, 40, 4)}) > 1
+    assert [t.game for t in tasks] != [task(i, games, seed=2, steps=10).game for i in range(40)]
+
+
+def test_a_second_server_on_the_same_directory_is_refused(tmp_path):
+    first = serve(tmp_path, config())
+    with pytest.raises(RunDirectoryBusy, match="in use by a live server .process"):
+        serve(tmp_path, config())
+    first.close()
+    serve(tmp_path, config()).close()
+
+
+def test_memory_does_not_keep_what_ray_lends(tmp_path):
+    """Ray's arrays are read-only views that pin its object store while anything refers to them."""
+    server = serve(tmp_path, config(server__on_lost="keep", meta__batch_size=2))
+    lease = grant(server)
+    for seq, final in ((1, False), (2, True)):
+        lent = INITIAL.copy()
+        lent.flags.writeable = False
+        server.push(contribution(lease, lent, seq=seq, final=final))
+        held = [o.newest.vector for o in server._leases.all()] + [a.contribution.vector for a in server._buffer]
+        assert len(held) == 1
+        assert not np.shares_memory(held[0], lent)
+
+
+def test_work_to_the_end_fills_the_ledger(tmp_path):
+    settings = config(meta_updates=3, meta__batch_size=2)
+    server = serve(tmp_path, settings)
+    work(server)
+    lines = ledger(tmp_path)
+    assert [line["version_after"] for line in lines] == [1, 1, 2, 2, 3, 3]
+    assert [line["total_steps"] for line in lines] == [400, 400, 800, 800, 1200, 1200]
+    assert len(server.ledger(0)[0]) == 6
+    assert server.ledger(server.ledger(0)[1]) == ([], server.ledger(0)[1])
