@@ -161,12 +161,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {**_FAST},
     "quick": {
         **_FAST,
-        "agent.envs": 32,
-        "games": ("freeway", "pong", "up_n_down"),
+        "games": ("assault", "asterix", "ms_pacman"),  # episodes short enough to end within a task, and fast to emulate
         "meta_updates": 10,
         "meta.batch_size": 3,
-        "task_steps": 16_000,
-        "worker.push_interval": 4_000,
+        "task_steps": 12_000,
+        "worker.push_interval": 2_400,
     },
     "smoke": {
         **_FAST,

@@ -36,6 +36,11 @@ class Lease:
     seconds: float
     """Unless renewed for this long, the lease is taken back."""
 
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Lease:
+        """The inverse of `dataclasses.asdict`. Raises TypeError or KeyError where a field is missing or unknown."""
+        return cls(**{**data, "task": Task(**data["task"])})
+
 
 @dataclass(frozen=True)
 class Idle:

@@ -100,7 +100,7 @@ class LeaseBook:
         opened, highest = set(), 0
         for header in self._journal.leases():
             session = header.pop("session")
-            lease = lease_from(header)
+            lease = Lease.of(header)
             highest = max(highest, lease.task.index + 1)
             if session == self._session and lease.task.index not in done and lease.id not in self._closed:
                 self._open[lease.id] = OpenLease(lease, self._clock())
@@ -108,11 +108,6 @@ class LeaseBook:
             else:
                 self._journal.close_lease(lease.id)
         return opened, highest
-
-
-def lease_from(data: dict[str, Any]) -> Lease:
-    """The inverse of `dataclasses.asdict`."""
-    return Lease(**{**data, "task": Task(**data["task"])})
 
 
 def describe(held: OpenLease, now: float) -> dict[str, Any]:

@@ -326,7 +326,7 @@ def test_memory_does_not_keep_what_ray_lends(tmp_path):
         lent = INITIAL.copy()
         lent.flags.writeable = False
         server.push(contribution(lease, lent, seq=seq, final=final))
-        held = [o.newest.vector for o in server._leases.all()] + [a.contribution.vector for a in server._buffer]
+        held = [o.newest.vector for o in server._leases.all()] + [a.contribution.vector for a in server._state.waiting]
         assert len(held) == 1
         assert not np.shares_memory(held[0], lent)
 
