@@ -1,8 +1,8 @@
 """The command line: train | status | plot.
 
-    python launch.py train --preset quick               three Atari games on this machine, a few minutes
-    python launch.py train --help                       every setting, with its default
-    python launch.py status --run-dir runs/demo         what a run is doing, or has done
+python launch.py train --preset quick               three Atari games on this machine, a few minutes
+python launch.py train --help                       every setting, with its default
+python launch.py status --run-dir runs/demo         what a run is doing, or has done
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, get_args
 
 from leap_dist import config as configuration
 from leap_dist import report, run_directory
 from leap_dist.checkpoint import CorruptFile, Ledger, RunDirectoryBusy, lock_holder
-from leap_dist.config import PRESET_HELP, PRESETS, Config, ConfigError
+from leap_dist.config import Config, ConfigError
+from leap_dist.presets import PRESET_HELP, PRESETS
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -34,6 +35,8 @@ examples:
 
 presets:
 """ + "".join(f"  {name:<10} {text}\n" for name, text in PRESET_HELP.items())
+
+_METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no", str: "TEXT", tuple[str, ...]: "NAME"}
 
 _EXIT_CODES = """\
 exit codes: 0 done; 1 training could not go on (the summary says why); 2 bad input, nothing was started;
@@ -120,11 +123,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> list[str]:
         groups[section].add_argument(
             flag,
             dest=f"setting:{name}",
-            metavar="{" + ",".join(get_args(kind)) + "}" if get_origin(kind) is not None and kind != tuple[str, ...]
-            else {"int": "N", "float": "X", "bool": "yes|no", "str": "TEXT"}.get(getattr(kind, "__name__", ""), "A,B,…"),
+            metavar=_METAVARS.get(kind) or "{" + ",".join(get_args(kind)) + "}",
             nargs="+" if kind == tuple[str, ...] else None,
-            help=f"{field.metadata['help']} (paper: {str(default).replace('%', '%%')})",
-        )  # fmt: skip
+            help=f"{field.metadata['help']} (paper: {default})".replace("%", "%%"),
+        )
         flags.append(flag)
     return flags
 
@@ -173,7 +175,7 @@ def _train(parsed: argparse.Namespace) -> int:
             table.show(summary)
 
         try:
-            outcome = driver.train(config, run_dir, driver.Run(record, before))
+            outcome = driver.train(config, run_dir, record, wall_seconds_before=before)
         finally:
             board.close()
     _conclude(run_dir, outcome)

@@ -1,0 +1,1 @@
+"""Atari: the emulator, and which games there are."""

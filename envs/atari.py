@@ -60,6 +60,11 @@ def make(
     )
 
 
+def actions(env: AtariVectorEnv) -> int:
+    """How many actions an environment has."""
+    return len(env.ale.get_action_set())
+
+
 def as_channels(observations: np.ndarray) -> np.ndarray:
     """(N, stack, 84, 84[, 3]) → (N, C, 84, 84): a view wherever the layout allows it."""
     if observations.ndim == 4:

@@ -14,10 +14,10 @@ CRASHING = ("combat", "joust", "maze_craze", "warlords")
 
 # The games of the 60-game suite of 2018 that have at most ten minimal actions, with that number.
 ACTIONS_OF_27 = {
-    "air_raid": 6, "amidar": 10, "assault": 7, "asterix": 9, "atlantis": 4, "beam_rider": 9, "bowling": 6, "breakout": 4,
-    "carnival": 6, "crazy_climber": 9, "demon_attack": 6, "enduro": 9, "freeway": 3, "gopher": 8, "ms_pacman": 9,
-    "name_this_game": 6, "phoenix": 8, "pong": 6, "pooyan": 6, "qbert": 6, "skiing": 3, "space_invaders": 6,
-    "time_pilot": 10, "tutankham": 8, "up_n_down": 6, "video_pinball": 9, "wizard_of_wor": 10,
+    "air_raid": 6, "amidar": 10, "assault": 7, "asterix": 9, "atlantis": 4, "beam_rider": 9, "bowling": 6,
+    "breakout": 4, "carnival": 6, "crazy_climber": 9, "demon_attack": 6, "enduro": 9, "freeway": 3, "gopher": 8,
+    "ms_pacman": 9, "name_this_game": 6, "phoenix": 8, "pong": 6, "pooyan": 6, "qbert": 6, "skiing": 3,
+    "space_invaders": 6, "time_pilot": 10, "tutankham": 8, "up_n_down": 6, "video_pinball": 9, "wizard_of_wor": 10,
 }  # fmt: skip
 
 SETS = {

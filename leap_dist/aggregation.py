@@ -40,7 +40,9 @@ def batch_size(mode: str, settings: MetaSettings) -> int:
     return 1 if mode == "async" else settings.batch_size
 
 
-def combine(mode: str, settings: MetaSettings, pulls: Sequence[Pull], version: int, recent: Sequence[float]) -> Direction:
+def combine(
+    mode: str, settings: MetaSettings, pulls: Sequence[Pull], version: int, recent: Sequence[float]
+) -> Direction:
     """The gradient that the meta-optimizer gets from `pulls`, given in order of their task index.
 
     sync:     (1/n) Σ G_j                Algorithm 1; every pull starts from `version`

@@ -76,7 +76,9 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
         if int(metadata["format"]) > FORMAT:
-            raise CorruptFile(f"{name} has format {metadata['format']}, this version reads up to {FORMAT}; update leap-dist")
+            raise CorruptFile(
+                f"{name} has format {metadata['format']}, this version reads up to {FORMAT}; update leap-dist"
+            )
         if metadata["sha256"] != _digest(tensors, metadata["header"]):
             raise CorruptFile(f"{name} is damaged: its checksum does not match")
         header = json.loads(metadata["header"])
@@ -124,7 +126,10 @@ class CheckpointStore:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir()
-            files = {"init.safetensors": pack(checkpoint.init, {}), "optimizer.safetensors": pack(checkpoint.optimizer, {})}
+            files = {
+                "init.safetensors": pack(checkpoint.init, {}),
+                "optimizer.safetensors": pack(checkpoint.optimizer, {}),
+            }
             for name, data in files.items():
                 write_atomic(temporary / name, data)
             state = {
@@ -150,7 +155,7 @@ class CheckpointStore:
 
         A damaged checkpoint is set aside as NNNNNN.damaged, for a person to look at.
         """
-        warnings = []
+        warnings: list[str] = []
         for version in reversed(self.versions()):
             try:
                 return self._load(version), warnings

@@ -17,13 +17,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from envs import games as atari
+from leap_dist.presets import PRESETS
 
 
 class ConfigError(ValueError):
     """A setting is wrong. The message is one line: the field, the value, and the nearest valid choice."""
 
 
-def setting(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> Any:
+def setting(
+    default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
+) -> Any:
     """A dataclass field with help text and a range: low ≤ value ≤ high, value > above."""
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
 
@@ -77,7 +80,9 @@ class AgentSettings:
 class AtariSettings:
     """The emulator and what the agent sees of it."""
 
-    frames: Literal["gray4", "rgb1", "rgb4"] = setting("rgb1", "observation: 4 gray frames, 1 RGB frame or 4 RGB frames")
+    frames: Literal["gray4", "rgb1", "rgb4"] = setting(
+        "rgb1", "observation: 4 gray frames, 1 RGB frame or 4 RGB frames"
+    )
     frame_skip: int = setting(4, "ALE frames per agent step, the last two max-pooled", low=1, high=60)
     noop_max: int = setting(30, "up to this many no-ops at the start of an episode", low=0, high=1000)
     fire_on_reset: bool = setting(True, "press fire at the start of an episode where the game has that button")
@@ -145,51 +150,7 @@ class Config:
         return max(1, self.task_steps // (self.agent.envs * self.agent.unroll))
 
 
-_FAST: dict[str, Any] = {
-    "agent.envs": 16,
-    "agent.learning_rate": 7e-4,
-    "agent.epsilon": 1e-5,
-    "agent.epsilon_form": "outside",
-    "agent.value_cost": 0.25,
-    "agent.reward_clip": "sign",
-    "atari.frames": "gray4",
-}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "paper-5m": {"task_steps": 5_000_000},
-    "fast": {**_FAST},
-    "quick": {
-        **_FAST,
-        "games": ("assault", "asterix", "ms_pacman"),  # episodes short enough to end within a task, and fast to emulate
-        "meta_updates": 10,
-        "meta.batch_size": 3,
-        "task_steps": 12_000,
-        "worker.push_interval": 2_400,
-    },
-    "smoke": {
-        **_FAST,
-        "agent.envs": 4,
-        "games": ("pong", "freeway"),
-        "meta_updates": 2,
-        "meta.batch_size": 2,
-        "task_steps": 400,
-        "worker.push_interval": 100,
-        "server.lease_seconds": 20.0,
-    },
-}
-"""What each preset changes from the defaults, which are the paper's appendix E."""
-
-PRESET_HELP = {
-    "smoke": "seconds; checks that everything runs",
-    "quick": "a few minutes on a laptop: three real games, ten meta-updates, a picture",
-    "fast": "practical A2C settings: 16 environments, sign rewards, four gray frames",
-    "paper": "the paper's appendix E: a million steps per task, batches of 16 tasks",
-    "paper-5m": "the same with five million steps per task, as in the camera-ready",
-}
-
-# Sections whose fields define what is learned: they cannot change when a run is resumed.
-# meta_updates may grow, workers and the rest of the placement may change freely.
+# What may change when a run is resumed: how long, where and how it runs. All other settings define what is learned.
 _FREE_ON_RESUME = {"preset", "workers", "meta_updates", "address"}
 _FREE_SECTIONS_ON_RESUME = {"worker", "server"}
 
@@ -226,15 +187,16 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = {"preset": preset, **PRESETS[preset]}
     for override in overrides:
         values.update({name.replace("-", "_"): value for name, value in override.items()})
-    tree: dict[str, Any] = {}
+    tree: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if name not in _FIELDS:
             raise ConfigError(f"{name}: no such setting{_nearest(name, _FIELDS)}")
         section, _, leaf = name.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[leaf] = _typed(name, value)
-    sections = {f.name: type(f.default)(**tree.pop(f.name, {})) for f in dataclasses.fields(Config)
-                if dataclasses.is_dataclass(f.default)}  # fmt: skip
-    config = Config(**tree, **sections)
+        tree.setdefault(section, {})[leaf] = _typed(name, value)
+    top = tree.pop("", {})
+    for section, settings in tree.items():
+        top[section] = dataclasses.replace(getattr(Config, section), **settings)
+    config = Config(**top)
     _check(config)
     return config
 
@@ -247,7 +209,9 @@ def _check(config: Config) -> None:
         raise ConfigError(f"games: {error}") from None
     object.__setattr__(config, "games", games)
     if config.worker.device == "cpu" and config.worker.gpus > 0:
-        raise ConfigError(f"worker.gpus: {config.worker.gpus} asked for with worker.device cpu; use device cuda or gpus 0")
+        raise ConfigError(
+            f"worker.gpus: {config.worker.gpus} asked for with worker.device cpu; use device cuda or gpus 0"
+        )
     steps = config.agent.envs * config.agent.unroll
     if config.task_steps < 2 * steps:
         raise ConfigError(
@@ -302,7 +266,7 @@ def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> int
         raise ConfigError(f"{name}: {value} is too small; it must be greater than {limits['above']}")
     if number > limits["high"]:
         raise ConfigError(f"{name}: {value} is too large; the largest valid value is {limits['high']}")
-    return kind(number)
+    return int(number) if kind is int else float(number)
 
 
 def _nearest(word: str, choices: Any) -> str:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +28,9 @@ from leap_dist.checkpoint import CorruptFile, RunDirectoryBusy
 from leap_dist.config import Config, ConfigError
 from leap_dist.contribution import Ack, Contribution, Idle, Lease
 from leap_dist.models import Encoder, Manifest, initial_vector
+from leap_dist.progress import Progress
 from leap_dist.server import MetaServer
+from leap_dist.stop_signal import StopSignal
 from leap_dist.worker import run_task
 
 log = logging.getLogger(__name__)
@@ -43,14 +43,13 @@ LONGEST_BACKOFF = 30.0
 LOCAL_OBJECT_STORE = 512 * 2**20  # snapshots of a few megabytes need no more, and Ray would reserve a third of memory
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
 class ServerActor:
     """A MetaServer behind Ray. Ray restarts it after a crash; the run directory holds all it needs."""
 
     def __init__(self, config: Config, run_dir: Path, session: str) -> None:
         torch.set_num_threads(1)
         self._stopping = False
-        self._snapshots: dict[int, ray.ObjectRef] = {}
+        self._snapshots: dict[int, ray.ObjectRef[Any]] = {}
         self._problem: Exception | None = None
         try:
             channels = atari.channels(config.atari.frames)
@@ -68,7 +67,7 @@ class ServerActor:
         """Why the server cannot work, if so."""
         return self._problem
 
-    def lease(self, worker: str, incarnation: str) -> Idle | tuple[Lease, ray.ObjectRef]:
+    def lease(self, worker: str, incarnation: str) -> Idle | tuple[Lease, ray.ObjectRef[Any]]:
         """A lease with a reference to the snapshot that it starts from."""
         if self._stopping:
             return Idle(finished=True)
@@ -99,7 +98,7 @@ class ServerActor:
         """From now on workers are told to finish."""
         self._stopping = True
 
-    def _snapshot(self) -> ray.ObjectRef:
+    def _snapshot(self) -> ray.ObjectRef[Any]:
         """One object per version, fetched once per node; the one before is kept for workers still fetching it."""
         version, vector = self._server.snapshot()
         if version not in self._snapshots:
@@ -144,7 +143,6 @@ class _ServerClient:
             time.sleep(1.0)
 
 
-@ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={"io": 1})
 class WorkerActor:
     """Trains one leased task after the other."""
 
@@ -177,7 +175,7 @@ class WorkerActor:
         pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
         return os.getpid(), pages * os.sysconf("SC_PAGE_SIZE")
 
-    def _work(self, lease: Lease, snapshot: ray.ObjectRef) -> None:
+    def _work(self, lease: Lease, snapshot: ray.ObjectRef[Any]) -> None:
         try:
             vector: np.ndarray = ray.get(snapshot)
         except ObjectLostError:
@@ -191,14 +189,19 @@ class WorkerActor:
             self._client.call("fail", lease.id, self._incarnation, f"{type(error).__name__}: {error}")
 
 
+# Calls to the server are never retried by Ray, which may run them twice and out of order; `_ServerClient` does it.
+_SERVER: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(ServerActor)
+_WORKER: Any = ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={"io": 1})(WorkerActor)  # type: ignore[call-overload]
+
+
 @dataclass
 class _Slot:
     """A place in the pool, and the actor that fills it."""
 
     name: str
     actor: Any = None
-    run: ray.ObjectRef | None = None
-    health: ray.ObjectRef | None = None
+    run: ray.ObjectRef[Any] | None = None
+    health: ray.ObjectRef[Any] | None = None
     pid: int | None = None
     memory_bytes: int | None = None
     failures: int = 0
@@ -209,10 +212,10 @@ class _Slot:
 class Pool:
     """Keeps as many workers running as were asked for and fit, and replaces those that die."""
 
-    def __init__(self, config: Config, server: Any, gpus: float) -> None:
+    def __init__(self, config: Config, gpus: float) -> None:
         self._config = config
-        self._server = server
         self._gpus = gpus
+        self._server: Any = None
         self._slots: list[_Slot] = []
         self._reconciled = -RECONCILE_SECONDS
         self.restarts = 0
@@ -220,16 +223,36 @@ class Pool:
         """Workers that died and whose leases the server has not been told to take back yet."""
         self.alerts: list[str] = []
 
+    def require_room(self) -> None:
+        """Raises ConfigError where no node can take a worker; notes where fewer fit than were asked for."""
+        fits = self.room()
+        if fits == 0:
+            raise ConfigError(
+                f"worker.cpus: no node has room for a worker with {self._config.worker.cpus:g} CPUs and {self._gpus:g} "
+                f"GPUs; the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs"
+            )
+        if fits < self.wanted:
+            self.alerts.append(f"{self.wanted} workers asked for, {fits} fit; a lower worker.cpus shares processors")
+
+    def open(self, server: Any) -> None:
+        """From now on `tend` starts workers for `server`."""
+        self._server = server
+
+    @property
+    def wanted(self) -> int:
+        """Workers asked for."""
+        return self._config.workers
+
     def tend(self) -> None:
         """Starts, checks and replaces workers; never waits."""
         now = time.monotonic()
         if now - self._reconciled >= RECONCILE_SECONDS:
             self._reconciled = now
-            while len(self._slots) < min(self._config.workers, self.room()):
+            while len(self._slots) < min(self.wanted, self.room()):
                 self._slots.append(_Slot(f"w{len(self._slots)}"))
         for slot in self._slots:
             if slot.run is not None:
-                self._check(slot, now)
+                self._check(slot, slot.run, now)
             if slot.run is None and not slot.done and now >= slot.not_before:
                 self._start(slot)
 
@@ -244,9 +267,7 @@ class Pool:
 
     def describe(self) -> list[dict[str, Any]]:
         """Every worker as plain data."""
-        return [
-            {"name": s.name, "state": _state(s), "pid": s.pid, "memory_bytes": s.memory_bytes} for s in self._slots
-        ]
+        return [{"name": s.name, "state": _state(s), "pid": s.pid, "memory_bytes": s.memory_bytes} for s in self._slots]
 
     @property
     def done(self) -> bool:
@@ -259,22 +280,22 @@ class Pool:
         return sum(_state(slot) == "running" for slot in self._slots)
 
     def _start(self, slot: _Slot) -> None:
-        worker = WorkerActor.options(num_cpus=self._config.worker.cpus, num_gpus=self._gpus)
+        worker = _WORKER.options(num_cpus=self._config.worker.cpus, num_gpus=self._gpus)
         slot.actor = worker.remote(slot.name, self._config, self._server)
         slot.run = slot.actor.run.remote()
         slot.health = slot.actor.health.remote()
 
-    def _check(self, slot: _Slot, now: float) -> None:
+    def _check(self, slot: _Slot, run: ray.ObjectRef[Any], now: float) -> None:
         if slot.health is not None and ray.wait([slot.health], timeout=0)[0]:
             try:
                 slot.pid, slot.memory_bytes = ray.get(slot.health)
                 slot.health = slot.actor.health.remote()
             except RayError:
                 slot.health = None  # `run` fails too, and says why
-        if not ray.wait([slot.run], timeout=0)[0]:
+        if not ray.wait([run], timeout=0)[0]:
             return
         try:
-            ray.get(slot.run)
+            ray.get(run)
             slot.done = True
         except RayError as error:
             self.restarts += 1
@@ -282,7 +303,7 @@ class Pool:
             backoff = min(2.0 ** (slot.failures - 1), LONGEST_BACKOFF)
             slot.not_before = now + backoff
             self.gone.append(slot.name)
-            self.alerts.append(f"{slot.name} died and is restarted in {backoff:.0f} s: {_first_line(error)}")
+            self.alerts.append(f"{slot.name} died and is restarted in {backoff:.0f} s: {_last_line(error)}")
             if not isinstance(error, RayActorError):
                 ray.kill(slot.actor)  # `run` raised, but the process still lives
         slot.actor = slot.run = slot.health = slot.pid = slot.memory_bytes = None
@@ -299,7 +320,7 @@ def _state(slot: _Slot) -> str:
 def connect(config: Config) -> None:
     """Starts Ray on this machine, or joins a running cluster. Raises ConnectionError where none answers."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    common = {"logging_level": logging.ERROR, "log_to_driver": False}
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address == "local":
         ray.init("local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE, **common)
     else:
@@ -327,38 +348,37 @@ def check_hardware(config: Config) -> None:
         gpus_per_worker(config, torch.cuda.device_count())
 
 
-@dataclass
-class Run:
-    """What `train` reports while it runs: called with new ledger lines and the summary, about twice a second."""
-
-    record: Callable[[list[dict[str, Any]], dict[str, Any]], None]
-    wall_seconds_before: float = 0.0
-    """Of earlier launches of the same run."""
+Record = Callable[[list[dict[str, Any]], dict[str, Any]], None]
+"""Called about twice a second with the ledger's new lines and the summary."""
 
 
-def train(config: Config, run_dir: Path, run: Run) -> str:
+def train(config: Config, run_dir: Path, record: Record, *, wall_seconds_before: float = 0.0) -> str:
     """Meta-trains until all meta-updates are made. Returns "done", "interrupted" or "failed".
 
     SIGINT or SIGTERM once: workers stop at their next report, everything accepted is on disk. Twice: at once.
     Raises RunDirectoryBusy, CorruptFile or ValueError where the server cannot use the run directory, ConfigError
     where the cluster lacks what is asked for, ConnectionError where there is no cluster.
     """
-    started = time.monotonic()
+    progress = Progress(config, wall_seconds_before)
     connect(config)
-    stop = _StopSignal()
+    stop = StopSignal()
     try:
         gpus = gpus_per_worker(config, ray.cluster_resources().get("GPU", 0.0))
         config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu"))
+        pool = Pool(config, gpus)
+        pool.require_room()
         server = _start_server(config, run_dir)
-        return _Control(config, server, Pool(config, server, gpus), run, started, stop).loop()
+        pool.open(server)
+        return _Control(server, pool, progress, record, stop).loop()
     finally:
         stop.restore()
         ray.shutdown()
 
 
 def _start_server(config: Config, run_dir: Path) -> Any:
+    """On the driver's own node, if it has room: the run directory is there."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    server = ServerActor.options(scheduling_strategy=here).remote(config, run_dir, uuid.uuid4().hex)
+    server = _SERVER.options(scheduling_strategy=here).remote(config, run_dir, uuid.uuid4().hex)
     if (problem := ray.get(server.problem.remote())) is not None:
         raise problem
     return server
@@ -367,44 +387,28 @@ def _start_server(config: Config, run_dir: Path) -> Any:
 class _Control:
     """The control loop: polls the server, tends the pool, reports."""
 
-    def __init__(
-        self, config: Config, server: Any, pool: Pool, run: Run, started: float, stop: _StopSignal
-    ) -> None:
-        self._config = config
+    def __init__(self, server: Any, pool: Pool, progress: Progress, record: Record, stop: StopSignal) -> None:
         self._server = server
         self._pool = pool
-        self._run = run
-        self._started = started
+        self._progress = progress
+        self._record = record
         self._stop = stop
-        self._offset = 0
         self._status: dict[str, Any] = {}
+        self._lines: list[dict[str, Any]] = []
+        self._offset = 0
         self._server_restarts = 0
-        self._first_task: float | None = None
-        self._progress: deque[tuple[float, int]] = deque(maxlen=int(30 / POLL_SECONDS))
-        self._begun: tuple[float, float] | None = None
 
     def loop(self) -> str:
         """Runs until the work is done or a stop was asked for."""
-        if self._pool.room() < 1:
-            raise ConfigError(
-                f"worker.cpus: no node has room for a worker with {self._config.worker.cpus:g} CPUs and "
-                f"{self._config.worker.gpus:g} GPUs; the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs"
-            )
-        if (fits := self._pool.room()) < self._config.workers:
-            self._pool.alerts.append(
-                f"{self._config.workers} workers asked for, {fits} fit; lower worker.cpus to share processors"
-            )
         while not self._stop.asked:
             self._pool.tend()
             self._poll()
             if self._status.get("finished"):
-                return self._wind_down("done" if self._complete() else "failed")
+                complete = self._status["meta_updates"] >= self._status["meta_updates_wanted"]
+                return self._wind_down("done" if complete else "failed")
             self._report("running")
             self._stop.wait(POLL_SECONDS)
         return self._wind_down("interrupted")
-
-    def _complete(self) -> bool:
-        return bool(self._status["meta_updates"] >= self._status["meta_updates_wanted"])
 
     def _wind_down(self, outcome: str) -> str:
         """Lets the workers end their tasks, then reports for the last time."""
@@ -412,7 +416,7 @@ class _Control:
         try:
             ray.get(self._server.stop.remote(), timeout=STOP_SECONDS)
         except RayError:
-            deadline = 0.0
+            deadline = 0.0  # no use in waiting for workers that wait for the server
         while not self._pool.done and time.monotonic() < deadline and not self._stop.forced:
             self._pool.tend()
             self._report("stopping")
@@ -423,90 +427,37 @@ class _Control:
         return outcome
 
     def _poll(self) -> None:
-        """Fetches status and ledger. While the server restarts, what is known stays."""
-        gone = self._pool.gone
+        """Fetches status and new ledger lines. While the server restarts, what is known stays."""
+        gone = list(self._pool.gone)
         try:
-            self._status, lines, self._offset = ray.get(self._server.advance.remote(self._offset, gone), timeout=60)
+            status, lines, offset = ray.get(self._server.advance.remote(self._offset, gone), timeout=60)
         except ActorUnavailableError:
             self._server_restarts += 1
             self._pool.alerts.append("the server died; Ray restarts it from the run directory")
+            self._stop.wait(1.0)
             return
         except ActorDiedError as error:
-            raise RuntimeError(f"the server is gone and cannot be restarted: {_first_line(error)}") from None
-        self._pool.gone = self._pool.gone[len(gone) :]
-        if self._first_task is None and self._status["contributions_applied"] + self._status["contributions_waiting"]:
-            self._first_task = time.monotonic() - self._started
-        self._lines = lines
+            raise RuntimeError(f"the server is gone and cannot be restarted: {_last_line(error)}") from None
+        del self._pool.gone[: len(gone)]
+        self._status, self._offset = status, offset
+        self._lines += lines
 
     def _report(self, state: str) -> None:
         if not self._status:
             return
         lines, self._lines = self._lines, []
-        self._run.record(lines, self._summary(state))
-
-    def _summary(self, state: str) -> dict[str, Any]:
-        now = time.monotonic()
-        self._progress.append((now, self._status["agent_steps"]))
-        (then, steps), span = self._progress[0], now - self._progress[0][0]
-        alerts = [*self._status["alerts"], *self._pool.alerts]
-        return {
-            **self._status,
-            "alerts": alerts,
-            "state": state,
-            "preset": self._config.preset,
-            "mode": self._config.mode,
-            "updated": time.time(),
-            "wall_seconds": self._run.wall_seconds_before + now - self._started,
-            "steps_per_second": (self._status["agent_steps"] - steps) / span if span > 0 else 0.0,
+        more = {
+            "alerts": [*self._status["alerts"], *self._pool.alerts],
             "workers": self._pool.describe(),
             "workers_alive": self._pool.alive,
-            "workers_wanted": self._config.workers,
+            "workers_wanted": self._pool.wanted,
             "restarts": self._pool.restarts,
             "server_restarts": self._server_restarts,
-            "eta_seconds": self._eta(now),
-            "time_to_first_task": self._first_task,
         }
-
-    def _eta(self, now: float) -> float | None:
-        """Seconds to go, from the share of all tasks' steps that this launch has done so far."""
-        size = 1 if self._config.mode == "async" else self._config.meta.batch_size
-        wanted = self._config.meta_updates * size
-        done = self._status["contributions_applied"] + self._status["contributions_waiting"]
-        done += sum(lease["steps"] / lease["steps_wanted"] for lease in self._status["leases"])
-        if self._begun is None:
-            self._begun = now, done
-        then, done_then = self._begun
-        return (now - then) * (wanted - done) / (done - done_then) if done > done_then else None
+        self._record(lines, self._progress.summary(self._status, state, more))
 
 
-class _StopSignal:
-    """SIGINT and SIGTERM: the first asks for a clean stop, the second for one at once.
-
-    Installed after ray.init, which replaces the SIGTERM handler.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.forced = False
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _handle(self, number: int, frame: object) -> None:
-        self.forced = self.asked
-        self.asked = True
-
-    def wait(self, seconds: float) -> None:
-        """Sleeps, but not on after a signal."""
-        deadline = time.monotonic() + seconds
-        forced = self.forced
-        while (left := deadline - time.monotonic()) > 0 and self.forced == forced:
-            time.sleep(min(left, 0.1))
-
-    def restore(self) -> None:
-        """Puts the previous handlers back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
+    """Ray's errors are tracebacks; their last line says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

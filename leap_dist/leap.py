@@ -67,9 +67,9 @@ class PullForward:
         self._path_term = [p.clone() for p in start]
         self._gradients: list[Tensor] | None = None  # ∇f(θ_i), and None until the first observation
         self._versions: list[int] = []
-        self._loss = torch.zeros(())
         self._energy = torch.zeros((), dtype=torch.float64, device=self._previous[0].device)
         self._length = self._energy.clone()
+        self._loss = self._energy.clone()  # f(θ_i) of the last observation
         self._closed = False
 
     @torch.no_grad()
@@ -120,11 +120,11 @@ class PullForward:
 
     def _end_segment(self, loss: Tensor | float) -> None:
         """Adds the segment from the last observation to the parameters as they are now, where the loss is `loss`."""
-        device = self._previous[0].device
-        loss = loss.detach().double() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device=device)
+        value = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
+        value = value.detach().to(self._energy)
         if self._gradients is not None:
             self._refuse_overwritten()
-            loss_change = loss - self._loss
+            loss_change = value - self._loss
             step = torch._foreach_sub([p.detach() for p in self._parameters], self._previous)  # Δθ_i
             norms = torch.stack([torch.linalg.vector_norm(s) for s in step])
             squared = norms.double().square().sum() + self._loss_weight * loss_change.square()  # n_i²
@@ -139,7 +139,7 @@ class PullForward:
             self._energy += squared
             self._length += norm
         torch._foreach_copy_(self._previous, [p.detach() for p in self._parameters])
-        self._loss = loss
+        self._loss = value
 
     def _refuse_overwritten(self) -> None:
         assert self._gradients is not None

@@ -19,7 +19,7 @@ FRAME_SIZE = 84
 
 
 class Encoder(nn.Module):
-    """conv 16·8×8/4 → conv 32·4×4/2 → linear 256, each followed by a ReLU. Maps (N, C, 84, 84) in [0, 1] to (N, 256)."""
+    """conv 16·8×8/4 → conv 32·4×4/2 → linear 256, each with a ReLU: (N, C, 84, 84) in [0, 1] → (N, 256)."""
 
     features = 256
 
@@ -30,6 +30,7 @@ class Encoder(nn.Module):
         self.linear = nn.Linear(32 * 9 * 9, self.features)
 
     def forward(self, frames: Tensor) -> Tensor:
+        """Features of frames."""
         hidden = torch.relu(self.conv1(frames))
         hidden = torch.relu(self.conv2(hidden))
         return torch.relu(self.linear(hidden.flatten(1)))
@@ -45,6 +46,7 @@ class ActorCritic(nn.Module):
         self.value = nn.Linear(encoder.features, 1)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, actions) and values (N,), float32."""
         features = self.encoder(frames)
         return self.policy(features).float(), self.value(features).float().squeeze(-1)
 
@@ -59,7 +61,8 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.orthogonal_(layer.weight, gains.get(name, math.sqrt(2.0)), generator=generator)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Manifest:
 
     @classmethod
     def of(cls, module: nn.Module) -> Manifest:
+        """The manifest of a module's parameters."""
         named = list(module.named_parameters())
         return cls(tuple(name for name, _ in named), tuple(tuple(parameter.shape) for _, parameter in named))
 
@@ -88,7 +92,9 @@ class Manifest:
         """Views of `vector` (size,) by parameter name. Raises ValueError where the length does not fit."""
         if vector.shape != (self.size,):
             raise ValueError(f"vector has shape {vector.shape}, the encoder needs ({self.size},)")
-        return {name: part.numpy() for name, part in zip(self.names, self._views(torch.from_numpy(vector)), strict=True)}
+        return {
+            name: part.numpy() for name, part in zip(self.names, self._views(torch.from_numpy(vector)), strict=True)
+        }
 
     def join(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
         """The flat float32 vector of `tensors`. Raises ValueError that lists every difference from this manifest."""

@@ -30,13 +30,15 @@ class RMSProp:
         epsilon_inside: bool = True,
         max_grad_norm: float = float("inf"),
     ) -> None:
-        self._parameters = [p for p in parameters]
+        self._parameters = list(parameters)
         self._learning_rate = learning_rate
         self._decay = decay
         self._epsilon = epsilon
         self._epsilon_inside = epsilon_inside
         self._max_grad_norm = max_grad_norm
-        self._mean_square = [torch.full_like(p, 1.0 if epsilon_inside else 0.0, requires_grad=False) for p in self._parameters]
+        self._mean_square = [
+            torch.full_like(p, 1.0 if epsilon_inside else 0.0, requires_grad=False) for p in self._parameters
+        ]
 
     @torch.no_grad()
     def step(self) -> Tensor:
@@ -44,7 +46,7 @@ class RMSProp:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if len(gradients) != len(self._parameters):
             raise RuntimeError("a parameter has no gradient: call step after backward")
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         scale = (self._max_grad_norm / norm.clamp_min(1e-12)).clamp_max(1.0)
         squares = torch._foreach_mul(gradients, gradients)
         torch._foreach_mul_(squares, scale * scale)

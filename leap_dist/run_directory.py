@@ -29,7 +29,9 @@ def prepare(run_dir: Path, config: Config) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if (holder := lock_holder(run_dir)) is not None:
-            raise RunDirectoryBusy(f"run-dir: {run_dir} is in use by a live server ({holder}); stop it or choose another")
+            raise RunDirectoryBusy(
+                f"run-dir: {run_dir} is in use by a live server ({holder}); stop it or choose another"
+            )
         write_atomic(run_dir / "config.yaml", configuration.to_yaml(config).encode())
         write_atomic(run_dir / "manifest.json", json.dumps(manifest(config), indent=2).encode())
     except OSError as error:

@@ -227,7 +227,7 @@ class MetaServer:
     def _note_progress(self, held: OpenLease, contribution: Contribution) -> None:
         self._counts["steps"] += contribution.steps - (held.newest.steps if held.newest else 0)
         held.seq = contribution.seq
-        # Only a server that lets prefixes count needs their vectors; the others stay small however many leases are open.
+        # Only a server that lets prefixes count needs their vectors; all others stay small, whatever is open.
         needed = contribution.vector if self._config.server.on_lost == "keep" else contribution.vector[:0]
         held.newest = replace(contribution, vector=needed.copy())
         self._leases.extend(held)

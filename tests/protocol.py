@@ -34,9 +34,7 @@ def config(**settings: Any) -> Config:
 
 def serve(run_dir: Path, settings: Config, *, clock: Clock | None = None, session: str = "s") -> MetaServer:
     run_dir.mkdir(exist_ok=True)
-    return MetaServer(
-        settings, run_dir, manifest=MANIFEST, initial=INITIAL, session=session, clock=clock or Clock()
-    )
+    return MetaServer(settings, run_dir, manifest=MANIFEST, initial=INITIAL, session=session, clock=clock or Clock())
 
 
 def pull(seed: int, start: np.ndarray) -> np.ndarray:
@@ -45,9 +43,7 @@ def pull(seed: int, start: np.ndarray) -> np.ndarray:
     return (start - target) * (1 + np.abs(start))
 
 
-def contribution(
-    lease: Lease, vector: np.ndarray, *, seq: int = 1, final: bool = True
-) -> Contribution:
+def contribution(lease: Lease, vector: np.ndarray, *, seq: int = 1, final: bool = True) -> Contribution:
     return Contribution(
         lease=lease.id,
         worker=lease.worker,

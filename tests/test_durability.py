@@ -236,11 +236,11 @@ def test_unpack_refuses_whatever_pack_did_not_write(noise, data):
     for bad in (noise, good[:position], flipped):
         try:
             again, same = unpack(bad, "bad")
-        except CorruptFile as error:
-            assert "bad" in str(error)
-        else:  # a flip inside the header's white space or its key order changes nothing that is read
-            assert np.array_equal(again["vector"], INITIAL)
-            assert same == header
+        except CorruptFile:
+            continue
+        # A flip that the checksum does not cover, such as in the header's white space, changes nothing that is read.
+        assert np.array_equal(again["vector"], INITIAL)
+        assert same == header
 
 
 class _Canary:

@@ -36,7 +36,9 @@ def algorithm_1(settings, *, clip: float = 0.0) -> np.ndarray:
         start = phi.detach().numpy().copy()
         total = np.zeros_like(start)
         indices = range(s * meta.batch_size, (s + 1) * meta.batch_size)
-        pulls = [pull(task(i, settings.games, seed=settings.seed, steps=settings.task_steps).seed, start) for i in indices]
+        pulls = [
+            pull(task(i, settings.games, seed=settings.seed, steps=settings.task_steps).seed, start) for i in indices
+        ]
         median = np.median([np.linalg.norm(g.astype(np.float64)) for g in pulls])
         for g in pulls:
             norm = np.linalg.norm(g.astype(np.float64))
@@ -72,7 +74,12 @@ def test_law_2_buffered_with_one_version_is_sync(tmp_path, optimizer, staleness)
     results = []
     for mode in ("sync", "buffered"):
         settings = config(
-            mode=mode, meta_updates=1, meta__batch_size=4, meta__staleness=staleness, meta__contribution_clip=1.2, **optimizer
+            mode=mode,
+            meta_updates=1,
+            meta__batch_size=4,
+            meta__staleness=staleness,
+            meta__contribution_clip=1.2,
+            **optimizer,
         )
         server = serve(tmp_path / mode, settings)
         leases = [grant(server, f"w{i}") for i in range(4)]
@@ -312,7 +319,7 @@ def test_tasks_are_drawn_without_replacement_and_depend_on_the_seed():
 
 def test_a_second_server_on_the_same_directory_is_refused(tmp_path):
     first = serve(tmp_path, config())
-    with pytest.raises(RunDirectoryBusy, match="in use by a live server .process"):
+    with pytest.raises(RunDirectoryBusy, match=r"in use by a live server \(process"):
         serve(tmp_path, config())
     first.close()
     serve(tmp_path, config()).close()

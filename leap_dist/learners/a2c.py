@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs import atari
 from leap_dist.config import AgentSettings, AtariSettings, WorkerSettings
@@ -31,7 +31,8 @@ def n_step_returns(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Ten
     Returns:
         (T, N).
     """
-    assert rewards.shape == discounts.shape and bootstrap.shape == rewards.shape[1:]
+    assert rewards.shape == discounts.shape, (rewards.shape, discounts.shape)
+    assert bootstrap.shape == rewards.shape[1:], (bootstrap.shape, rewards.shape)
     returns = torch.empty_like(rewards)
     following = bootstrap
     for t in reversed(range(len(rewards))):
@@ -88,11 +89,11 @@ class A2C:
         )
         heads, actions, environments = np.random.SeedSequence(seed).generate_state(3)
         self._generator = torch.Generator(self._device).manual_seed(int(actions))
-        model = ActorCritic(Encoder(atari.channels(settings.frames)), int(self._env.single_action_space.n))
+        model = ActorCritic(Encoder(atari.channels(settings.frames)), atari.actions(self._env))
         initialize(model, torch.Generator().manual_seed(int(heads)))
         load_vector(model.encoder, encoder_vector)
         self._model = model.to(self._device)
-        self.encoder = self._model.encoder
+        self.encoder: nn.Module = self._model.encoder
         self._optimizer = RMSProp(
             self._model.parameters(),
             learning_rate=agent.learning_rate,
@@ -213,7 +214,7 @@ class A2C:
 
 
 def resolve_device(name: str) -> str:
-    """"auto" → "cuda" where there is one, else "cpu". Raises RuntimeError where cuda is asked for and missing."""
+    """ "auto" → "cuda" where there is one, else "cpu". Raises RuntimeError where cuda is asked for and missing."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -222,7 +223,7 @@ def resolve_device(name: str) -> str:
 
 
 def resolve_precision(name: str, device: str) -> torch.dtype:
-    """"auto" → bfloat16 where the hardware multiplies it natively, else float32."""
+    """ "auto" → bfloat16 where the hardware multiplies it natively, else float32."""
     if name == "auto":
         native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if native else torch.float32

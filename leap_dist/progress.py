@@ -1,0 +1,63 @@
+"""How fast a run goes and how long it will take: the server's counters put against the clock."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from leap_dist import aggregation
+from leap_dist.config import Config
+
+WINDOW_SECONDS = 30.0
+
+
+class Progress:
+    """Turns the server's status into the summary that the table, TensorBoard and summary.json show.
+
+    `wall_seconds_before` are those of earlier launches of the same run.
+    """
+
+    def __init__(self, config: Config, wall_seconds_before: float) -> None:
+        self._config = config
+        self._before = wall_seconds_before
+        self._started = time.monotonic()
+        self._first_task: float | None = None
+        self._window: deque[tuple[float, int]] = deque()  # (time, agent steps)
+        self._begun: tuple[float, float] | None = None  # (time, tasks' worth of work done)
+
+    def summary(self, status: dict[str, Any], state: str, more: dict[str, Any]) -> dict[str, Any]:
+        """The status with rates and times, and with `more` about the workers."""
+        now = time.monotonic()
+        if self._first_task is None and status["contributions_applied"] + status["contributions_waiting"]:
+            self._first_task = now - self._started
+        return {
+            **status,
+            "state": state,
+            "preset": self._config.preset,
+            "mode": self._config.mode,
+            "updated": time.time(),
+            "wall_seconds": self._before + now - self._started,
+            "steps_per_second": self._rate(now, status["agent_steps"]),
+            "eta_seconds": self._eta(now, status),
+            "time_to_first_task": self._first_task,
+            **more,
+        }
+
+    def _rate(self, now: float, steps: int) -> float:
+        self._window.append((now, steps))
+        while now - self._window[0][0] > WINDOW_SECONDS:
+            self._window.popleft()
+        then, steps_then = self._window[0]
+        return (steps - steps_then) / (now - then) if now > then else 0.0
+
+    def _eta(self, now: float, status: dict[str, Any]) -> float | None:
+        """Seconds to go, None before the first sign of work."""
+        size = aggregation.batch_size(self._config.mode, self._config.meta)
+        done = status["contributions_applied"] + status["contributions_waiting"]
+        done += sum(lease["steps"] / lease["steps_wanted"] for lease in status["leases"])
+        if self._begun is None:
+            self._begun = now, done
+        then, done_then = self._begun
+        left = self._config.meta_updates * size - done
+        return (now - then) * left / (done - done_then) if done > done_then else None

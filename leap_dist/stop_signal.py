@@ -1,0 +1,31 @@
+"""SIGINT and SIGTERM: the first asks for a clean stop, the second for one at once."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+
+class StopSignal:
+    """Catches both signals until `restore`. Ray replaces the SIGTERM handler: create this after `ray.init`."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.forced = False
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def wait(self, seconds: float) -> None:
+        """Sleeps, but not on after a signal that had not come before."""
+        deadline = time.monotonic() + seconds
+        before = self.asked, self.forced
+        while (left := deadline - time.monotonic()) > 0 and (self.asked, self.forced) == before:
+            time.sleep(min(left, 0.1))
+
+    def restore(self) -> None:
+        """Puts the previous handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.forced = self.asked
+        self.asked = True

@@ -1,0 +1,538 @@
+"""The A2C learner on the real emulator: its returns, its gradient, ends of episodes, and that it is reproducible."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from envs import atari
+from leap_dist.config import AgentSettings, AtariSettings, WorkerSettings
+from leap_dist.learners import Learner, a2c
+from leap_dist.learners.a2c import A2C, clip_rewards, n_step_returns, resolve_device, resolve_precision
+from leap_dist.models import flatten, initial_vector
+
+GAMMA = 0.9
+AGENT = AgentSettings(
+    envs=2, unroll=5, learning_rate=1e-3, epsilon=1e-5, epsilon_form="outside", discount=GAMMA, reward_clip="none"
+)
+ATARI = AtariSettings(frames="gray4", max_episode_frames=100)  # truncates every 25 steps
+WORKER = WorkerSettings(device="cpu", precision="float32")
+
+
+@contextmanager
+def playing(
+    game: str = "carnival",
+    *,
+    seed: int = 0,
+    agent: AgentSettings = AGENT,
+    settings: AtariSettings = ATARI,
+    worker: WorkerSettings = WORKER,
+) -> Iterator[A2C]:
+    vector = initial_vector(atari.channels(settings.frames), 0)
+    learner = A2C(game, vector, seed=seed, agent=agent, settings=settings, worker=worker)
+    try:
+        yield learner
+    finally:
+        learner.close()
+
+
+class Step(NamedTuple):
+    """What went into and came out of one step of the environments."""
+
+    observations: np.ndarray
+    """That the actions were chosen on."""
+    actions: np.ndarray
+    rewards: np.ndarray
+    """Raw."""
+    terminated: np.ndarray
+    truncated: np.ndarray
+    lost_life: np.ndarray
+    """In the midst of an episode."""
+    bootstrap: np.ndarray
+    """V(last observation of the episode), with the parameters of that moment, where truncated; 0 elsewhere."""
+    bootstrap_after_reset: np.ndarray
+    """The mistake: V(first observation of the next episode) in its place."""
+
+
+def frames_to_network(observations: np.ndarray) -> Tensor:
+    return torch.from_numpy(observations).float() / 255
+
+
+def record_steps(learner: A2C) -> list[Step]:
+    """Wraps the environment; the list that it returns grows as the learner plays."""
+    steps: list[Step] = []
+    real, lives = learner._env.step, learner._lives.copy()
+
+    def step(actions: np.ndarray) -> Any:
+        nonlocal lives
+        before = learner._observations.copy()
+        result = observations, rewards, terminated, truncated, info = real(actions)
+        values = np.zeros((2, len(actions)))
+        if truncated.any():
+            with torch.no_grad():
+                values[0] = learner._model(frames_to_network(info["final_obs"]))[1]
+                values[1] = learner._model(frames_to_network(observations))[1]
+        lost = (info["lives"] < lives) & ~terminated & ~truncated
+        lives = info["lives"].copy()
+        masked = np.where(truncated, values, 0.0)
+        parts = (before, actions, rewards, terminated, truncated, lost)
+        steps.append(Step(*(np.array(part) for part in parts), *masked))
+        return result
+
+    learner._env.step = step
+    return steps
+
+
+def record_returns(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """(rewards, discounts, bootstrap, returns) of every unroll."""
+    calls: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def spy(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Tensor:
+        calls.append((rewards, discounts, bootstrap, n_step_returns(rewards, discounts, bootstrap)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(a2c, "n_step_returns", spy)
+    return calls
+
+
+def parameters(learner: A2C) -> np.ndarray:
+    return flatten(learner._model.parameters()).numpy()
+
+
+def gradients(learner: A2C) -> Tensor:
+    return flatten(p.grad for p in learner._model.parameters())
+
+
+# --- returns -------------------------------------------------------------------------------------------------------
+
+
+def naive_returns(rewards: np.ndarray, discounts: np.ndarray, bootstrap: np.ndarray) -> np.ndarray:
+    """R_t = Σ_k (d_t ⋯ d_{k−1}) r_k, the value of s_T counting as the last reward."""
+    T, N = rewards.shape
+    returns = np.zeros((T, N))
+    for n in range(N):
+        for t in range(T):
+            weight = 1.0
+            for k in range(t, T):
+                returns[t, n] += weight * rewards[k, n]
+                weight *= discounts[k, n]
+            returns[t, n] += weight * bootstrap[n]
+    return returns
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 8), st.integers(1, 4))
+def test_n_step_returns_are_the_naive_ones(seed, T, N):
+    random = np.random.default_rng(seed)
+    rewards, bootstrap = random.normal(size=(T, N)), random.normal(size=N)
+    discounts = random.choice([0.0, 0.5, 0.99, 1.0], size=(T, N))
+    found = n_step_returns(*map(torch.from_numpy, (rewards, discounts, bootstrap)))
+    np.testing.assert_allclose(found.numpy(), naive_returns(rewards, discounts, bootstrap), rtol=1e-12, atol=1e-12)
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_a_constant_reward_is_worth_one_over_one_minus_gamma_wherever_it_is_cut_off(seed):
+    """r = 1 forever: V = 1/(1−γ) = r + γV, so neither truncation nor the end of the unroll may change a return."""
+    value = 1 / (1 - 0.99)
+    truncated = torch.from_numpy(np.random.default_rng(seed).random((12, 3)) < 0.3)
+    rewards = torch.where(truncated, 1 + 0.99 * value, 1.0).double()
+    discounts = torch.where(truncated, 0.0, 0.99).double()
+    returns = n_step_returns(rewards, discounts, torch.full((3,), value, dtype=torch.float64))
+    np.testing.assert_allclose(returns.numpy(), value, rtol=1e-6)
+
+
+def test_nothing_flows_back_over_the_end_of_an_episode():
+    rewards = torch.tensor([[1.0], [2.0], [4.0]])
+    discounts = torch.tensor([[0.5], [0.0], [0.5]])
+    assert n_step_returns(rewards, discounts, torch.tensor([8.0])).tolist() == [[2.0], [2.0], [8.0]]
+
+
+def test_a_constant_reward_through_the_learner(monkeypatch):
+    """The same law with the whole bookkeeping in between: real truncations, a value head that knows the answer."""
+    calls = record_returns(monkeypatch)
+    with playing(agent=replace(AGENT, unroll=60, discount=0.99), settings=replace(ATARI, life_loss=False)) as learner:
+        with torch.no_grad():
+            learner._model.value.weight.zero_()
+            learner._model.value.bias.fill_(100.0)
+        real = learner._env.step
+        truncations = []
+
+        def constant_reward(actions: np.ndarray) -> Any:
+            observations, rewards, terminated, truncated, info = real(actions)
+            truncations.append(truncated)
+            assert not terminated.any()
+            return observations, np.ones_like(rewards), terminated, truncated, info
+
+        learner._env.step = constant_reward
+        learner.evaluate()
+    assert np.sum(truncations, axis=0).tolist() == [2, 2]
+    np.testing.assert_allclose(calls[0][3].numpy(), 100.0, rtol=1e-5)
+
+
+# --- ends of episodes ----------------------------------------------------------------------------------------------
+
+
+def played(steps: list[Step], name: str) -> np.ndarray:
+    return np.stack([getattr(step, name) for step in steps])
+
+
+def episode_returns(steps: list[Step]) -> list[float]:
+    """Sums of the emulator's raw rewards per episode, in the order in which the episodes ended."""
+    finished = []
+    running = np.zeros(len(steps[0].rewards))
+    for step in steps:
+        for n in range(len(running)):
+            running[n] += step.rewards[n]
+            if step.terminated[n] or step.truncated[n]:
+                finished.append(running[n])
+                running[n] = 0.0
+    return finished
+
+
+def test_truncation_bootstraps_from_the_last_observation(monkeypatch):
+    calls = record_returns(monkeypatch)
+    scores: list[float] = []
+    with playing(agent=replace(AGENT, unroll=20)) as learner:
+        steps = record_steps(learner)
+        for _ in range(6):
+            learner.backward()
+            learner.step()
+            scores.extend(learner.progress().scores)
+        assert learner.progress().scores == (), "a report starts afresh"
+
+    rewards = np.concatenate([call[0] for call in calls])
+    discounts = np.concatenate([call[1] for call in calls])
+    truncated, raw, value = (played(steps, name) for name in ("truncated", "rewards", "bootstrap"))
+    assert truncated.sum(axis=0).tolist() == [4, 4]
+    assert not played(steps, "terminated").any()
+    assert not discounts[truncated].any()
+    np.testing.assert_allclose(rewards, raw + GAMMA * value, rtol=1e-5, atol=1e-6)
+    assert (discounts[~truncated] == np.float32(GAMMA)).all()
+    # The mistakes this guards against would show: no bootstrap, or one from the observation after the reset.
+    assert (np.abs(value[truncated]) > 1e-3).all()
+    assert (np.abs(value - played(steps, "bootstrap_after_reset"))[truncated] > 1e-3).all()
+
+    assert scores == episode_returns(steps)
+    assert len(scores) == 8
+    assert max(scores) > 1, "raw returns, or this test would not tell them from clipped ones"
+
+
+def test_reported_returns_are_raw_where_training_rewards_are_clipped(monkeypatch):
+    calls = record_returns(monkeypatch)
+    with playing(agent=replace(AGENT, unroll=50, reward_clip="sign")) as learner:
+        steps = record_steps(learner)
+        learner.evaluate()
+        scores = learner.progress().scores
+    truncated, raw = played(steps, "truncated"), played(steps, "rewards")
+    training = calls[0][0].numpy()
+    assert raw.max() > 1
+    assert np.array_equal(training[~truncated], np.sign(raw)[~truncated])
+    assert list(scores) == episode_returns(steps)
+    assert max(scores) > 1
+
+
+@pytest.mark.parametrize("life_loss", [True, False])
+def test_a_lost_life_ends_the_return_but_not_the_episode(monkeypatch, life_loss):
+    calls = record_returns(monkeypatch)
+    settings = replace(ATARI, max_episode_frames=108_000, life_loss=life_loss)
+    with playing("breakout", agent=replace(AGENT, unroll=50), settings=settings) as learner:
+        steps = record_steps(learner)
+        scores: list[float] = []
+        while len(scores) < 2:
+            learner.evaluate()
+            scores.extend(learner.progress().scores)
+            assert len(steps) < 2000
+    raw, terminated, lost = (played(steps, name) for name in ("rewards", "terminated", "lost_life"))
+    rewards = np.concatenate([call[0] for call in calls])
+    discounts = np.concatenate([call[1] for call in calls])
+    assert not played(steps, "truncated").any()
+    assert lost.sum() >= 4 * terminated.sum() >= 8, "five lives: four are lost before the last one ends the game"
+
+    ended = terminated | lost if life_loss else terminated
+    assert np.array_equal(discounts, np.where(ended, np.float32(0.0), np.float32(GAMMA)))
+    assert np.array_equal(rewards, raw.astype(np.float32)), "neither kind of end bootstraps"
+    assert scores == episode_returns(steps)
+
+
+# --- the gradient --------------------------------------------------------------------------------------------------
+
+
+def fresh_loss(learner: A2C, steps: list[Step], agent: AgentSettings, *, life_loss: bool) -> Tensor:
+    """The A2C loss from one new forward pass over the recorded rollout, with naive returns."""
+    frames = frames_to_network(played(steps, "observations"))
+    T, N = frames.shape[:2]
+    logits, value = learner._model(frames.flatten(0, 1))
+    with torch.no_grad():
+        bootstrap = learner._model(frames_to_network(learner._observations))[1].double().numpy()
+    ended = played(steps, "terminated") | played(steps, "truncated")
+    if life_loss:
+        ended |= played(steps, "lost_life")
+    rewards = np.clip(played(steps, "rewards"), -5, 5) + agent.discount * played(steps, "bootstrap")
+    returns = naive_returns(rewards, np.where(ended, 0.0, agent.discount), bootstrap)
+    returns = torch.from_numpy(returns.reshape(-1)).float()
+
+    policy = torch.distributions.Categorical(logits=logits)
+    advantages = (returns - value).detach()
+    policy_loss = -(advantages * policy.log_prob(torch.from_numpy(played(steps, "actions")).flatten())).sum()
+    value_loss = ((returns - value) ** 2).sum()
+    total = policy_loss + agent.value_cost * value_loss - agent.entropy_cost * policy.entropy().sum()
+    return total / (T * N)
+
+
+@pytest.mark.parametrize(("game", "frames"), [("carnival", 100), ("breakout", 108_000)])
+def test_the_gradient_of_the_reused_graph_is_that_of_a_fresh_forward_pass(game, frames):
+    """Over a rollout with truncations (carnival) or lost lives (breakout) in its midst, and after a few updates."""
+    agent = replace(AGENT, unroll=30, reward_clip="bound", value_cost=0.3, entropy_cost=0.05)
+    settings = replace(ATARI, max_episode_frames=frames)
+    with playing(game, agent=agent, settings=settings) as learner:
+        steps = record_steps(learner)
+        wanted = "truncated" if game == "carnival" else "lost_life"
+        for update in range(20):
+            steps.clear()
+            loss = learner.backward()
+            if update >= 2 and played(steps, wanted)[:-1].any():
+                break
+            learner.step()
+        else:
+            pytest.fail(f"no rollout with {wanted} in its midst")
+        found = [p.grad for p in learner._model.parameters()]
+        fresh = fresh_loss(learner, steps, agent, life_loss=True)
+        expected = torch.autograd.grad(fresh, list(learner._model.parameters()))
+    assert loss.shape == ()
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(fresh.item(), rel=1e-5, abs=1e-5)
+    for a, b in zip(found, expected, strict=True):
+        assert b.norm() > 0
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def force_actions(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Replaces sampling, so that another arithmetic cannot choose other actions: 0, 1, 2, …, 0, 1, 2, …"""
+    drawn = iter(range(10**9))
+
+    def draw(probabilities: Tensor, samples: int, **_: object) -> Tensor:
+        return torch.tensor([[next(drawn) % count] for _ in range(len(probabilities))])
+
+    monkeypatch.setattr(torch, "multinomial", draw)
+
+
+def test_bfloat16_and_float32_gradients_agree(monkeypatch):
+    results = {}
+    for precision in ("float32", "bfloat16"):
+        force_actions(monkeypatch, 4)
+        with playing("breakout", worker=replace(WORKER, precision=precision)) as learner:
+            steps = record_steps(learner)
+            loss = learner.backward()
+            results[precision] = gradients(learner).double(), played(steps, "observations"), loss.item()
+            assert all(p.dtype == p.grad.dtype == torch.float32 for p in learner._model.parameters())
+    (exact, frames, loss), (rounded, same_frames, rounded_loss) = results["float32"], results["bfloat16"]
+    assert np.array_equal(frames, same_frames)
+    assert not torch.equal(exact, rounded), "bfloat16 was not used"
+    assert rounded_loss == pytest.approx(loss, rel=2e-2)
+    assert torch.dot(exact, rounded) > 0.99 * exact.norm() * rounded.norm()
+    assert (exact - rounded).norm() <= 3e-2 * exact.norm()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_changes_what_the_learner_computes_for_the_same_observation(precision):
+    """The autocast trap: a context that outlives an update keeps the old low-precision weights, and nothing learns."""
+    agent = replace(AGENT, learning_rate=1e-2)
+    with playing(agent=agent, worker=replace(WORKER, precision=precision)) as learner:
+        observations = learner._observations.copy()
+        computed: list[tuple[Tensor, ...]] = []
+        features: list[Tensor] = []
+        learner._model.register_forward_hook(lambda module, inputs, output: computed.append(output))
+        learner.encoder.register_forward_hook(lambda module, inputs, output: features.append(output))
+
+        def first_of_the_next_rollout() -> tuple[Tensor, Tensor, Tensor]:
+            computed.clear()
+            features.clear()
+            learner._observations = observations
+            learner.backward()
+            logits, value = computed[0]
+            return features[0].detach(), logits.detach(), value.detach()
+
+        before = first_of_the_next_rollout()
+        unmoved = first_of_the_next_rollout()
+        learner.step()
+        after = first_of_the_next_rollout()
+    assert all(torch.equal(a, b) for a, b in zip(before, unmoved, strict=True)), "the control: no step, no change"
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all((a - b).float().norm() > 0.05 * a.float().norm() for a, b in zip(before, after, strict=True))
+
+
+def test_step_leaves_the_gradients_that_leap_holds_as_they_are():
+    with playing(agent=replace(AGENT, max_grad_norm=1e-6)) as learner:
+        learner.backward()
+        held = [p.grad for p in learner._model.parameters()]
+        before, versions = [g.clone() for g in held], [g._version for g in held]
+        start = parameters(learner)
+        learner.step()
+        assert all(torch.equal(g, old) for g, old in zip(held, before, strict=True))
+        assert [g._version for g in held] == versions
+        assert all(p.grad is None for p in learner._model.parameters())
+        assert not np.array_equal(parameters(learner), start)
+
+
+def test_evaluate_is_the_loss_of_the_next_rollout_without_a_gradient():
+    with playing() as one, playing() as other:
+        for learner in (one, other):
+            learner.backward()
+            learner.step()
+        before = parameters(other)
+        loss = other.evaluate()
+        assert loss.shape == ()
+        assert not loss.requires_grad
+        assert all(p.grad is None for p in other._model.parameters())
+        assert np.array_equal(parameters(other), before)
+        assert torch.equal(one.backward(), loss)
+
+
+# --- reproducibility -----------------------------------------------------------------------------------------------
+
+
+def trained(updates: int, **settings: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Encoder at the start, all parameters at the start, all parameters after `updates`."""
+    torch.manual_seed(np.random.default_rng().integers(2**31))  # neither global generator may matter
+    np.random.seed(np.random.default_rng().integers(2**31))
+    with playing(**settings) as learner:
+        encoder, start = flatten(learner.encoder.parameters()).numpy(), parameters(learner)
+        for _ in range(updates):
+            learner.backward()
+            learner.step()
+        return encoder, start, parameters(learner)
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_another():
+    encoder, start, end = trained(8, seed=1)
+    assert not np.array_equal(start, end)
+    again = trained(8, seed=1, worker=replace(WORKER, emulator_threads=2))
+    assert all(np.array_equal(a, b) for a, b in zip((encoder, start, end), again, strict=True))
+
+    other_encoder, other_start, other_end = trained(8, seed=2)
+    assert np.array_equal(other_encoder, encoder), "the encoder starts from φ whatever the seed"
+    assert np.array_equal(encoder, initial_vector(4, 0))
+    heads = len(encoder)
+    assert not np.array_equal(other_start[heads:], start[heads:])
+    assert not np.array_equal(other_end[:heads], end[:heads])
+
+
+def test_a_seed_determines_environments_and_actions_as_well_as_heads():
+    """Two seeds with the same heads forced on them still play differently."""
+    games = []
+    for seed in (1, 2, 1):
+        with playing("breakout", seed=seed) as learner:
+            with torch.no_grad():
+                learner._model.policy.weight.zero_()
+            steps = record_steps(learner)
+            first = learner._observations.copy()
+            for _ in range(4):
+                learner.evaluate()
+            games.append((played(steps, "actions"), first))
+    assert np.array_equal(games[0][0], games[2][0])
+    assert np.array_equal(games[0][1], games[2][1])
+    assert not np.array_equal(games[0][0], games[1][0])
+    assert not np.array_equal(games[0][1], games[1][1])
+    assert not np.array_equal(games[0][1][0], games[0][1][1]), "the environments of one learner differ too"
+
+
+# --- the rest ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("bound", [-5.0, -5.0, -1.0, 0.0, 3.0, 5.0, 5.0]),  # appendix E: |r| ≤ 5
+        ("sign", [-1.0, -1.0, -1.0, 0.0, 1.0, 1.0, 1.0]),
+        ("none", [-700.0, -5.0, -1.0, 0.0, 3.0, 5.0, 25.0]),
+    ],
+)
+def test_reward_clipping(kind, expected):
+    raw = np.array([-700, -5, -1, 0, 3, 5, 25], np.int32)
+    clipped = clip_rewards(raw, kind)
+    assert clipped.tolist() == expected
+    assert clipped.dtype == np.float32
+    assert raw.tolist() == [-700, -5, -1, 0, 3, 5, 25], "the raw rewards are still needed"
+
+
+def test_progress_reports_means_over_the_updates_since_the_last_report():
+    with playing(agent=replace(AGENT, learning_rate=1e-6)) as learner:
+        assert learner.progress().means == {}
+        for updates in (3, 2):
+            losses = []
+            for _ in range(updates):
+                losses.append(learner.backward().item())
+                learner.step()
+            means = learner.progress().means
+            assert set(means) == {"loss", "policy_loss", "value_loss", "entropy"}
+            assert means["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+            parts = (
+                means["policy_loss"] + AGENT.value_cost * means["value_loss"] - AGENT.entropy_cost * means["entropy"]
+            )
+            assert means["loss"] == pytest.approx(parts, rel=1e-4, abs=1e-5)
+            assert means["entropy"] == pytest.approx(math.log(6), rel=0.02), "carnival has six actions"
+        assert learner.progress().means == {}
+
+
+def test_the_learner_implements_the_protocol():
+    methods = [name for name, _ in inspect.getmembers(Learner, inspect.isfunction) if not name.startswith("_")]
+    assert set(methods) == {"backward", "step", "evaluate", "progress", "close"}
+    for name in methods:
+        wanted = inspect.signature(getattr(Learner, name), eval_str=True)
+        assert inspect.signature(getattr(A2C, name), eval_str=True) == wanted
+    with playing() as learner:
+        assert set(Learner.__annotations__) == {"encoder", "steps_per_update"}
+        assert learner.steps_per_update == 2 * 5
+        assert flatten(learner.encoder.parameters()).shape == initial_vector(4, 0).shape
+
+
+@pytest.mark.parametrize(("frames", "channels"), [("gray4", 4), ("rgb1", 3), ("rgb4", 12)])
+def test_every_kind_of_observation_trains(frames, channels):
+    with playing("pong", settings=replace(ATARI, frames=frames)) as learner:
+        assert learner.encoder.conv1.weight.shape[1] == channels
+        start = parameters(learner)
+        assert torch.isfinite(learner.backward())
+        learner.step()
+        assert np.isfinite(parameters(learner)).all()
+        assert not np.array_equal(parameters(learner), start)
+
+
+def test_all_actions_may_be_offered():
+    with playing("pong", settings=replace(ATARI, full_actions=True)) as learner:
+        assert learner._model.policy.out_features == 18
+    with playing("pong") as learner:
+        assert learner._model.policy.out_features == 6
+
+
+def test_an_encoder_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="encoder needs"):
+        A2C("pong", initial_vector(3, 0), seed=0, agent=AGENT, settings=ATARI, worker=WORKER)
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [resolve_device(name) for name in ("auto", "cpu")] == ["cpu", "cpu"]
+    with pytest.raises(RuntimeError, match="finds no GPU"):
+        resolve_device("cuda")
+    with pytest.raises(RuntimeError, match="finds no GPU"), playing(worker=replace(WORKER, device="cuda")):
+        pass
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [resolve_device(name) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+
+
+def test_precisions(monkeypatch):
+    assert resolve_precision("float32", "cpu") == torch.float32
+    assert resolve_precision("bfloat16", "cpu") == torch.bfloat16
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert resolve_precision("auto", "cpu") == expected

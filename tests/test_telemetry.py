@@ -1,0 +1,469 @@
+"""Curves and the live table. Event files are read back with TensorBoard's own accumulator: what it finds is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from protocol import Clock
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+from torch.utils.tensorboard import FileWriter
+
+from envs.games import human_normalized
+from leap_dist.telemetry import RETRY_SECONDS, LiveTable, TensorBoard, render
+
+META = (
+    "loss score_human_normalized update_norm gradient_norm path_length path_energy loss_term_norm path_term_norm "
+    "term_cosine staleness staleness_weight clip agreement"
+).split()
+TASK = "return human_normalized entropy value_loss policy_loss loss path_length path_energy term_cosine".split()
+OPS = "steps_per_second workers_alive restarts duplicates partials leases_lost checkpoint_age".split()
+GAMES = ("pong", "freeway", "air_raid")  # air_raid has no published scores
+
+Line = dict[str, Any]
+Points = dict[tuple[str, str], list[tuple[int, float]]]
+
+
+def point(steps: int, score: float | None, value: float = 0.5) -> dict[str, Any]:
+    means = {"loss": value, "policy_loss": value + 1, "value_loss": value + 2, "entropy": value + 3}
+    return {"steps": steps, "episodes": 0 if score is None else 2, "score": score, "means": means}
+
+
+def line(game: str, version: int, curve: list[dict[str, Any]], *, steps: int = 300, **values: Any) -> Line:
+    """A ledger line; see MetaServer._ledger_lines."""
+    path = {"energy": 4.0, "length": 2.0, "loss_term_norm": 1.0, "path_term_norm": 3.0, "cosine": -0.5}
+    return {
+        "version_before": version - 1,
+        "version_after": version,
+        "task": 0,
+        "game": game,
+        "visit": 0,
+        "lease": "000000-abc",
+        "worker": "w0",
+        "lease_version": version - 1,
+        "staleness": 0,
+        "weight": 1.0,
+        "norm": 1.0,
+        "clip": 1.0,
+        "updates": 15,
+        "steps": steps,
+        "seconds": 1.5,
+        "path": path,
+        "curve": curve,
+        "update_norm": 0.25,
+        "agreement": 0.125,
+        "total_steps": 1000 * version,
+        **values,
+    }
+
+
+def ledger(updates: int, seed: int = 0) -> list[list[Line]]:
+    """Meta-updates of three tasks: every game, in changing order, with curves of changing length."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for version in range(1, updates + 1):
+        lines = []
+        for game in rng.permutation(GAMES):
+            steps = [100 * (i + 1) for i in range(int(rng.integers(1, 4)))]
+            curve = [point(s, float(rng.normal()) if rng.random() < 0.7 else None, float(rng.normal())) for s in steps]
+            lines.append(line(str(game), version, curve, norm=float(rng.random()), staleness=int(rng.integers(3))))
+        made.append(lines)
+    return made
+
+
+def summary(seconds: float = 10.0, **values: Any) -> dict[str, Any]:
+    """What the driver reports."""
+    return {
+        "meta_updates": 3,
+        "meta_updates_wanted": 10,
+        "contributions_applied": 9,
+        "contributions_waiting": 2,
+        "partials": 8,
+        "duplicates": 1,
+        "leases_lost": 4,
+        "refused": {"stale": 5, "manifest": 6},
+        "quarantined": [],
+        "agent_steps": 1_234_567,
+        "checkpoint_age": 3.5,
+        "finished": False,
+        "alerts": [],
+        "leases": [],
+        "state": "running",
+        "preset": "quick",
+        "mode": "buffered",
+        "updated": 1.7e9,
+        "wall_seconds": seconds,
+        "steps_per_second": 2310.0,
+        "workers": [],
+        "workers_alive": 2,
+        "workers_wanted": 3,
+        "restarts": 7,
+        "eta_seconds": 3723.0,
+        "time_to_first_task": None,
+        **values,
+    }
+
+
+def lease(worker: str, game: str, **values: Any) -> dict[str, Any]:
+    """See leases.describe."""
+    return {
+        "lease": "000000-abc",
+        "worker": worker,
+        "game": game,
+        "visit": 0,
+        "version": 3,
+        "steps": 12_000,
+        "steps_wanted": 16_000,
+        "seconds": 8.0,
+        "length": 3.0,
+        "curve": [point(4000, 540.0), point(8000, None)],
+        "silent_seconds": 4.4,
+        **values,
+    }
+
+
+def shown(run_dir: Path) -> Points:
+    """Every scalar that TensorBoard would show: (run, tag) → (step, value) in the order that it reads them."""
+    root = run_dir / "tensorboard"
+    found: Points = {}
+    for run in {path.parent for path in root.rglob("events.*")}:
+        events = EventAccumulator(str(run), size_guidance={"scalars": 0, "tensors": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            found[run.relative_to(root).as_posix(), tag] = [(e.step, e.value) for e in events.Scalars(tag)]
+    return found
+
+
+def curves(run_dir: Path) -> dict[tuple[str, str], Counter[tuple[int, float]]]:
+    """The same without ops/*, which the ledger does not hold, and without order."""
+    return {key: Counter(points) for key, points in shown(run_dir).items() if not key[1].startswith("ops/")}
+
+
+def write(run_dir: Path, updates: list[list[Line]], **arguments: Any) -> TensorBoard:
+    """Records meta-update after meta-update; the files stay open, as after a crash."""
+    board = TensorBoard(run_dir, **arguments)
+    for second, lines in enumerate(updates):
+        board.record(lines, summary(second))
+    return board
+
+
+def merge(updates: list[list[Line]]) -> list[Line]:
+    return [line for lines in updates for line in lines]
+
+
+def newest_files(run_dir: Path) -> list[Path]:
+    """One event file of every run."""
+    runs = {path.parent for path in run_dir.rglob("events.*")}
+    return [max(run.glob("events.*"), key=lambda path: int(path.name.rsplit(".", 1)[1])) for run in runs]
+
+
+# TensorBoard -----------------------------------------------------------------------------------------------------
+
+
+def test_all_promised_tags_are_finite_and_rise(tmp_path: Path) -> None:
+    write(tmp_path, ledger(6)).close()
+    points = shown(tmp_path)
+    server = [f"{group}/{name}" for group in ("meta", "meta_frames") for name in META]
+    server += [f"ops/{name}" for name in (*OPS, "refused/stale", "refused/manifest")]
+    tasks = {
+        (f"game/{game}", f"task/{name}")
+        for game in GAMES
+        for name in TASK
+        if (game, name) != ("air_raid", "human_normalized")
+    }
+    assert set(points) == {("server", tag) for tag in server} | tasks
+    for key, of_tag in points.items():
+        steps = [step for step, _ in of_tag]
+        assert steps == sorted(set(steps)), key
+        assert all(math.isfinite(value) for _, value in of_tag), key
+    for tag in server:
+        assert len(points["server", tag]) == 6, tag
+
+
+def test_values_of_a_meta_update(tmp_path: Path) -> None:
+    tasks = [
+        line("pong", 1, [point(100, -20.0, 1.0), point(300, None, 2.0)], norm=1.0, staleness=2, weight=0.5, clip=0.25),
+        line("freeway", 1, [point(300, 8.0, 6.0)], norm=4.0),
+        line("air_raid", 1, [point(300, 100.0, 1.0)], norm=1.0),
+        line("pong", 1, [], norm=6.0),  # its only curve point was never reported
+    ]
+    write(tmp_path, [tasks]).close()
+    points = shown(tmp_path)
+    scores = human_normalized("pong", -20.0), human_normalized("freeway", 8.0)
+    assert None not in scores
+    expected = {
+        "loss": 3.0,
+        "score_human_normalized": sum(scores) / 2,  # type: ignore[arg-type]
+        "update_norm": 0.25,
+        "gradient_norm": 3.0,
+        "path_length": 2.0,
+        "path_energy": 4.0,
+        "loss_term_norm": 1.0,
+        "path_term_norm": 3.0,
+        "term_cosine": -0.5,
+        "staleness": 0.5,
+        "staleness_weight": 0.875,
+        "clip": 0.8125,
+        "agreement": 0.125,
+    }
+    for name, value in expected.items():
+        assert points["server", f"meta/{name}"] == [(1, pytest.approx(value))], name
+        assert points["server", f"meta_frames/{name}"] == [(1000, pytest.approx(value))], name
+
+
+def test_values_of_tasks_when_games_alternate(tmp_path: Path) -> None:
+    updates = [
+        [line("pong", 1, [point(100, None, 1.0), point(250, -20.0, 2.0)], steps=300), line("freeway", 1, [], steps=50)],
+        [line("freeway", 2, [point(70, 3.0, 4.0)], steps=70), line("pong", 2, [point(300, -19.0, 3.0)], steps=300)],
+        [line("pong", 3, [point(10, None, 5.0)], steps=20), line("pong", 3, [point(20, None, 6.0)], steps=20)],
+    ]
+    write(tmp_path, updates).close()
+    points = shown(tmp_path)
+    assert points["game/pong", "task/loss"] == [(100, 1.0), (250, 2.0), (600, 3.0), (610, 5.0), (640, 6.0)]
+    assert points["game/pong", "task/policy_loss"][0] == (100, 2.0)
+    assert points["game/pong", "task/value_loss"][0] == (100, 3.0)
+    assert points["game/pong", "task/entropy"][0] == (100, 4.0)
+    assert points["game/pong", "task/return"] == [(250, -20.0), (600, -19.0)]
+    normalized = [human_normalized("pong", score) for score in (-20.0, -19.0)]
+    assert [value for _, value in points["game/pong", "task/human_normalized"]] == pytest.approx(normalized)
+    for name, value in (("path_length", 2.0), ("path_energy", 4.0), ("term_cosine", -0.5)):
+        assert points["game/pong", f"task/{name}"] == [(step, value) for step in (300, 600, 620, 640)]
+    assert points["game/freeway", "task/path_length"] == [(50, 2.0), (120, 2.0)]
+    assert points["game/freeway", "task/return"] == [(120, 3.0)]
+
+
+@pytest.mark.parametrize("torn_bytes", [0, 1, 5, 300, 10**9])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_resumed_curves_are_those_of_an_undisturbed_run(tmp_path: Path, torn_bytes: int, at_once: bool) -> None:
+    updates = ledger(8)
+    write(tmp_path / "undisturbed", updates).close()
+    abandoned = write(tmp_path / "resumed", updates[:5])
+    for path in newest_files(tmp_path / "resumed"):
+        path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - torn_bytes)])
+    before = {path: path.read_bytes() for path in newest_files(tmp_path / "resumed")}
+
+    board = TensorBoard(tmp_path / "resumed")
+    for lines in [merge(updates)] if at_once else [merge(updates[:5]), [], *updates[5:]]:
+        board.record(lines, summary(20))
+    board.close()
+
+    assert curves(tmp_path / "resumed") == curves(tmp_path / "undisturbed")
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert board.failures == abandoned.failures == 0
+
+
+def test_resuming_twice_writes_nothing_new(tmp_path: Path) -> None:
+    updates = ledger(3)
+    write(tmp_path, updates).close()
+    files = {path: path.stat().st_size for path in tmp_path.rglob("events.*")}
+    for _ in range(2):
+        board = TensorBoard(tmp_path)
+        board.record(merge(updates), summary(2))
+        board.close()
+    assert {path: path.stat().st_size for path in tmp_path.rglob("events.*")} == files
+
+
+def test_operations_are_kept_once_a_second_and_further_apart_in_long_runs(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path)
+    for seconds in (0.0, 0.5, 1.2, 1.9, 2.0, 50_000.0, 50_049.9, 50_050.0):
+        board.record([], summary(seconds, restarts=int(seconds)))
+    board.close()
+    resumed = TensorBoard(tmp_path)
+    for seconds in (10.0, 60_000.0):  # the clock of a resumed run may lag behind what was last written
+        resumed.record([], summary(seconds, restarts=int(seconds), refused={"late": 1}))
+    resumed.close()
+    points = shown(tmp_path)
+    kept = [0, 1, 2, 50_000, 50_050, 60_000]
+    assert points["server", "ops/restarts"] == [(second, float(second)) for second in kept]
+    assert points["server", "ops/refused/late"] == [(60_000, 1.0)]
+    assert points["server", "ops/refused/stale"][-1] == (50_050, 5.0)
+    assert points["server", "ops/leases_lost"][0] == (0, 4.0)
+
+
+def test_text_is_written_once(tmp_path: Path) -> None:
+    for text in ("seed: 1", "seed: 2"):
+        board = TensorBoard(tmp_path)
+        board.text("config", text)
+        board.text("manifest", "{}")
+        board.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "server"))
+    events.Reload()
+    assert set(events.Tags()["tensors"]) == {"config/text_summary", "manifest/text_summary"}
+    (config,) = events.Tensors("config/text_summary")
+    assert (config.step, config.tensor_proto.string_val[0]) == (0, b"seed: 1")
+
+
+def test_an_error_is_counted_logged_once_and_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    updates = ledger(6)
+    write(tmp_path / "undisturbed", updates).close()
+    clock = Clock()
+    board = write(tmp_path / "full", updates[:2], clock=clock)
+    calls = []
+
+    def refuse(self: FileWriter, *arguments: Any) -> None:
+        calls.append(arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(FileWriter, "add_summary", refuse)
+        board.record(updates[2], summary(3))
+        board.record(updates[3], summary(4))  # too early for another attempt
+        assert (board.failures, len(calls)) == (1, 1)
+        clock.now += RETRY_SECONDS
+        board.text("config", "seed: 1")
+        assert (board.failures, len(calls)) == (2, 2)
+        board.flush()
+        assert (board.failures, len(calls)) == (3, 3)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "No space left" in caplog.text
+
+    board.record(updates[4], summary(5))  # too early again
+    clock.now += RETRY_SECONDS
+    board.record(updates[5], summary(6))
+    assert board.failures == 3
+    assert curves(tmp_path / "full") == curves(tmp_path / "undisturbed")
+    board.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+@pytest.mark.parametrize("room", [0, 100, 1000, 3000])
+def test_a_full_disk_tears_a_record_and_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    updates = ledger(5)
+    write(tmp_path / "undisturbed", updates).close()
+    board = TensorBoard(tmp_path / "full")
+    left = room
+    append = LocalFileSystem._write
+
+    def fill(self: LocalFileSystem, filename: str, content: bytes, mode: str) -> None:
+        nonlocal left
+        append(self, filename, content[:left], mode)
+        left -= len(content)
+        if left < 0:
+            left = 0
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "_write", fill)
+        for lines in updates[:4]:
+            board.record(lines, summary())
+    assert board.failures == 1
+    assert curves(tmp_path / "full") != curves(tmp_path / "undisturbed")
+    board.record(updates[4], summary())
+    board.close()
+    assert board.failures == 1
+    assert curves(tmp_path / "full") == curves(tmp_path / "undisturbed")
+
+
+def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file is in the way")
+    board = write(tmp_path, ledger(2))
+    board.text("config", "seed: 1")
+    board.close()
+    assert board.failures == 2  # the first attempt, and the one that close makes
+
+
+# The live table --------------------------------------------------------------------------------------------------
+
+
+def test_the_table_shows_state_totals_alerts_and_workers() -> None:
+    workers = [
+        {"name": name, "state": state, "pid": None, "memory_bytes": None}
+        for name, state in (("w0", "running"), ("w1", "running"), ("w2", "restarting"))
+    ]
+    leases = [
+        lease("w0", "up_n_down"),
+        lease("w9", "pong", curve=[], steps=0, seconds=0.0),  # its worker is gone, and the lease not yet taken back
+    ]
+    alerts = ["first [red]", "second [/]", "third", "fourth"]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(summary(workers=workers, leases=leases, alerts=alerts, quarantined=["pitfall"])))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    rows = [row.split() for row in text.splitlines()]
+    assert rows[-4:] == [
+        ["w0", "up_n_down", "75%", "1,500", "540.0", "4", "s"],
+        ["w1", "waiting"],
+        ["w2", "restarting"],
+        ["w9", "pong", "0%", "4", "s"],
+    ]
+    assert text.startswith("running  preset quick, mode buffered, updated 20")
+    for part in (
+        "meta-updates 3/10 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03",
+        "contributions: 9 applied, 2 waiting, 11 refused (6 manifest, 5 stale) | workers 2/3, restarts 7",
+        "pitfall",
+        "! second [/]",
+        "! third",
+        "! fourth",
+    ):
+        assert part in text, part
+    assert "first" not in text
+
+
+@pytest.mark.parametrize("state", ["starting", "stopping", "done", "interrupted", "failed", "died"])
+def test_the_table_shows_a_run_that_has_just_begun_or_is_over(state: str) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(summary(state=state, eta_seconds=None, refused={})))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.startswith(f"{state}  ")
+    assert "ETA unknown" in text
+    assert "0 refused |" in text
+
+
+def test_a_terminal_gets_a_table_that_is_redrawn() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, force_interactive=True)
+    with LiveTable(console) as table:
+        table.show(summary(leases=[lease("w0", "pong")]))
+        table.show(summary(leases=[lease("w0", "freeway")]))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    first, second = text.index("pong"), text.index("freeway")
+    assert "\x1b[1A" in text[first:second]  # the cursor went back up
+    assert "\x1b[?25h" in text[second:]  # and is visible again
+    assert "\x1b[" not in text[text.rindex("4 s") : text.index("\x1b[?25h")].strip("4 s\n")
+
+
+def test_a_file_gets_lines_now_and_then() -> None:
+    clock, out = Clock(), io.StringIO()
+    with LiveTable(Console(file=out, width=40), seconds=10.0, clock=clock) as table:
+
+        def lines(seconds: float, **values: Any) -> list[str]:
+            out.seek(0)
+            out.truncate()
+            clock.now += seconds
+            table.show(summary(**values))
+            return out.getvalue().splitlines()
+
+        (line,) = lines(0)
+        assert line.startswith("meta-updates 3/10 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03 | ")
+        assert "\x1b" not in line
+        assert lines(9.9) == []
+        assert len(lines(0.1)) == 1
+        assert lines(9.9, meta_updates=3) == []
+        assert [text[:17] for text in lines(0, meta_updates=4)] == ["meta-updates 4/10"]
+        assert lines(9.9, meta_updates=4, alerts=["one", "two"]) == []
+        assert lines(0.1, meta_updates=4, alerts=["one", "two"])[1:] == ["  ! one", "  ! two"]
+        assert lines(10, meta_updates=4, alerts=["one", "two", "3", "4", "5", "6"])[1:] == ["  ! 4", "  ! 5", "  ! 6"]
+
+
+class _Gone(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_an_output_that_is_gone_is_ignored() -> None:
+    out = _Gone()
+    with pytest.raises(BrokenPipeError):
+        print("fails", file=out)
+    with contextlib.ExitStack() as stack:
+        table = stack.enter_context(LiveTable(Console(file=out)))
+        table.show(summary())
