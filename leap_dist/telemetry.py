@@ -97,7 +97,7 @@ class TensorBoard:
 
     def text(self, tag: str, text: str) -> None:
         """Adds Markdown to run `server`, where there is none of that tag yet."""
-        self._pending.append(_Event(SERVER, 0, list(summaries.text(tag, text).value)))  # type: ignore[no-untyped-call]
+        self._pending.append(_Event(SERVER, 0, list(summaries.text(tag, text).value)))
         self._write()
 
     def flush(self) -> None:

@@ -26,6 +26,7 @@ GAMMA = 0.9
 AGENT = AgentSettings(
     envs=2, unroll=5, learning_rate=1e-3, epsilon=1e-5, epsilon_form="outside", discount=GAMMA, reward_clip="none"
 )
+ALONE = replace(AGENT, envs=1)  # starting an environment takes a quarter of a second
 ATARI = AtariSettings(frames="gray4", max_episode_frames=100)  # truncates every 25 steps
 WORKER = WorkerSettings(device="cpu", precision="float32")
 
@@ -346,7 +347,7 @@ def test_bfloat16_and_float32_gradients_agree(monkeypatch):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_step_changes_what_the_learner_computes_for_the_same_observation(precision):
     """The autocast trap: a context that outlives an update keeps the old low-precision weights, and nothing learns."""
-    agent = replace(AGENT, learning_rate=1e-2)
+    agent = replace(ALONE, learning_rate=1e-2)
     with playing(agent=agent, worker=replace(WORKER, precision=precision)) as learner:
         observations = learner._observations.copy()
         computed: list[tuple[Tensor, ...]] = []
@@ -372,7 +373,7 @@ def test_a_step_changes_what_the_learner_computes_for_the_same_observation(preci
 
 
 def test_step_leaves_the_gradients_that_leap_holds_as_they_are():
-    with playing(agent=replace(AGENT, max_grad_norm=1e-6)) as learner:
+    with playing(agent=replace(ALONE, max_grad_norm=1e-6)) as learner:
         learner.backward()
         held = [p.grad for p in learner._model.parameters()]
         before, versions = [g.clone() for g in held], [g._version for g in held]
@@ -385,7 +386,7 @@ def test_step_leaves_the_gradients_that_leap_holds_as_they_are():
 
 
 def test_evaluate_is_the_loss_of_the_next_rollout_without_a_gradient():
-    with playing() as one, playing() as other:
+    with playing(agent=ALONE) as one, playing(agent=ALONE) as other:
         for learner in (one, other):
             learner.backward()
             learner.step()
@@ -466,7 +467,7 @@ def test_reward_clipping(kind, expected):
 
 
 def test_progress_reports_means_over_the_updates_since_the_last_report():
-    with playing(agent=replace(AGENT, learning_rate=1e-6)) as learner:
+    with playing(agent=replace(ALONE, learning_rate=1e-6)) as learner:
         assert learner.progress().means == {}
         for updates in (3, 2):
             losses = []
@@ -498,7 +499,7 @@ def test_the_learner_implements_the_protocol():
 
 @pytest.mark.parametrize(("frames", "channels"), [("gray4", 4), ("rgb1", 3), ("rgb4", 12)])
 def test_every_kind_of_observation_trains(frames, channels):
-    with playing("pong", settings=replace(ATARI, frames=frames)) as learner:
+    with playing("pong", agent=ALONE, settings=replace(ATARI, frames=frames)) as learner:
         assert learner.encoder.conv1.weight.shape[1] == channels
         start = parameters(learner)
         assert torch.isfinite(learner.backward())
@@ -508,15 +509,14 @@ def test_every_kind_of_observation_trains(frames, channels):
 
 
 def test_all_actions_may_be_offered():
-    with playing("pong", settings=replace(ATARI, full_actions=True)) as learner:
-        assert learner._model.policy.out_features == 18
-    with playing("pong") as learner:
-        assert learner._model.policy.out_features == 6
+    for full, expected in ((True, 18), (False, 6)):
+        with playing("pong", agent=ALONE, settings=replace(ATARI, full_actions=full)) as learner:
+            assert learner._model.policy.out_features == expected
 
 
 def test_an_encoder_of_another_size_is_refused():
     with pytest.raises(ValueError, match="encoder needs"):
-        A2C("pong", initial_vector(3, 0), seed=0, agent=AGENT, settings=ATARI, worker=WORKER)
+        A2C("pong", initial_vector(3, 0), seed=0, agent=ALONE, settings=ATARI, worker=WORKER)
 
 
 def test_devices(monkeypatch):

@@ -1,0 +1,190 @@
+"""The command line: what it refuses, in one line, with exit code 2, before Ray starts."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+import launch
+from leap_dist import driver, run_directory
+from leap_dist.checkpoint import RunLock
+from leap_dist.config import ConfigError, resolve
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch):
+    """Whatever these tests do, Ray must not start."""
+
+    def started(*_, **__):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(driver, "connect", started)
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line that a refusal prints."""
+    with pytest.raises(SystemExit) as caught:
+        launch.main(list(arguments))
+    output = capsys.readouterr()
+    assert caught.value.code == 2
+    assert output.out == ""
+    assert output.err.count("\n") == 1, output.err
+    return output.err.removeprefix("launch.py: error: ").rstrip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["--preset", "quik"], r"preset: no preset 'quik'; did you mean quick\?"),
+        (["--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
+        (["--games", "Pong"], r"games: no game 'Pong'; the nearest are pong.*"),
+        (["--games", "pong", "joust"], r"games: 'joust' is a two-player cartridge .*"),
+        (["--games", "combat"], r"games: 'combat' is a two-player cartridge .*"),
+        (["--games", "maze_craze"], r"games: 'maze_craze' is a two-player cartridge .*"),
+        (["--games", "warlords"], r"games: 'warlords' is a two-player cartridge .*"),
+        (["--mode", "asink"], r"mode: 'asink' is none of sync, buffered, async; did you mean async\?"),
+        (["--workers", "two"], r"workers: 'two' is not a whole number"),
+        (["--workers", "0"], r"workers: 0 is too small; the smallest valid value is 1"),
+        (["--seed", "-1"], r"seed: -1 is too small; the smallest valid value is 0"),
+        (["--agent.discount", "1.5"], r"agent.discount: 1.5 is too large; the largest valid value is 1"),
+        (["--agent.learning-rate", "nan"], r"agent.learning_rate: 'nan' is not a number"),
+        (["--meta.learning-rate", "0"], r"meta.learning_rate: 0 is too small; it must be greater than 0"),
+        (["--leap.stabilize", "perhaps"], r"leap.stabilize: 'perhaps' is neither true nor false"),
+        (["--task-steps", "10"], r"task_steps: 10 is less than two updates .* use at least 320"),
+        (["--agent.learning-rat", "1"], r"--agent.learning-rat: no such flag; did you mean --agent.learning-rate\?"),
+        (["--learning-rate", "1"], r"--learning-rate: no such flag; did you mean --(agent|meta).learning-rate\?"),
+        (["--worker.device", "cuda"], r"worker.device: cuda asked for, but there are 0 GPUs; use --worker.device cpu"),
+        (["--worker.gpus", "0.5"], r"worker.gpus: 0.5 asked for, but there are 0 GPUs; use --worker.device cpu"),
+        (["--resume"], r"resume: say which run with --run-dir"),
+        (["--workers"], r"argument --workers: expected one argument"),
+    ],
+)
+def test_bad_flags(capsys, monkeypatch, arguments, pattern):
+    monkeypatch.setattr(driver.torch.cuda, "device_count", lambda: 0)
+    line = refused(capsys, "train", *arguments)
+    assert re.fullmatch(pattern, line), line
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("modes: sync", r"modes: no such setting; did you mean mode\?"),
+        ("meta: {learning_rat: 1}", r"meta.learning_rat: no such setting; did you mean meta.learning_rate\?"),
+        ("workers: [1, 2]", r"workers: \[1, 2\] is not a whole number"),
+        ("games: 3", r"games: 3 is not a list of names"),
+        ("preset: nope", r"preset: no preset 'nope'.*"),
+        ("- a\n- b", r"config: .* holds list, not settings by name"),
+        ("a: [", r"config: cannot read .*"),
+    ],
+)
+def test_bad_config_files(capsys, tmp_path, text, pattern):
+    (tmp_path / "c.yaml").write_text(text)
+    line = refused(capsys, "train", "--config", str(tmp_path / "c.yaml"))
+    assert re.fullmatch(pattern, line), line
+
+
+def test_missing_config_file(capsys, tmp_path):
+    assert "cannot read" in refused(capsys, "train", "--config", str(tmp_path / "none.yaml"))
+
+
+def test_no_command_and_unknown_command(capsys):
+    assert "train | status | plot" in refused(capsys)
+    assert "invalid choice: 'trian'" in refused(capsys, "trian")
+
+
+def test_a_run_directory_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused(capsys, "train", "--preset", "smoke", "--run-dir", str(tmp_path / "file" / "run"))
+    assert re.fullmatch(r"run-dir: .*file/run cannot be written \(Not a directory\); choose another", line), line
+
+
+def test_a_file_system_that_takes_no_files(capsys):
+    line = refused(capsys, "train", "--preset", "smoke", "--run-dir", "/proc/leap/run")
+    assert "/proc/leap/run cannot be written" in line
+
+
+def test_a_directory_that_holds_a_run_already(capsys, tmp_path):
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    line = refused(capsys, "train", "--preset", "smoke", "--run-dir", str(tmp_path))
+    assert "already holds a run; add --resume" in line
+
+
+def test_a_directory_that_a_live_server_holds(capsys, tmp_path):
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    lock = RunLock(tmp_path)
+    line = refused(capsys, "train", "--resume", "--run-dir", str(tmp_path))
+    assert re.match(r"run-dir: .* is in use by a live server \(process \d+ on .+\); stop it or choose another", line)
+    lock.release()
+
+
+def test_resume_refuses_what_would_change_the_run(capsys, tmp_path):
+    assert "holds no run" in refused(capsys, "train", "--resume", "--run-dir", str(tmp_path))
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    line = refused(capsys, "train", "--resume", "--run-dir", str(tmp_path), "--seed", "5", "--games", "pong")
+    assert line.startswith("resume: these settings cannot change during a run: ")
+    assert "seed: 0 -> 5" in line
+    assert "games: ('pong', 'freeway') -> ('pong',)" in line
+    assert "keeps its preset" in refused(capsys, "train", "--resume", "--run-dir", str(tmp_path), "--preset", "quick")
+
+
+def test_resume_lets_length_and_placement_change(tmp_path):
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    config = run_directory.load_config(tmp_path, {"meta_updates": "50", "workers": "7", "worker.cpus": "0.5"})
+    assert (config.meta_updates, config.workers, config.worker.cpus) == (50, 7, 0.5)
+    assert config.task_steps == resolve("smoke").task_steps
+
+
+def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
+    (tmp_path / "c.yaml").write_text("preset: quick\nworkers: 5\nmeta: {batch_size: 7}\n")
+    parsed = launch._parser().parse_args(["train", "--config", str(tmp_path / "c.yaml"), "--workers", "9"])
+    config, run_dir = launch._resolve(parsed)
+    assert (config.preset, config.workers, config.meta.batch_size, config.task_steps) == ("quick", 9, 7, 12_000)
+    assert run_dir.name.startswith("quick-")
+    assert launch._resolve(launch._parser().parse_args(["train", "--games", "pong,qbert", "seed24"]))[0].games[:2] == (
+        "pong",
+        "qbert",
+    )
+
+
+def test_help_shows_every_setting(capsys):
+    with pytest.raises(SystemExit) as caught:
+        launch.main(["train", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--preset", "--mode {sync,buffered,async}", "--agent.learning-rate X", "--meta.batch-size N"):
+        assert flag in text
+    assert "exit codes" in text
+    assert "paper-5m" in text
+
+
+def test_status(capsys, tmp_path):
+    assert "no run was started there" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    assert "it has not reported yet" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    (tmp_path / "summary.json").write_text("[]")
+    assert "damaged" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    run_directory.write_summary(tmp_path, {"state": "running"})
+    assert launch.main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"state": "died"}, "running, but no server holds the directory"
+    lock = RunLock(tmp_path)
+    assert launch.main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"state": "running"}
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "there", "expected"),
+    [("cpu", 0, 4, 0), ("auto", 0, 0, 0), ("auto", 0, 1, 0.25), ("auto", 0, 8, 1), ("cuda", 0, 2, 0.5),
+     ("cuda", 0.125, 1, 0.125), ("auto", 1, 4, 1)],
+)  # fmt: skip
+def test_gpus_per_worker(device, asked, there, expected):
+    config = resolve("paper", {"workers": 4, "worker.device": device, "worker.gpus": asked})
+    assert driver.gpus_per_worker(config, there) == expected
+
+
+def test_too_few_gpus():
+    config = resolve("paper", {"worker.gpus": 2})
+    with pytest.raises(ConfigError, match=r"worker.gpus: 2 asked for, but there are 1 GPUs"):
+        driver.gpus_per_worker(config, 1)

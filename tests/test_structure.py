@@ -1,0 +1,81 @@
+"""The rules of docs/architecture.md: imports go downwards, and Ray stays in the driver."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in [ROOT / "launch.py", *ROOT.glob("leap_dist/**/*.py"), *ROOT.glob("envs/**/*.py")]
+}
+GROUND = (
+    "leap",
+    "models",
+    "optimizers",
+    "staleness",
+    "contribution",
+    "checkpoint",
+    "telemetry",
+    "live_table",
+    "report",
+)
+FLOORS = [
+    ["envs", "envs.games", "envs.atari", "leap_dist", "leap_dist.presets"],
+    ["leap_dist.config"],
+    [f"leap_dist.{name}" for name in GROUND] + ["leap_dist.stop_signal"],
+    ["leap_dist.aggregation", "leap_dist.meta_learners", "leap_dist.tasks", "leap_dist.leases", "leap_dist.learners"],
+    ["leap_dist.learners.a2c", "leap_dist.meta_state", "leap_dist.progress", "leap_dist.run_directory"],
+    ["leap_dist.server", "leap_dist.worker"],
+    ["leap_dist.driver"],
+    ["launch"],
+]
+"""From the ground up; a module may import from floors below its own, and on the ground floor of `envs` among itself."""
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def test_every_module_has_its_floor():
+    assert sorted(name for floor in FLOORS for name in floor) == sorted(MODULES)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_downwards_only(name):
+    floor = next(i for i, names in enumerate(FLOORS) if name in names)
+    below = {module for names in FLOORS[:floor] for module in names}
+    allowed = below | (set(FLOORS[0]) if floor == 0 else set())
+    found = imported(MODULES[name]) & set(MODULES)
+    assert found - allowed == set()
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_only_the_driver_imports_ray(name):
+    uses_ray = any(module.split(".")[0] == "ray" for module in imported(MODULES[name]))
+    assert uses_ray == (name == "leap_dist.driver")
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_module_reads_pickles(name):
+    assert not imported(MODULES[name]) & {"pickle", "torch.load", "joblib", "shelve", "dill"}
+    assert "torch.load(" not in MODULES[name].read_text()
+    assert "allow_pickle" not in MODULES[name].read_text()
+
+
+def test_nothing_is_imported_in_a_circle():
+    graph = {name: imported(path) & set(MODULES) - {name} for name, path in MODULES.items()}
+    done: set[str] = set()
+    while ready := [name for name in graph if name not in done and graph[name] <= done | {"leap_dist", "envs"}]:
+        done.update(ready)
+    assert done == set(graph)
