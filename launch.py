@@ -8,6 +8,7 @@ python launch.py status --run-dir runs/demo         what a run is doing, or has 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import shlex
@@ -158,7 +159,7 @@ def _resolve(parsed: argparse.Namespace) -> tuple[Config, Path]:
 
 def _train(parsed: argparse.Namespace) -> int:
     config, run_dir = _resolve(parsed)
-    from leap_dist import driver, telemetry  # slow to import, and no other command needs Ray
+    from leap_dist import driver, live_table, telemetry  # slow to import, and no other command needs Ray
 
     driver.check_hardware(config)
     run_directory.prepare(run_dir, config)
@@ -167,11 +168,12 @@ def _train(parsed: argparse.Namespace) -> int:
     board = telemetry.TensorBoard(run_dir)
     board.text("config", f"```yaml\n{configuration.to_yaml(config)}```")
     board.text("manifest", f"```json\n{(run_dir / 'manifest.json').read_text()}\n```")
-    with telemetry.LiveTable() as table:
+    with live_table.LiveTable() as table:
 
         def record(lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
             board.record(lines, summary)
-            run_directory.write_summary(run_dir, summary)
+            with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
+                run_directory.write_summary(run_dir, summary)
             table.show(summary)
 
         try:
@@ -184,7 +186,10 @@ def _train(parsed: argparse.Namespace) -> int:
 
 def _conclude(run_dir: Path, outcome: str) -> None:
     """Draws the picture, and says what there is and how to look at it."""
-    picture = _draw(run_dir, run_dir / "progress.png")
+    try:
+        picture = str(_draw(run_dir, run_dir / "progress.png"))
+    except OSError as error:
+        picture = f"could not be written: {error}"
     summary = run_directory.read_summary(run_dir)
     tensorboard = Path(sys.executable).with_name("tensorboard")
     shown = tensorboard.relative_to(Path.cwd()) if tensorboard.is_relative_to(Path.cwd()) else tensorboard
@@ -218,9 +223,9 @@ def _status(parsed: argparse.Namespace) -> int:
     else:
         from rich.console import Console
 
-        from leap_dist import telemetry
+        from leap_dist import live_table
 
-        Console().print(telemetry.render(summary))
+        Console().print(live_table.render(summary))
     return DONE
 
 

@@ -63,10 +63,11 @@ def sync_directory(path: Path) -> None:
 
 
 def pack(tensors: dict[str, np.ndarray], header: dict[str, Any]) -> bytes:
-    """A safetensors file whose metadata holds `header` and a checksum over both."""
+    """A safetensors file with `header` and a checksum over both in its metadata. The same input, the same bytes."""
     text = json.dumps(header, sort_keys=True)
-    metadata = {"format": str(FORMAT), "header": text, "sha256": _digest(tensors, text)}
-    return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata)
+    # One entry only: safetensors writes several in an order that changes from one process to the next.
+    entry = json.dumps({"format": FORMAT, "header": text, "sha256": _digest(tensors, text)}, sort_keys=True)
+    return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {"leap_dist": entry})
 
 
 def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -74,14 +75,14 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
     try:
         tensors = load(data)
         length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-        if int(metadata["format"]) > FORMAT:
+        entry = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["leap_dist"])
+        if int(entry["format"]) > FORMAT:
             raise CorruptFile(
-                f"{name} has format {metadata['format']}, this version reads up to {FORMAT}; update leap-dist"
+                f"{name} has format {entry['format']}, this version reads up to {FORMAT}; update leap-dist"
             )
-        if metadata["sha256"] != _digest(tensors, metadata["header"]):
+        if entry["sha256"] != _digest(tensors, entry["header"]):
             raise CorruptFile(f"{name} is damaged: its checksum does not match")
-        header = json.loads(metadata["header"])
+        header = json.loads(entry["header"])
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CorruptFile(f"{name} is not a file of ours, or damaged: {error}") from None
     return tensors, header

@@ -74,9 +74,9 @@ class ServerActor:
         lease = self._server.lease(worker, incarnation)
         return lease if isinstance(lease, Idle) else (lease, self._snapshot())
 
-    def renew(self, lease_id: str, incarnation: str) -> Ack:
+    def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
         """See MetaServer."""
-        return self._heed_stop(self._server.renew(lease_id, incarnation))
+        return self._heed_stop(self._server.renew(lease_id, incarnation, steps))
 
     def push(self, contribution: Contribution) -> Ack:
         """See MetaServer."""
@@ -129,9 +129,9 @@ class _ServerClient:
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
 
-    def renew(self, lease_id: str, incarnation: str) -> Ack:
+    def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
         """Extends the lease."""
-        ack: Ack = self.call("renew", lease_id, incarnation)
+        ack: Ack = self.call("renew", lease_id, incarnation, steps)
         return ack
 
     def push(self, contribution: Contribution) -> Ack:

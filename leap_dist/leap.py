@@ -129,7 +129,7 @@ class PullForward:
             norms = torch.stack([torch.linalg.vector_norm(s) for s in step])
             squared = norms.double().square().sum() + self._loss_weight * loss_change.square()  # n_i²
             norm = squared.sqrt()
-            weight = 1.0 if self._metric == "energy" else 1.0 / norm.clamp_min(_SMALLEST_NORM)
+            weight = norm.clamp_min(_SMALLEST_NORM).reciprocal() if self._metric == "length" else torch.ones_like(norm)
             pull = self._loss_weight * weight * (loss_change.abs() if self._stabilize else -loss_change)
             for total, gradient in zip(self._loss_term, self._gradients, strict=True):
                 total.addcmul_(gradient, pull.to(total.dtype))

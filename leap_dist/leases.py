@@ -20,7 +20,9 @@ class OpenLease:
     """A lease that a worker holds, and the newest contribution to it."""
 
     lease: Lease
+    granted: float
     renewed: float
+    steps: int = 0
     seq: int = 0
     newest: Contribution | None = None
 
@@ -47,7 +49,7 @@ class LeaseBook:
         """Records and opens a lease. Raises OSError, and then there is none."""
         lease = Lease(f"{task.index:06d}-{uuid.uuid4().hex[:8]}", task, worker, incarnation, version, seconds)
         self._journal.open_lease(lease.id, {"session": self._session, **asdict(lease)})
-        self._open[lease.id] = OpenLease(lease, self._clock())
+        self._open[lease.id] = OpenLease(lease, granted=self._clock(), renewed=self._clock())
         return lease
 
     def get(self, lease_id: str) -> OpenLease | None:
@@ -103,7 +105,7 @@ class LeaseBook:
             lease = Lease.of(header)
             highest = max(highest, lease.task.index + 1)
             if session == self._session and lease.task.index not in done and lease.id not in self._closed:
-                self._open[lease.id] = OpenLease(lease, self._clock())
+                self._open[lease.id] = OpenLease(lease, granted=self._clock(), renewed=self._clock())
                 opened.add(lease.task.index)
             else:
                 self._journal.close_lease(lease.id)
@@ -119,9 +121,9 @@ def describe(held: OpenLease, now: float) -> dict[str, Any]:
         "game": held.lease.task.game,
         "visit": held.lease.task.visit,
         "version": held.lease.version,
-        "steps": newest.steps if newest else 0,
+        "steps": held.steps,
         "steps_wanted": held.lease.task.steps,
-        "seconds": newest.seconds if newest else 0.0,
+        "seconds": held.renewed - held.granted,
         "length": newest.path.length if newest else 0.0,
         "curve": [asdict(point) for point in newest.curve] if newest else [],
         "silent_seconds": now - held.renewed,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from envs.games import reference_scores
 
@@ -97,6 +97,8 @@ def _draw_lengths(axes: Axes, tasks: dict[str, list[_Task]], last: int) -> None:
     axes.set_title("length of the gradient paths", fontsize=10)
     _label(axes, "path length (log scale)", last, ticks=10)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter())  # which labels these only where the axis spans less than a decade
     # A diverged task has no length, and a logarithmic axis has no place for 0.
     drawn = {
         game: [(task.version, task.length) for task in of_game if 0 < task.length < math.inf]

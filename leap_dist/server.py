@@ -100,12 +100,12 @@ class MetaServer:
         """(version, φ): published together, never apart. The vector is a copy."""
         return self.version, self._state.vector
 
-    def renew(self, lease_id: str, incarnation: str) -> Ack:
-        """Extends a lease. `proceed` is False where that incarnation holds it no longer."""
+    def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
+        """Extends a lease, `steps` agent steps into its task. `proceed` is False where it is no longer held."""
         held = self._leases.get(lease_id)
         if held is None or held.lease.incarnation != incarnation:
             return self._ack(False, reason=self._leases.outcome(lease_id), proceed=False)
-        self._leases.extend(held)
+        self._extend(held, steps)
         return self._ack(True)
 
     def push(self, contribution: Contribution) -> Ack:
@@ -225,11 +225,15 @@ class MetaServer:
         return self._ack(True, durable=True, proceed=False)
 
     def _note_progress(self, held: OpenLease, contribution: Contribution) -> None:
-        self._counts["steps"] += contribution.steps - (held.newest.steps if held.newest else 0)
+        self._extend(held, contribution.steps)
         held.seq = contribution.seq
         # Only a server that lets prefixes count needs their vectors; all others stay small, whatever is open.
         needed = contribution.vector if self._config.server.on_lost == "keep" else contribution.vector[:0]
         held.newest = replace(contribution, vector=needed.copy())
+
+    def _extend(self, held: OpenLease, steps: int) -> None:
+        self._counts["steps"] += max(0, steps - held.steps)
+        held.steps = max(held.steps, steps)
         self._leases.extend(held)
 
     def _answer_closed(self, contribution: Contribution) -> Ack:

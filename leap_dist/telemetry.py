@@ -1,10 +1,9 @@
-"""What a person watches during a run: TensorBoard curves and a live table in the terminal.
+"""TensorBoard curves, a projection of the ledger.
 
-The curves are a projection of the ledger. Every tag is written at most once per step, at strictly increasing steps: the
-last step of each tag is read back from the event files that exist, and a point that is not beyond it is skipped. So
-after a crash the driver calls `record` with the whole ledger from its first line, and curves are neither lost nor
-doubled. `purge_step` is not used for this: run `server` holds several axes (versions, agent steps, seconds), and a
-purge would cut them all at one number.
+Every tag is written at most once per step, at strictly increasing steps: the last step of each tag is read back from
+the event files that exist, and a point that is not beyond it is skipped. So after a crash the driver calls `record`
+with the whole ledger from its first line, and curves are neither lost nor doubled. `purge_step` is not used for this:
+run `server` holds several axes (versions, agent steps, seconds), and a purge would cut them all at one number.
 
     run          tags                    step
     server       meta/*                  version, that is, meta-updates made
@@ -24,15 +23,9 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat import tf
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -48,7 +41,6 @@ _ERRORS = (OSError, tf.errors.OpError)  # of the disk, as Python and as TensorBo
 RETRY_SECONDS = 60.0  # between two attempts to write after one failed
 _CURVE_MEANS = ("entropy", "value_loss", "policy_loss", "loss")
 _OPS = ("steps_per_second", "workers_alive", "restarts", "duplicates", "partials", "leases_lost", "checkpoint_age")
-_STYLES = {"running": "green", "done": "bold green", "interrupted": "yellow", "failed": "bold red", "died": "bold red"}
 
 
 class _Event(NamedTuple):
@@ -236,123 +228,3 @@ def _curve_values(game: str, point: dict[str, Any]) -> dict[str, float]:
         if (normalized := human_normalized(game, point["score"])) is not None:
             values["human_normalized"] = normalized
     return values
-
-
-class LiveTable:
-    """Shows progress on standard output: a table that is redrawn on a terminal, plain lines elsewhere.
-
-    Args:
-        console: where to write.
-        seconds: not on a terminal, the time between two lines while no meta-update is made.
-        clock: monotonic seconds.
-    """
-
-    def __init__(
-        self,
-        console: Console | None = None,
-        *,
-        seconds: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._console = console or Console()
-        self._seconds = seconds
-        self._clock = clock
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_interactive else None
-        self._due = -math.inf
-        self._meta_updates: int | None = None
-        self._alerts: list[str] = []
-
-    def __enter__(self) -> LiveTable:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def show(self, summary: dict[str, Any]) -> None:
-        """Shows the driver's summary. An output that is gone, or full, is ignored: training goes on without it."""
-        with contextlib.suppress(OSError):
-            if self._live is not None:
-                self._live.update(render(summary), refresh=True)
-            elif self._clock() >= self._due or summary["meta_updates"] != self._meta_updates:
-                self._due = self._clock() + self._seconds
-                self._meta_updates = summary["meta_updates"]
-                self._print(summary)
-
-    def _print(self, summary: dict[str, Any]) -> None:
-        # Not with rich, which ends the process where the reader of a pipe is gone.
-        new = [alert for alert in summary["alerts"] if alert not in self._alerts]
-        self._alerts = summary["alerts"]
-        for text in (f"{_progress(summary)} | {_health(summary)}", *(f"  ! {alert}" for alert in new[-3:])):
-            print(text, file=self._console.file, flush=True)
-
-
-def render(summary: dict[str, Any]) -> Group:
-    """The run's state, totals, latest alerts, and a row for every worker.
-
-    The workers come last: where there are more than the terminal has lines, rich cuts off the end.
-    """
-    state = Text.assemble(
-        (summary["state"], _STYLES.get(summary["state"], "bold")),
-        f"  preset {summary['preset']}, mode {summary['mode']}, updated ",
-        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["updated"])),
-    )
-    parts: list[RenderableType] = [state, Text(_progress(summary)), Text(_health(summary))]
-    if summary["quarantined"]:
-        parts.append(Text("quarantined after repeated failures: " + ", ".join(summary["quarantined"]), style="red"))
-    parts += [Text(f"! {alert}", style="yellow") for alert in summary["alerts"][-3:]]
-    return Group(*parts, _worker_table(summary))
-
-
-def _progress(summary: dict[str, Any]) -> str:
-    left = summary["eta_seconds"]
-    return (
-        f"meta-updates {summary['meta_updates']}/{summary['meta_updates_wanted']}"
-        f" | agent steps {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
-        f" | elapsed {_duration(summary['wall_seconds'])}, ETA {_duration(left) if left is not None else 'unknown'}"
-    )
-
-
-def _health(summary: dict[str, Any]) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary["refused"].items()))
-    return (
-        f"contributions: {summary['contributions_applied']} applied, {summary['contributions_waiting']} waiting, "
-        f"{sum(summary['refused'].values())} refused{f' ({reasons})' if reasons else ''}"
-        f" | workers {summary['workers_alive']}/{summary['workers_wanted']}, restarts {summary['restarts']}"
-    )
-
-
-def _worker_table(summary: dict[str, Any]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column("worker")
-    table.add_column("game")
-    for name in ("task done", "steps/s", "last return", "silent"):
-        table.add_column(name, justify="right", no_wrap=True)
-    leases = {lease["worker"]: lease for lease in summary["leases"]}
-    states = {worker["name"]: worker["state"] for worker in summary["workers"]}
-    for name in [*states, *(worker for worker in leases if worker not in states)]:
-        if name in leases:
-            table.add_row(name, *_lease_cells(leases[name]))
-        else:
-            state = states[name]
-            table.add_row(name, Text("waiting" if state == "running" else state, style="dim"))
-    return table
-
-
-def _lease_cells(lease: dict[str, Any]) -> tuple[str, ...]:
-    scores = [point["score"] for point in lease["curve"] if point["score"] is not None]
-    return (
-        lease["game"],
-        f"{lease['steps'] / lease['steps_wanted']:.0%}",
-        f"{lease['steps'] / lease['seconds']:,.0f}" if lease["seconds"] else "",
-        f"{scores[-1]:,.1f}" if scores else "",
-        f"{lease['silent_seconds']:.0f} s",
-    )
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=max(0, round(seconds))))

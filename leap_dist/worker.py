@@ -19,7 +19,7 @@ from leap_dist.models import Manifest
 class Server(Protocol):
     """The part of the server that a running task talks to."""
 
-    def renew(self, lease_id: str, incarnation: str) -> Ack:
+    def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
         """Extends the lease."""
 
     def push(self, contribution: Contribution) -> Ack:
@@ -67,7 +67,7 @@ def _train(learner: Learner, lease: Lease, config: Config, server: Server, clock
         if steps // config.worker.push_interval > (steps - learner.steps_per_update) // config.worker.push_interval:
             ack = server.push(reporter.contribution(update, steps))
         elif clock() - renewed > config.worker.heartbeat_seconds:
-            ack = server.renew(lease.id, lease.incarnation)
+            ack = server.renew(lease.id, lease.incarnation, steps)
         if ack is not None:
             renewed = clock()
             if not ack.proceed:

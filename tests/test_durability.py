@@ -151,7 +151,7 @@ def test_leases_survive_a_restart_of_the_server_but_not_of_the_run(tmp_path):
     server.close()
 
     restarted = serve(tmp_path, run, session="first")
-    assert restarted.renew(kept.id, "i0").proceed
+    assert restarted.renew(kept.id, "i0", 0).proceed
     assert restarted.push(contribution(done, INITIAL, seq=2)).reason == "duplicate"
     next_one = grant(restarted, "w2")
     assert next_one.task.index == 2

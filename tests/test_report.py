@@ -108,6 +108,15 @@ def test_curves_show_means_of_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None
     assert curve(lengths, colour="black") == ([1, 3], [5.0, 7.0])
 
 
+@pytest.mark.parametrize("updates", [1, 2, 7, 1000])
+def test_meta_updates_are_counted_in_whole_numbers(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
+    figure = figure_of([line("pong", version) for version in (1, updates)], monkeypatch)
+    for axes in figure.axes:
+        ticks = [tick for tick in axes.get_xticks() if 0.5 <= tick <= updates + 0.5]
+        assert 1 <= len(ticks) <= 12
+        assert all(tick == int(tick) for tick in ticks)
+
+
 def test_random_play_is_drawn_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     figure = figure_of([line("pong", 1), line("air_raid", 1)], monkeypatch)
     dashed = {
@@ -139,6 +148,15 @@ def test_an_empty_ledger_gives_a_picture_that_says_so(tmp_path: Path, monkeypatc
 def test_a_title_is_text_and_no_formula(tmp_path: Path) -> None:
     progress_picture([], tmp_path / "run.png", r"runs/$\nonsense$")
     assert coloured(tmp_path / "run.png")[1] == 0
+
+
+def test_whoever_reads_the_old_picture_still_does(tmp_path: Path) -> None:
+    path = tmp_path / "run.png"
+    path.write_bytes(b"the old one")
+    with path.open("rb") as reader:
+        progress_picture([], path, "a run")
+        assert reader.read() == b"the old one"
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,13 +201,25 @@ def test_a_bad_contribution_is_refused_by_name_and_counts_nowhere(tmp_path, reas
     assert not list((tmp_path / "journal").glob("contribution-*"))
 
 
+def test_a_renewal_reports_progress(tmp_path):
+    clock = Clock()
+    server = serve(tmp_path, config(), clock=clock)
+    lease = grant(server)
+    clock.now += 5
+    server.renew(lease.id, "i0", 60)
+    (shown,) = server.status()["leases"]
+    assert (shown["steps"], shown["seconds"], server.status()["agent_steps"]) == (60, 5.0, 60)
+    server.push(contribution(lease, INITIAL, seq=1, final=False))
+    assert server.status()["agent_steps"] == 100, "steps are counted once"
+
+
 def test_a_lease_not_renewed_expires_and_its_worker_is_fenced(tmp_path):
     clock = Clock()
     settings = config(server__lease_seconds=30)
     server = serve(tmp_path, settings, clock=clock)
     lease = grant(server, "w0")
     clock.now += 29
-    assert server.renew(lease.id, "i0").proceed
+    assert server.renew(lease.id, "i0", 0).proceed
     clock.now += 29
     server.tick()
     assert server.push(contribution(lease, INITIAL, seq=1, final=False)).proceed
@@ -215,7 +227,7 @@ def test_a_lease_not_renewed_expires_and_its_worker_is_fenced(tmp_path):
     server.tick()
     late = server.push(contribution(lease, INITIAL, seq=2))
     assert (late.accepted, late.proceed, late.reason) == (False, False, "expired")
-    assert server.renew(lease.id, "i0").reason == "expired"
+    assert server.renew(lease.id, "i0", 0).reason == "expired"
     again = grant(server, "w1")
     assert again.task == lease.task
     assert again.id != lease.id
@@ -227,8 +239,8 @@ def test_a_worker_that_asks_again_loses_what_it_held(tmp_path):
     second = grant(server, "w0", "new")
     assert second.task == first.task
     assert server.push(contribution(first, INITIAL)).reason == "superseded"
-    assert not server.renew(first.id, "old").proceed
-    assert not server.renew(second.id, "old").proceed
+    assert not server.renew(first.id, "old", 0).proceed
+    assert not server.renew(second.id, "old", 0).proceed
     assert server.push(contribution(second, INITIAL)).durable
 
 

@@ -19,7 +19,8 @@ from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from torch.utils.tensorboard import FileWriter
 
 from envs.games import human_normalized
-from leap_dist.telemetry import RETRY_SECONDS, LiveTable, TensorBoard, render
+from leap_dist.live_table import LiveTable, render
+from leap_dist.telemetry import RETRY_SECONDS, TensorBoard
 
 META = {
     *("loss", "score_human_normalized", "update_norm", "gradient_norm", "path_length", "path_energy", "loss_term_norm"),
@@ -194,7 +195,15 @@ def test_all_promised_tags_are_finite_and_rise(tmp_path: Path) -> None:
 
 def test_values_of_a_meta_update(tmp_path: Path) -> None:
     tasks = [
-        line("pong", 1, [point(100, -20.0, 1.0), point(300, None, 2.0)], norm=1.0, staleness=2, weight=0.5, clip=0.25),
+        line(
+            "pong",
+            1,
+            [point(100, -21.0, 1.0), point(200, -20.0, 1.0), point(300, None, 2.0)],
+            norm=1.0,
+            staleness=2,
+            weight=0.5,
+            clip=0.25,
+        ),
         line("freeway", 1, [point(300, 8.0, 6.0)], norm=4.0),
         line("air_raid", 1, [point(300, 100.0, 1.0)], norm=1.0),
         line("pong", 1, [], norm=6.0),  # its only curve point was never reported
@@ -336,6 +345,7 @@ def test_an_error_is_counted_logged_once_and_made_good(
     board.record(updates[5], summary(6))
     assert board.failures == 3
     assert curves(tmp_path / "full") == curves(tmp_path / "undisturbed")
+    assert not board._pending  # a week of curves would not fit into memory
     board.close()
 
 

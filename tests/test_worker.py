@@ -58,7 +58,7 @@ class Server:
         self.received.append(contribution)
         return self.answer(durable=contribution.final)
 
-    def renew(self, lease_id, incarnation):
+    def renew(self, lease_id, incarnation, steps):
         self.tape.append("renew")
         return self.answer()
 

@@ -112,7 +112,7 @@ class A2C:
     def backward(self) -> Tensor:
         """Plays one unroll and leaves the gradient of its loss, a mean over T × N steps. Returns the loss, ()."""
         loss, parts = self._rollout_loss()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._parts += parts
         self._updates += 1
         return loss.detach()

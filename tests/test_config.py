@@ -1,0 +1,556 @@
+"""The configuration: presets, what is refused and in which words, YAML there and back, what a resume may change."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from envs.games import SETS, available
+from leap_dist.config import Config, ConfigError, fields, incompatibilities, read_yaml, resolve, to_yaml
+from leap_dist.presets import PRESET_HELP, PRESETS
+
+FIELDS = {name: (field, kind) for name, field, kind in fields()}
+
+
+def look_up(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def write(path: Path, config: Config) -> Path:
+    path.write_bytes(to_yaml(config).encode())
+    return path
+
+
+def read_back(path: Path) -> Config:
+    loaded = read_yaml(path)
+    return resolve(loaded["preset"], loaded)
+
+
+def one_line(error: ConfigError) -> str:
+    """The message, which the command line prints as it is."""
+    message = str(error)
+    assert len(message.splitlines()) == 1, f"more than one line: {message!r}"
+    return message
+
+
+def refusal(preset: str, *overrides: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        resolve(preset, *overrides)
+    return one_line(caught.value)
+
+
+# --- presets -------------------------------------------------------------------------------------------------------
+
+APPENDIX_E = {
+    "agent.envs": 32,  # "a batch size of 32"
+    "agent.unroll": 5,
+    "agent.learning_rate": 1e-4,
+    "agent.epsilon": 1e-4,
+    "agent.epsilon_form": "inside",
+    "agent.decay": 0.99,
+    "agent.entropy_cost": 0.01,
+    "agent.reward_clip": "bound",  # "clip the absolute value of the rewards to maximum 5.0"
+    "agent.discount": 0.99,
+    "atari.frames": "rgb1",  # "84 × 84 × 3 RGB images"
+    "task_steps": 1_000_000,  # section 4.3
+    "leap.metric": "energy",
+    "leap.loss_weight": 1.0,
+    "leap.stabilize": True,
+    # The paper is silent: the camera-ready's, or the field's usual values (notes, sections 1 and 2).
+    "meta.batch_size": 16,
+    "meta_updates": 100,
+    "meta.optimizer": "adam",
+    "meta.learning_rate": 1e-3,
+    "agent.value_cost": 0.5,
+    "agent.max_grad_norm": 0.5,
+    "atari.frame_skip": 4,
+    "atari.noop_max": 30,
+    "atari.fire_on_reset": True,
+    "atari.sticky_actions": 0.0,
+    "atari.life_loss": True,
+    "games": SETS["seed24"],
+}
+
+FAST = {
+    **APPENDIX_E,
+    "agent.envs": 16,
+    "agent.learning_rate": 7e-4,
+    "agent.epsilon": 1e-5,
+    "agent.epsilon_form": "outside",
+    "agent.value_cost": 0.25,
+    "agent.reward_clip": "sign",
+    "atari.frames": "gray4",
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "values"),
+    [("paper", APPENDIX_E), ("paper-5m", {**APPENDIX_E, "task_steps": 5_000_000}), ("fast", FAST)],
+)
+def test_presets_hold_the_published_values(preset, values):
+    config = resolve(preset)
+    assert {name: look_up(config, name) for name in values} == values
+    assert config.preset == preset
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_resolves_and_is_described(preset):
+    config = resolve(preset)
+    assert config.preset == preset
+    for name, value in PRESETS[preset].items():
+        if name != "games":
+            assert look_up(config, name) == value
+    assert set(config.games) <= set(available())
+    assert set(PRESET_HELP) == set(PRESETS)
+
+
+def test_derived_values():
+    assert resolve("paper").updates_per_task == 6_250, "a million steps of 32 environments × 5"
+    assert resolve("paper", {"task_steps": 500}).updates_per_task == 3, "500 // 160"
+    assert resolve("paper", {"workers": 6}).max_staleness == 24, "four times the workers"
+    assert resolve("paper", {"workers": 6, "meta.max_staleness": 5}).max_staleness == 5
+
+
+# --- what is accepted ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("workers", "3", 3),
+        ("workers", "3.0", 3),
+        ("workers", 3.0, 3),
+        ("task_steps", "1_000_000", 1_000_000),
+        ("task_steps", "2e6", 2_000_000),
+        ("task_steps", "9007199254740993", 9_007_199_254_740_993),  # 2**53 + 1 is no float
+        ("agent.learning_rate", "1e-4", 1e-4),  # text to PyYAML, too
+        ("agent.learning_rate", 1, 1.0),
+        ("leap.stabilize", "no", False),
+        ("leap.stabilize", "True", True),
+        ("leap.final_loss", True, True),
+        ("leap.metric", "length", "length"),
+        ("games", "pong,breakout", ("pong", "breakout")),
+        ("games", "pong, breakout pong", ("pong", "breakout")),
+        ("games", ["pong", "breakout"], ("pong", "breakout")),
+        ("games", "camera25", SETS["camera25"]),
+        ("games", ["breakout", "seed24"], ("breakout", *SETS["seed24"])),
+        ("meta-updates", "7", 7),  # as a flag spells it
+        ("agent.learning-rate", 0.5, 0.5),
+        ("address", "auto", "auto"),
+    ],
+)
+def test_values_are_understood_as_text_and_as_what_they_are(name, text, value):
+    found = look_up(resolve("paper", {name: text}), name.replace("-", "_"))
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_later_overrides_win_and_presets_give_way():
+    config = resolve("fast", {"agent.envs": 8, "workers": 3}, {"agent.envs": "2"})
+    assert config.agent.envs == 2
+    assert config.workers == 3
+    assert config.agent.epsilon_form == "outside", "what is not overridden stays the preset's"
+
+
+def test_limits_are_inclusive_where_they_say_so():
+    for name, (field, kind) in FIELDS.items():
+        for limit in ("low", "high"):
+            bound = field.metadata[limit]
+            if kind not in (int, float) or math.isinf(bound) or name in ("task_steps", "agent.envs", "agent.unroll"):
+                continue
+            assert look_up(resolve("paper", {name: bound}), name) == bound
+            beyond = bound + (-1 if limit == "low" else 1)
+            assert f"{name}: {beyond}" in refusal("paper", {name: beyond})
+        if kind is float and not math.isinf(field.metadata["above"]):
+            assert f"{name}: 0" in refusal("paper", {name: 0.0})
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        # unknown keys
+        ({"wrokers": 3}, ["wrokers: no such setting", "did you mean workers?"]),
+        ({"agent.learning_rat": 1}, ["agent.learning_rat:", "did you mean agent.learning_rate?"]),
+        ({"metric": "energy"}, ["metric: no such setting", "did you mean leap.metric?"]),
+        ({"leap": 3}, ["leap: no such setting"]),
+        ({"": 3}, ["no such setting"]),
+        ({"xyzzy": 3}, ["xyzzy: no such setting"]),
+        # wrong types
+        ({"workers": "many"}, ["workers: 'many'", "whole number"]),
+        ({"workers": 2.5}, ["workers: 2.5", "whole number"]),
+        ({"workers": "2.5"}, ["workers: '2.5'", "whole number"]),
+        ({"workers": [2]}, ["workers: [2]", "whole number"]),
+        ({"workers": None}, ["workers: None", "whole number"]),
+        ({"workers": ""}, ["workers: ''", "whole number"]),
+        ({"agent.discount": "high"}, ["agent.discount: 'high'", "a number"]),
+        ({"agent.discount": {"a": 1}}, ["agent.discount: {'a': 1}", "a number"]),
+        ({"leap.stabilize": "maybe"}, ["leap.stabilize: 'maybe'", "true nor false"]),
+        ({"leap.stabilize": 1}, ["leap.stabilize: 1", "true nor false"]),
+        ({"leap.stabilize": None}, ["leap.stabilize: None", "true nor false"]),
+        ({"address": 6379}, ["address: 6379", "text"]),
+        ({"games": 7}, ["games: 7", "names"]),
+        ({"games": [1, 2]}, ["games: [1, 2]", "names"]),
+        ({"games": []}, ["games: []", "names"]),
+        ({"games": " , "}, ["games: ' , '", "names"]),
+        ({"games": {"pong": 1}}, ["games: {'pong': 1}", "names"]),
+        # bool where a number belongs: bool is an int to Python
+        ({"workers": True}, ["workers: True", "whole number"]),
+        ({"agent.discount": False}, ["agent.discount: False", "a number"]),
+        # not finite
+        ({"agent.discount": math.nan}, ["agent.discount: nan", "a number"]),
+        ({"agent.discount": "nan"}, ["agent.discount: 'nan'", "a number"]),
+        ({"agent.max_grad_norm": math.inf}, ["agent.max_grad_norm: inf", "a number"]),
+        ({"workers": -math.inf}, ["workers: -inf", "a whole number"]),
+        # out of range
+        ({"workers": 0}, ["workers: 0", "too small", "1"]),
+        ({"workers": "-4"}, ["workers: -4", "too small", "1"]),
+        ({"workers": 100_001}, ["workers: 100001", "too large", "100000"]),
+        ({"agent.discount": 1.01}, ["agent.discount: 1.01", "too large", "1"]),
+        ({"agent.learning_rate": 0}, ["agent.learning_rate: 0", "greater than 0"]),
+        ({"agent.learning_rate": -1e-4}, ["agent.learning_rate: -0.0001", "greater than 0"]),
+        ({"leap.loss_weight": -0.5}, ["leap.loss_weight: -0.5", "too small", "0"]),
+        ({"seed": 2**31}, ["seed: 2147483648", "too large", "2147483647"]),
+        # none of the choices
+        ({"leap.metric": "enregy"}, ["leap.metric: 'enregy'", "energy, length", "did you mean energy?"]),
+        ({"mode": "asynch"}, ["mode: 'asynch'", "sync, buffered, async", "did you mean async?"]),
+        ({"mode": ["sync"]}, ["mode: ['sync']", "sync, buffered, async"]),
+        ({"agent.reward_clip": None}, ["agent.reward_clip: None", "bound, sign, none"]),
+        ({"worker.device": True}, ["worker.device: True", "auto, cpu, cuda"]),
+        # games
+        ({"games": "brakout"}, ["games: no game 'brakout'", "breakout"]),
+        ({"games": ["pong", "Breakout"]}, ["games: no game 'Breakout'", "breakout"]),
+        ({"games": "sed24"}, ["games: no game 'sed24'", "seed24"]),
+        ({"games": "pong,joust"}, ["games: 'joust'", "two-player"]),
+        # what only several settings together show
+        ({"task_steps": 319}, ["task_steps: 319", "160", "at least 320"]),
+        ({"task_steps": 60, "agent.envs": 8, "agent.unroll": 4}, ["task_steps: 60", "32", "at least 64"]),
+        ({"server.lease_seconds": 5}, ["server.lease_seconds: 5 ", "2 s", "at least 6"]),
+        ({"worker.heartbeat_seconds": 30}, ["server.lease_seconds: 60 ", "30 s", "at least 90"]),
+        ({"worker.device": "cpu", "worker.gpus": 0.5}, ["worker.gpus: 0.5", "worker.device cpu", "gpus 0"]),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_answered_in_one_line_with_the_field_and_the_value(overrides, words):
+    message = refusal("paper", overrides)
+    for word in words:
+        assert word in message, message
+    assert message.startswith(words[0]) or words[0] == "no such setting"
+
+
+@pytest.mark.parametrize(
+    ("preset", "suggestion"), [("papr", "; did you mean paper?"), ("Fast", "; did you mean fast?"), ("xyzzy", "")]
+)
+def test_an_unknown_preset_is_refused(preset, suggestion):
+    assert refusal(preset) == f"preset: no preset {preset!r}{suggestion}"
+
+
+def test_an_unknown_preset_among_the_overrides_is_refused():
+    """It would go into config.yaml as "the preset that the other values started from"."""
+    assert "nonsense" in refusal("paper", {"preset": "nonsense"})
+
+
+def test_just_enough_is_enough():
+    assert resolve("paper", {"task_steps": 320}).updates_per_task == 2
+    assert resolve("paper", {"server.lease_seconds": 6}).server.lease_seconds == 6
+    assert resolve("paper", {"worker.device": "cpu", "worker.gpus": 0}).worker.gpus == 0
+    assert resolve("paper", {"worker.device": "auto", "worker.gpus": 0.5}).worker.gpus == 0.5
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"workers": "-5\n"},
+        {"workers": "\n200000"},
+        {"agent.discount": "2\n\n"},
+        {"no\nsuch": 1},
+        {"no\rsuch": 1},
+    ],
+    ids=str,
+)
+def test_a_line_break_in_the_input_does_not_break_the_answer(overrides):
+    refusal("paper", overrides)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["10**400", "-10**400"])
+@pytest.mark.parametrize("name", ["workers", "agent.discount", "leap.loss_weight", "seed"])
+def test_a_number_beyond_floating_point_is_refused(name, value):
+    """YAML knows integers of any size. Their digits alone fill a line, so that the value need not be repeated."""
+    assert refusal("paper", {name: value}).startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("name", ["workers", "leap.stabilize", "leap.metric", "games", "address"])
+def test_a_number_too_long_to_print_is_refused(name):
+    """Python raises ValueError where an integer of more than 4,300 digits is turned into text."""
+    assert refusal("paper", {name: 10**5000}).startswith(f"{name}: ")
+
+
+def values_like_yaml() -> st.SearchStrategy[Any]:
+    scalars = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.sampled_from([10**400, 2**53 + 1, "1e999", "-5\n", "٣", "0x10", "1__0"])
+        | st.floats()
+        | st.text()
+        | st.text("0123456789.eE+-_ \n", max_size=8)
+        | st.binary()
+        | st.dates()
+        | st.datetimes()
+        | st.sampled_from(["pong", "seed24", "energy", "auto", "cpu", "yes", "inside", "sync"])
+    )
+    return st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=6)
+
+
+@settings(max_examples=150)
+@given(
+    st.sampled_from(sorted(PRESETS)),
+    st.dictionaries(st.sampled_from(sorted(FIELDS)) | st.text(), values_like_yaml(), max_size=3),
+)
+@example("paper", {"games": [["pong"]]})
+@example("paper", {"mode": {}})
+@example("paper", {"seed": datetime.date(2026, 1, 1)})
+def test_resolve_returns_a_config_or_raises_configerror(preset, overrides):
+    try:
+        config = resolve(preset, overrides)
+    except ConfigError as error:
+        one_line(error)
+    else:
+        assert isinstance(config, Config)
+        for name, (field, kind) in FIELDS.items():
+            value = look_up(config, name)
+            if kind in (int, float):
+                assert type(value) is kind
+                assert field.metadata["low"] <= value <= field.metadata["high"]
+                assert value > field.metadata["above"]
+
+
+# --- YAML ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_yaml_there_and_back_is_the_same_configuration(tmp_path, preset):
+    config = resolve(preset, {"agent.learning_rate": 1e-7, "workers": 5, "leap.stabilize": False, "address": "true"})
+    again = read_back(write(tmp_path / "config.yaml", config))
+    assert again == config
+    assert resolve(preset) != config
+    assert to_yaml(again) == to_yaml(config)
+
+
+def valid(name: str) -> st.SearchStrategy[Any]:
+    field, kind = FIELDS[name]
+    low, high, above = (field.metadata[key] for key in ("low", "high", "above"))
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    if name == "games":
+        return st.lists(st.sampled_from([*available(), *SETS]), min_size=1, max_size=5)
+    if kind is bool:
+        return st.booleans()
+    if kind is int:
+        return st.integers(int(low), None if math.isinf(high) else int(high))
+    if kind is float:
+        bounded = st.floats(
+            max(low, above), high if math.isfinite(high) else None, allow_nan=False, allow_infinity=False
+        )
+        return bounded.filter(lambda value: value > above)
+    return st.text()
+
+
+LOOSE = {"task_steps": 10**12, "server.lease_seconds": 1e300, "worker.heartbeat_seconds": 1.0, "worker.gpus": 0.0}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_yaml_there_and_back_for_arbitrary_settings(tmp_path, data):
+    names = st.lists(st.sampled_from(sorted(set(FIELDS) - set(LOOSE) - {"preset"})), unique=True, max_size=6)
+    overrides = {name: data.draw(valid(name), label=name) for name in data.draw(names)}
+    config = resolve(data.draw(st.sampled_from(sorted(PRESETS))), LOOSE, overrides)
+    assert read_back(write(tmp_path / "config.yaml", config)) == config
+
+
+def test_yaml_may_nest_sections_or_write_dotted_names(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("agent: {envs: 8}\nleap.metric: length\nworkers: 3\nmeta-updates: 9\n")
+    loaded = read_yaml(path)
+    assert loaded == {"agent.envs": 8, "leap.metric": "length", "workers": 3, "meta-updates": 9}
+    config = resolve("paper", loaded)
+    assert (config.agent.envs, config.leap.metric, config.workers, config.meta_updates) == (8, "length", 3, 9)
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("# nothing yet\n")
+    assert read_yaml(path) == {}
+
+
+def refused_file(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert str(path) in one_line(caught.value), "which file"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"- a\n- b\n",
+        b"just text",
+        b"17",
+        b"a: [1, 2",
+        b"a: b: c",
+        b"\t- x",
+        b"\xff\xfe\x00",
+        b"\x80abc",
+        b"a: \x00",
+        b"a: *unknown",
+        b"!!python/object/apply:os.system [true]",
+        b"? [1, 2]\n: 3",
+        b"<<: 3",
+        b"seed: 2026-13-45",  # a timestamp to YAML: the resolver accepts it, datetime does not
+        b"seed: 0x_",  # an integer without digits
+        b"seed: 0b_",
+        b"seed: " + b"9" * 5000,  # more digits than Python turns into an integer
+        b"seed: !!int",
+        b"leap.stabilize: !!bool maybe",
+        b"seed: !!timestamp x",
+        b"[" * 700,  # deeper than Python's stack
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+def test_a_file_that_is_not_a_configuration_is_refused(tmp_path, content):
+    refused_file(tmp_path / "bad.yaml", content)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    for path in (tmp_path / "missing.yaml", tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            read_yaml(path)
+        assert str(path) in one_line(caught.value)
+
+
+SNIPPETS = [
+    *(
+        "workers",
+        "agent",
+        "envs",
+        ":",
+        ": ",
+        "\n",
+        "  ",
+        "- ",
+        "{",
+        "}",
+        "[",
+        "]",
+        "&a",
+        "*a",
+        "<<",
+        "!!int",
+        "!!binary",
+    ),
+    *("?", "|", ">", "'", '"', "#", "0x", "_", "1", "2026-02-31", "1:60", ".inf", "~", "\t", "%", "@", "\\", "é"),
+]
+snippets = st.lists(st.sampled_from(SNIPPETS), max_size=14).map(lambda parts: "".join(parts).encode())
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode) | snippets)
+def test_read_yaml_returns_settings_or_raises_configerror(tmp_path, content):
+    path = tmp_path / "any.yaml"
+    path.write_bytes(content)
+    try:
+        loaded = read_yaml(path)
+        assert all(isinstance(name, str) for name in loaded)
+        resolve("paper", loaded)
+    except ConfigError as error:
+        one_line(error)
+
+
+# --- resuming ------------------------------------------------------------------------------------------------------
+
+OTHER_VALUES = {
+    "games": "pong",
+    "task_steps": 5_000,
+    "mode": "sync",
+    "seed": 5,
+    "leap.metric": "length",
+    "leap.loss_weight": 0.5,
+    "leap.stabilize": False,
+    "leap.final_loss": True,
+    "meta.batch_size": 7,
+    "meta.optimizer": "sgd",
+    "meta.learning_rate": 0.5,
+    "meta.momentum": 0.5,
+    "meta.staleness": "hinge",
+    "meta.max_staleness": 9,
+    "meta.contribution_clip": 0.0,
+    "meta.clip_window": 9,
+    "agent.envs": 9,
+    "agent.unroll": 9,
+    "agent.learning_rate": 0.5,
+    "agent.epsilon": 0.5,
+    "agent.epsilon_form": "outside",
+    "agent.decay": 0.5,
+    "agent.max_grad_norm": 9.0,
+    "agent.discount": 0.5,
+    "agent.entropy_cost": 0.5,
+    "agent.value_cost": 0.9,
+    "agent.reward_clip": "none",
+    "atari.frames": "rgb4",
+    "atari.frame_skip": 2,
+    "atari.noop_max": 3,
+    "atari.fire_on_reset": False,
+    "atari.sticky_actions": 0.25,
+    "atari.life_loss": False,
+    "atari.max_episode_frames": 500,
+    "atari.full_actions": True,
+}
+PLACEMENT = {
+    "workers": 77,
+    "meta_updates": 500,
+    "address": "auto",
+    "worker.device": "cuda",
+    "worker.threads": 3,
+    "worker.emulator_threads": 3,
+    "worker.cpus": 3.0,
+    "worker.gpus": 0.5,
+    "worker.push_interval": 999,
+    "worker.heartbeat_seconds": 1.0,
+    "server.lease_seconds": 99.0,
+    "server.keep_checkpoints": 9,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_a_setting_that_defines_what_is_learned_cannot_change(name):
+    old, new = resolve("paper"), resolve("paper", {name: OTHER_VALUES[name]})
+    assert incompatibilities(old, new) == [f"{name}: {look_up(old, name)} -> {look_up(new, name)}"]
+    assert look_up(old, name) != look_up(new, name)
+
+
+def test_how_long_and_where_a_run_runs_may_change():
+    old, new = resolve("paper"), resolve("paper", PLACEMENT)
+    assert all(look_up(old, name) != look_up(new, name) for name in PLACEMENT)
+    assert incompatibilities(old, new) == []
+    assert incompatibilities(old, old) == []
+
+
+def test_all_changes_are_listed():
+    changes = incompatibilities(resolve("paper"), resolve("paper", OTHER_VALUES, PLACEMENT))
+    assert [change.split(":")[0] for change in changes] == [name for name in FIELDS if name in OTHER_VALUES]
+
+
+def test_every_setting_is_on_one_side_or_the_other():
+    """A new setting has to be thought about."""
+    undecided = set(FIELDS) - set(OTHER_VALUES) - set(PLACEMENT)
+    assert undecided == {"preset", "meta_learner", "worker.precision", "server.on_lost"}
