@@ -6,7 +6,7 @@ import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
-from envs.games import expand
+from envs.games import require
 
 FRAME_SIZE = 84
 STACKS = {"gray4": (True, 4), "rgb1": (False, 1), "rgb4": (False, 4)}
@@ -36,7 +36,7 @@ def make(
 
     Observations are uint8 (count, stack, 84, 84), with a trailing 3 for RGB. Rewards are the emulator's own.
     """
-    expand((game,))
+    require(game)
     grayscale, stack = STACKS[frames]
     return AtariVectorEnv(
         game,

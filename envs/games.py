@@ -38,12 +38,13 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
     games: dict[str, None] = {}
     for name in names:
         for game in SETS.get(name, (name,)):
-            _require(game)
+            require(game)
             games[game] = None
     return tuple(games)
 
 
-def _require(game: str) -> None:
+def require(game: str) -> None:
+    """Raises ValueError, with the nearest names, where there is no such game or it cannot be loaded."""
     if game in available():
         return
     if game in CRASHING:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from leap_dist.presets import PRESETS
 
 class ConfigError(ValueError):
     """A setting is wrong. The message is one line: the field, the value, and the nearest valid choice."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 def setting(
@@ -183,14 +187,16 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     Raises ConfigError on an unknown preset, an unknown field, a wrong type, a value out of range, or an unknown game.
     """
     if preset not in PRESETS:
-        raise ConfigError(f"preset: no preset {preset!r}{_nearest(preset, PRESETS)}")
-    values: dict[str, Any] = {"preset": preset, **PRESETS[preset]}
+        raise ConfigError(f"preset: no preset {_shown(preset)}{_nearest(preset, PRESETS)}")
+    values: dict[str, Any] = dict(PRESETS[preset])
     for override in overrides:
         values.update({name.replace("-", "_"): value for name, value in override.items()})
+    if values.setdefault("preset", preset) != preset:
+        raise ConfigError(f"preset: {_shown(values['preset'])} is not {preset!r}, which the settings start from")
     tree: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if name not in _FIELDS:
-            raise ConfigError(f"{name}: no such setting{_nearest(name, _FIELDS)}")
+            raise ConfigError(f"{name[:80]}: no such setting{_nearest(name, _FIELDS)}")
         section, _, leaf = name.rpartition(".")
         tree.setdefault(section, {})[leaf] = _typed(name, value)
     top = tree.pop("", {})
@@ -229,23 +235,25 @@ def _typed(name: str, value: Any) -> Any:
     """`value` as the field's type, checked against its range. Raises ConfigError."""
     field, kind = _FIELDS[name]
     if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            choices = [str(choice) for choice in get_args(kind)]
-            raise ConfigError(f"{name}: {value!r} is none of {', '.join(choices)}{_nearest(str(value), choices)}")
+        choices = get_args(kind)
+        if value not in choices:
+            near = _nearest(value, choices) if isinstance(value, str) else ""
+            raise ConfigError(f"{name}: {_shown(value)} is none of {', '.join(choices)}{near}")
         return value
     if get_origin(kind) is tuple:
         items = value.replace(",", " ").split() if isinstance(value, str) else value
         if not isinstance(items, list | tuple) or not items or not all(isinstance(item, str) for item in items):
-            raise ConfigError(f"{name}: {value!r} is not a list of names")
+            raise ConfigError(f"{name}: {_shown(value)} is not a list of names")
         return tuple(items)
     if kind is bool:
-        parsed = {"true": True, "yes": True, "false": False, "no": False}.get(str(value).lower())
-        if parsed is None:
-            raise ConfigError(f"{name}: {value!r} is neither true nor false")
+        words = {"true": True, "yes": True, "false": False, "no": False}
+        parsed = words.get(value.lower()) if isinstance(value, str) else value
+        if not isinstance(parsed, bool):
+            raise ConfigError(f"{name}: {_shown(value)} is neither true nor false")
         return parsed
     if kind is str:
         if not isinstance(value, str):
-            raise ConfigError(f"{name}: {value!r} is not text")
+            raise ConfigError(f"{name}: {_shown(value)} is not text")
         return value
     return _number(name, value, kind, field.metadata)
 
@@ -253,20 +261,36 @@ def _typed(name: str, value: Any) -> Any:
 def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> int | float:
     wanted = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(f"{name}: {value!r} is not {wanted}")
+        raise ConfigError(f"{name}: {_shown(value)} is not {wanted}")
     try:
-        number = float(value.replace("_", "")) if isinstance(value, str) else value
-    except ValueError:
-        raise ConfigError(f"{name}: {value!r} is not {wanted}") from None
-    if not math.isfinite(number) or (kind is int and number != int(number)):
-        raise ConfigError(f"{name}: {value!r} is not {wanted}")
+        number = _parse_number(value) if isinstance(value, str) else value
+        if not math.isfinite(number) or (kind is int and number != int(number)):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{name}: {_shown(value)} is not {wanted}") from None
     if number < limits["low"]:
-        raise ConfigError(f"{name}: {value} is too small; the smallest valid value is {limits['low']}")
+        raise ConfigError(f"{name}: {_shown(number)} is too small; the smallest valid value is {limits['low']}")
     if number <= limits["above"]:
-        raise ConfigError(f"{name}: {value} is too small; it must be greater than {limits['above']}")
+        raise ConfigError(f"{name}: {_shown(number)} is too small; it must be greater than {limits['above']}")
     if number > limits["high"]:
-        raise ConfigError(f"{name}: {value} is too large; the largest valid value is {limits['high']}")
+        raise ConfigError(f"{name}: {_shown(number)} is too large; the largest valid value is {limits['high']}")
     return int(number) if kind is int else float(number)
+
+
+def _shown(value: Any) -> str:
+    """A value as it is put into a message: on one line, and not longer than one."""
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a number of more than 40 digits"
+    text = str(value) if isinstance(value, int | float) else reprlib.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _parse_number(text: str) -> int | float:
+    """A whole number exactly, whatever its size; otherwise a float. Raises ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _nearest(word: str, choices: Any) -> str:
@@ -292,8 +316,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Dotted names and values of a YAML file, ready for `resolve`. Raises ConfigError where it is not such a file."""
     try:
         data = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config: cannot read {path}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # besides its own errors, PyYAML lets through whatever a malformed scalar runs into
+        raise ConfigError(f"config: cannot read {path}: {_shown(str(error) or type(error).__name__)}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
