@@ -92,7 +92,9 @@ class AtariSettings:
     fire_on_reset: bool = setting(True, "press fire at the start of an episode where the game has that button")
     sticky_actions: float = setting(0.0, "probability that the emulator repeats the previous action", low=0, high=1)
     life_loss: bool = setting(True, "a lost life ends the return in training, though not the episode")
-    max_episode_frames: int = setting(108_000, "truncate episodes after this many ALE frames (30 minutes)", low=100)
+    max_episode_frames: int = setting(
+        108_000, "truncate episodes after this many ALE frames (30 minutes)", low=100, high=2**31 - 1
+    )
     full_actions: bool = setting(False, "all 18 actions instead of the game's minimal set")
 
 
@@ -281,7 +283,10 @@ def _shown(value: Any) -> str:
     """A value as it is put into a message: on one line, and not longer than one."""
     if isinstance(value, int) and abs(value) >= 10**40:
         return "a number of more than 40 digits"
-    text = str(value) if isinstance(value, int | float) else reprlib.repr(value)
+    try:
+        text = str(value) if isinstance(value, int | float) else reprlib.repr(value)
+    except ValueError:  # a number like that inside a list
+        text = f"a {type(value).__name__} with a number too long to print"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -315,7 +320,7 @@ def to_yaml(config: Config) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Dotted names and values of a YAML file, ready for `resolve`. Raises ConfigError where it is not such a file."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except Exception as error:  # besides its own errors, PyYAML lets through whatever a malformed scalar runs into
         raise ConfigError(f"config: cannot read {path}: {_shown(str(error) or type(error).__name__)}") from None
     if data is None:

@@ -61,6 +61,7 @@ class PullForward:
         self._copy_gradients = copy_gradients
 
         self._previous = [p.detach().clone() for p in self._parameters]  # θ_i of the last observation
+        self._step = [torch.empty_like(p) for p in self._previous]
         self._loss_term = [torch.zeros_like(p) for p in self._previous]  # Σ w_i λ|Δf_i| ∇f(θ_i)
         # Energy: −ΣΔθ_i telescopes to θ_0 − θ_i, so only the start is kept. Length: −ΣΔθ_i/n_i has to be summed.
         start = self._previous if metric == "energy" else self._loss_term
@@ -125,7 +126,10 @@ class PullForward:
         if self._gradients is not None:
             self._refuse_overwritten()
             loss_change = value - self._loss
-            step = torch._foreach_sub([p.detach() for p in self._parameters], self._previous)  # Δθ_i
+            # Δθ_i, into memory that is kept: to ask for it anew at each step would cost more than the subtraction.
+            step = [
+                torch.sub(p, q, out=d) for p, q, d in zip(self._parameters, self._previous, self._step, strict=True)
+            ]
             norms = torch.stack([torch.linalg.vector_norm(s) for s in step])
             squared = norms.double().square().sum() + self._loss_weight * loss_change.square()  # n_i²
             norm = squared.sqrt()

@@ -36,9 +36,11 @@ class RMSProp:
         self._epsilon = epsilon
         self._epsilon_inside = epsilon_inside
         self._max_grad_norm = max_grad_norm
-        self._mean_square = [
-            torch.full_like(p, 1.0 if epsilon_inside else 0.0, requires_grad=False) for p in self._parameters
-        ]
+        self._targets = [p.detach() for p in self._parameters]  # the same memory, outside the graph
+        self._mean_square = [torch.full_like(p, 1.0 if epsilon_inside else 0.0) for p in self._targets]
+        # Kept from step to step: memory that is asked for anew each time costs more than the arithmetic on it.
+        self._clipped = [torch.empty_like(p) for p in self._targets]
+        self._denominators = [torch.empty_like(p) for p in self._targets]
 
     @torch.no_grad()
     def step(self) -> Tensor:
@@ -48,17 +50,14 @@ class RMSProp:
             raise RuntimeError("a parameter has no gradient: call step after backward")
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         scale = (self._max_grad_norm / norm.clamp_min(1e-12)).clamp_max(1.0)
-        squares = torch._foreach_mul(gradients, gradients)
-        torch._foreach_mul_(squares, scale * scale)
-        torch._foreach_lerp_(self._mean_square, squares, 1.0 - self._decay)
-        if self._epsilon_inside:
-            denominators = torch._foreach_add(self._mean_square, self._epsilon)
-            torch._foreach_sqrt_(denominators)
-        else:
-            denominators = torch._foreach_sqrt(self._mean_square)
-            torch._foreach_add_(denominators, self._epsilon)
-        torch._foreach_div_(denominators, -self._learning_rate * scale)  # −√(v+ε)/(α·scale): one division below
-        torch._foreach_addcdiv_([p.detach() for p in self._parameters], gradients, denominators)
+        for i, (target, gradient) in enumerate(zip(self._targets, gradients, strict=True)):
+            clipped = torch.mul(gradient, scale, out=self._clipped[i])
+            mean_square = self._mean_square[i].mul_(self._decay).addcmul_(clipped, clipped, value=1.0 - self._decay)
+            if self._epsilon_inside:
+                denominator = torch.add(mean_square, self._epsilon, out=self._denominators[i]).sqrt_()
+            else:
+                denominator = torch.sqrt(mean_square, out=self._denominators[i]).add_(self._epsilon)
+            target.addcdiv_(clipped, denominator, value=-self._learning_rate)
         for parameter in self._parameters:
             parameter.grad = None
         return norm

@@ -23,8 +23,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "games": ("assault", "asterix", "ms_pacman"),  # episodes short enough to end within a task, and fast to emulate
         "meta_updates": 10,
         "meta.batch_size": 3,
-        "task_steps": 12_000,
-        "worker.push_interval": 2_400,
+        "task_steps": 10_000,
+        "worker.push_interval": 2_000,
     },
     "smoke": {
         **_FAST,

@@ -68,7 +68,7 @@ def test_every_other_rom_is_available():
     ("name", "nearest"),
     [
         ("brakout", "breakout"),
-        ("Pong", "pong"),
+        ("PONG", "pong"),
         ("MsPacman", "ms_pacman"),
         ("space-invaders", "space_invaders"),
         ("sed24", "seed24"),
@@ -181,6 +181,39 @@ def test_frame_skip_and_no_ops():
     frames = np.stack([step[2] for step in tape])
     assert (np.diff(frames, axis=0) == 3).all()
     assert np.array_equal(tape[0][0][0], tape[0][0][1]), "without no-ops every episode starts alike"
+
+
+def test_sticky_actions_repeat_the_previous_action():
+    """With certainty, here: then the emulator never gets to see any action but its first, which is no action."""
+    ends = {}
+    for sticky in (0.0, 1.0):
+        env = atari.make("breakout", 2, sticky_actions=sticky, noop_max=0, fire_on_reset=False)
+        env.reset(seed=np.array([1, 1]))
+        for _ in range(5):
+            observations, *_ = env.step(np.array([2, 3]))  # one paddle to the right, the other to the left
+        env.close()
+        ends[sticky] = observations
+    assert not np.array_equal(ends[0.0][0], ends[0.0][1])
+    assert np.array_equal(ends[1.0][0], ends[1.0][1])
+
+
+@pytest.mark.parametrize("fire", [True, False])
+def test_fire_on_reset_puts_the_ball_into_play(fire):
+    env = atari.make("breakout", 1, noop_max=0, fire_on_reset=fire)
+    first, _ = env.reset(seed=np.array([1]))
+    for _ in range(8):
+        observations, *_ = env.step(np.array([0]))
+    env.close()
+    assert np.array_equal(observations[0, -1], first[0, -1]) != fire
+
+
+def test_the_last_two_frames_are_pooled(monkeypatch):
+    """Sprites that flicker on alternate frames must stay visible: frame skip 4 with max over the last two."""
+    asked = {}
+    monkeypatch.setattr(atari, "AtariVectorEnv", lambda game, count, **settings: asked.update(settings))
+    atari.make("pong", 1)
+    assert asked["maxpool"] is True
+    assert asked["frameskip"] == 4
 
 
 def test_an_episode_cut_off_hands_over_its_last_observation_and_the_next_one_starts_in_the_same_step():

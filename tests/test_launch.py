@@ -140,7 +140,7 @@ def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
     (tmp_path / "c.yaml").write_text("preset: quick\nworkers: 5\nmeta: {batch_size: 7}\n")
     parsed = launch._parser().parse_args(["train", "--config", str(tmp_path / "c.yaml"), "--workers", "9"])
     config, run_dir = launch._resolve(parsed)
-    assert (config.preset, config.workers, config.meta.batch_size, config.task_steps) == ("quick", 9, 7, 12_000)
+    assert (config.preset, config.workers, config.meta.batch_size, config.task_steps) == ("quick", 9, 7, 10_000)
     assert run_dir.name.startswith("quick-")
     assert launch._resolve(launch._parser().parse_args(["train", "--games", "pong,qbert", "seed24"]))[0].games[:2] == (
         "pong",

@@ -1,0 +1,1 @@
+"""Measurements: plain commands that print what they measured."""
