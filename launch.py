@@ -68,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
         code: int = parsed.command(parsed)
     except (ConfigError, RunDirectoryBusy, CorruptFile) as error:
         _complain(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped at once; everything accepted is on disk, --resume goes on from there", file=sys.stderr)
+        return INTERRUPTED
     return code
 
 
@@ -163,7 +166,7 @@ def _train(parsed: argparse.Namespace) -> int:
 
     driver.check_hardware(config)
     run_directory.prepare(run_dir, config)
-    before = run_directory.read_summary(run_dir)["wall_seconds"] if (run_dir / "summary.json").exists() else 0.0
+    before = run_directory.wall_seconds(run_dir)
 
     board = telemetry.TensorBoard(run_dir)
     board.text("config", f"```yaml\n{configuration.to_yaml(config)}```")

@@ -11,6 +11,8 @@ import torch
 from leap_dist import staleness
 from leap_dist.config import MetaSettings
 
+_SMALLEST_NORM = 1e-30  # what float32 can still divide by
+
 
 @dataclass(frozen=True)
 class Pull:
@@ -62,7 +64,7 @@ def combine(
 
 def _agreement(pulls: Sequence[Pull]) -> float:
     """Mean pairwise cosine, from the norm of the sum of the unit vectors."""
-    units = [pull.vector / np.float32(pull.norm) for pull in pulls if pull.norm > 0]
+    units = [pull.vector / np.float32(pull.norm) for pull in pulls if pull.norm > _SMALLEST_NORM]
     if len(units) < 2:
         return 0.0
     total = np.sum(units, axis=0, dtype=np.float32)

@@ -20,7 +20,14 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayActorError, RayError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from envs import atari
@@ -39,7 +46,8 @@ POLL_SECONDS = 0.5
 RECONCILE_SECONDS = 5.0
 CALL_SECONDS = 120.0  # a worker that cannot reach the server for this long gives up and is restarted
 STOP_SECONDS = 20.0  # how long a clean stop waits for the workers
-LONGEST_BACKOFF = 30.0
+LONGEST_BACKOFF = 30.0  # seconds before a worker that keeps dying is started again
+HEALTHY_SECONDS = 60.0  # a worker that lived this long does not keep dying
 LOCAL_OBJECT_STORE = 512 * 2**20  # snapshots of a few megabytes need no more, and Ray would reserve a third of memory
 
 
@@ -60,7 +68,7 @@ class ServerActor:
                 initial=initial_vector(channels, config.seed),
                 session=session,
             )
-        except (RunDirectoryBusy, CorruptFile, ValueError, OSError) as error:
+        except (RunDirectoryBusy, CorruptFile, OSError) as error:
             self._problem = error  # a constructor that raised would reach the driver as the text of a traceback
 
     def problem(self) -> Exception | None:
@@ -204,6 +212,7 @@ class _Slot:
     health: ray.ObjectRef[Any] | None = None
     pid: int | None = None
     memory_bytes: int | None = None
+    started: float = 0.0
     failures: int = 0
     not_before: float = 0.0
     done: bool = False
@@ -282,6 +291,7 @@ class Pool:
     def _start(self, slot: _Slot) -> None:
         worker = _WORKER.options(num_cpus=self._config.worker.cpus, num_gpus=self._gpus)
         slot.actor = worker.remote(slot.name, self._config, self._server)
+        slot.started = time.monotonic()
         slot.run = slot.actor.run.remote()
         slot.health = slot.actor.health.remote()
 
@@ -299,7 +309,7 @@ class Pool:
             slot.done = True
         except RayError as error:
             self.restarts += 1
-            slot.failures += 1
+            slot.failures = slot.failures + 1 if now - slot.started < HEALTHY_SECONDS else 1
             backoff = min(2.0 ** (slot.failures - 1), LONGEST_BACKOFF)
             slot.not_before = now + backoff
             self.gone.append(slot.name)
@@ -318,13 +328,18 @@ def _state(slot: _Slot) -> str:
 
 
 def connect(config: Config) -> None:
-    """Starts Ray on this machine, or joins a running cluster. Raises ConnectionError where none answers."""
+    """Starts Ray on this machine, or joins a running cluster. Raises ConfigError where none answers."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address == "local":
         ray.init("local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE, **common)
-    else:
+        return
+    try:
         ray.init(config.address, **common)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"address: no Ray cluster answers at {config.address!r} ({error}); start one, or use local"
+        ) from None
 
 
 def gpus_per_worker(config: Config, total_gpus: float) -> float:
@@ -355,9 +370,9 @@ Record = Callable[[list[dict[str, Any]], dict[str, Any]], None]
 def train(config: Config, run_dir: Path, record: Record, *, wall_seconds_before: float = 0.0) -> str:
     """Meta-trains until all meta-updates are made. Returns "done", "interrupted" or "failed".
 
-    SIGINT or SIGTERM once: workers stop at their next report, everything accepted is on disk. Twice: at once.
-    Raises RunDirectoryBusy, CorruptFile or ValueError where the server cannot use the run directory, ConfigError
-    where the cluster lacks what is asked for, ConnectionError where there is no cluster.
+    SIGINT or SIGTERM once: workers stop at their next report, everything accepted is on disk. Twice: KeyboardInterrupt.
+    Raises RunDirectoryBusy or CorruptFile where the server cannot use the run directory, ConfigError where there is no
+    cluster or it lacks what is asked for.
     """
     progress = Progress(config, wall_seconds_before)
     connect(config)
@@ -379,7 +394,10 @@ def _start_server(config: Config, run_dir: Path) -> Any:
     """On the driver's own node, if it has room: the run directory is there."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     server = _SERVER.options(scheduling_strategy=here).remote(config, run_dir, uuid.uuid4().hex)
-    if (problem := ray.get(server.problem.remote())) is not None:
+    problem = ray.get(server.problem.remote())
+    if isinstance(problem, OSError):
+        raise ConfigError(f"run-dir: {run_dir} cannot be used: {problem}")
+    if problem is not None:
         raise problem
     return server
 
@@ -417,7 +435,7 @@ class _Control:
             ray.get(self._server.stop.remote(), timeout=STOP_SECONDS)
         except RayError:
             deadline = 0.0  # no use in waiting for workers that wait for the server
-        while not self._pool.done and time.monotonic() < deadline and not self._stop.forced:
+        while not self._pool.done and time.monotonic() < deadline:
             self._pool.tend()
             self._report("stopping")
             self._stop.wait(0.1)
@@ -435,6 +453,9 @@ class _Control:
             self._server_restarts += 1
             self._pool.alerts.append("the server died; Ray restarts it from the run directory")
             self._stop.wait(1.0)
+            return
+        except GetTimeoutError:
+            self._pool.alerts.append("the server has not answered for a minute")
             return
         except ActorDiedError as error:
             raise RuntimeError(f"the server is gone and cannot be restarted: {_last_line(error)}") from None

@@ -113,7 +113,7 @@ class MetaState:
         """Brings back what the run directory holds, or makes its first checkpoint.
 
         Returns the `rest` of the newest whole checkpoint (None for a new run), and the contributions accepted after
-        it. Raises CorruptFile where no checkpoint can be used, ValueError where it is of another encoder, OSError.
+        it. Raises CorruptFile where no checkpoint can be used, or it is of another encoder; OSError.
         """
         checkpoint, warnings = self._checkpoints.load_newest()
         for warning in warnings:
@@ -166,7 +166,11 @@ class MetaState:
     def _adopt(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         self.version = checkpoint.version
-        self._optimizer.restore(self._manifest.join(checkpoint.init), checkpoint.optimizer)
+        try:
+            vector = self._manifest.join(checkpoint.init)
+        except ValueError as error:
+            raise CorruptFile(f"checkpoint {checkpoint.version} is of another encoder: {error}") from None
+        self._optimizer.restore(vector, checkpoint.optimizer)
         self.applied, self.applied_steps = state["applied"], state["applied_steps"]
         self._covered.extend(state["covered"])
         self._next_order = self._covered[-1]

@@ -91,6 +91,14 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     return summary
 
 
+def wall_seconds(run_dir: Path) -> float:
+    """Of all launches so far; 0 where that is not known."""
+    try:
+        return float(read_summary(run_dir).get("wall_seconds", 0.0))
+    except (ConfigError, TypeError, ValueError):
+        return 0.0
+
+
 def _git_revision() -> str:
     """Commit of the code that runs, with a + where it was changed since; "unknown" outside a checkout."""
     here = Path(__file__).parent

@@ -39,8 +39,8 @@ class MetaServer:
         session: names this launch; leases of other sessions are dropped, their workers being gone.
         clock: monotonic seconds.
 
-    Raises RunDirectoryBusy where another server holds the directory, CorruptFile where nothing in it can be used,
-    and ValueError where the checkpoint belongs to another encoder.
+    Raises RunDirectoryBusy where another server holds the directory, CorruptFile where nothing in it can be used or it
+    belongs to another encoder.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class MetaServer:
     # What workers call -------------------------------------------------------------------------------------------
 
     def lease(self, worker: str, incarnation: str) -> Lease | Idle:
-        """Grants the next task to a worker, or says that there is none now. Raises OSError where it cannot be recorded.
+        """Grants the next task to a worker, or says that there is none now, as when the disk is full.
 
         A worker holds one lease at most: what it held before is taken back.
         """
@@ -92,9 +92,10 @@ class MetaServer:
             return Idle(finished=self.finished)
         try:
             return self._leases.grant(task, worker, incarnation, self.version, self._config.server.lease_seconds)
-        except OSError:
+        except OSError as error:
             self._queue.give_back(task.index)
-            raise
+            self._alert(f"no lease can be granted while the journal cannot be written: {error}")
+            return Idle(finished=False)
 
     def snapshot(self) -> tuple[int, np.ndarray]:
         """(version, φ): published together, never apart. The vector is a copy."""
@@ -333,5 +334,6 @@ class MetaServer:
         return self._ack(False, reason=reason, proceed=proceed)
 
     def _alert(self, text: str) -> None:
-        log.warning(text)
-        self.alerts.append(text)
+        if text not in list(self.alerts)[-3:]:  # what keeps failing is said once
+            log.warning(text)
+            self.alerts.append(text)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks for a clean stop, the second for one at once."""
+"""SIGINT and SIGTERM: the first asks for a clean stop, the second stops at once."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import time
 
 
 class StopSignal:
-    """Catches both signals until `restore`. Ray replaces the SIGTERM handler: create this after `ray.init`."""
+    """Catches both signals until `restore`; the second one raises KeyboardInterrupt wherever the program is.
+
+    Ray replaces the SIGTERM handler: create this after `ray.init`.
+    """
 
     def __init__(self) -> None:
         self.asked = False
-        self.forced = False
         self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def wait(self, seconds: float) -> None:
-        """Sleeps, but not on after a signal that had not come before."""
+        """Sleeps, but not on after the first signal."""
         deadline = time.monotonic() + seconds
-        before = self.asked, self.forced
-        while (left := deadline - time.monotonic()) > 0 and (self.asked, self.forced) == before:
+        before = self.asked
+        while (left := deadline - time.monotonic()) > 0 and self.asked == before:
             time.sleep(min(left, 0.1))
 
     def restore(self) -> None:
@@ -27,5 +29,6 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
-        self.forced = self.asked
+        if self.asked:
+            raise KeyboardInterrupt
         self.asked = True
