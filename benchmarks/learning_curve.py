@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     lines, _ = Ledger(arguments.run_dir / "ledger.jsonl").read(0)
     games = sorted({line["game"] for line in lines})
-    figure = Figure(figsize=(4.5 * max(1, len(games)), 3.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(6.0 * max(1, len(games)), 3.6), dpi=120, layout="constrained")
     for axes, game in zip(figure.subplots(1, max(1, len(games)), squeeze=False)[0], games, strict=True):
         random_play = reference_scores().get(game, {}).get("random")
         for line in (line for line in lines if line["game"] == game):
@@ -38,7 +38,7 @@ def main() -> None:
             axes.axhline(random_play, color="0.5", linestyle="--", linewidth=1, label="random play")
         axes.set_title(game)
         axes.set_xlabel("agent steps in the task")
-        axes.set_ylabel("mean return of the episodes since the last point")
+        axes.set_ylabel("mean return")
         axes.legend(fontsize=8)
         axes.grid(alpha=0.25)
     figure.savefig(arguments.out)
