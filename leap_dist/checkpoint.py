@@ -195,6 +195,8 @@ class Journal:
         """Creates the directory. Raises OSError."""
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob(".*.tmp"):  # of a write that a crash cut short
+            leftover.unlink(missing_ok=True)
 
     def write(self, order: int, vector: np.ndarray, header: dict[str, Any]) -> None:
         """Durable when this returns. Raises OSError, and then there is no such entry."""

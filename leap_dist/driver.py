@@ -12,6 +12,7 @@ import logging
 import os
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from ray.exceptions import (
     ObjectLostError,
     RayActorError,
     RayError,
+    RayTaskError,
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -95,10 +97,12 @@ class ServerActor:
         return self._server.fail(lease_id, incarnation, reason)
 
     def advance(self, offset: int, gone: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-        """Takes back what the workers in `gone` hold. Returns the status, ledger lines from `offset` on, and the next
-        offset."""
-        for worker in gone:
-            self._server.release(worker)
+        """Takes back what the incarnations in `gone` hold, and makes the meta-updates that are due.
+
+        Returns the status, ledger lines from byte `offset` on, and the offset to ask for next.
+        """
+        for incarnation in gone:
+            self._server.release(incarnation)
         self._server.tick()
         return {**self._server.status(), "server_pid": os.getpid()}, *self._server.ledger(offset)
 
@@ -154,9 +158,9 @@ class _ServerClient:
 class WorkerActor:
     """Trains one leased task after the other."""
 
-    def __init__(self, name: str, config: Config, server: Any) -> None:
+    def __init__(self, name: str, incarnation: str, config: Config, server: Any) -> None:
         self._name = name
-        self._incarnation = uuid.uuid4().hex
+        self._incarnation = incarnation
         self._config = config
         self._client = _ServerClient(server)
 
@@ -190,8 +194,8 @@ class WorkerActor:
             return  # the server restarted since; its next lease comes with a new reference
         try:
             run_task(lease, vector, self._config, self._client)
-        except RayActorError:
-            raise
+        except RayError:
+            raise  # the server's trouble, not the game's
         except Exception as error:  # whatever breaks in a task is the server's to count, not the end of the worker
             log.exception("task %s (%s) failed", lease.id, lease.task.game)
             self._client.call("fail", lease.id, self._incarnation, f"{type(error).__name__}: {error}")
@@ -207,6 +211,7 @@ class _Slot:
     """A place in the pool, and the actor that fills it."""
 
     name: str
+    incarnation: str = ""
     actor: Any = None
     run: ray.ObjectRef[Any] | None = None
     health: ray.ObjectRef[Any] | None = None
@@ -229,8 +234,8 @@ class Pool:
         self._reconciled = -RECONCILE_SECONDS
         self.restarts = 0
         self.gone: list[str] = []
-        """Workers that died and whose leases the server has not been told to take back yet."""
-        self.alerts: list[str] = []
+        """Incarnations that ended and whose leases the server has not been told to take back yet."""
+        self.alerts: deque[str] = deque(maxlen=100)
 
     def require_room(self) -> None:
         """Raises ConfigError where no node can take a worker; notes where fewer fit than were asked for."""
@@ -278,6 +283,10 @@ class Pool:
         """Every worker as plain data."""
         return [{"name": s.name, "state": _state(s), "pid": s.pid, "memory_bytes": s.memory_bytes} for s in self._slots]
 
+    def abandon(self) -> None:
+        """Gives up all workers: what they hold is to be taken back."""
+        self.gone += [slot.incarnation for slot in self._slots]
+
     @property
     def done(self) -> bool:
         """Every worker has been told that there is nothing left, and returned."""
@@ -290,7 +299,8 @@ class Pool:
 
     def _start(self, slot: _Slot) -> None:
         worker = _WORKER.options(num_cpus=self._config.worker.cpus, num_gpus=self._gpus)
-        slot.actor = worker.remote(slot.name, self._config, self._server)
+        slot.incarnation = uuid.uuid4().hex
+        slot.actor = worker.remote(slot.name, slot.incarnation, self._config, self._server)
         slot.started = time.monotonic()
         slot.run = slot.actor.run.remote()
         slot.health = slot.actor.health.remote()
@@ -312,7 +322,7 @@ class Pool:
             slot.failures = slot.failures + 1 if now - slot.started < HEALTHY_SECONDS else 1
             backoff = min(2.0 ** (slot.failures - 1), LONGEST_BACKOFF)
             slot.not_before = now + backoff
-            self.gone.append(slot.name)
+            self.gone.append(slot.incarnation)
             self.alerts.append(f"{slot.name} died and is restarted in {backoff:.0f} s: {_last_line(error)}")
             if not isinstance(error, RayActorError):
                 ray.kill(slot.actor)  # `run` raised, but the process still lives
@@ -402,6 +412,10 @@ def _start_server(config: Config, run_dir: Path) -> Any:
     return server
 
 
+class _ServerLost(RuntimeError):
+    """The server died and cannot be restarted, or is broken."""
+
+
 class _Control:
     """The control loop: polls the server, tends the pool, reports."""
 
@@ -417,7 +431,15 @@ class _Control:
         self._server_restarts = 0
 
     def loop(self) -> str:
-        """Runs until the work is done or a stop was asked for."""
+        """Runs until the work is done, a stop was asked for, or the server is lost for good."""
+        try:
+            return self._loop()
+        except _ServerLost as error:
+            self._pool.alerts.append(str(error))
+            self._report("failed")
+            return "failed"
+
+    def _loop(self) -> str:
         while not self._stop.asked:
             self._pool.tend()
             self._poll()
@@ -439,7 +461,7 @@ class _Control:
             self._pool.tend()
             self._report("stopping")
             self._stop.wait(0.1)
-        self._pool.gone += [worker["name"] for worker in self._pool.describe()]
+        self._pool.abandon()
         self._poll()
         self._report(outcome)
         return outcome
@@ -457,8 +479,8 @@ class _Control:
         except GetTimeoutError:
             self._pool.alerts.append("the server has not answered for a minute")
             return
-        except ActorDiedError as error:
-            raise RuntimeError(f"the server is gone and cannot be restarted: {_last_line(error)}") from None
+        except (ActorDiedError, RayTaskError) as error:
+            raise _ServerLost(f"the server cannot go on: {_last_line(error)}") from None
         del self._pool.gone[: len(gone)]
         self._status, self._offset = status, offset
         self._lines += lines

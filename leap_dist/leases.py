@@ -101,8 +101,10 @@ class LeaseBook:
         """
         opened, highest = set(), 0
         for header in self._journal.leases():
-            session = header.pop("session")
-            lease = Lease.of(header)
+            try:
+                session, lease = header.pop("session"), Lease.of(header)
+            except (KeyError, TypeError):
+                continue  # not one of ours; its task is trained again
             highest = max(highest, lease.task.index + 1)
             if session == self._session and lease.task.index not in done and lease.id not in self._closed:
                 self._open[lease.id] = OpenLease(lease, granted=self._clock(), renewed=self._clock())

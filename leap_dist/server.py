@@ -161,10 +161,11 @@ class MetaServer:
             self._lose(held, "expired")
         self._update()
 
-    def release(self, worker: str) -> None:
-        """Takes back at once what a worker holds that is known to be gone."""
-        for held in self._leases.of(worker):
-            self._lose(held, "worker-lost")
+    def release(self, incarnation: str) -> None:
+        """Takes back at once what an incarnation holds that is known to be gone."""
+        for held in self._leases.all():
+            if held.lease.incarnation == incarnation:
+                self._lose(held, "worker-lost")
 
     def status(self) -> dict[str, Any]:
         """Counters and open leases, as plain data."""

@@ -246,10 +246,10 @@ def test_a_worker_that_asks_again_loses_what_it_held(tmp_path):
 
 def test_the_prefix_of_a_lost_lease_counts_where_that_is_asked_for(tmp_path):
     server = serve(tmp_path, config(server__on_lost="keep", meta__batch_size=2))
-    lost, other = grant(server, "w0"), grant(server, "w1")
+    lost, other = grant(server, "w0", "gone"), grant(server, "w1")
     prefix = pull(1, INITIAL)
     server.push(contribution(lost, prefix, seq=3, final=False))
-    server.release("w0")
+    server.release("gone")
     finish(server, other, INITIAL)
     first, second = ledger(tmp_path)
     assert (first["task"], first["steps"], second["task"]) == (lost.task.index, 300, other.task.index)
