@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parent.parent
-SYNC = ["--preset", "smoke", "--mode", "sync", "--meta-updates", "3", "--meta.batch-size", "2", "--task-steps", "500",
+SYNC = ["--preset", "smoke", "--mode", "sync", "--meta-updates", "5", "--meta.batch-size", "2", "--task-steps", "500",
         "--worker.cpus", "0.5", "--worker.heartbeat-seconds", "0.5"]  # fmt: skip
 
 
@@ -104,14 +104,14 @@ def curves(run_dir: Path) -> dict[tuple[str, str], Counter[tuple[int, float]]]:
 
 def test_the_run_directory_holds_all_that_was_promised(undisturbed: Path) -> None:
     summary = json.loads((undisturbed / "summary.json").read_text())
-    assert (summary["state"], summary["meta_updates"], summary["contributions_applied"]) == ("done", 3, 6)
-    assert summary["partials"] > 6
-    assert summary["agent_steps"] == 6 * 500
+    assert (summary["state"], summary["meta_updates"], summary["contributions_applied"]) == ("done", 5, 10)
+    assert summary["partials"] > 10
+    assert summary["agent_steps"] == 10 * 500
     assert summary["refused"] == {}
     for name in ("config.yaml", "manifest.json", "init.safetensors", "ledger.jsonl", "progress.png"):
         assert (undisturbed / name).stat().st_size > 100, name
     assert json.loads((undisturbed / "manifest.json").read_text())["packages"]["ray"].startswith("2.60")
-    assert len(curves(undisturbed)["server", "meta/path_length"]) == 3
+    assert len(curves(undisturbed)["server", "meta/path_length"]) == 5
 
 
 def test_law_1_three_workers_give_the_bits_of_one(launch: Callable[..., Launch], undisturbed: Path) -> None:
@@ -155,14 +155,13 @@ def test_a_killed_driver_is_resumed_with_curves_neither_lost_nor_doubled(
     launch: Callable[..., Launch], undisturbed: Path, environment: dict[str, str]
 ) -> None:
     run = launch("driver", *SYNC, "--workers", "2")
-    run.wait_for(playing)
-    version = run.summary()["meta_updates"]
-
+    run.wait_for(lambda summary: summary["server_pid"])
     second = launch("driver", "--resume")
     assert second.end() == 2
     assert "is in use by a live server (process" in second.log.read_text()
-    assert run.process.poll() is None, "the first goes on"
 
+    run.wait_for(playing)  # so the first goes on
+    version = run.summary()["meta_updates"]
     run.process.kill()
     run.process.wait()
     again = subprocess.run(
@@ -189,6 +188,6 @@ def test_one_interrupt_ends_cleanly_and_resume_finishes(launch: Callable[..., La
     version = run.summary()["meta_updates"]
     resumed = launch("interrupt", "--resume", "--workers", "1")
     assert resumed.end() == 0, resumed.log.read_text()
-    assert version < 3
+    assert version < 5
     same_result(run.run_dir, undisturbed)
     assert curves(run.run_dir) == curves(undisturbed)
