@@ -219,6 +219,7 @@ class MetaServer:
             self._state.accept(held.lease, contribution, norm)
         except OSError as error:
             self._alert(f"the contribution of {held.lease.worker} could not be stored: {error}")
+            self._leases.extend(held)  # its worker is well, and will try again
             return self._refuse("storage", proceed=True)
         self._note_progress(held, contribution)
         self._leases.end(held, ACCEPTED)
