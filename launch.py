@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="meta-train an initialization",
+        usage="launch.py train [--preset NAME] [--config FILE] [--run-dir DIR] [--resume] [--SETTING VALUE ...]",
         description=_TRAIN_HELP,
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

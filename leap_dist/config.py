@@ -322,7 +322,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except Exception as error:  # besides its own errors, PyYAML lets through whatever a malformed scalar runs into
-        raise ConfigError(f"config: cannot read {path}: {_shown(str(error) or type(error).__name__)}") from None
+        reason = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
+        raise ConfigError(f"config: cannot read {path}: {str(reason)[:200]}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
