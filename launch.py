@@ -172,9 +172,11 @@ def _train(parsed: argparse.Namespace) -> int:
     board = telemetry.TensorBoard(run_dir)
     board.text("config", f"```yaml\n{configuration.to_yaml(config)}```")
     board.text("manifest", f"```json\n{(run_dir / 'manifest.json').read_text()}\n```")
+    latest: dict[str, Any] = {}
     with live_table.LiveTable() as table:
 
         def record(lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+            latest.update(summary)
             board.record(lines, summary)
             with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
                 run_directory.write_summary(run_dir, summary)
@@ -184,17 +186,19 @@ def _train(parsed: argparse.Namespace) -> int:
             outcome = driver.train(config, run_dir, record, wall_seconds_before=before)
         finally:
             board.close()
-    _conclude(run_dir, outcome)
+    _conclude(run_dir, outcome, latest)
     return {"done": DONE, "interrupted": INTERRUPTED}.get(outcome, FAILED)
 
 
-def _conclude(run_dir: Path, outcome: str) -> None:
-    """Draws the picture, and says what there is and how to look at it."""
+def _conclude(run_dir: Path, outcome: str, summary: dict[str, Any]) -> None:
+    """Draws the picture, and says what there is and how to look at it.
+
+    The summary is the one that was shown last, not the one on disk: a full disk may hold an older one, or none.
+    """
     try:
         picture = str(_draw(run_dir, run_dir / "progress.png"))
     except OSError as error:
         picture = f"could not be written: {error}"
-    summary = run_directory.read_summary(run_dir)
     tensorboard = Path(sys.executable).with_name("tensorboard")
     shown = tensorboard.relative_to(Path.cwd()) if tensorboard.is_relative_to(Path.cwd()) else tensorboard
     print(

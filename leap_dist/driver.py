@@ -435,6 +435,8 @@ class _Control:
         try:
             return self._loop()
         except _ServerLost as error:
+            if not self._status:  # it never worked: there is nothing to report but the reason
+                raise ConfigError(f"run-dir: {error}") from None
             self._pool.alerts.append(str(error))
             self._report("failed")
             return "failed"
