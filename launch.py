@@ -20,8 +20,9 @@ from typing import Any, NoReturn, get_args
 from leap_dist import config as configuration
 from leap_dist import report, run_directory
 from leap_dist.checkpoint import CorruptFile, Ledger, RunDirectoryBusy, lock_holder
-from leap_dist.config import Config, ConfigError
+from leap_dist.config import ConfigError
 from leap_dist.presets import PRESET_HELP, PRESETS
+from leap_dist.settings import Config
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -202,7 +203,7 @@ def _conclude(run_dir: Path, outcome: str, summary: dict[str, Any]) -> None:
     tensorboard = Path(sys.executable).with_name("tensorboard")
     shown = tensorboard.relative_to(Path.cwd()) if tensorboard.is_relative_to(Path.cwd()) else tensorboard
     print(
-        f"\n{outcome}: {summary['meta_updates']} of {summary['meta_updates_wanted']} meta-updates, "
+        f"\n{outcome}: {summary['tasks']} of {summary['tasks_wanted']} tasks, {summary['meta_updates']} meta-updates, "
         f"{summary['contributions_applied']} contributions, {summary['agent_steps']:,} agent steps "
         f"in {summary['wall_seconds']:.0f} s\n"
         f"  initialization  {run_dir / 'init.safetensors'}\n"

@@ -22,10 +22,11 @@ import torch
 from ale_py import roms
 
 from envs import atari
-from leap_dist.config import Config, resolve
+from leap_dist.config import resolve
 from leap_dist.leap import PullForward
 from leap_dist.learners.a2c import A2C
-from leap_dist.models import initial_vector
+from leap_dist.models import initialization
+from leap_dist.settings import Config
 
 
 def main() -> None:
@@ -53,13 +54,13 @@ def measure(game: str, config: Config, updates: int) -> tuple[float, float, floa
     """Agent steps/s of bare emulation, of the vector environment and of the whole loop; Leap's share of the loop."""
     learner = A2C(
         game,
-        initial_vector(atari.channels(config.atari.frames), 0),
+        initialization(atari.channels(config.atari.frames), 0)[1],
         seed=1,
         agent=config.agent,
         settings=config.atari,
         worker=config.worker,
     )
-    pull = PullForward(learner.encoder.parameters())
+    pull = PullForward(learner.shared.values())
     in_leap = 0.0
 
     def update() -> None:

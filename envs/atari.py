@@ -60,9 +60,9 @@ def make(
     )
 
 
-def actions(env: AtariVectorEnv) -> int:
-    """How many actions an environment has."""
-    return len(env.ale.get_action_set())
+def actions(env: AtariVectorEnv) -> list[int]:
+    """What an environment's actions 0, 1, … are on the controller, which has 18."""
+    return [action.value for action in env.ale.get_action_set()]
 
 
 def as_channels(observations: np.ndarray) -> np.ndarray:

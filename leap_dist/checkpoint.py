@@ -15,7 +15,6 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,8 +23,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-FORMAT = 1
-"""Version of the files' layout. Newer ones are refused."""
+FORMAT = 2
+"""Version of the files' layout. Newer files are refused, and older checkpoints too."""
 
 
 class CorruptFile(RuntimeError):
@@ -104,11 +103,12 @@ class Checkpoint:
     version: int
     init: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
+    heads: dict[str, np.ndarray]
     state: dict[str, Any]
 
 
 class CheckpointStore:
-    """`checkpoints/NNNNNN/` with init.safetensors, optimizer.safetensors and, written last, state.json."""
+    """`checkpoints/NNNNNN/` with {init,optimizer,heads}.safetensors and, written last, state.json."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         """Creates the directory. Raises OSError."""
@@ -130,6 +130,7 @@ class CheckpointStore:
             files = {
                 "init.safetensors": pack(checkpoint.init, {}),
                 "optimizer.safetensors": pack(checkpoint.optimizer, {}),
+                "heads.safetensors": pack(checkpoint.heads, {}),
             }
             for name, data in files.items():
                 write_atomic(temporary / name, data)
@@ -175,17 +176,20 @@ class CheckpointStore:
             checksum = state.pop("sha256")
             if int(state["format"]) > FORMAT:
                 raise CorruptFile(f"format {state['format']} is newer than {FORMAT}; update leap-dist")
+            if int(state["format"]) < FORMAT:
+                raise CorruptFile(f"format {state['format']} is older than {FORMAT}; end the run with what began it")
             if checksum != _json_digest(state) or state["version"] != version:
                 raise CorruptFile("state.json is damaged: its checksum does not match")
             contents = {}
-            for name in ("init.safetensors", "optimizer.safetensors"):
+            for name in ("init.safetensors", "optimizer.safetensors", "heads.safetensors"):
                 data = (folder / name).read_bytes()
                 if hashlib.sha256(data).hexdigest() != state["files"][name]:
                     raise CorruptFile(f"{name} is damaged: its checksum does not match")
                 contents[name] = unpack(data, name)[0]
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise CorruptFile(f"state.json is damaged: {error}") from None
-        return Checkpoint(version, contents["init.safetensors"], contents["optimizer.safetensors"], state["state"])
+        init, optimizer, heads = contents.values()
+        return Checkpoint(version, init, optimizer, heads, state["state"])
 
 
 class Journal:
@@ -198,24 +202,24 @@ class Journal:
         for leftover in directory.glob(".*.tmp"):  # of a write that a crash cut short
             leftover.unlink(missing_ok=True)
 
-    def write(self, order: int, vector: np.ndarray, header: dict[str, Any]) -> None:
+    def write(self, order: int, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
         """Durable when this returns. Raises OSError, and then there is no such entry."""
-        write_atomic(self._path(order), pack({"vector": vector}, header))
+        write_atomic(self._path(order), pack(arrays, header))
 
-    def entries(self, first: int) -> Iterator[tuple[int, np.ndarray, dict[str, Any]]]:
-        """Yields (order, vector, header) from order `first` on, ascending. Raises CorruptFile on a damaged one."""
-        for path in sorted(self._directory.glob("contribution-*.safetensors")):
-            order = int(path.stem.removeprefix("contribution-"))
-            if order >= first:
-                tensors, header = unpack(path.read_bytes(), f"journal/{path.name}")
-                yield order, tensors["vector"], header
+    def orders(self) -> list[int]:
+        """Of the entries there are, ascending."""
+        names = (path.stem for path in self._directory.glob("contribution-*.safetensors"))
+        return sorted(int(name.removeprefix("contribution-")) for name in names)
 
-    def discard_before(self, order: int) -> None:
-        """Removes the entries below `order`; what cannot be removed stays, harmlessly."""
-        for path in self._directory.glob("contribution-*.safetensors"):
-            if int(path.stem.removeprefix("contribution-")) < order:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+    def read(self, order: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and header of an entry. Raises CorruptFile on a damaged one."""
+        path = self._path(order)
+        return unpack(path.read_bytes(), f"journal/{path.name}")
+
+    def discard(self, order: int) -> None:
+        """Removes an entry; where that fails it stays, harmlessly."""
+        with contextlib.suppress(OSError):
+            self._path(order).unlink(missing_ok=True)
 
     def open_lease(self, lease_id: str, header: dict[str, Any]) -> None:
         """Records a granted lease, so that a restarted server still knows it. Raises OSError."""

@@ -1,7 +1,7 @@
-"""The configuration: frozen dataclasses, presets, validation, YAML in and out.
+"""The configuration: presets, overrides, validation, YAML in and out.
 
-Every setting is declared once, with its default, its help text and its range. YAML files and command-line flags go
-through the same `resolve`, so that a mistake gets the same one-line answer wherever it was made.
+YAML files and command-line flags go through the same `resolve`, so that a mistake gets the same one-line answer
+wherever it was made. The settings themselves are declared in settings.py.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import difflib
 import math
 import reprlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from envs import games as atari
-from leap_dist.presets import PRESETS
+from leap_dist.combinations import problems
+from leap_dist.presets import DEFAULTS, PRESETS
+from leap_dist.settings import Config
 
 
 class ConfigError(ValueError):
@@ -26,134 +27,6 @@ class ConfigError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
-
-
-def setting(
-    default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
-) -> Any:
-    """A dataclass field with help text and a range: low ≤ value ≤ high, value > above."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
-
-
-@dataclass(frozen=True)
-class LeapSettings:
-    """The meta-gradient (equations 4 and 8)."""
-
-    metric: Literal["energy", "length"] = setting("energy", "functional of the gradient path to shorten")
-    loss_weight: float = setting(1.0, "λ, scale of the loss coordinate; 0 measures the path in parameters only", low=0)
-    stabilize: bool = setting(True, "use |Δf| (the regularizer μ of section 2.3) instead of −Δf")
-    final_loss: bool = setting(False, "evaluate f(θ_K) on one more rollout, so that the last segment counts too")
-
-
-@dataclass(frozen=True)
-class MetaSettings:
-    """The meta-update: how the server turns contributions into a new initialization."""
-
-    batch_size: int = setting(16, "|B|, contributions to a meta-update", low=1, high=100_000)
-    optimizer: Literal["adam", "sgd"] = setting("adam", "meta-optimizer (torch.optim)")
-    learning_rate: float = setting(1e-3, "β, the meta learning rate", above=0)
-    momentum: float = setting(0.0, "momentum of sgd", low=0, high=1)
-    staleness: Literal["constant", "polynomial", "hinge", "inverse"] = setting(
-        "polynomial", "weight s(τ) of a contribution that is τ versions old (buffered and async)"
-    )
-    max_staleness: int = setting(0, "refuse contributions staler than this; 0 means 4 × workers", low=0)
-    contribution_clip: float = setting(
-        3.0, "clip a contribution's norm at this multiple of the running median; 0 turns it off", low=0
-    )
-    clip_window: int = setting(64, "accepted contributions that the running median looks back on", low=1, high=100_000)
-
-
-@dataclass(frozen=True)
-class AgentSettings:
-    """The A2C agent (appendix E, and the Atari part of the defaults)."""
-
-    envs: int = setting(32, "parallel environments", low=1, high=4096)
-    unroll: int = setting(5, "steps per environment between two updates", low=1, high=10_000)
-    learning_rate: float = setting(1e-4, "α of RMSProp", above=0)
-    epsilon: float = setting(1e-4, "ε of RMSProp", above=0)
-    epsilon_form: Literal["inside", "outside"] = setting("inside", "√(v+ε), v₀ = 1 (the paper's) or √v+ε, v₀ = 0")
-    decay: float = setting(0.99, "decay of RMSProp's mean square", low=0, high=1)
-    max_grad_norm: float = setting(0.5, "global gradient clip", above=0)
-    discount: float = setting(0.99, "γ", low=0, high=1)
-    entropy_cost: float = setting(0.01, "weight of the entropy bonus", low=0)
-    value_cost: float = setting(0.5, "weight of the value loss", low=0)
-    reward_clip: Literal["bound", "sign", "none"] = setting("bound", "training reward: |r| ≤ 5, sign(r) or raw")
-
-
-@dataclass(frozen=True)
-class AtariSettings:
-    """The emulator and what the agent sees of it."""
-
-    frames: Literal["gray4", "rgb1", "rgb4"] = setting(
-        "rgb1", "observation: 4 gray frames, 1 RGB frame or 4 RGB frames"
-    )
-    frame_skip: int = setting(4, "ALE frames per agent step, the last two max-pooled", low=1, high=60)
-    noop_max: int = setting(30, "up to this many no-ops at the start of an episode", low=0, high=1000)
-    fire_on_reset: bool = setting(True, "press fire at the start of an episode where the game has that button")
-    sticky_actions: float = setting(0.0, "probability that the emulator repeats the previous action", low=0, high=1)
-    life_loss: bool = setting(True, "a lost life ends the return in training, though not the episode")
-    max_episode_frames: int = setting(
-        108_000, "truncate episodes after this many ALE frames (30 minutes)", low=100, high=2**31 - 1
-    )
-    full_actions: bool = setting(False, "all 18 actions instead of the game's minimal set")
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """How a worker runs: device, arithmetic, reporting."""
-
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where agents train; auto: cuda where there is one")
-    precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "arithmetic of the network; auto: bfloat16 autocast where the processor has it"
-    )
-    threads: int = setting(1, "torch threads per worker", low=1, high=256)
-    emulator_threads: int = setting(1, "emulator threads per worker", low=1, high=256)
-    cpus: float = setting(1.0, "CPUs that Ray reserves per worker", above=0)
-    gpus: float = setting(0.0, "GPUs that Ray reserves per worker; fractions share a GPU", low=0)
-    push_interval: int = setting(50_000, "agent steps between two partial contributions", low=1)
-    heartbeat_seconds: float = setting(2.0, "seconds between two renewals of the lease", above=0)
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """Leases and durability."""
-
-    lease_seconds: float = setting(60.0, "a lease not renewed for this long is taken back", above=0)
-    on_lost: Literal["retry", "keep"] = setting(
-        "retry", "a lost lease's task is trained again, or its last partial contribution counts"
-    )
-    keep_checkpoints: int = setting(3, "newest checkpoints kept", low=1, high=1000)
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that determines a run."""
-
-    preset: str = setting("paper", "the preset that the other values started from")
-    games: tuple[str, ...] = setting(("seed24",), "games to train on: names, or the sets seed24, camera25")
-    workers: int = setting(2, "workers to run; fewer where the cluster has no room", low=1, high=100_000)
-    meta_updates: int = setting(100, "meta-updates after which training is done", low=1)
-    task_steps: int = setting(1_000_000, "agent steps per task", low=1)
-    mode: Literal["sync", "buffered", "async"] = setting("buffered", "when the server makes a meta-update")
-    meta_learner: Literal["leap"] = setting("leap", "what a worker returns")
-    seed: int = setting(0, "seed of the initialization, of task sampling and of every task", low=0, high=2**31 - 1)
-    address: str = setting("local", "Ray cluster: local starts one here, auto joins the running one, or HOST:PORT")
-    leap: LeapSettings = LeapSettings()
-    meta: MetaSettings = MetaSettings()
-    agent: AgentSettings = AgentSettings()
-    atari: AtariSettings = AtariSettings()
-    worker: WorkerSettings = WorkerSettings()
-    server: ServerSettings = ServerSettings()
-
-    @property
-    def max_staleness(self) -> int:
-        """τ beyond which contributions are refused."""
-        return self.meta.max_staleness or 4 * self.workers
-
-    @property
-    def updates_per_task(self) -> int:
-        """K: inner updates per task; at least one."""
-        return max(1, self.task_steps // (self.agent.envs * self.agent.unroll))
 
 
 # What may change when a run is resumed: how long, where and how it runs. All other settings define what is learned.
@@ -190,9 +63,15 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     """
     if preset not in PRESETS:
         raise ConfigError(f"preset: no preset {_shown(preset)}{_nearest(preset, PRESETS)}")
-    values: dict[str, Any] = dict(PRESETS[preset])
+    given: dict[str, Any] = {}
     for override in overrides:
-        values.update({name.replace("-", "_"): value for name, value in override.items()})
+        given.update({name.replace("-", "_"): value for name, value in override.items()})
+    values: dict[str, Any] = dict(PRESETS[preset])
+    chosen = {name: {**values, **given}.get(name, getattr(Config, name)) for name in ("meta_learner", "mode")}
+    for name, choice, settings in DEFAULTS:
+        if chosen[name] == choice:
+            values.update(settings)
+    values.update(given)
     if values.setdefault("preset", preset) != preset:
         raise ConfigError(f"preset: {_shown(values['preset'])} is not {preset!r}, which the settings start from")
     tree: dict[str, dict[str, Any]] = {}
@@ -216,21 +95,8 @@ def _check(config: Config) -> None:
     except ValueError as error:
         raise ConfigError(f"games: {error}") from None
     object.__setattr__(config, "games", games)
-    if config.worker.device == "cpu" and config.worker.gpus > 0:
-        raise ConfigError(
-            f"worker.gpus: {config.worker.gpus} asked for with worker.device cpu; use device cuda or gpus 0"
-        )
-    steps = config.agent.envs * config.agent.unroll
-    if config.task_steps < 2 * steps:
-        raise ConfigError(
-            f"task_steps: {config.task_steps} is less than two updates of agent.envs × agent.unroll = {steps} steps; "
-            f"a path needs two points, so use at least {2 * steps}"
-        )
-    if config.server.lease_seconds < 3 * config.worker.heartbeat_seconds:
-        raise ConfigError(
-            f"server.lease_seconds: {config.server.lease_seconds:g} is under three heartbeats of "
-            f"{config.worker.heartbeat_seconds:g} s; use at least {3 * config.worker.heartbeat_seconds:g}"
-        )
+    for problem in problems(config):
+        raise ConfigError(problem)
 
 
 def _typed(name: str, value: Any) -> Any:

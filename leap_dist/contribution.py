@@ -76,13 +76,15 @@ class PathStatistics:
 
 @dataclass(frozen=True)
 class Contribution:
-    """G from the start of the path up to inner update `updates`: cumulative, so the newest one holds all before it."""
+    """What a meta-learner makes of the path up to update `updates`: cumulative, the newest one holds all before it."""
 
     lease: str
     worker: str
     incarnation: str
     manifest: str
-    """`Manifest.digest` of the encoder that the vector belongs to."""
+    """`Manifest.digest` of the parameters that the vector belongs to."""
+    base_version: int
+    """Of the snapshot that the worker last heard of: the lease's, or a later one with trajectory shifting."""
     seq: int
     """Counts the contributions of a lease: 1, 2, …"""
     final: bool
@@ -92,24 +94,30 @@ class Contribution:
     seconds: float
     """Wall time so far."""
     vector: np.ndarray
-    """Float32, flat."""
+    """Float32, flat: of the shared parameters, and then of the game's head where heads persist."""
+    start: np.ndarray | None
+    """φ_lease, float32, flat, where the server corrects for the end point (ρ, fedasync)."""
     path: PathStatistics
     curve: tuple[CurvePoint, ...]
     """From the start of the task, cumulative as well."""
 
     def header(self) -> dict[str, Any]:
-        """Everything but the vector, as plain data."""
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "vector"}
+        """Everything but the arrays, as plain data."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("vector", "start")}
         data["path"] = dataclasses.asdict(self.path)
         data["curve"] = [dataclasses.asdict(point) for point in self.curve]
         return data
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `header` leaves out."""
+        return {"vector": self.vector} | ({} if self.start is None else {"start": self.start})
+
     @classmethod
-    def of(cls, header: dict[str, Any], vector: np.ndarray) -> Contribution:
-        """The inverse of `header`. Raises TypeError or KeyError where a field is missing or unknown."""
+    def of(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Contribution:
+        """The inverse of `header` and `arrays`. Raises TypeError or KeyError where a field is missing or unknown."""
         path = PathStatistics(**header["path"])
         curve = tuple(CurvePoint(**point) for point in header["curve"])
-        return cls(**{**header, "path": path, "curve": curve}, vector=vector)
+        return cls(**{**header, "path": path, "curve": curve}, vector=arrays["vector"], start=arrays.get("start"))
 
 
 @dataclass(frozen=True)

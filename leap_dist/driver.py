@@ -8,6 +8,7 @@ If the driver dies, everything dies with it, and `--resume` continues from the r
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -34,13 +35,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from envs import atari
 from leap_dist.checkpoint import CorruptFile, RunDirectoryBusy
-from leap_dist.config import Config, ConfigError
+from leap_dist.config import ConfigError
 from leap_dist.contribution import Ack, Contribution, Idle, Lease
-from leap_dist.models import Encoder, Manifest, initial_vector
+from leap_dist.models import initialization
 from leap_dist.progress import Progress
 from leap_dist.server import MetaServer
+from leap_dist.settings import Config
 from leap_dist.stop_signal import StopSignal
-from leap_dist.worker import run_task
+from leap_dist.worker import Start, run_task
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +65,8 @@ class ServerActor:
         self._problem: Exception | None = None
         try:
             channels = atari.channels(config.atari.frames)
-            self._server = MetaServer(
-                config,
-                run_dir,
-                manifest=Manifest.of(Encoder(channels)),
-                initial=initial_vector(channels, config.seed),
-                session=session,
-            )
+            manifest, initial = initialization(channels, config.seed, config.scope)
+            self._server = MetaServer(config, run_dir, manifest=manifest, initial=initial, session=session)
         except (RunDirectoryBusy, CorruptFile, OSError) as error:
             self._problem = error  # a constructor that raised would reach the driver as the text of a traceback
 
@@ -77,12 +74,23 @@ class ServerActor:
         """Why the server cannot work, if so."""
         return self._problem
 
-    def lease(self, worker: str, incarnation: str) -> Idle | tuple[Lease, ray.ObjectRef[Any]]:
-        """A lease with a reference to the snapshot that it starts from."""
+    def lease(self, worker: str, incarnation: str) -> Idle | tuple[Lease, ray.ObjectRef[Any], np.ndarray | None]:
+        """A lease with a reference to the snapshot that it starts from, and the game's head where heads persist."""
         if self._stopping:
             return Idle(finished=True)
         lease = self._server.lease(worker, incarnation)
-        return lease if isinstance(lease, Idle) else (lease, self._snapshot())
+        return lease if isinstance(lease, Idle) else (lease, self.snapshot()[1], self._server.head(lease.task.game))
+
+    def snapshot(self) -> tuple[int, ray.ObjectRef[Any]]:
+        """(version, φ), one object per version, fetched once per node.
+
+        The one before is kept for workers that are still fetching it.
+        """
+        version = self._server.version
+        if version not in self._snapshots:
+            newest = dict(list(self._snapshots.items())[-1:])
+            self._snapshots = {**newest, version: ray.put(self._server.snapshot()[1])}
+        return version, self._snapshots[version]
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
         """See MetaServer."""
@@ -109,14 +117,6 @@ class ServerActor:
     def stop(self) -> None:
         """From now on workers are told to finish."""
         self._stopping = True
-
-    def _snapshot(self) -> ray.ObjectRef[Any]:
-        """One object per version, fetched once per node; the one before is kept for workers still fetching it."""
-        version, vector = self._server.snapshot()
-        if version not in self._snapshots:
-            newest = dict(list(self._snapshots.items())[-1:])
-            self._snapshots = {**newest, version: ray.put(vector)}
-        return self._snapshots[version]
 
     def _heed_stop(self, ack: Ack) -> Ack:
         return replace(ack, proceed=False) if self._stopping else ack
@@ -154,6 +154,13 @@ class _ServerClient:
                 return ack
             time.sleep(1.0)
 
+    def snapshot(self) -> tuple[int, np.ndarray]:
+        """(version, φ) as they are now."""
+        while True:
+            version, reference = self.call("snapshot")
+            with contextlib.suppress(ObjectLostError):  # the server restarted; it has a new one
+                return version, ray.get(reference)
+
 
 class WorkerActor:
     """Trains one leased task after the other."""
@@ -187,13 +194,13 @@ class WorkerActor:
         pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
         return os.getpid(), pages * os.sysconf("SC_PAGE_SIZE")
 
-    def _work(self, lease: Lease, snapshot: ray.ObjectRef[Any]) -> None:
+    def _work(self, lease: Lease, snapshot: ray.ObjectRef[Any], head: np.ndarray | None) -> None:
         try:
-            vector: np.ndarray = ray.get(snapshot)
+            start = Start(ray.get(snapshot), head)
         except ObjectLostError:
             return  # the server restarted since; its next lease comes with a new reference
         try:
-            run_task(lease, vector, self._config, self._client)
+            run_task(lease, start, self._config, self._client)
         except RayError:
             raise  # the server's trouble, not the game's
         except Exception as error:  # whatever breaks in a task is the server's to count, not the end of the worker
@@ -446,8 +453,7 @@ class _Control:
             self._pool.tend()
             self._poll()
             if self._status.get("finished"):
-                complete = self._status["meta_updates"] >= self._status["meta_updates_wanted"]
-                return self._wind_down("done" if complete else "failed")
+                return self._wind_down("done" if self._status["complete"] else "failed")
             self._report("running")
             self._stop.wait(POLL_SECONDS)
         return self._wind_down("interrupted")

@@ -33,6 +33,8 @@ class PullForward:
         loss_weight: λ, the scale of the loss coordinate on the manifold. 1 is the paper; 0 measures the path in
             parameter space only, which makes `energy` the same as Reptile.
         stabilize: replace −Δf_i by |Δf_i|, so that a step that raised the loss does not push away (μ, section 2.3).
+        loss_smoothing: d, decay of the moving average f̄_i = d f̄_{i−1} + (1−d) f_i, f̄_0 = f_0, that takes the place of
+            f along the path; 0 is the paper. What is left of the noise of a batch weighs less then.
         copy_gradients: keep a copy of each gradient instead of the tensor itself. Needed when something, such as
             `torch.nn.utils.clip_grad_norm_` or `zero_grad(set_to_none=False)`, writes into `.grad` in place.
 
@@ -46,6 +48,7 @@ class PullForward:
         metric: Metric = "energy",
         loss_weight: float = 1.0,
         stabilize: bool = True,
+        loss_smoothing: float = 0.0,
         copy_gradients: bool = False,
     ) -> None:
         self._parameters = list(parameters)
@@ -55,9 +58,12 @@ class PullForward:
             raise ValueError(f"metric is {metric!r}; choose 'energy' or 'length'")
         if not loss_weight >= 0:
             raise ValueError(f"loss_weight is {loss_weight}; it must not be negative")
+        if not 0 <= loss_smoothing < 1:
+            raise ValueError(f"loss_smoothing is {loss_smoothing}; it must be at least 0 and below 1")
         self._metric = metric
         self._loss_weight = loss_weight
         self._stabilize = stabilize
+        self._loss_smoothing = loss_smoothing
         self._copy_gradients = copy_gradients
 
         self._previous = [p.detach().clone() for p in self._parameters]  # θ_i of the last observation
@@ -70,7 +76,8 @@ class PullForward:
         self._versions: list[int] = []
         self._energy = torch.zeros((), dtype=torch.float64, device=self._previous[0].device)
         self._length = self._energy.clone()
-        self._loss = self._energy.clone()  # f(θ_i) of the last observation
+        self._loss = self._energy.clone()  # f(θ_i) of the last observation, smoothed
+        self._shifted = False  # since the last observation
         self._closed = False
 
     @torch.no_grad()
@@ -96,6 +103,19 @@ class PullForward:
             self._end_segment(final_loss)
         self._closed = True
         self._gradients = None
+
+    @torch.no_grad()
+    def shift(self, amounts: Iterable[Tensor]) -> None:
+        """Records that something other than training moved the parameters by `amounts`, one tensor for each.
+
+        Such a move is not path: the points behind move along, and of the segment under way the change of the loss is
+        left out, since the losses at its two ends belong to different places (trajectory shifting, Shin et al. 2021).
+        """
+        for i, amount in enumerate(amounts):
+            self._previous[i].add_(amount)
+            if self._metric == "energy":  # there, this is θ_0
+                self._path_term[i].add_(amount)
+        self._shifted = True
 
     def gradient(self) -> Tensor:
         """G over the segments ended so far: a new flat float32 vector, in the order of the parameters."""
@@ -125,7 +145,8 @@ class PullForward:
         value = value.detach().to(self._energy)
         if self._gradients is not None:
             self._refuse_overwritten()
-            loss_change = value - self._loss
+            value = torch.lerp(value, self._loss, self._loss_smoothing)
+            loss_change = torch.zeros_like(value) if self._shifted else value - self._loss
             # Δθ_i, into memory that is kept: to ask for it anew at each step would cost more than the subtraction.
             step = [
                 torch.sub(p, q, out=d) for p, q, d in zip(self._parameters, self._previous, self._step, strict=True)
@@ -144,6 +165,7 @@ class PullForward:
             self._length += norm
         torch._foreach_copy_(self._previous, [p.detach() for p in self._parameters])
         self._loss = value
+        self._shifted = False
 
     def _refuse_overwritten(self) -> None:
         assert self._gradients is not None

@@ -93,25 +93,26 @@ class LeaseBook:
         """Names of the remembered leases whose contribution was accepted."""
         return [lease_id for lease_id, outcome in self._closed.items() if outcome == ACCEPTED]
 
-    def reopen(self, done: set[int]) -> tuple[set[int], int]:
-        """After a restart: opens the recorded leases of this session, with a fresh deadline, and forgets all others.
+    def reopen(self, done: set[int]) -> tuple[list[OpenLease], int]:
+        """After a restart: opens the recorded leases, with a fresh deadline, and forgets those whose task is `done`.
 
-        The workers of another session are gone, and a task in `done` needs no worker. Returns the tasks opened, and
-        one more than the highest task index seen (0 where there was none).
+        Returns those of other sessions, whose workers are gone, and one more than the highest task index seen (0 where
+        there was none).
         """
-        opened, highest = set(), 0
+        orphans, highest = [], 0
         for header in self._journal.leases():
             try:
                 session, lease = header.pop("session"), Lease.of(header)
             except (KeyError, TypeError):
                 continue  # not one of ours; its task is trained again
             highest = max(highest, lease.task.index + 1)
-            if session == self._session and lease.task.index not in done and lease.id not in self._closed:
-                self._open[lease.id] = OpenLease(lease, granted=self._clock(), renewed=self._clock())
-                opened.add(lease.task.index)
-            else:
+            if lease.task.index in done or lease.id in self._closed:
                 self._journal.close_lease(lease.id)
-        return opened, highest
+                continue
+            held = self._open[lease.id] = OpenLease(lease, granted=self._clock(), renewed=self._clock())
+            if session != self._session:
+                orphans.append(held)
+        return orphans, highest
 
 
 def describe(held: OpenLease, now: float) -> dict[str, Any]:

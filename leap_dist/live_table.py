@@ -78,7 +78,7 @@ def render(summary: dict[str, Any]) -> Group:
     """
     state = Text.assemble(
         (summary["state"], _STYLES.get(summary["state"], "bold")),
-        f"  preset {summary['preset']}, mode {summary['mode']}, updated ",
+        f"  preset {summary['preset']}, {summary['meta_learner']}, mode {summary['mode']}, updated ",
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["updated"])),
     )
     parts: list[RenderableType] = [state, Text(_progress(summary)), Text(_health(summary))]
@@ -91,7 +91,7 @@ def render(summary: dict[str, Any]) -> Group:
 def _progress(summary: dict[str, Any]) -> str:
     left = summary["eta_seconds"]
     return (
-        f"meta-updates {summary['meta_updates']}/{summary['meta_updates_wanted']}"
+        f"tasks {summary['tasks']}/{summary['tasks_wanted']}, meta-updates {summary['meta_updates']}"
         f" | agent steps {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
         f" | elapsed {_duration(summary['wall_seconds'])}, ETA {_duration(left) if left is not None else 'unknown'}"
     )

@@ -1,52 +1,129 @@
-"""What a worker watches during training and returns afterwards: one small class per meta-learner."""
+"""What a worker watches during training and returns afterwards: one small class per meta-learner.
+
+    leap              G                                                           equation 8
+    reptile           φ − θ_K                                                     Nichol et al., arXiv 1803.02999
+    fomaml            ∇f(θ_K), averaged over fresh rollouts                       Finn et al., arXiv 1703.03400
+    finetune-multi    φ − θ_K, and the same of the game's persistent head
+    finetune-single   φ − θ_K, where φ holds one head for all games
+    none              nothing
+
+Each is a vector that the server descends along. All of them measure the path in the same way, so that runs can be
+compared, and all of them get along with the task's budget of rollouts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from leap_dist.config import Config
 from leap_dist.contribution import PathStatistics
 from leap_dist.leap import PullForward
+from leap_dist.learners import Learner
+from leap_dist.models import flatten
+from leap_dist.settings import Config
 
 
-class MetaLearner(Protocol):
-    """Watches one learning process."""
+class MetaLearner:
+    """Watches one learning process. This one returns nothing: `none`, the baseline that learns no initialization."""
+
+    def __init__(self, config: Config, learner: Learner) -> None:
+        self._learner = learner
+        self._held_back = config.held_back
+        is_leap = config.meta_learner == "leap"
+        self._path = PullForward(
+            learner.shared.values(),
+            metric=config.leap.metric if is_leap else "energy",
+            loss_weight=config.leap.loss_weight,
+            stabilize=config.leap.stabilize,
+            loss_smoothing=config.leap.loss_smoothing,
+        )
 
     def observe(self, loss: Tensor) -> None:
         """After the backward pass, before the step."""
+        self._path.observe(loss)
 
-    def close(self, final_loss: Tensor | None = None) -> None:
-        """After the last step."""
+    def shift(self, amounts: Sequence[Tensor]) -> None:
+        """After the shared parameters were moved by the server's progress, one tensor for each."""
+        self._path.shift(amounts)
 
-    def vector(self) -> Tensor:
-        """What the server gets, flat float32: cumulative from the start of the path."""
+    def finish(self) -> None:
+        """After the last step: uses up the rollouts that were held back from training."""
+        self._path.close()
 
-    def statistics(self) -> PathStatistics:
-        """Geometry of the path so far."""
-
-
-class Leap(PullForward):
-    """The pull-forward gradient, with its statistics."""
-
-    def vector(self) -> Tensor:
-        """G."""
-        return self.gradient()
-
-    def statistics(self) -> PathStatistics:
-        """Energy, length, and how the two terms of G compare."""
-        loss_term, path_term = (term.double() for term in self.terms())
-        norms = loss_term.norm().item(), path_term.norm().item()
+    def report(self) -> tuple[Tensor, PathStatistics]:
+        """What the server gets, flat float32 and cumulative from the start of the path, and the path's geometry."""
+        loss_term, path_term = self._path.terms()
+        norms = loss_term.double().norm().item(), path_term.double().norm().item()
         product = norms[0] * norms[1]
-        cosine = torch.dot(loss_term, path_term).item() / product if product > 0 else 0.0
-        return PathStatistics(self.energy, self.length, norms[0], norms[1], cosine)
+        cosine = torch.dot(loss_term.double(), path_term.double()).item() / product if product > 0 else 0.0
+        statistics = PathStatistics(self._path.energy, self._path.length, *norms, cosine)
+        return self._vector(loss_term, path_term), statistics
+
+    def _vector(self, loss_term: Tensor, path_term: Tensor) -> Tensor:
+        return loss_term.new_empty(0)
 
 
-def make(config: Config, parameters: Iterable[Tensor]) -> MetaLearner:
-    """The configured meta-learner, watching `parameters`."""
-    return Leap(
-        parameters, metric=config.leap.metric, loss_weight=config.leap.loss_weight, stabilize=config.leap.stabilize
-    )
+class Leap(MetaLearner):
+    """The pull-forward gradient."""
+
+    def finish(self) -> None:
+        """With `leap.final_loss` the last rollout measures f(θ_K), which closes the last segment."""
+        self._path.close(self._learner.evaluate() if self._held_back else None)
+
+    def _vector(self, loss_term: Tensor, path_term: Tensor) -> Tensor:
+        return loss_term + path_term
+
+
+class EndPoint(MetaLearner):
+    """Start minus end: of the shared parameters, and of the task's own where those persist."""
+
+    def __init__(self, config: Config, learner: Learner) -> None:
+        super().__init__(config, learner)
+        self._parameters = [*learner.shared.values(), *(learner.local.values() if config.keeps_heads else ())]
+        self._start = [parameter.detach().clone() for parameter in self._parameters]
+
+    def shift(self, amounts: Sequence[Tensor]) -> None:
+        """The start moves along: a shift is the server's way, not the task's."""
+        super().shift(amounts)
+        for start, amount in zip(self._start, amounts, strict=False):  # what is the task's own is not shifted
+            start.add_(amount)
+
+    def _vector(self, loss_term: Tensor, path_term: Tensor) -> Tensor:
+        return flatten(start - end.detach() for start, end in zip(self._start, self._parameters, strict=True))
+
+
+class Fomaml(MetaLearner):
+    """The gradient at the end of the path. Before the end, that of the last rollout."""
+
+    def observe(self, loss: Tensor) -> None:
+        """Takes the gradient over, as the path does."""
+        super().observe(loss)
+        self._gradient = [parameter.grad for parameter in self._learner.shared.values()]
+        self._rollouts = 1
+
+    def finish(self) -> None:
+        """Adds up the gradients of the rollouts that were held back, all at θ_K."""
+        losses = [self._learner.backward() for _ in range(self._held_back)]
+        self._path.close(losses[0])
+        self._gradient = [parameter.grad for parameter in self._learner.shared.values()]
+        self._rollouts = self._held_back
+
+    def _vector(self, loss_term: Tensor, path_term: Tensor) -> Tensor:
+        return flatten(gradient for gradient in self._gradient if gradient is not None) / self._rollouts
+
+
+_CLASSES: dict[str, type[MetaLearner]] = {
+    "leap": Leap,
+    "reptile": EndPoint,
+    "fomaml": Fomaml,
+    "finetune-multi": EndPoint,
+    "finetune-single": EndPoint,
+    "none": MetaLearner,
+}
+
+
+def make(config: Config, learner: Learner) -> MetaLearner:
+    """The configured meta-learner, watching `learner`, which has not trained yet."""
+    return _CLASSES[config.meta_learner](config, learner)

@@ -1,11 +1,12 @@
-"""φ and every contribution on its way into it: accepted → journal → meta-update → checkpoint → ledger.
+"""φ, the heads, and every contribution on its way into them: accepted → journal → meta-update → checkpoint → ledger.
 
 The order of the writes is what makes a contribution count exactly once, whatever is killed in between:
 
 1. an accepted contribution is in the journal before anybody hears of it;
 2. a meta-update exists once its checkpoint does; the checkpoint says which contributions it holds, and carries the
    ledger lines that follow it;
-3. a journal file is removed when every checkpoint kept holds its contribution.
+3. a journal file is removed when every checkpoint kept holds its contribution, and no later push of the same lease,
+   which is cumulative, is still to be measured from it.
 
 A restart takes the newest checkpoint that is whole, makes up for its ledger lines, and replays the journal beyond it.
 """
@@ -21,25 +22,30 @@ from typing import Any
 
 import numpy as np
 
-from leap_dist import aggregation
+from leap_dist import aggregation, staleness
 from leap_dist.aggregation import Direction, MetaOptimizer, Pull
 from leap_dist.checkpoint import Checkpoint, CheckpointStore, CorruptFile, Journal, Ledger, pack, write_atomic
-from leap_dist.config import Config
 from leap_dist.contribution import Contribution, Lease
 from leap_dist.models import FRAME_SIZE, Manifest
+from leap_dist.settings import Config
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A final contribution that is in the journal."""
+    """A contribution that is in the journal."""
 
     order: int
     """Counts all that was ever accepted."""
     lease: Lease
     contribution: Contribution
+    vector: np.ndarray
+    """What it adds to what its lease has sent before: all of it, but in mode stream."""
     norm: float
+    """Of the vector's shared part."""
+    steps: int
+    """Agent steps since the lease's accepted contribution before."""
 
 
 class MetaState:
@@ -54,20 +60,26 @@ class MetaState:
         self._config = config
         self._run_dir = run_dir
         self._manifest = manifest
-        self._initial = initial
         self._alert = alert
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", config.server.keep_checkpoints)
         self.journal = Journal(run_dir / "journal")
         self.ledger = Ledger(run_dir / "ledger.jsonl")
-        self._optimizer = MetaOptimizer(config.meta, initial)
+        self._optimizer = MetaOptimizer(config.mode, config.meta, initial)
+        self.heads: dict[str, np.ndarray] = {}
+        """By game, what training has added to the head that the game began with, where heads persist."""
         self.version = 0
         self.applied = 0
         """Contributions in φ."""
+        self.applied_tasks = 0
+        """Those of them that were final."""
         self.applied_steps = 0
         """Agent steps that went into them."""
         self.waiting: list[Accepted] = []
         """Accepted, not applied; in order of acceptance."""
+        self.unfinished: dict[str, Contribution] = {}
+        """By lease, what was accepted of it last, while more may follow."""
         self._next_order = 0
+        self._entries: dict[str, deque[int]] = {}  # orders of the journal's entries, by lease
         self._covered = deque([0], maxlen=config.server.keep_checkpoints)  # first order that each kept checkpoint lacks
         self._norms: deque[float] = deque(maxlen=config.meta.clip_window)
         self._unwritten: list[dict[str, Any]] = []  # ledger lines that are in a checkpoint, but not in the ledger yet
@@ -77,13 +89,35 @@ class MetaState:
         """A copy of φ."""
         return self._optimizer.vector
 
-    def accept(self, lease: Lease, contribution: Contribution, norm: float) -> None:
-        """Durable when this returns. Raises OSError, and then it was not accepted."""
-        accepted = Accepted(self._next_order, lease, contribution, norm)
-        header = {"lease": asdict(lease), "norm": norm, "contribution": contribution.header()}
-        self.journal.write(accepted.order, contribution.vector, header)
-        self.waiting.append(accepted)
-        self._next_order += 1
+    def added(self, contribution: Contribution) -> np.ndarray:
+        """What a contribution adds to what its lease has sent before."""
+        before = self.unfinished.get(contribution.lease)
+        return contribution.vector if before is None else contribution.vector - before.vector
+
+    def norm(self, vector: np.ndarray) -> float:
+        """Of the shared part; inf or nan where any part is not finite."""
+        shared, head = vector[: self._manifest.size], vector[self._manifest.size :]
+        return float(np.linalg.norm(shared.astype(np.float64))) + (0.0 if np.isfinite(head).all() else np.inf)
+
+    def head_size(self, game: str) -> int | None:
+        """Length of a game's persistent head, None where nobody has sent one yet."""
+        if game in self.heads:
+            return len(self.heads[game])
+        sizes = (len(a.vector) - self._manifest.size for a in self.waiting if a.lease.task.game == game)
+        return next(sizes, None)
+
+    def accept(self, lease: Lease, contribution: Contribution) -> None:
+        """Durable when this returns. Raises OSError, and then it was not accepted.
+
+        The contribution's arrays are kept.
+        """
+        header = {"lease": asdict(lease), "contribution": contribution.header()}
+        self.journal.write(self._next_order, contribution.arrays(), header)
+        self._append(lease, contribution)
+
+    def forget(self, lease_id: str) -> None:
+        """Nothing more will come of a lease; what was accepted of it stays."""
+        self.unfinished.pop(lease_id, None)
 
     def update(self, count: int, rest: dict[str, Any]) -> None:
         """Makes a meta-update of the first `count` waiting contributions.
@@ -93,19 +127,19 @@ class MetaState:
         """
         # In the order of the tasks, whatever order they arrived in: the same contributions give the same bits.
         batch = sorted(self.waiting[:count], key=lambda accepted: accepted.lease.task.index)
-        before, optimizer_before = self._optimizer.vector, self._optimizer.state()
-        direction = self._direction(batch)
-        self._optimizer.step(direction.gradient)
-        change = float(np.linalg.norm((self._optimizer.vector - before).astype(np.float64)))
-        if not np.isfinite(change):
-            self._optimizer.restore(before, optimizer_before)
+        before, optimizer_before, heads_before = self.vector, self._optimizer.state(), self.heads
+        direction = self._direction(batch, before)
+        if self._optimizer.step(direction.gradient, done=self.applied_tasks / self._config.tasks):
+            self.heads = self._trained_heads(batch)
+        else:
             self._alert(f"meta-update {self.version + 1} was not finite: the initialization stays as it was")
-            change = 0.0
+        change = float(np.linalg.norm((self.vector - before).astype(np.float64)))
         lines = self._ledger_lines(batch, direction, change)
         try:
             self._checkpoints.save(self._checkpoint(count, lines, rest))
         except OSError:
             self._optimizer.restore(before, optimizer_before)
+            self.heads = heads_before
             raise
         self._commit(count, lines)
 
@@ -125,23 +159,81 @@ class MetaState:
             self._write_ledger()
         else:
             self._adopt(checkpoint)
-        for order, vector, header in self.journal.entries(self._next_order):
-            if order != self._next_order:
-                self._alert(f"journal entries {self._next_order} to {order - 1} are missing")
-            lease, contribution = Lease.of(header["lease"]), Contribution.of(header["contribution"], vector)
-            self.waiting.append(Accepted(order, lease, contribution, header["norm"]))
-            self._next_order = order + 1
+        self._replay()
         return (checkpoint.state["rest"] if checkpoint else None), self.waiting
 
-    def _direction(self, batch: Sequence[Accepted]) -> Direction:
-        pulls = [Pull(a.lease.version, a.norm, a.contribution.vector) for a in batch]
-        return aggregation.combine(self._config.mode, self._config.meta, pulls, self.version, self._norms)
+    def _replay(self) -> None:
+        """Takes in the journal, beyond what the checkpoint holds."""
+        for order in self.journal.orders():
+            if order >= self._next_order:
+                if order > self._next_order:
+                    self._alert(f"journal entries {self._next_order} to {order - 1} are missing")
+                    self._next_order = order
+                self._append(*self._read(order))
+            elif self._config.mode == "stream":  # a later push may be measured from it
+                self._note(order, self._read(order)[1])
+            else:
+                self._entries[f"entry {order}"] = deque([order])
+
+    def _read(self, order: int) -> tuple[Lease, Contribution]:
+        arrays, header = self.journal.read(order)
+        return Lease.of(header["lease"]), Contribution.of(header["contribution"], arrays)
+
+    def _append(self, lease: Lease, contribution: Contribution) -> None:
+        """What follows when a contribution is in the journal."""
+        before = self.unfinished.get(contribution.lease)
+        steps = contribution.steps - (before.steps if before else 0)
+        vector = self.added(contribution)
+        accepted = Accepted(self._next_order, lease, contribution, vector, self.norm(vector), steps)
+        self.waiting.append(accepted)
+        self._note(accepted.order, contribution)
+        self._next_order += 1
+
+    def _note(self, order: int, contribution: Contribution) -> None:
+        self._entries.setdefault(contribution.lease, deque()).append(order)
+        if contribution.final:
+            self.forget(contribution.lease)
+        else:
+            self.unfinished[contribution.lease] = contribution
+
+    def _discard(self) -> None:
+        """Removes the journal entries that nobody needs any more."""
+        first = self._covered[0]
+        for lease_id, orders in list(self._entries.items()):
+            # A push is measured from the one before it; the last of a lease is done with when the lease is.
+            while orders and orders[0] < first:
+                if orders[1] >= first if len(orders) > 1 else lease_id in self.unfinished:
+                    break
+                self.journal.discard(orders.popleft())
+            if not orders:
+                del self._entries[lease_id]
+
+    def _direction(self, batch: Sequence[Accepted], vector: np.ndarray) -> Direction:
+        size = self._manifest.size
+        pulls = [Pull(a.contribution.base_version, a.norm, a.vector[:size], a.contribution.start) for a in batch]
+        return aggregation.combine(
+            self._config.mode, self._config.meta, pulls, version=self.version, vector=vector, recent=self._norms
+        )
+
+    def _trained_heads(self, batch: Sequence[Accepted]) -> dict[str, np.ndarray]:
+        """The heads after a meta-update: each moves by the mean of its own game's contributions.
+
+        Neither weighed by staleness nor clipped: a head belongs to one game, and nobody else's progress makes it old.
+        """
+        heads = dict(self.heads)
+        if self._config.keeps_heads:
+            for game in sorted({a.lease.task.game for a in batch}):
+                pulls = [a.vector[self._manifest.size :] for a in batch if a.lease.task.game == game]
+                change = -staleness.weighted_mean(pulls, [1.0] * len(pulls), len(pulls))
+                heads[game] = heads[game] + change if game in heads else change
+        return heads
 
     def _checkpoint(self, count: int, lines: list[dict[str, Any]], rest: dict[str, Any] | None) -> Checkpoint:
         """The state as it will be when the first `count` waiting contributions are applied."""
         batch = self.waiting[:count]
         state = {
             "applied": self.applied + count,
+            "applied_tasks": self.applied_tasks + _tasks(batch),
             "applied_steps": self.applied_steps + _steps(batch),
             "covered": [*self._covered, batch[-1].order + 1] if batch else [0],
             "norms": [*self._norms, *(a.norm for a in batch)],
@@ -149,19 +241,20 @@ class MetaState:
             "rest": rest,
         }
         version = self.version + 1 if batch else 0
-        return Checkpoint(version, self._manifest.split(self._optimizer.vector), self._optimizer.state(), state)
+        return Checkpoint(version, self._manifest.split(self.vector), self._optimizer.state(), self.heads, state)
 
     def _commit(self, count: int, lines: list[dict[str, Any]]) -> None:
         """What follows a durable checkpoint. A crash anywhere in here is made good by `restore`."""
         batch, self.waiting = self.waiting[:count], self.waiting[count:]
         self.version += 1
         self.applied += count
+        self.applied_tasks += _tasks(batch)
         self.applied_steps += _steps(batch)
         self._norms.extend(a.norm for a in batch)
         self._covered.append(batch[-1].order + 1)
         self._unwritten += lines
         self._write_ledger()
-        self.journal.discard_before(self._covered[0])
+        self._discard()
 
     def _adopt(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -171,7 +264,9 @@ class MetaState:
         except ValueError as error:
             raise CorruptFile(f"checkpoint {checkpoint.version} is of another encoder: {error}") from None
         self._optimizer.restore(vector, checkpoint.optimizer)
-        self.applied, self.applied_steps = state["applied"], state["applied_steps"]
+        self.heads = checkpoint.heads
+        self.applied, self.applied_tasks = state["applied"], state["applied_tasks"]
+        self.applied_steps = state["applied_steps"]
         self._covered.extend(state["covered"])
         self._next_order = self._covered[-1]
         self._norms.extend(state["norms"])
@@ -197,16 +292,21 @@ class MetaState:
                 "visit": a.lease.task.visit,
                 "lease": a.lease.id,
                 "worker": a.lease.worker,
+                "seq": a.contribution.seq,
+                "final": a.contribution.final,
                 "lease_version": a.lease.version,
-                "staleness": self.version - a.lease.version,
+                "base_version": a.contribution.base_version,
+                "staleness": self.version - a.contribution.base_version,
                 "weight": weight,
                 "norm": a.norm,
                 "clip": clip,
                 "updates": a.contribution.updates,
                 "steps": a.contribution.steps,
+                "new_steps": a.steps,
                 "seconds": a.contribution.seconds,
                 "path": asdict(a.contribution.path),
-                "curve": [asdict(point) for point in a.contribution.curve],
+                # Cumulative: the final line has it all.
+                "curve": [asdict(point) for point in a.contribution.curve] if a.contribution.final else [],
                 "update_norm": update_norm,
                 "agreement": direction.agreement,
                 "total_steps": self.applied_steps + _steps(batch),
@@ -227,11 +327,16 @@ class MetaState:
             "version": self.version,
             "preset": self._config.preset,
             "meta_learner": self._config.meta_learner,
+            "shared": self._config.scope,
             "games": list(self._config.games),
             "preprocessing": preprocessing,
         }
-        return pack(self._manifest.split(self._optimizer.vector), header)
+        return pack(self._manifest.split(self.vector), header)
 
 
 def _steps(batch: Sequence[Accepted]) -> int:
-    return sum(accepted.contribution.steps for accepted in batch)
+    return sum(accepted.steps for accepted in batch)
+
+
+def _tasks(batch: Sequence[Accepted]) -> int:
+    return sum(accepted.contribution.final for accepted in batch)

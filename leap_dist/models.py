@@ -1,4 +1,4 @@
-"""The encoder that is meta-learned, the heads that are not, and the flat vector that travels.
+"""The network, which of its parameters are shared by all tasks, and the flat vector that travels.
 
 The network is the one of Mnih et al. (2013), as appendix E of the Leap paper takes it over: two convolutions and one
 linear layer, from which a policy and a value are read linearly.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 FRAME_SIZE = 84
+ALL_ACTIONS = 18
+"""Of the Atari controller: what one policy head for all games has."""
 
 
 class Encoder(nn.Module):
@@ -39,16 +41,36 @@ class Encoder(nn.Module):
 class ActorCritic(nn.Module):
     """An encoder with a policy head (N, actions) and a value head (N,). Only the encoder is meta-learned."""
 
-    def __init__(self, encoder: Encoder, actions: int) -> None:
+    def __init__(self, encoder: Encoder, actions: int, *, legal: Sequence[int] | None = None) -> None:
+        """`legal`: the actions that the game has, where the policy head is one for all games; others are masked."""
         super().__init__()
         self.encoder = encoder
         self.policy = nn.Linear(encoder.features, actions)
         self.value = nn.Linear(encoder.features, 1)
+        self._legal = None if legal is None else nn.Buffer(torch.tensor(legal), persistent=False)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, actions) and values (N,), float32."""
+        """Logits (N, legal actions) and values (N,), float32.
+
+        To leave an action out of the softmax is to give it the logit −∞: no probability, and no gradient.
+        """
         features = self.encoder(frames)
-        return self.policy(features).float(), self.value(features).float().squeeze(-1)
+        logits = self.policy(features).float()
+        if self._legal is not None:
+            logits = logits[:, self._legal]
+        return logits, self.value(features).float().squeeze(-1)
+
+    def parameters_of(self, scope: str) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """The parameters that all tasks share, and those that are the task's own, by name.
+
+        `scope` says what is shared: "convolutions", "encoder", or "model", which is all there is.
+        """
+        prefixes = {"convolutions": ("encoder.conv",), "encoder": ("encoder.",), "model": ("",)}[scope]
+        shared: dict[str, nn.Parameter] = {}
+        local: dict[str, nn.Parameter] = {}
+        for name, parameter in self.named_parameters():
+            (shared if name.startswith(prefixes) else local)[name.removeprefix("encoder.")] = parameter
+        return shared, local
 
 
 def initialize(model: nn.Module, generator: torch.Generator) -> None:
@@ -73,10 +95,9 @@ class Manifest:
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, module: nn.Module) -> Manifest:
-        """The manifest of a module's parameters."""
-        named = list(module.named_parameters())
-        return cls(tuple(name for name, _ in named), tuple(tuple(parameter.shape) for _, parameter in named))
+    def of(cls, parameters: Mapping[str, Tensor]) -> Manifest:
+        """The manifest of parameters by name."""
+        return cls(tuple(parameters), tuple(tuple(parameter.shape) for parameter in parameters.values()))
 
     @property
     def size(self) -> int:
@@ -121,15 +142,26 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def load_vector(module: nn.Module, vector: np.ndarray) -> None:
-    """Copies a flat vector into the parameters of `module`. Raises ValueError where the length does not fit."""
-    parts = Manifest.of(module).split(np.array(vector, np.float32))
-    for name, parameter in module.named_parameters():
+def load_vector(parameters: Mapping[str, Tensor], vector: np.ndarray) -> None:
+    """Copies a flat vector into parameters. Raises ValueError where the length does not fit."""
+    parts = Manifest.of(parameters).split(np.array(vector, np.float32))
+    for name, parameter in parameters.items():
         parameter.copy_(torch.from_numpy(parts[name]))
 
 
-def initial_vector(channels: int, seed: int) -> np.ndarray:
-    """A fresh random initialization φ₀, float32, the same for the same seed."""
-    encoder = Encoder(channels)
-    initialize(encoder, torch.Generator().manual_seed(seed))
-    return flatten(encoder.parameters()).numpy()
+@torch.no_grad()
+def add_vector(parameters: Mapping[str, Tensor], vector: np.ndarray) -> list[Tensor]:
+    """Adds a flat vector to parameters, and returns its parts. Raises ValueError where the length does not fit."""
+    split = Manifest.of(parameters).split(np.array(vector, np.float32))
+    parts = [torch.from_numpy(split[name]).to(parameter.device) for name, parameter in parameters.items()]
+    for parameter, part in zip(parameters.values(), parts, strict=True):
+        parameter.add_(part)
+    return parts
+
+
+def initialization(channels: int, seed: int, scope: str = "encoder") -> tuple[Manifest, np.ndarray]:
+    """A fresh random φ₀, float32, with its manifest; the same for the same seed. `scope`: see `parameters_of`."""
+    model = ActorCritic(Encoder(channels), ALL_ACTIONS)
+    initialize(model, torch.Generator().manual_seed(seed))
+    shared, _ = model.parameters_of(scope)
+    return Manifest.of(shared), flatten(shared.values()).numpy()

@@ -33,10 +33,32 @@ PRESETS: dict[str, dict[str, Any]] = {
         "meta_updates": 2,
         "meta.batch_size": 2,
         "task_steps": 400,
+        "fomaml.rollouts": 4,
         "worker.push_interval": 100,
         "server.lease_seconds": 20.0,
     },
 }
+
+DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    # Adam and momentum on stale gradients are a known hazard: what is applied as it comes goes through plain SGD.
+    ("mode", "async", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1}),
+    # What a stream has pushed is in φ already: it cannot be taken back to be trained again.
+    ("mode", "stream", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1, "server.on_lost": "keep"}),
+    # The baselines' meta-optimizers (appendix C); finetuning is φ + the mean change.
+    ("meta_learner", "reptile", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1}),
+    ("meta_learner", "fomaml", {"meta.optimizer": "sgd", "meta.learning_rate": 0.5}),
+    ("meta_learner", "finetune-multi", {"meta.optimizer": "sgd", "meta.learning_rate": 1.0}),
+    ("meta_learner", "finetune-single", {"meta.optimizer": "sgd", "meta.learning_rate": 1.0}),
+    ("meta_learner", "none", {"meta.optimizer": "sgd"}),
+    # These two modes are optimizers themselves: α of arXiv 1903.03934; ε and β of arXiv 2401.09135.
+    ("mode", "fedasync", {"meta.optimizer": "sgd", "meta.learning_rate": 0.6}),
+    (
+        "mode",
+        "delayed-nesterov",
+        {"meta.optimizer": "sgd", "meta.learning_rate": 0.7, "meta.momentum": 0.9, "meta.nesterov": True},
+    ),
+)
+"""(field, value, settings): what a choice brings along, a later entry over an earlier one, anything given over both."""
 
 PRESET_HELP = {
     "smoke": "seconds; checks that everything runs",

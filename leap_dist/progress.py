@@ -6,8 +6,7 @@ import time
 from collections import deque
 from typing import Any
 
-from leap_dist import aggregation
-from leap_dist.config import Config
+from leap_dist.settings import Config
 
 WINDOW_SECONDS = 30.0
 
@@ -29,13 +28,14 @@ class Progress:
     def summary(self, status: dict[str, Any], state: str, more: dict[str, Any]) -> dict[str, Any]:
         """The status with rates and times, and with `more` about the workers."""
         now = time.monotonic()
-        if self._first_task is None and status["contributions_applied"] + status["contributions_waiting"]:
+        if self._first_task is None and status["tasks"] + status["tasks_waiting"]:
             self._first_task = now - self._started
         return {
             **status,
             "state": state,
             "preset": self._config.preset,
             "mode": self._config.mode,
+            "meta_learner": self._config.meta_learner,
             "updated": time.time(),
             "wall_seconds": self._before + now - self._started,
             "steps_per_second": self._rate(now, status["agent_steps"]),
@@ -53,11 +53,10 @@ class Progress:
 
     def _eta(self, now: float, status: dict[str, Any]) -> float | None:
         """Seconds to go, None before the first sign of work."""
-        size = aggregation.batch_size(self._config.mode, self._config.meta)
-        done = status["contributions_applied"] + status["contributions_waiting"]
+        done = status["tasks"] + status["tasks_waiting"]
         done += sum(lease["steps"] / lease["steps_wanted"] for lease in status["leases"])
         if self._begun is None:
             self._begun = now, done
         then, done_then = self._begun
-        left = self._config.meta_updates * size - done
+        left = status["tasks_wanted"] - done
         return (now - then) * left / (done - done_then) if done > done_then else None

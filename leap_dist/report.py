@@ -44,7 +44,8 @@ def progress_picture(lines: list[dict[str, Any]], path: Path, title: str) -> Non
     """
     tasks: defaultdict[str, list[_Task]] = defaultdict(list)
     for line in lines:
-        tasks[line["game"]].append(_Task(line["version_after"], task_return(line["curve"]), line["path"]["length"]))
+        if line["final"]:
+            tasks[line["game"]].append(_Task(line["version_after"], task_return(line["curve"]), line["path"]["length"]))
     figure = _draw({game: tasks[game] for game in sorted(tasks)}, title) if tasks else _empty(title)
     _save(figure, path)
 

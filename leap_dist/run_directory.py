@@ -16,7 +16,8 @@ import torch
 
 from leap_dist import config as configuration
 from leap_dist.checkpoint import RunDirectoryBusy, lock_holder, write_atomic
-from leap_dist.config import Config, ConfigError
+from leap_dist.config import ConfigError
+from leap_dist.settings import Config
 
 PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tensorboard")
 

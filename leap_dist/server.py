@@ -18,14 +18,16 @@ import numpy as np
 
 from leap_dist import aggregation
 from leap_dist.checkpoint import RunLock
-from leap_dist.config import Config
 from leap_dist.contribution import Ack, Contribution, Idle, Lease
 from leap_dist.leases import ACCEPTED, LeaseBook, OpenLease, describe
 from leap_dist.meta_state import Accepted, MetaState
 from leap_dist.models import Manifest
+from leap_dist.settings import Config
 from leap_dist.tasks import MAX_FAILURES, TaskQueue
 
 log = logging.getLogger(__name__)
+
+_NOTHING = np.empty(0, np.float32)
 
 
 class MetaServer:
@@ -62,6 +64,7 @@ class MetaServer:
         self._queue = TaskQueue(config.games, seed=config.seed, steps=config.task_steps)
         self._leases = LeaseBook(self._state.journal, session, clock)
         self._batch_size = aggregation.batch_size(config.mode, config.meta)
+        self._batched = config.mode in ("sync", "buffered")
         self._batch_start = 0  # sync: first task of the batch being gathered
         self._counts: Counter[str] = Counter()  # partials, duplicates, leases_lost, steps (lost work included)
         self._refused: Counter[str] = Counter()  # by reason
@@ -83,9 +86,7 @@ class MetaServer:
         self.tick()
         for held in self._leases.of(worker):
             self._lose(held, "superseded")
-        wanted = (self._config.meta_updates - self.version) * self._batch_size
-        missing = wanted - len(self._state.waiting) - len(self._leases)
-        if self.finished or missing <= 0:
+        if self.finished or self._missing_tasks() <= 0:
             return Idle(finished=self.finished)
         task = self._queue.draw(self._batch_start + self._batch_size if self._config.mode == "sync" else None)
         if task is None:
@@ -100,6 +101,10 @@ class MetaServer:
     def snapshot(self) -> tuple[int, np.ndarray]:
         """(version, φ): published together, never apart. The vector is a copy."""
         return self.version, self._state.vector
+
+    def head(self, game: str) -> np.ndarray | None:
+        """What training has added to a game's persistent head so far; None where there is none."""
+        return self._state.heads.get(game)
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
         """Extends a lease, `steps` agent steps into its task. `proceed` is False where it is no longer held."""
@@ -123,15 +128,17 @@ class MetaServer:
         if contribution.seq <= held.seq:
             self._counts["duplicates"] += 1
             return self._ack(True, reason="duplicate")
-        problem, norm = self._examine(contribution)
+        problem = self._examine(held.lease, contribution)
         if problem and contribution.final:
             self._fail(held, f"{problem} contribution")
         if problem:
             return self._refuse(problem, proceed=not contribution.final)
-        if contribution.final:
-            return self._accept(held, contribution, norm)
+        if contribution.final or self._config.mode == "stream":
+            return self._accept(held, contribution)
+        # Only a server that lets prefixes count needs their vectors; all others stay small, whatever is open.
+        keep = self._config.server.on_lost == "keep"
         self._counts["partials"] += 1
-        self._note_progress(held, contribution)
+        self._note_progress(held, _owned(contribution) if keep else replace(contribution, vector=_NOTHING, start=None))
         return self._ack(True)
 
     def fail(self, lease_id: str, incarnation: str, reason: str) -> Ack:
@@ -151,8 +158,8 @@ class MetaServer:
 
     @property
     def finished(self) -> bool:
-        """All meta-updates are made, or no game is left to play."""
-        return self.version >= self._config.meta_updates or self._queue.exhausted
+        """All that was asked for is done, or no game is left to play."""
+        return self._complete or self._queue.exhausted
 
     def tick(self) -> None:
         """Takes back leases past their deadline, and retries a meta-update that could not be saved."""
@@ -171,7 +178,10 @@ class MetaServer:
         """Counters and open leases, as plain data."""
         return {
             "meta_updates": self.version,
-            "meta_updates_wanted": self._config.meta_updates,
+            "tasks": self._state.applied_tasks,
+            "tasks_waiting": self._waiting_tasks,
+            "tasks_wanted": self._config.tasks,
+            "complete": self._complete,
             "contributions_applied": self._state.applied,
             "contributions_waiting": len(self._state.waiting),
             "partials": self._counts["partials"],
@@ -196,43 +206,60 @@ class MetaServer:
 
     # Contributions -----------------------------------------------------------------------------------------------
 
-    def _examine(self, contribution: Contribution) -> tuple[str, float]:
-        """Why a contribution cannot count ("" where it can), and its norm."""
-        vector = contribution.vector
+    def _examine(self, lease: Lease, contribution: Contribution) -> str:
+        """Why a contribution cannot count; "" where it can."""
+        vector, start, size = contribution.vector, contribution.start, self._manifest.size
         if contribution.manifest != self._manifest.digest:
-            return "manifest", 0.0
-        if vector.dtype != np.float32:
-            return "dtype", 0.0
-        if vector.shape != (self._manifest.size,):
-            return "shape", 0.0
-        norm = float(np.linalg.norm(vector.astype(np.float64)))
-        return ("", norm) if np.isfinite(norm) else ("non-finite", 0.0)
+            return "manifest"
+        if not lease.version <= contribution.base_version <= self.version:
+            return "base-version"
+        if vector.dtype != np.float32 or (start is not None and start.dtype != np.float32):
+            return "dtype"
+        if vector.shape != (self._expected_size(lease.task.game, len(vector)),):
+            return "shape"
+        if self._config.corrects_endpoint != (start is not None) or (start is not None and start.shape != (size,)):
+            return "shape"
+        finite = np.isfinite(self._state.norm(self._state.added(contribution)))
+        return "" if finite and (start is None or np.isfinite(start).all()) else "non-finite"
 
-    def _accept(self, held: OpenLease, contribution: Contribution, norm: float) -> Ack:
-        """Makes a final contribution durable, then counts it."""
-        if self._config.mode != "sync" and self.version - held.lease.version > self._config.max_staleness:
-            self._leases.end(held, "stale")
+    def _expected_size(self, game: str, found: int) -> int:
+        """Length that a vector should have. A game's first head may have any."""
+        size = self._manifest.size
+        if self._config.meta_learner == "none":
+            return 0
+        if self._config.keeps_heads:
+            return size + (self._state.head_size(game) or max(1, found - size))
+        return size
+
+    def _accept(self, held: OpenLease, contribution: Contribution) -> Ack:
+        """Makes a contribution durable, then counts it."""
+        if self._config.mode != "sync" and self.version - contribution.base_version > self._config.max_staleness:
+            self._end(held, "stale")
             return self._refuse("stale", proceed=False)
-        # Ray's arrays are read-only views into its object store and must not be kept; this copy is.
-        contribution = replace(contribution, vector=np.array(contribution.vector))
+        contribution = _owned(contribution)
         try:
-            self._state.accept(held.lease, contribution, norm)
+            self._state.accept(held.lease, contribution)
         except OSError as error:
             self._alert(f"the contribution of {held.lease.worker} could not be stored: {error}")
             self._leases.extend(held)  # its worker is well, and will try again
             return self._refuse("storage", proceed=True)
         self._note_progress(held, contribution)
-        self._leases.end(held, ACCEPTED)
-        self._queue.succeed(held.lease.task)
+        if contribution.final:
+            self._end(held, ACCEPTED)
+            self._queue.succeed(held.lease.task)
+        else:
+            self._counts["partials"] += 1
         self._update()
-        return self._ack(True, durable=True, proceed=False)
+        return self._ack(True, durable=True, proceed=not contribution.final)
 
     def _note_progress(self, held: OpenLease, contribution: Contribution) -> None:
         self._extend(held, contribution.steps)
         held.seq = contribution.seq
-        # Only a server that lets prefixes count needs their vectors; all others stay small, whatever is open.
-        needed = contribution.vector if self._config.server.on_lost == "keep" else contribution.vector[:0]
-        held.newest = replace(contribution, vector=needed.copy())
+        held.newest = contribution
+
+    def _end(self, held: OpenLease, outcome: str) -> None:
+        self._leases.end(held, outcome)
+        self._state.forget(held.lease.id)
 
     def _extend(self, held: OpenLease, steps: int) -> None:
         self._counts["steps"] += max(0, steps - held.steps)
@@ -250,22 +277,41 @@ class MetaServer:
         """Ends a lease whose worker is gone: its prefix counts, where that is asked for, or its task runs again."""
         self._counts["leases_lost"] += 1
         if self._config.server.on_lost == "keep" and held.newest is not None:
-            problem, norm = self._examine(held.newest)
-            if not problem and self._accept(held, replace(held.newest, final=True), norm).durable:
+            last = replace(held.newest, final=True)
+            if not self._examine(held.lease, last) and self._accept(held, last).durable:
                 return
         if self._leases.get(held.lease.id) is held:
-            self._leases.end(held, outcome)
+            self._end(held, outcome)
         self._queue.give_back(held.lease.task.index)
 
     def _fail(self, held: OpenLease, reason: str) -> None:
         game = held.lease.task.game
         self._alert(f"{game} failed on {held.lease.worker}: {reason}")
-        self._leases.end(held, "failed")
+        self._end(held, "failed")
         if self._queue.fail(held.lease.task):
             self._alert(f"{game} is quarantined after {MAX_FAILURES} failures in a row; the last one: {reason}")
         self._update()  # sync: without the quarantined game the batch may be complete
 
     # Meta-updates ------------------------------------------------------------------------------------------------
+
+    @property
+    def _complete(self) -> bool:
+        """Every meta-update is made, or where they come with each contribution, every task is in."""
+        if self._batched:
+            return self.version >= self._config.meta_updates
+        return self._state.applied_tasks >= self._config.tasks
+
+    def _missing_tasks(self) -> int:
+        """Tasks still to be leased."""
+        left = self._config.tasks - self._state.applied_tasks
+        if self._batched:  # of a batch, tasks of a quarantined game may be missing
+            left = (self._config.meta_updates - self.version) * self._batch_size
+        return left - self._waiting_tasks - len(self._leases)
+
+    @property
+    def _waiting_tasks(self) -> int:
+        """Tasks that are in, and whose contribution is still to be applied."""
+        return sum(accepted.contribution.final for accepted in self._state.waiting)
 
     def _ready(self) -> int:
         """How many of the waiting contributions make the next meta-update; 0 where none is due."""
@@ -283,7 +329,7 @@ class MetaServer:
 
     def _update(self) -> None:
         """Makes every meta-update that is due. One that cannot be saved waits for the next call."""
-        while self.version < self._config.meta_updates and (count := self._ready()):
+        while not self._complete and (count := self._ready()):
             following = self._batch_start + self._batch_size
             try:
                 self._state.update(count, self._rest(self._state.waiting[count:], following))
@@ -315,15 +361,25 @@ class MetaServer:
             self._batch_start = rest["batch_start"]
             self._counts, self._refused = Counter(rest["counts"]), Counter(rest["refused"])
             pending.update(rest["pending"])
-        for lease_id in [*(rest["accepted_leases"] if rest else ()), *(a.lease.id for a in accepted)]:
+        finals = [one for one in accepted if one.contribution.final]
+        for lease_id in [*(rest["accepted_leases"] if rest else ()), *(one.lease.id for one in finals)]:
             self._leases.remember(lease_id, ACCEPTED)
-        for one in accepted:
+        for one in finals:
             self._queue.succeed(one.lease.task)
-        done = {one.lease.task.index for one in accepted}
-        leased, highest = self._leases.reopen(done)
+        done = {one.lease.task.index for one in finals}
+        orphans, highest = self._leases.reopen(done)
+        leased = {held.lease.task.index for held in self._leases.all()}
         known = self._queue.next
         self._queue.next = max([known, highest, *(index + 1 for index in done)])
         self._queue.reconcile((pending | set(range(known, self._queue.next))) - done - leased)
+        for lease_id, newest in list(self._state.unfinished.items()):
+            held = self._leases.get(lease_id)
+            if held is None:
+                self._state.forget(lease_id)
+            else:
+                held.seq, held.steps, held.newest = newest.seq, newest.steps, newest
+        for held in orphans:
+            self._lose(held, "worker-lost")
         self._update()
 
     # Answers -----------------------------------------------------------------------------------------------------
@@ -339,3 +395,9 @@ class MetaServer:
         if text not in list(self.alerts)[-3:]:  # what keeps failing is said once
             log.warning(text)
             self.alerts.append(text)
+
+
+def _owned(contribution: Contribution) -> Contribution:
+    """A contribution that may be kept: Ray's arrays are read-only views into its object store, and must not be."""
+    start = None if contribution.start is None else np.array(contribution.start)
+    return replace(contribution, vector=np.array(contribution.vector), start=start)

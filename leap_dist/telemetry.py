@@ -157,7 +157,8 @@ class TensorBoard:
             yield _event(SERVER, version, "meta", values)
             yield _event(SERVER, tasks[0]["total_steps"], "meta_frames", values)
             for task in tasks:
-                yield from self._project_task(task)
+                if task["final"]:
+                    yield from self._project_task(task)
 
     def _project_task(self, task: dict[str, Any]) -> Iterator[_Event]:
         game, path = task["game"], task["path"]
@@ -198,12 +199,13 @@ def _event(run: str, step: int, group: str, values: dict[str, float]) -> _Event:
 
 def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
     """One meta-update. What no task has a value for is left out."""
+    done = [task for task in tasks if task["final"]]
     of_tasks = {
-        "loss": [task["curve"][-1]["means"]["loss"] for task in tasks if task["curve"]],
-        "score_human_normalized": [score for task in tasks if (score := _normalized_score(task)) is not None],
+        "loss": [task["curve"][-1]["means"]["loss"] for task in done if task["curve"]],
+        "score_human_normalized": [score for task in done if (score := _normalized_score(task)) is not None],
         "gradient_norm": [task["norm"] for task in tasks],
-        "path_length": [task["path"]["length"] for task in tasks],
-        "path_energy": [task["path"]["energy"] for task in tasks],
+        "path_length": [task["path"]["length"] for task in done],
+        "path_energy": [task["path"]["energy"] for task in done],
         "loss_term_norm": [task["path"]["loss_term_norm"] for task in tasks],
         "path_term_norm": [task["path"]["path_term_norm"] for task in tasks],
         "term_cosine": [task["path"]["cosine"] for task in tasks],

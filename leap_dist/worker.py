@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from leap_dist import meta_learners
-from leap_dist.config import Config
 from leap_dist.contribution import Ack, Contribution, CurvePoint, Lease
 from leap_dist.learners import Learner
 from leap_dist.learners.a2c import A2C
-from leap_dist.models import Manifest
+from leap_dist.models import Manifest, add_vector, flatten
+from leap_dist.settings import Config
 
 
 class Server(Protocol):
@@ -25,95 +26,146 @@ class Server(Protocol):
     def push(self, contribution: Contribution) -> Ack:
         """Delivers a contribution."""
 
+    def snapshot(self) -> tuple[int, np.ndarray]:
+        """(version, φ) as they are now."""
 
-def make_learner(config: Config, lease: Lease, vector: np.ndarray) -> Learner:
-    """The learner for a lease's task, its encoder starting from the snapshot `vector`."""
+
+@dataclass(frozen=True)
+class Start:
+    """What a task starts from."""
+
+    vector: np.ndarray
+    """φ, of the lease's version."""
+    head: np.ndarray | None = None
+    """What earlier tasks of the game added to its head, where heads persist and there were any."""
+
+
+def make_learner(config: Config, lease: Lease, start: Start) -> Learner:
+    """The learner for a lease's task."""
+    # A head that persists begins as the run and the game determine it, whichever task comes first.
+    own_seed = np.random.SeedSequence((config.seed, *lease.task.game.encode())).generate_state(1)[0]
     return A2C(
-        lease.task.game, vector, seed=lease.task.seed, agent=config.agent, settings=config.atari, worker=config.worker
+        lease.task.game,
+        start.vector,
+        seed=lease.task.seed,
+        agent=config.agent,
+        settings=config.atari,
+        worker=config.worker,
+        scope=config.scope,
+        head_seed=int(own_seed) if config.keeps_heads else None,
+        head_change=start.head,
     )
 
 
 def run_task(
     lease: Lease,
-    vector: np.ndarray,
+    start: Start,
     config: Config,
     server: Server,
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> Ack | None:
-    """Trains one task from φ = `vector` and pushes contributions, the last of them final.
+    """Trains one task from φ and pushes contributions, the last of them final.
 
     Returns the answer to the final push, or None where the server took the lease away in the meantime: the rest of
     the task is not trained then. Whatever the learner or the server raises goes to the caller.
     """
-    learner = make_learner(config, lease, vector)
+    learner = make_learner(config, lease, start)
     try:
-        return _train(learner, lease, config, server, clock)
+        return _Run(lease, start, learner, config, server, clock).train()
     finally:
         learner.close()
 
 
-def _train(learner: Learner, lease: Lease, config: Config, server: Server, clock: Callable[[], float]) -> Ack | None:
-    pull = meta_learners.make(config, learner.encoder.parameters())
-    reporter = _Reporter(lease, Manifest.of(learner.encoder).digest, learner, pull, clock)
-    steps, renewed = 0, clock()
-    for update in range(1, config.updates_per_task + 1):
-        loss = learner.backward()
-        pull.observe(loss)
-        learner.step()
-
-        steps += learner.steps_per_update
-        ack = None
-        if steps // config.worker.push_interval > (steps - learner.steps_per_update) // config.worker.push_interval:
-            ack = server.push(reporter.contribution(update, steps))
-        elif clock() - renewed > config.worker.heartbeat_seconds:
-            ack = server.renew(lease.id, lease.incarnation, steps)
-        if ack is not None:
-            renewed = clock()
-            if not ack.proceed:
-                return None
-    pull.close(learner.evaluate() if config.leap.final_loss else None)
-    return server.push(reporter.contribution(config.updates_per_task, steps, final=True))
-
-
-class _Reporter:
-    """Numbers a lease's contributions and gathers its learning curve."""
+class _Run:
+    """A learner on its way through a task."""
 
     def __init__(
         self,
         lease: Lease,
-        manifest: str,
+        start: Start,
         learner: Learner,
-        pull: meta_learners.MetaLearner,
+        config: Config,
+        server: Server,
         clock: Callable[[], float],
     ) -> None:
         self._lease = lease
-        self._manifest = manifest
         self._learner = learner
-        self._pull = pull
+        self._config = config
+        self._server = server
         self._clock = clock
+        self._watch = meta_learners.make(config, learner)
+        self._manifest = Manifest.of(learner.shared).digest
         self._started = clock()
         self._seq = 0
         self._curve: list[CurvePoint] = []
+        self._base_version, self._base = lease.version, start.vector  # the snapshot that was last heard of
+        self._sends_start = config.corrects_endpoint
 
-    def contribution(self, updates: int, steps: int, *, final: bool = False) -> Contribution:
-        """The pull so far. The vector is a new array."""
+    def train(self) -> Ack | None:
+        """The whole task; see run_task."""
+        config, learner, watch = self._config, self._learner, self._watch
+        rollouts, interval = config.rollouts_per_task, config.worker.push_interval
+        steps, renewed = 0, self._clock()
+        for update in range(1, rollouts - config.held_back + 1):
+            loss = learner.backward()
+            watch.observe(loss)
+            learner.step()
+
+            steps += learner.steps_per_update
+            ack = None
+            if steps // interval > (steps - learner.steps_per_update) // interval:
+                ack = self._push(update, steps)
+                if config.meta.shift and ack.proceed:
+                    self._follow()
+            elif self._clock() - renewed > config.worker.heartbeat_seconds:
+                ack = self._server.renew(self._lease.id, self._lease.incarnation, steps)
+            if ack is not None:
+                renewed = self._clock()
+                if not ack.proceed:
+                    return None
+        watch.finish()
+        return self._push(rollouts, rollouts * learner.steps_per_update, final=True)
+
+    def _follow(self) -> None:
+        """Continual trajectory shifting (Shin et al. 2021): moves along with φ since it was last heard of.
+
+        A shift that is large compared with the parameters is cut: what it assumes, J = I, holds nearby only.
+        """
+        version, vector = self._server.snapshot()
+        if version == self._base_version:
+            return
+        shift = vector - self._base
+        self._base_version, self._base = version, vector
+        size = float(np.linalg.norm(shift))
+        largest = self._config.meta.max_shift * float(flatten(self._learner.shared.values()).norm())
+        if size > largest:
+            shift *= np.float32(largest / size)
+        self._watch.shift(add_vector(self._learner.shared, shift))
+
+    def _push(self, updates: int, steps: int, *, final: bool = False) -> Ack:
+        """Delivers what there is so far, in a new array."""
         progress = self._learner.progress()
         if progress.means:
             score = float(np.mean(progress.scores)) if progress.scores else None
             self._curve.append(CurvePoint(steps, len(progress.scores), score, progress.means))
         self._seq += 1
-        return Contribution(
-            lease=self._lease.id,
-            worker=self._lease.worker,
-            incarnation=self._lease.incarnation,
-            manifest=self._manifest,
-            seq=self._seq,
-            final=final,
-            updates=updates,
-            steps=steps,
-            seconds=self._clock() - self._started,
-            vector=self._pull.vector().cpu().numpy(),
-            path=self._pull.statistics(),
-            curve=tuple(self._curve),
+        vector, path = self._watch.report()
+        return self._server.push(
+            Contribution(
+                lease=self._lease.id,
+                worker=self._lease.worker,
+                incarnation=self._lease.incarnation,
+                manifest=self._manifest,
+                base_version=self._base_version,
+                seq=self._seq,
+                final=final,
+                updates=updates,
+                steps=steps,
+                seconds=self._clock() - self._started,
+                vector=vector.cpu().numpy(),
+                start=self._base if self._sends_start else None,
+                path=path,
+                curve=tuple(self._curve),
+            )
         )

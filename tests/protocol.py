@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from leap_dist.config import Config, resolve
+from leap_dist.config import resolve
 from leap_dist.contribution import Contribution, CurvePoint, Idle, Lease, PathStatistics
 from leap_dist.models import Manifest
 from leap_dist.server import MetaServer
+from leap_dist.settings import Config
 
 MANIFEST = Manifest(("weight", "bias"), ((2, 3), (2,)))
 INITIAL = np.linspace(-1, 1, MANIFEST.size).astype(np.float32)
@@ -49,12 +50,14 @@ def contribution(lease: Lease, vector: np.ndarray, *, seq: int = 1, final: bool 
         worker=lease.worker,
         incarnation=lease.incarnation,
         manifest=MANIFEST.digest,
+        base_version=lease.version,
         seq=seq,
         final=final,
         updates=10 * seq,
         steps=100 * seq,
         seconds=1.0,
         vector=vector,
+        start=None,
         path=PathStatistics(4.0, 2.0, 1.0, 1.0, 0.5),
         curve=(CurvePoint(100 * seq, 1, 3.0, {"loss": 0.5}),),
     )

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from envs import atari
-from leap_dist.config import AgentSettings, AtariSettings, WorkerSettings
 from leap_dist.learners import Learner, a2c
 from leap_dist.learners.a2c import A2C, clip_rewards, n_step_returns, resolve_device, resolve_precision
-from leap_dist.models import flatten, initial_vector
+from leap_dist.models import flatten, initialization
+from leap_dist.settings import AgentSettings, AtariSettings, WorkerSettings
 
 GAMMA = 0.9
 AGENT = AgentSettings(
@@ -40,7 +40,7 @@ def playing(
     settings: AtariSettings = ATARI,
     worker: WorkerSettings = WORKER,
 ) -> Iterator[A2C]:
-    vector = initial_vector(atari.channels(settings.frames), 0)
+    vector = initialization(atari.channels(settings.frames), 0)[1]
     learner = A2C(game, vector, seed=seed, agent=agent, settings=settings, worker=worker)
     try:
         yield learner
@@ -353,7 +353,7 @@ def test_a_step_changes_what_the_learner_computes_for_the_same_observation(preci
         computed: list[tuple[Tensor, ...]] = []
         features: list[Tensor] = []
         learner._model.register_forward_hook(lambda module, inputs, output: computed.append(output))
-        learner.encoder.register_forward_hook(lambda module, inputs, output: features.append(output))
+        learner._model.encoder.register_forward_hook(lambda module, inputs, output: features.append(output))
 
         def first_of_the_next_rollout() -> tuple[Tensor, Tensor, Tensor]:
             computed.clear()
@@ -407,7 +407,7 @@ def trained(updates: int, **settings: Any) -> tuple[np.ndarray, np.ndarray, np.n
     torch.manual_seed(np.random.default_rng().integers(2**31))  # neither global generator may matter
     np.random.seed(np.random.default_rng().integers(2**31))
     with playing(**settings) as learner:
-        encoder, start = flatten(learner.encoder.parameters()).numpy(), parameters(learner)
+        encoder, start = flatten(learner.shared.values()).numpy(), parameters(learner)
         for _ in range(updates):
             learner.backward()
             learner.step()
@@ -422,7 +422,7 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_another()
 
     other_encoder, other_start, other_end = trained(8, seed=2)
     assert np.array_equal(other_encoder, encoder), "the encoder starts from φ whatever the seed"
-    assert np.array_equal(encoder, initial_vector(4, 0))
+    assert np.array_equal(encoder, initialization(4, 0)[1])
     heads = len(encoder)
     assert not np.array_equal(other_start[heads:], start[heads:])
     assert not np.array_equal(other_end[:heads], end[:heads])
@@ -492,15 +492,15 @@ def test_the_learner_implements_the_protocol():
         wanted = inspect.signature(getattr(Learner, name), eval_str=True)
         assert inspect.signature(getattr(A2C, name), eval_str=True) == wanted
     with playing() as learner:
-        assert set(Learner.__annotations__) == {"encoder", "steps_per_update"}
+        assert set(Learner.__annotations__) == {"shared", "local", "steps_per_update"}
         assert learner.steps_per_update == 2 * 5
-        assert flatten(learner.encoder.parameters()).shape == initial_vector(4, 0).shape
+        assert flatten(learner.shared.values()).shape == initialization(4, 0)[1].shape
 
 
 @pytest.mark.parametrize(("frames", "channels"), [("gray4", 4), ("rgb1", 3), ("rgb4", 12)])
 def test_every_kind_of_observation_trains(frames, channels):
     with playing("pong", agent=ALONE, settings=replace(ATARI, frames=frames)) as learner:
-        assert learner.encoder.conv1.weight.shape[1] == channels
+        assert learner._model.encoder.conv1.weight.shape[1] == channels
         start = parameters(learner)
         assert torch.isfinite(learner.backward())
         learner.step()
@@ -516,7 +516,7 @@ def test_all_actions_may_be_offered():
 
 def test_an_encoder_of_another_size_is_refused():
     with pytest.raises(ValueError, match="encoder needs"):
-        A2C("pong", initial_vector(3, 0), seed=0, agent=ALONE, settings=ATARI, worker=WORKER)
+        A2C("pong", initialization(3, 0)[1], seed=0, agent=ALONE, settings=ATARI, worker=WORKER)
 
 
 def test_devices(monkeypatch):

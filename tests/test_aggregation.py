@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from leap_dist import staleness
 from leap_dist.aggregation import MetaOptimizer, Pull, batch_size, combine
-from leap_dist.config import MetaSettings
+from leap_dist.settings import MetaSettings
 
 KINDS = ("constant", "polynomial", "hinge", "inverse")
 OPTIMIZERS = [
@@ -20,6 +20,7 @@ OPTIMIZERS = [
     MetaSettings(optimizer="sgd", learning_rate=0.1),
     MetaSettings(optimizer="sgd", learning_rate=0.1, momentum=0.9),
 ]
+PHI = np.zeros(0, np.float32)  # only the endpoint correction asks where φ is
 PLAIN = MetaSettings(batch_size=4, staleness="polynomial", contribution_clip=0.0)
 seeds = st.integers(0, 2**31 - 1)
 
@@ -145,7 +146,7 @@ def assert_direction(found: np.ndarray, expected: np.ndarray) -> None:
 
 def test_sync_is_the_plain_mean():
     pulls = random_pulls(0, [7, 7, 7])
-    direction = combine("sync", PLAIN, pulls, version=7, recent=[])
+    direction = combine("sync", PLAIN, pulls, version=7, vector=PHI, recent=[])
     assert_direction(direction.gradient, naive(pulls, [1, 1, 1], 3))
     assert direction.weights == (1.0, 1.0, 1.0)
     assert direction.clips == (1.0, 1.0, 1.0)
@@ -154,7 +155,7 @@ def test_sync_is_the_plain_mean():
 @given(seeds, st.lists(st.integers(0, 9), min_size=1, max_size=6), st.sampled_from(KINDS))
 def test_buffered_weighs_each_pull_by_its_staleness(seed, versions, kind):
     pulls = random_pulls(seed, versions)
-    direction = combine("buffered", replace(PLAIN, staleness=kind), pulls, version=9, recent=[])
+    direction = combine("buffered", replace(PLAIN, staleness=kind), pulls, version=9, vector=PHI, recent=[])
     weights = [staleness.weight(kind, 9 - v) for v in versions]
     assert direction.weights == tuple(weights)
     assert_direction(direction.gradient, naive(pulls, weights, len(pulls)))
@@ -164,7 +165,7 @@ def test_buffered_weighs_each_pull_by_its_staleness(seed, versions, kind):
 def test_async_divides_by_the_batch_size(seed, versions, batch):
     """So that |B| arrivals of one version move as far as one batch of them."""
     pulls = random_pulls(seed, versions)
-    direction = combine("async", replace(PLAIN, batch_size=batch), pulls, version=9, recent=[])
+    direction = combine("async", replace(PLAIN, batch_size=batch), pulls, version=9, vector=PHI, recent=[])
     assert_direction(direction.gradient, naive(pulls, [(1 + 9 - v) ** -0.5 for v in versions], batch))
 
 
@@ -179,7 +180,7 @@ def pulls_of_norms(*norms: float) -> list[Pull]:
 def test_sync_clips_against_its_own_batch_only():
     settings = replace(PLAIN, contribution_clip=2.0)
     pulls = pulls_of_norms(1.0, 2.0, 40.0)
-    direction = combine("sync", settings, pulls, version=0, recent=[1e9] * 64)
+    direction = combine("sync", settings, pulls, version=0, vector=PHI, recent=[1e9] * 64)
     assert direction.clips == pytest.approx((1.0, 1.0, 0.1))  # limit 2 · median(1, 2, 40) = 4
     assert_direction(direction.gradient, np.array([(1 + 2 + 4) / 3, 0.0]))
 
@@ -188,7 +189,7 @@ def test_sync_clips_against_its_own_batch_only():
 def test_the_others_clip_against_the_running_median(mode):
     settings = replace(PLAIN, contribution_clip=2.0, clip_window=5)
     pulls = pulls_of_norms(40.0)
-    direction = combine(mode, settings, pulls, version=0, recent=[1e9, 1e9, 1e9, 3.0, 4.0, 5.0, 6.0])
+    direction = combine(mode, settings, pulls, version=0, vector=PHI, recent=[1e9, 1e9, 1e9, 3.0, 4.0, 5.0, 6.0])
     # the window holds 3, 4, 5, 6 and 40 itself: limit 2 · 5
     assert direction.clips == pytest.approx((0.25,))
     assert_direction(direction.gradient, np.array([10.0 / (1 if mode == "buffered" else 4), 0.0]))
@@ -196,7 +197,7 @@ def test_the_others_clip_against_the_running_median(mode):
 
 def test_a_window_smaller_than_the_batch_still_holds_the_batch():
     settings = replace(PLAIN, contribution_clip=2.0, clip_window=1)
-    direction = combine("buffered", settings, pulls_of_norms(1.0, 2.0, 40.0), version=0, recent=[1e9])
+    direction = combine("buffered", settings, pulls_of_norms(1.0, 2.0, 40.0), version=0, vector=PHI, recent=[1e9])
     assert direction.clips == pytest.approx((1.0, 1.0, 0.1))
 
 
@@ -204,7 +205,7 @@ def test_clip_and_staleness_multiply():
     settings = replace(PLAIN, contribution_clip=2.0)
     stale = replace(pulls_of_norms(40.0)[0], version=0)
     pulls = [replace(pull, version=3) for pull in pulls_of_norms(1.0, 2.0)] + [stale]
-    direction = combine("buffered", settings, pulls, version=3, recent=[])
+    direction = combine("buffered", settings, pulls, version=3, vector=PHI, recent=[])
     assert direction.weights == (1.0, 1.0, 0.5)
     assert_direction(direction.gradient, np.array([(1 + 2 + 0.5 * 4) / 3, 0.0]))
 
@@ -220,7 +221,7 @@ def test_agreement_is_the_mean_cosine_over_all_pairs(seed, count):
         for j in range(i):
             a, b = pulls[i].vector.astype(np.float64), pulls[j].vector.astype(np.float64)
             cosines.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    direction = combine("sync", PLAIN, pulls, version=0, recent=[])
+    direction = combine("sync", PLAIN, pulls, version=0, vector=PHI, recent=[])
     assert direction.agreement == pytest.approx(np.mean(cosines), abs=1e-5)
 
 
@@ -237,7 +238,9 @@ def test_agreement_is_the_mean_cosine_over_all_pairs(seed, count):
 )
 def test_agreement_by_hand(vectors, expected):
     pulls = [Pull(0, float(np.linalg.norm(v)), np.array(v, np.float32)) for v in vectors]
-    assert combine("sync", PLAIN, pulls, version=0, recent=[]).agreement == pytest.approx(expected, abs=1e-6)
+    assert combine("sync", PLAIN, pulls, version=0, vector=PHI, recent=[]).agreement == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 # --- the meta-optimizer --------------------------------------------------------------------------------------------
@@ -259,7 +262,7 @@ START = np.linspace(-1, 1, 5).astype(np.float32)
 
 @pytest.mark.parametrize("settings", OPTIMIZERS)
 def test_steps_are_torchs_own(settings):
-    ours = MetaOptimizer(settings, START)
+    ours = MetaOptimizer("sync", settings, START)
     parameter = torch.nn.Parameter(torch.from_numpy(START.copy()))
     reference = torch_optimizer(settings, parameter)
     for gradient in gradients(0, 5):
@@ -271,14 +274,14 @@ def test_steps_are_torchs_own(settings):
 
 
 def test_an_sgd_step_by_hand():
-    optimizer = MetaOptimizer(OPTIMIZERS[1], np.array([1.0, 2.0], np.float32))
+    optimizer = MetaOptimizer("sync", OPTIMIZERS[1], np.array([1.0, 2.0], np.float32))
     optimizer.step(np.array([5.0, -10.0], np.float32))
     assert optimizer.vector == pytest.approx([0.5, 3.0])  # φ − 0.1 G
 
 
 def test_the_first_adam_step_by_hand():
     """m̂ = g, v̂ = g²: the step is the learning rate times the sign."""
-    optimizer = MetaOptimizer(OPTIMIZERS[0], np.array([1.0, 2.0], np.float32))
+    optimizer = MetaOptimizer("sync", OPTIMIZERS[0], np.array([1.0, 2.0], np.float32))
     optimizer.step(np.array([10.0, -0.1], np.float32))
     assert optimizer.vector == pytest.approx([1.0 - 0.01, 2.0 + 0.01], abs=1e-6)
 
@@ -287,14 +290,14 @@ def test_the_first_adam_step_by_hand():
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_restored_optimizer_continues_bit_for_bit(settings, steps):
     path = gradients(1, 6)
-    straight = MetaOptimizer(settings, START)
+    straight = MetaOptimizer("sync", settings, START)
     for gradient in path[:steps]:
         straight.step(gradient)
     vector, state = straight.vector, straight.state()
 
-    fresh = MetaOptimizer(settings, np.zeros(5, np.float32))
+    fresh = MetaOptimizer("sync", settings, np.zeros(5, np.float32))
     fresh.restore(vector, state)
-    strayed = MetaOptimizer(settings, START)  # restoring also undoes what came before
+    strayed = MetaOptimizer("sync", settings, START)  # restoring also undoes what came before
     for gradient in gradients(2, 4):
         strayed.step(gradient)
     strayed.restore(vector, state)
@@ -311,7 +314,7 @@ def test_a_restored_optimizer_continues_bit_for_bit(settings, steps):
 
 @pytest.mark.parametrize("settings", OPTIMIZERS)
 def test_vector_and_state_are_copies(settings):
-    optimizer = MetaOptimizer(settings, START)
+    optimizer = MetaOptimizer("sync", settings, START)
     for gradient in gradients(3, 2):
         optimizer.step(gradient)
     vector, state = optimizer.vector, optimizer.state()
@@ -333,7 +336,7 @@ def test_vector_and_state_are_copies(settings):
 def test_adam_has_state_and_plain_sgd_has_none():
     states = []
     for settings in OPTIMIZERS:
-        optimizer = MetaOptimizer(settings, START)
+        optimizer = MetaOptimizer("sync", settings, START)
         optimizer.step(gradients(0, 1)[0])
         states.append(set(optimizer.state()))
     assert states == [{"step", "exp_avg", "exp_avg_sq"}, set(), {"momentum_buffer"}]
@@ -341,7 +344,7 @@ def test_adam_has_state_and_plain_sgd_has_none():
 
 def test_the_start_is_copied_and_a_step_does_not_write_into_the_gradient():
     start, gradient = START.copy(), gradients(0, 1)[0]
-    optimizer = MetaOptimizer(OPTIMIZERS[2], start)
+    optimizer = MetaOptimizer("sync", OPTIMIZERS[2], start)
     before = gradient.copy()
     optimizer.step(gradient)
     optimizer.step(gradient)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,6 +94,11 @@ def train(
 def make_net(seed: int, dtype: torch.dtype = torch.float64) -> Net:
     torch.manual_seed(seed)
     return Net(dtype)
+
+
+def watched(net: Net) -> SimpleNamespace:
+    """What a meta-learner looks at."""
+    return SimpleNamespace(shared=dict(net.encoder.named_parameters()), local=dict(net.head.named_parameters()))
 
 
 def assert_path(pull: PullForward, expected: Path, *, tolerance: float = 1e-6) -> None:
@@ -534,12 +540,12 @@ def test_no_parameters_are_refused():
 )
 def test_the_configured_meta_learner_and_its_statistics(settings):
     net = make_net(2)
-    pull = meta_learners.make(resolve("paper", settings), net.encoder.parameters())
-    record, final_loss = train(net, pull, updates=6)
-    pull.close(final_loss)
-    path = record.oracle(7, **{name.split(".")[1]: value for name, value in settings.items()})
-    np.testing.assert_allclose(pull.vector().numpy(), path.gradient, atol=1e-6 * np.linalg.norm(path.gradient))
-    statistics = pull.statistics()
+    pull = meta_learners.make(resolve("paper", settings), watched(net))
+    record, _ = train(net, pull, updates=6)
+    pull.finish()
+    vector, statistics = pull.report()
+    path = record.oracle(6, **{name.split(".")[1]: value for name, value in settings.items()})
+    np.testing.assert_allclose(vector.numpy(), path.gradient, atol=1e-6 * np.linalg.norm(path.gradient))
     norms = np.linalg.norm(path.loss_term), np.linalg.norm(path.path_term)
     assert statistics.energy == pytest.approx(path.energy)
     assert statistics.length == pytest.approx(path.length)
@@ -550,8 +556,8 @@ def test_the_configured_meta_learner_and_its_statistics(settings):
 
 def test_the_cosine_of_a_missing_term_is_zero():
     net = make_net(2)
-    pull = meta_learners.make(resolve("paper", {"leap.loss_weight": 0}), net.encoder.parameters())
+    pull = meta_learners.make(resolve("paper", {"leap.loss_weight": 0}), watched(net))
     train(net, pull, updates=3)
-    statistics = pull.statistics()
+    _, statistics = pull.report()
     assert statistics.loss_term_norm == statistics.cosine == 0.0
     assert statistics.path_term_norm > 0

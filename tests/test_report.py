@@ -26,7 +26,7 @@ def point(steps: int, episodes: int, score: float | None) -> dict[str, Any]:
 
 def line(game: str, version: int, score: float | None = 1.0, length: float = 3.0) -> dict[str, Any]:
     curve = [point(100, 0, None), point(200, 0 if score is None else 2, score)]
-    return {"game": game, "version_after": version, "curve": curve, "path": {"length": length}}
+    return {"game": game, "version_after": version, "final": True, "curve": curve, "path": {"length": length}}
 
 
 def figure_of(lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Figure:

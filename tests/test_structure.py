@@ -24,11 +24,18 @@ GROUND = (
     "report",
 )
 FLOORS = [
-    ["envs", "envs.games", "envs.atari", "leap_dist", "leap_dist.presets"],
+    ["envs", "envs.games", "envs.atari", "leap_dist", "leap_dist.presets", "leap_dist.settings"],
+    ["leap_dist.combinations"],
     ["leap_dist.config"],
     [f"leap_dist.{name}" for name in GROUND] + ["leap_dist.stop_signal"],
-    ["leap_dist.aggregation", "leap_dist.meta_learners", "leap_dist.tasks", "leap_dist.leases", "leap_dist.learners"],
-    ["leap_dist.learners.a2c", "leap_dist.meta_state", "leap_dist.progress", "leap_dist.run_directory"],
+    ["leap_dist.aggregation", "leap_dist.tasks", "leap_dist.leases", "leap_dist.learners"],
+    [
+        "leap_dist.learners.a2c",
+        "leap_dist.meta_learners",
+        "leap_dist.meta_state",
+        "leap_dist.progress",
+        "leap_dist.run_directory",
+    ],
     ["leap_dist.server", "leap_dist.worker"],
     ["leap_dist.driver"],
     ["launch"],

@@ -53,13 +53,17 @@ def line(game: str, version: int, curve: list[dict[str, Any]], *, steps: int = 3
         "visit": 0,
         "lease": "000000-abc",
         "worker": "w0",
+        "seq": 1,
+        "final": True,
         "lease_version": version - 1,
+        "base_version": version - 1,
         "staleness": 0,
         "weight": 1.0,
         "norm": 1.0,
         "clip": 1.0,
         "updates": 15,
         "steps": steps,
+        "new_steps": steps,
         "seconds": 1.5,
         "path": path,
         "curve": curve,
@@ -88,7 +92,10 @@ def summary(seconds: float = 10.0, **values: Any) -> dict[str, Any]:
     """What the driver reports."""
     return {
         "meta_updates": 3,
-        "meta_updates_wanted": 10,
+        "tasks": 9,
+        "tasks_waiting": 2,
+        "tasks_wanted": 30,
+        "complete": False,
         "contributions_applied": 9,
         "contributions_waiting": 2,
         "partials": 8,
@@ -104,6 +111,7 @@ def summary(seconds: float = 10.0, **values: Any) -> dict[str, Any]:
         "state": "running",
         "preset": "quick",
         "mode": "buffered",
+        "meta_learner": "leap",
         "updated": 1.7e9,
         "wall_seconds": seconds,
         "steps_per_second": 2310.0,
@@ -409,9 +417,9 @@ def test_the_table_shows_state_totals_alerts_and_workers() -> None:
         ["w2", "restarting"],
         ["w9", "pong", "0%", "4", "s"],
     ]
-    assert text.startswith("running  preset quick, mode buffered, updated 20")
+    assert text.startswith("running  preset quick, leap, mode buffered, updated 20")
     for part in (
-        "meta-updates 3/10 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03",
+        "tasks 9/30, meta-updates 3 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03",
         "contributions: 9 applied, 2 waiting, 11 refused (6 manifest, 5 stale) | workers 2/3, restarts 7",
         "pitfall",
         "! second [/]",
@@ -455,12 +463,14 @@ def test_a_file_gets_lines_now_and_then() -> None:
             return out.getvalue().splitlines()
 
         (line,) = lines(0)
-        assert line.startswith("meta-updates 3/10 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03 | ")
+        assert line.startswith(
+            "tasks 9/30, meta-updates 3 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03 | "
+        )
         assert "\x1b" not in line
         assert lines(9) == []
         assert len(lines(1)) == 1
         assert lines(9) == []
-        assert [text[:17] for text in lines(0, meta_updates=4)] == ["meta-updates 4/10"]
+        assert [text[:26] for text in lines(0, meta_updates=4)] == ["tasks 9/30, meta-updates 4"]
         assert lines(9, meta_updates=4, alerts=["one", "two"]) == []
         assert lines(1, meta_updates=4, alerts=["one", "two"])[1:] == ["  ! one", "  ! two"]
         assert lines(10, meta_updates=4, alerts=["one", "two", "3", "4", "5", "6"])[1:] == ["  ! 4", "  ! 5", "  ! 6"]

@@ -21,6 +21,7 @@ class Quadratic:
 
     def __init__(self, tape: list[str], clock: Clock, seconds: float) -> None:
         self.encoder = nn.Linear(2, 1, bias=False)
+        self.shared, self.local = dict(self.encoder.named_parameters()), {}
         self.tape, self.clock, self.seconds = tape, clock, seconds
         with torch.no_grad():
             self.encoder.weight.copy_(torch.tensor([[3.0, 4.0]]))
@@ -80,7 +81,7 @@ def play(monkeypatch, *, answers=(), seconds=0.0, **settings):
 
     monkeypatch.setattr(worker, "make_learner", make)
     run = config(agent__envs=4, agent__unroll=5, task_steps=100, **settings)
-    ack = worker.run_task(LEASE, np.zeros(2, np.float32), run, server, clock=clock)
+    ack = worker.run_task(LEASE, worker.Start(np.zeros(2, np.float32)), run, server, clock=clock)
     return tape, server.received, ack, made[0]
 
 
@@ -116,13 +117,14 @@ def test_contributions_are_cumulative_prefixes_of_the_path(monkeypatch):
             change = abs(0.5 * following @ following - 0.5 * theta @ theta)
             expected += change * theta - (following - theta)
         np.testing.assert_allclose(contribution.vector, expected, rtol=1e-5)
-        assert contribution.manifest == Manifest.of(learner.encoder).digest
+        assert contribution.manifest == Manifest.of(learner.shared).digest
 
 
 def test_the_final_loss_closes_the_last_segment(monkeypatch):
     tape, received, _, _ = play(monkeypatch, worker__push_interval=1000, leap__final_loss=True, leap__loss_weight=0)
     assert tape[-3:] == ["evaluate", "final", "close"]
-    np.testing.assert_allclose(received[-1].vector, np.array([3.0, 4.0]) * (1 - 0.9**5), rtol=1e-5)
+    np.testing.assert_allclose(received[-1].vector, np.array([3.0, 4.0]) * (1 - 0.9**4), rtol=1e-5)
+    assert (received[-1].updates, received[-1].steps) == (5, 100), "the last rollout of the budget only measures"
 
 
 def test_the_lease_is_renewed_when_nothing_is_pushed_for_a_while(monkeypatch):
@@ -148,5 +150,5 @@ def test_the_learner_is_closed_when_it_breaks(monkeypatch):
     tape: list[str] = []
     monkeypatch.setattr(worker, "make_learner", lambda *_: Quadratic(tape, Clock(), 0.0))
     with pytest.raises(RuntimeError, match="emulator"):
-        worker.run_task(LEASE, np.zeros(2, np.float32), config(), Server(tape, []))
+        worker.run_task(LEASE, worker.Start(np.zeros(2, np.float32)), config(), Server(tape, []))
     assert tape == ["close"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,13 @@ class Progress:
 
 
 class Learner(Protocol):
-    """A model that trains on one task. The worker calls `backward` and `step` in turn and watches the encoder move."""
+    """A model that trains on one task. The worker calls `backward` and `step` in turn and watches it move."""
 
-    encoder: nn.Module
-    """Holds the meta-learned parameters."""
+    shared: Mapping[str, Tensor]
+    """The meta-learned parameters, by name."""
+
+    local: Mapping[str, Tensor]
+    """The task's own parameters, such as its head."""
 
     steps_per_update: int
     """Agent steps (or examples) that one `backward` consumes."""
@@ -36,7 +40,7 @@ class Learner(Protocol):
         """Clips and applies the gradient: θ_i → θ_{i+1}. Must not write into `.grad`; may drop it."""
 
     def evaluate(self) -> Tensor:
-        """f(θ_K) on fresh data, without a gradient, shape (). Ends the path; training must not go on afterwards."""
+        """f(θ_K) on fresh data, without a gradient, shape (); consumes as much of it as `backward`."""
 
     def progress(self) -> Progress:
         """Reports what happened since the last call, and starts afresh."""

@@ -5,17 +5,18 @@ T is the unroll length, N the number of environments, A the number of actions; t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs import atari
-from leap_dist.config import AgentSettings, AtariSettings, WorkerSettings
 from leap_dist.learners import Progress
-from leap_dist.models import ActorCritic, Encoder, initialize, load_vector
+from leap_dist.models import ALL_ACTIONS, ActorCritic, Encoder, add_vector, initialize, load_vector
 from leap_dist.optimizers import RMSProp
+from leap_dist.settings import AgentSettings, AtariSettings, WorkerSettings
 
 REWARD_BOUND = 5.0  # appendix E: "clip the absolute value of the rewards to maximum 5.0"
 
@@ -57,19 +58,25 @@ class A2C:
 
     Args:
         game: the game's ROM name.
-        encoder_vector: flat float32 vector φ that the encoder starts from.
+        vector: flat float32 vector φ that the shared parameters start from.
         seed: determines heads, actions and environments: on a CPU the same seed gives the same run, bit for bit.
+        scope: which parameters are shared: "convolutions", "encoder" or "model", with one 18-way head for all games.
+        head_seed: determines the task's own parameters instead of `seed`, where they are the game's, not the task's.
+        head_change: flat float32 vector, what earlier tasks added to the parameters that `head_seed` gives.
     """
 
     def __init__(
         self,
         game: str,
-        encoder_vector: np.ndarray,
+        vector: np.ndarray,
         *,
         seed: int,
         agent: AgentSettings,
         settings: AtariSettings,
         worker: WorkerSettings,
+        scope: str = "encoder",
+        head_seed: int | None = None,
+        head_change: np.ndarray | None = None,
     ) -> None:
         self._agent = agent
         self._life_loss = settings.life_loss
@@ -89,11 +96,20 @@ class A2C:
         )
         heads, actions, environments = np.random.SeedSequence(seed).generate_state(3)
         self._generator = torch.Generator(self._device).manual_seed(int(actions))
-        model = ActorCritic(Encoder(atari.channels(settings.frames)), atari.actions(self._env))
-        initialize(model, torch.Generator().manual_seed(int(heads)))
-        load_vector(model.encoder, encoder_vector)
+        legal = atari.actions(self._env)
+        encoder = Encoder(atari.channels(settings.frames))
+        if scope == "model":
+            model = ActorCritic(encoder, ALL_ACTIONS, legal=legal)
+        else:
+            model = ActorCritic(encoder, len(legal))
+        initialize(model, torch.Generator().manual_seed(int(heads) if head_seed is None else head_seed))
         self._model = model.to(self._device)
-        self.encoder: nn.Module = self._model.encoder
+        self.shared: Mapping[str, Tensor]
+        self.local: Mapping[str, Tensor]
+        self.shared, self.local = self._model.parameters_of(scope)
+        load_vector(self.shared, vector)
+        if head_change is not None:
+            add_vector(self.local, head_change)
         self._optimizer = RMSProp(
             self._model.parameters(),
             learning_rate=agent.learning_rate,

@@ -1,0 +1,195 @@
+"""Every setting of a run, declared once: default, help text, range. What they mean together is in combinations.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+def setting(
+    default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
+) -> Any:
+    """A dataclass field with help text and a range: low ≤ value ≤ high, value > above."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
+
+
+@dataclass(frozen=True)
+class LeapSettings:
+    """The meta-gradient (equations 4 and 8)."""
+
+    metric: Literal["energy", "length"] = setting("energy", "functional of the gradient path to shorten")
+    loss_weight: float = setting(1.0, "λ, scale of the loss coordinate; 0 measures the path in parameters only", low=0)
+    stabilize: bool = setting(True, "use |Δf| (the regularizer μ of section 2.3) instead of −Δf")
+    loss_smoothing: float = setting(
+        0.0, "smooth f along the path by a moving average with this decay; 0 is f itself", low=0, high=0.9999
+    )
+    final_loss: bool = setting(False, "keep a task's last rollout to evaluate f(θ_K): the last segment counts too")
+
+
+@dataclass(frozen=True)
+class FomamlSettings:
+    """First-order MAML (Finn et al., arXiv 1703.03400, section 5.2)."""
+
+    rollouts: int = setting(20, "a task's last rollouts, at θ_K, that the gradient is averaged over", low=1)
+
+
+@dataclass(frozen=True)
+class MetaSettings:
+    """The meta-update: how the server turns contributions into a new initialization."""
+
+    shared: Literal["encoder", "convolutions"] = setting(
+        "encoder", "what is meta-learned: the encoder, or its convolutions without the linear layer"
+    )
+    batch_size: int = setting(16, "|B|, contributions to a meta-update", low=1, high=100_000)
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = setting("adam", "meta-optimizer (torch.optim)")
+    learning_rate: float = setting(1e-3, "β, the meta learning rate (α of fedasync, ε of delayed-nesterov)", above=0)
+    momentum: float = setting(0.0, "momentum of sgd, rmsprop and delayed-nesterov", low=0, high=1)
+    nesterov: bool = setting(False, "Nesterov's momentum (sgd)")
+    weight_decay: float = setting(0.0, "decoupled weight decay (adamw)", low=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "how the meta learning rate falls to 0 over the run's tasks"
+    )
+    max_norm: float = setting(0.0, "clip the norm of the meta-gradient; 0 turns it off", low=0)
+    staleness: Literal["constant", "polynomial", "hinge", "inverse"] = setting(
+        "polynomial", "weight s(τ) of a contribution that is τ versions old (in every mode but sync)"
+    )
+    max_staleness: int = setting(
+        0, "refuse contributions staler than this; 0 means 4 × workers (times the pushes of a task in stream)", low=0
+    )
+    contribution_clip: float = setting(
+        3.0, "clip a contribution's norm at this multiple of the running median; 0 turns it off", low=0
+    )
+    clip_window: int = setting(64, "accepted contributions that the running median looks back on", low=1, high=100_000)
+    endpoint_correction: float = setting(0.0, "ρ, adds ρ(φ_now − φ_lease) to each contribution", low=0, high=1)
+    shift: bool = setting(False, "continual trajectory shifting of the running workers (stream)")
+    max_shift: float = setting(0.01, "largest shift of an encoder, relative to its norm", above=0)
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """The A2C agent (appendix E, and the Atari part of the defaults)."""
+
+    envs: int = setting(32, "parallel environments", low=1, high=4096)
+    unroll: int = setting(5, "steps per environment between two updates", low=1, high=10_000)
+    learning_rate: float = setting(1e-4, "α of RMSProp", above=0)
+    epsilon: float = setting(1e-4, "ε of RMSProp", above=0)
+    epsilon_form: Literal["inside", "outside"] = setting("inside", "√(v+ε), v₀ = 1 (the paper's) or √v+ε, v₀ = 0")
+    decay: float = setting(0.99, "decay of RMSProp's mean square", low=0, high=1)
+    max_grad_norm: float = setting(0.5, "global gradient clip", above=0)
+    discount: float = setting(0.99, "γ", low=0, high=1)
+    entropy_cost: float = setting(0.01, "weight of the entropy bonus", low=0)
+    value_cost: float = setting(0.5, "weight of the value loss", low=0)
+    reward_clip: Literal["bound", "sign", "none"] = setting("bound", "training reward: |r| ≤ 5, sign(r) or raw")
+
+
+@dataclass(frozen=True)
+class AtariSettings:
+    """The emulator and what the agent sees of it."""
+
+    frames: Literal["gray4", "rgb1", "rgb4"] = setting(
+        "rgb1", "observation: 4 gray frames, 1 RGB frame or 4 RGB frames"
+    )
+    frame_skip: int = setting(4, "ALE frames per agent step, the last two max-pooled", low=1, high=60)
+    noop_max: int = setting(30, "up to this many no-ops at the start of an episode", low=0, high=1000)
+    fire_on_reset: bool = setting(True, "press fire at the start of an episode where the game has that button")
+    sticky_actions: float = setting(0.0, "probability that the emulator repeats the previous action", low=0, high=1)
+    life_loss: bool = setting(True, "a lost life ends the return in training, though not the episode")
+    max_episode_frames: int = setting(
+        108_000, "truncate episodes after this many ALE frames (30 minutes)", low=100, high=2**31 - 1
+    )
+    full_actions: bool = setting(False, "all 18 actions instead of the game's minimal set")
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How a worker runs: device, arithmetic, reporting."""
+
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where agents train; auto: cuda where there is one")
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "arithmetic of the network; auto: bfloat16 autocast where the processor has it"
+    )
+    threads: int = setting(1, "torch threads per worker", low=1, high=256)
+    emulator_threads: int = setting(1, "emulator threads per worker", low=1, high=256)
+    cpus: float = setting(1.0, "CPUs that Ray reserves per worker", above=0)
+    gpus: float = setting(0.0, "GPUs that Ray reserves per worker; fractions share a GPU", low=0)
+    push_interval: int = setting(50_000, "agent steps between two partial contributions", low=1)
+    heartbeat_seconds: float = setting(2.0, "seconds between two renewals of the lease", above=0)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Leases and durability."""
+
+    lease_seconds: float = setting(60.0, "a lease not renewed for this long is taken back", above=0)
+    on_lost: Literal["retry", "keep"] = setting(
+        "retry", "a lost lease's task is trained again, or its last partial contribution counts"
+    )
+    keep_checkpoints: int = setting(3, "newest checkpoints kept", low=1, high=1000)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run."""
+
+    preset: str = setting("paper", "the preset that the other values started from")
+    games: tuple[str, ...] = setting(("seed24",), "games to train on: names, or the sets seed24, camera25")
+    workers: int = setting(2, "workers to run; fewer where the cluster has no room", low=1, high=100_000)
+    meta_updates: int = setting(
+        100, "length of the run: this many times |B| tasks, which sync and buffered make as many meta-updates of", low=1
+    )
+    task_steps: int = setting(1_000_000, "agent steps per task", low=1)
+    mode: Literal["sync", "buffered", "async", "fedasync", "delayed-nesterov", "stream"] = setting(
+        "buffered", "when the server makes a meta-update, and by which rule"
+    )
+    meta_learner: Literal["leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none"] = setting(
+        "leap", "what a worker returns"
+    )
+    seed: int = setting(0, "seed of the initialization, of task sampling and of every task", low=0, high=2**31 - 1)
+    address: str = setting("local", "Ray cluster: local starts one here, auto joins the running one, or HOST:PORT")
+    leap: LeapSettings = LeapSettings()
+    fomaml: FomamlSettings = FomamlSettings()
+    meta: MetaSettings = MetaSettings()
+    agent: AgentSettings = AgentSettings()
+    atari: AtariSettings = AtariSettings()
+    worker: WorkerSettings = WorkerSettings()
+    server: ServerSettings = ServerSettings()
+
+    @property
+    def max_staleness(self) -> int:
+        """τ beyond which contributions are refused."""
+        pushes = self.task_steps // self.worker.push_interval + 1 if self.mode == "stream" else 1
+        return self.meta.max_staleness or 4 * self.workers * pushes
+
+    @property
+    def tasks(self) -> int:
+        """Tasks in the whole run, the same in every mode."""
+        return self.meta_updates * self.meta.batch_size
+
+    @property
+    def rollouts_per_task(self) -> int:
+        """K, with the rollouts at the end that a meta-learner holds back; at least one."""
+        return max(1, self.task_steps // (self.agent.envs * self.agent.unroll))
+
+    @property
+    def held_back(self) -> int:
+        """A task's last rollouts that do not train, but are measured by the meta-learner."""
+        if self.meta_learner == "fomaml":
+            return self.fomaml.rollouts
+        return int(self.meta_learner == "leap" and self.leap.final_loss)
+
+    @property
+    def scope(self) -> str:
+        """What is shared by all tasks: "convolutions", "encoder", or "model", with one head for all games."""
+        return "model" if self.meta_learner == "finetune-single" else self.meta.shared
+
+    @property
+    def corrects_endpoint(self) -> bool:
+        """The server needs to know where a contribution's path started."""
+        return self.mode == "fedasync" or self.meta.endpoint_correction > 0
+
+    @property
+    def keeps_heads(self) -> bool:
+        """Each game has a head of its own that lasts from task to task."""
+        return self.meta_learner == "finetune-multi"
