@@ -107,6 +107,7 @@ class _Run:
         config, learner, watch = self._config, self._learner, self._watch
         rollouts, interval = config.rollouts_per_task, config.worker.push_interval
         steps, renewed = 0, self._clock()
+        whole = rollouts * learner.steps_per_update
         for update in range(1, rollouts - config.held_back + 1):
             loss = learner.backward()
             watch.observe(loss)
@@ -114,7 +115,8 @@ class _Run:
 
             steps += learner.steps_per_update
             ack = None
-            if steps // interval > (steps - learner.steps_per_update) // interval:
+            # The push at the very end is the final one.
+            if steps // interval > (steps - learner.steps_per_update) // interval and steps < whole:
                 ack = self._push(update, steps)
                 if config.meta.shift and ack.proceed:
                     self._follow()
@@ -125,7 +127,7 @@ class _Run:
                 if not ack.proceed:
                     return None
         watch.finish()
-        return self._push(rollouts, rollouts * learner.steps_per_update, final=True)
+        return self._push(rollouts, whole, final=True)
 
     def _follow(self) -> None:
         """Continual trajectory shifting (Shin et al. 2021): moves along with φ since it was last heard of.
