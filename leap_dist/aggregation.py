@@ -49,7 +49,7 @@ class Direction:
     weights: tuple[float, ...]
     """s(τ), in the order of the pulls."""
     clips: tuple[float, ...]
-    """Factor that the norm clip applied, in the order of the pulls."""
+    """Factor that the norm clip, or the normalization, applied, in the order of the pulls."""
     agreement: float
     """Mean pairwise cosine of the pulls; 0 for a single one."""
 
@@ -78,7 +78,12 @@ def combine(
     # sync clips against its own batch, so that it does not depend on what came before; the others look further back.
     reference = norms if mode == "sync" else [*recent, *norms][-max(settings.clip_window, len(norms)) :]
     weights = tuple(1.0 if mode == "sync" else staleness.weight(settings.staleness, version - p.version) for p in pulls)
-    clips = tuple(staleness.clip_factor(norm, reference, settings.contribution_clip) for norm in norms)
+    clips = tuple(
+        staleness.norm_factor(norm, reference)
+        if settings.normalize
+        else staleness.clip_factor(norm, reference, settings.contribution_clip)
+        for norm in norms
+    )
     rho = 1.0 if mode == "fedasync" else settings.endpoint_correction
     terms = [pull.vector for pull in pulls]
     factors = [weight * clip for weight, clip in zip(weights, clips, strict=True)]

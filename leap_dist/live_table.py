@@ -23,7 +23,7 @@ class LiveTable:
 
     Args:
         console: where to write.
-        seconds: not on a terminal, the time between two lines while no meta-update is made.
+        seconds: not on a terminal, the time between two lines while no task ends.
         clock: monotonic seconds.
     """
 
@@ -39,7 +39,7 @@ class LiveTable:
         self._clock = clock
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_interactive else None
         self._due = -math.inf
-        self._meta_updates: int | None = None
+        self._tasks: int | None = None
         self._alerts: list[str] = []
 
     def __enter__(self) -> LiveTable:
@@ -58,9 +58,9 @@ class LiveTable:
         with contextlib.suppress(OSError):
             if self._live is not None:
                 self._live.update(render(summary), refresh=True)
-            elif self._clock() >= self._due or summary["meta_updates"] != self._meta_updates:
+            elif self._clock() >= self._due or summary["tasks"] != self._tasks:
                 self._due = self._clock() + self._seconds
-                self._meta_updates = summary["meta_updates"]
+                self._tasks = summary["tasks"]
                 self._print(summary)
 
     def _print(self, summary: dict[str, Any]) -> None:

@@ -61,7 +61,9 @@ class MetaServer:
         self.alerts: deque[str] = deque(maxlen=100)
         """What a person should know, oldest first."""
         self._state = MetaState(config, run_dir, manifest, initial, self._alert)
-        self._queue = TaskQueue(config.games, seed=config.seed, steps=config.task_steps)
+        self._queue = TaskQueue(
+            config.games, seed=config.seed, steps=config.task_steps, replace=config.sampling == "replacement"
+        )
         self._leases = LeaseBook(self._state.journal, session, clock)
         self._batch_size = aggregation.batch_size(config.mode, config.meta)
         self._batched = config.mode in ("sync", "buffered")

@@ -61,6 +61,9 @@ class MetaSettings:
     contribution_clip: float = setting(
         3.0, "clip a contribution's norm at this multiple of the running median; 0 turns it off", low=0
     )
+    normalize: bool = setting(
+        False, "bring every contribution's norm to the running median, instead of clipping the large ones"
+    )
     clip_window: int = setting(64, "accepted contributions that the running median looks back on", low=1, high=100_000)
     endpoint_correction: float = setting(0.0, "ρ, adds ρ(φ_now − φ_lease) to each contribution", low=0, high=1)
     shift: bool = setting(False, "continual trajectory shifting of the running workers (stream)")
@@ -145,6 +148,9 @@ class Config:
     )
     meta_learner: Literal["leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none"] = setting(
         "leap", "what a worker returns"
+    )
+    sampling: Literal["shuffled", "replacement"] = setting(
+        "shuffled", "how games are drawn: each once before any comes again, or with replacement"
     )
     seed: int = setting(0, "seed of the initialization, of task sampling and of every task", low=0, high=2**31 - 1)
     address: str = setting("local", "Ray cluster: local starts one here, auto joins the running one, or HOST:PORT")

@@ -32,6 +32,12 @@ def weight(kind: str, tau: int) -> float:
     raise ValueError(f"staleness weight is {kind!r}; choose constant, polynomial, hinge or inverse")
 
 
+def norm_factor(norm: float, reference_norms: Sequence[float]) -> float:
+    """Factor that brings `norm` to the median of `reference_norms`; 1 where either is zero."""
+    median = float(np.median(reference_norms)) if reference_norms else 0.0
+    return median / norm if median > 0 and norm > 0 else 1.0
+
+
 def clip_factor(norm: float, reference_norms: Sequence[float], multiple: float) -> float:
     """Factor that brings `norm` down to `multiple` × the median of `reference_norms`; 1 where it is below, or off.
 

@@ -14,23 +14,31 @@ MAX_FAILURES = 3
 """Failures of a game in a row, on whatever workers, after which it is quarantined."""
 
 
-def task(index: int, games: tuple[str, ...], *, seed: int, steps: int, failures: int = 0) -> Task:
+def task(
+    index: int, games: tuple[str, ...], *, seed: int, steps: int, failures: int = 0, replace: bool = False
+) -> Task:
     """The task at position `index`, a pure function of its arguments.
 
     Each pass over the games draws every game once, in an order of its own, so that fast games are not drawn more
-    often than slow ones. `failures` counts how often the task has failed by itself; each gives it another seed.
+    often than slow ones; with `replace`, every draw is from all games. `failures` counts how often the task has failed
+    by itself; each gives it another seed.
     """
-    visit, position = divmod(index, len(games))
-    order = np.random.default_rng((seed, visit)).permutation(len(games))
+    if replace:
+        draws = np.random.default_rng(seed).integers(len(games), size=index + 1)
+        chosen, visit = int(draws[index]), int((draws[:index] == draws[index]).sum())
+    else:
+        visit, position = divmod(index, len(games))
+        chosen = int(np.random.default_rng((seed, visit)).permutation(len(games))[position])
     own_seed = int(np.random.SeedSequence((seed, index, failures)).generate_state(1)[0])
-    return Task(index, games[order[position]], visit, own_seed, steps)
+    return Task(index, games[chosen], visit, own_seed, steps)
 
 
 class TaskQueue:
     """Hands out tasks in order: those that came back first, then new ones. Games that keep failing are left out."""
 
-    def __init__(self, games: tuple[str, ...], *, seed: int, steps: int) -> None:
+    def __init__(self, games: tuple[str, ...], *, seed: int, steps: int, replace: bool = False) -> None:
         self._games = games
+        self._replace = replace
         self._seed = seed
         self._steps = steps
         self.next = 0
@@ -103,4 +111,5 @@ class TaskQueue:
         self._returned = sorted(candidates)  # a sorted list is a heap
 
     def _task(self, index: int) -> Task:
-        return task(index, self._games, seed=self._seed, steps=self._steps, failures=self._failures[index])
+        failures = self._failures[index]
+        return task(index, self._games, seed=self._seed, steps=self._steps, failures=failures, replace=self._replace)

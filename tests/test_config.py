@@ -521,6 +521,8 @@ OTHER_VALUES = {
     "meta.max_staleness": 9,
     "meta.contribution_clip": 0.0,
     "meta.clip_window": 9,
+    "sampling": "replacement",
+    "meta.normalize": True,
     "meta.shared": "convolutions",
     "meta.nesterov": True,
     "meta.weight_decay": 0.1,

@@ -470,11 +470,11 @@ def test_a_file_gets_lines_now_and_then() -> None:
         assert lines(9) == []
         assert len(lines(1)) == 1
         assert lines(9) == []
-        assert [text[:26] for text in lines(0, meta_updates=4)] == ["tasks 9/30, meta-updates 4"]
-        assert lines(9, meta_updates=4, alerts=["one", "two"]) == []
-        assert lines(1, meta_updates=4, alerts=["one", "two"])[1:] == ["  ! one", "  ! two"]
-        assert lines(10, meta_updates=4, alerts=["one", "two", "3", "4", "5", "6"])[1:] == ["  ! 4", "  ! 5", "  ! 6"]
-        assert len(lines(10, meta_updates=4, alerts=["one", "two", "3", "4", "5", "6"])) == 1
+        assert [text[:26] for text in lines(0, tasks=8, meta_updates=4)] == ["tasks 8/30, meta-updates 4"]
+        assert lines(9, tasks=8, alerts=["one", "two"]) == []
+        assert lines(1, tasks=8, alerts=["one", "two"])[1:] == ["  ! one", "  ! two"]
+        assert lines(10, tasks=8, alerts=["one", "two", "3", "4", "5", "6"])[1:] == ["  ! 4", "  ! 5", "  ! 6"]
+        assert len(lines(10, tasks=8, alerts=["one", "two", "3", "4", "5", "6"])) == 1
 
 
 class _Gone(io.StringIO):
