@@ -10,7 +10,8 @@ train: .venv/installed
 	$(BIN)/python launch.py train --preset quick $(ARGS)
 
 test: .venv/installed-dev lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m ray
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

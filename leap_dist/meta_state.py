@@ -236,7 +236,7 @@ class MetaState:
             "applied_tasks": self.applied_tasks + _tasks(batch),
             "applied_steps": self.applied_steps + _steps(batch),
             "covered": [*self._covered, batch[-1].order + 1] if batch else [0],
-            "norms": [*self._norms, *(a.norm for a in batch)],
+            "norms": [*self._norms, *_norms(batch)],
             "ledger": {"offset": self.ledger.size, "lines": [*self._unwritten, *lines]},
             "rest": rest,
         }
@@ -250,7 +250,7 @@ class MetaState:
         self.applied += count
         self.applied_tasks += _tasks(batch)
         self.applied_steps += _steps(batch)
-        self._norms.extend(a.norm for a in batch)
+        self._norms.extend(_norms(batch))
         self._covered.append(batch[-1].order + 1)
         self._unwritten += lines
         self._write_ledger()
@@ -336,6 +336,11 @@ class MetaState:
 
 def _steps(batch: Sequence[Accepted]) -> int:
     return sum(accepted.steps for accepted in batch)
+
+
+def _norms(batch: Sequence[Accepted]) -> list[float]:
+    """Of what says something about how large contributions are: the end of a lost lease in `stream` adds nothing."""
+    return [accepted.norm for accepted in batch if accepted.norm > 0]
 
 
 def _tasks(batch: Sequence[Accepted]) -> int:
