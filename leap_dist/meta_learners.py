@@ -30,7 +30,6 @@ class MetaLearner:
 
     def __init__(self, config: Config, learner: Learner) -> None:
         self._learner = learner
-        self._held_back = config.held_back
         is_leap = config.meta_learner == "leap"
         self._path = PullForward(
             learner.shared.values(),
@@ -48,8 +47,12 @@ class MetaLearner:
         """After the shared parameters were moved by the server's progress, one tensor for each."""
         self._path.shift(amounts)
 
+    def measure(self) -> None:
+        """Plays one of the task's last rollouts, which `Config.held_back` keeps from training."""
+        raise NotImplementedError("this meta-learner holds no rollout back")
+
     def finish(self) -> None:
-        """After the last step: uses up the rollouts that were held back from training."""
+        """After the last rollout."""
         self._path.close()
 
     def report(self) -> tuple[Tensor, PathStatistics]:
@@ -68,9 +71,9 @@ class MetaLearner:
 class Leap(MetaLearner):
     """The pull-forward gradient."""
 
-    def finish(self) -> None:
+    def measure(self) -> None:
         """With `leap.final_loss` the last rollout measures f(θ_K), which closes the last segment."""
-        self._path.close(self._learner.evaluate() if self._held_back else None)
+        self._path.close(self._learner.evaluate())
 
     def _vector(self, loss_term: Tensor, path_term: Tensor) -> Tensor:
         return loss_term + path_term
@@ -97,21 +100,21 @@ class EndPoint(MetaLearner):
 class Fomaml(MetaLearner):
     """The gradient at the end of the path. Before the end, that of the last rollout."""
 
+    _measured = 0
+
     def observe(self, loss: Tensor) -> None:
         """Takes the gradient over, as the path does."""
         super().observe(loss)
         self._gradient = [parameter.grad for parameter in self._learner.shared.values()]
-        self._rollouts = 1
 
-    def finish(self) -> None:
-        """Adds up the gradients of the rollouts that were held back, all at θ_K."""
-        losses = [self._learner.backward() for _ in range(self._held_back)]
-        self._path.close(losses[0])
+    def measure(self) -> None:
+        """One more gradient at θ_K. No step comes in between, so autograd adds them up."""
+        self._path.close(self._learner.backward())
         self._gradient = [parameter.grad for parameter in self._learner.shared.values()]
-        self._rollouts = self._held_back
+        self._measured += 1
 
     def _vector(self, loss_term: Tensor, path_term: Tensor) -> Tensor:
-        return flatten(gradient for gradient in self._gradient if gradient is not None) / self._rollouts
+        return flatten(gradient for gradient in self._gradient if gradient is not None) / max(1, self._measured)
 
 
 _CLASSES: dict[str, type[MetaLearner]] = {

@@ -107,17 +107,20 @@ class _Run:
         config, learner, watch = self._config, self._learner, self._watch
         rollouts, interval = config.rollouts_per_task, config.worker.push_interval
         steps, renewed = 0, self._clock()
-        whole = rollouts * learner.steps_per_update
-        for update in range(1, rollouts - config.held_back + 1):
-            loss = learner.backward()
-            watch.observe(loss)
-            learner.step()
+        for rollout in range(1, rollouts + 1):
+            if rollout <= rollouts - config.held_back:
+                loss = learner.backward()
+                watch.observe(loss)
+                learner.step()
+            else:
+                watch.measure()
 
             steps += learner.steps_per_update
+            if rollout == rollouts:
+                break
             ack = None
-            # The push at the very end is the final one.
-            if steps // interval > (steps - learner.steps_per_update) // interval and steps < whole:
-                ack = self._push(update, steps)
+            if steps // interval > (steps - learner.steps_per_update) // interval:
+                ack = self._push(rollout, steps)
                 if config.meta.shift and ack.proceed:
                     self._follow()
             elif self._clock() - renewed > config.worker.heartbeat_seconds:
@@ -127,7 +130,7 @@ class _Run:
                 if not ack.proceed:
                     return None
         watch.finish()
-        return self._push(rollouts, whole, final=True)
+        return self._push(rollouts, steps, final=True)
 
     def _follow(self) -> None:
         """Continual trajectory shifting (Shin et al. 2021): moves along with φ since it was last heard of.
