@@ -1,6 +1,6 @@
 """The server: it owns the initialization, leases tasks, takes contributions and makes meta-updates.
 
-A plain, single-threaded class: `driver.py` puts it into a Ray actor, tests call it directly. The contract: a
+A plain, single-threaded class: `driver` puts it into a Ray actor, tests call it directly. The contract: a
 contribution acknowledged as durable is applied exactly once, whatever is killed.
 """
 

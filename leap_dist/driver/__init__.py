@@ -1,0 +1,101 @@
+"""The driver: puts the server and the workers into Ray actors and runs the control loop. The only module with Ray.
+
+    driver ── starts ──► ServerActor (one, restarted by Ray)      holds MetaServer
+       └──── starts ──► WorkerActor (many, restarted by the driver)   each: lease → run_task → push, until told to stop
+
+If the driver dies, everything dies with it, and `--resume` continues from the run directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from leap_dist.config import ConfigError
+from leap_dist.driver.actors import SERVER
+from leap_dist.driver.control import Control, Record
+from leap_dist.driver.pool import Pool
+from leap_dist.progress import Progress
+from leap_dist.settings import Config
+from leap_dist.stop_signal import StopSignal
+
+LOCAL_OBJECT_STORE = 512 * 2**20  # snapshots of a few megabytes need no more, and Ray would reserve a third of memory
+
+
+def connect(config: Config) -> None:
+    """Starts Ray on this machine, or joins a running cluster. Raises ConfigError where none answers."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if config.address == "local":
+        ray.init("local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE, **common)
+        return
+    try:
+        ray.init(config.address, **common)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"address: no Ray cluster answers at {config.address!r} ({error}); start one, or use local"
+        ) from None
+
+
+def gpus_per_worker(config: Config, total_gpus: float) -> float:
+    """GPUs to reserve for a worker: as configured, else an even share of what there is, else none.
+
+    Raises ConfigError where GPUs are asked for and there are too few.
+    """
+    wanted = config.worker
+    if wanted.device == "cpu" or (wanted.device == "auto" and not wanted.gpus and not total_gpus):
+        return 0.0
+    if total_gpus < max(wanted.gpus, 1e-9):
+        field = "worker.gpus" if wanted.gpus else "worker.device"
+        value = f"{wanted.gpus:g}" if wanted.gpus else wanted.device
+        raise ConfigError(f"{field}: {value} asked for, but there are {total_gpus:g} GPUs; use --worker.device cpu")
+    return wanted.gpus or min(1.0, total_gpus / config.workers)
+
+
+def check_hardware(config: Config) -> None:
+    """Before Ray starts on this machine: raises ConfigError where GPUs are asked for that it does not have."""
+    if config.address == "local":
+        gpus_per_worker(config, torch.cuda.device_count())
+
+
+def train(config: Config, run_dir: Path, record: Record, *, wall_seconds_before: float = 0.0) -> str:
+    """Meta-trains until all meta-updates are made. Returns "done", "interrupted" or "failed".
+
+    SIGINT or SIGTERM once: workers stop at their next report, everything accepted is on disk. Twice: KeyboardInterrupt.
+    Raises RunDirectoryBusy or CorruptFile where the server cannot use the run directory, ConfigError where there is no
+    cluster or it lacks what is asked for.
+    """
+    progress = Progress(config, wall_seconds_before)
+    connect(config)
+    stop = StopSignal()
+    try:
+        gpus = gpus_per_worker(config, ray.cluster_resources().get("GPU", 0.0))
+        config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu"))
+        pool = Pool(config, gpus)
+        pool.require_room()
+        server = _start_server(config, run_dir)
+        pool.open(server)
+        return Control(server, pool, progress, record, stop).loop()
+    finally:
+        stop.restore()
+        ray.shutdown()
+
+
+def _start_server(config: Config, run_dir: Path) -> Any:
+    """On the driver's own node, if it has room: the run directory is there."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    server = SERVER.options(scheduling_strategy=here).remote(config, run_dir, uuid.uuid4().hex)
+    problem = ray.get(server.problem.remote())
+    if isinstance(problem, OSError):
+        raise ConfigError(f"run-dir: {run_dir} cannot be used: {problem}")
+    if problem is not None:
+        raise problem
+    return server

@@ -1,0 +1,186 @@
+"""MetaServer and run_task behind Ray: the two kinds of actors, and how one calls the other."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError
+
+from envs import atari
+from leap_dist.checkpoint import CorruptFile, RunDirectoryBusy
+from leap_dist.contribution import Ack, Contribution, Idle, Lease
+from leap_dist.models import initialization
+from leap_dist.server import MetaServer
+from leap_dist.settings import Config
+from leap_dist.worker import Start, run_task
+
+log = logging.getLogger(__name__)
+
+CALL_SECONDS = 120.0  # a worker that cannot reach the server for this long gives up and is restarted
+
+
+class ServerActor:
+    """A MetaServer behind Ray. Ray restarts it after a crash; the run directory holds all it needs."""
+
+    def __init__(self, config: Config, run_dir: Path, session: str) -> None:
+        torch.set_num_threads(1)
+        self._stopping = False
+        self._snapshots: dict[int, ray.ObjectRef[Any]] = {}
+        self._problem: Exception | None = None
+        try:
+            channels = atari.channels(config.atari.frames)
+            manifest, initial = initialization(channels, config.seed, config.scope)
+            self._server = MetaServer(config, run_dir, manifest=manifest, initial=initial, session=session)
+        except (RunDirectoryBusy, CorruptFile, OSError) as error:
+            self._problem = error  # a constructor that raised would reach the driver as the text of a traceback
+
+    def problem(self) -> Exception | None:
+        """Why the server cannot work, if so."""
+        return self._problem
+
+    def lease(self, worker: str, incarnation: str) -> Idle | tuple[Lease, ray.ObjectRef[Any], np.ndarray | None]:
+        """A lease with a reference to the snapshot that it starts from, and the game's head where heads persist."""
+        if self._stopping:
+            return Idle(finished=True)
+        lease = self._server.lease(worker, incarnation)
+        return lease if isinstance(lease, Idle) else (lease, self.snapshot()[1], self._server.head(lease.task.game))
+
+    def snapshot(self) -> tuple[int, ray.ObjectRef[Any]]:
+        """(version, φ), one object per version, fetched once per node.
+
+        The one before is kept for workers that are still fetching it.
+        """
+        version = self._server.version
+        if version not in self._snapshots:
+            newest = dict(list(self._snapshots.items())[-1:])
+            self._snapshots = {**newest, version: ray.put(self._server.snapshot()[1])}
+        return version, self._snapshots[version]
+
+    def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
+        """See MetaServer."""
+        return self._heed_stop(self._server.renew(lease_id, incarnation, steps))
+
+    def push(self, contribution: Contribution) -> Ack:
+        """See MetaServer."""
+        return self._heed_stop(self._server.push(contribution))
+
+    def fail(self, lease_id: str, incarnation: str, reason: str) -> Ack:
+        """See MetaServer."""
+        return self._server.fail(lease_id, incarnation, reason)
+
+    def advance(self, offset: int, gone: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+        """Takes back what the incarnations in `gone` hold, and makes the meta-updates that are due.
+
+        Returns the status, ledger lines from byte `offset` on, and the offset to ask for next.
+        """
+        for incarnation in gone:
+            self._server.release(incarnation)
+        self._server.tick()
+        return {**self._server.status(), "server_pid": os.getpid()}, *self._server.ledger(offset)
+
+    def stop(self) -> None:
+        """From now on workers are told to finish."""
+        self._stopping = True
+
+    def _heed_stop(self, ack: Ack) -> Ack:
+        return replace(ack, proceed=False) if self._stopping else ack
+
+
+class _ServerClient:
+    """The server as a running task sees it: calls are retried over restarts, which the protocol makes harmless."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Calls the server. Raises ActorUnavailableError when it stays away for CALL_SECONDS, ActorDiedError when it
+        is gone for good."""
+        deadline, pause = time.monotonic() + CALL_SECONDS, 0.1
+        while True:
+            try:
+                return ray.get(getattr(self._server, method).remote(*arguments))
+            except ActorUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, 2.0)
+
+    def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
+        """Extends the lease."""
+        ack: Ack = self.call("renew", lease_id, incarnation, steps)
+        return ack
+
+    def push(self, contribution: Contribution) -> Ack:
+        """Delivers a contribution; while the server's disk is full, again and again."""
+        while True:
+            ack: Ack = self.call("push", contribution)
+            if ack.reason != "storage" or not ack.proceed:
+                return ack
+            time.sleep(1.0)
+
+    def snapshot(self) -> tuple[int, np.ndarray]:
+        """(version, φ) as they are now."""
+        while True:
+            version, reference = self.call("snapshot")
+            with contextlib.suppress(ObjectLostError):  # the server restarted; it has a new one
+                return version, ray.get(reference)
+
+
+class WorkerActor:
+    """Trains one leased task after the other."""
+
+    def __init__(self, name: str, incarnation: str, config: Config, server: Any) -> None:
+        self._name = name
+        self._incarnation = incarnation
+        self._config = config
+        self._client = _ServerClient(server)
+
+    def run(self) -> None:
+        """Works until the server has no more tasks. Raises when the server is gone for good."""
+        # Here and not in the constructor: both settings belong to the thread that computes.
+        torch.set_num_threads(self._config.worker.threads)
+        torch.set_flush_denormal(True)
+        pause = 0.05
+        while True:
+            answer = self._client.call("lease", self._name, self._incarnation)
+            if isinstance(answer, Idle):
+                if answer.finished:
+                    return
+                time.sleep(pause)
+                pause = min(2 * pause, 0.5)
+                continue
+            pause = 0.05
+            self._work(*answer)
+
+    @ray.method(concurrency_group="io")  # answers while `run` is busy
+    def health(self) -> tuple[int, int]:
+        """Process, and resident memory in bytes."""
+        pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+        return os.getpid(), pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _work(self, lease: Lease, snapshot: ray.ObjectRef[Any], head: np.ndarray | None) -> None:
+        try:
+            start = Start(ray.get(snapshot), head)
+        except ObjectLostError:
+            return  # the server restarted since; its next lease comes with a new reference
+        try:
+            run_task(lease, start, self._config, self._client)
+        except RayError:
+            raise  # the server's trouble, not the game's
+        except Exception as error:  # whatever breaks in a task is the server's to count, not the end of the worker
+            log.exception("task %s (%s) failed", lease.id, lease.task.game)
+            self._client.call("fail", lease.id, self._incarnation, f"{type(error).__name__}: {error}")
+
+
+# Calls to the server are never retried by Ray, which may run them twice and out of order; `_ServerClient` does it.
+SERVER: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(ServerActor)
+WORKER: Any = ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={"io": 1})(WorkerActor)  # type: ignore[call-overload]

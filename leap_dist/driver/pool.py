@@ -1,0 +1,157 @@
+"""The workers: as many as were asked for and fit, replaced when they die."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from leap_dist.config import ConfigError
+from leap_dist.driver.actors import WORKER
+from leap_dist.settings import Config
+
+RECONCILE_SECONDS = 5.0
+LONGEST_BACKOFF = 30.0  # seconds before a worker that keeps dying is started again
+HEALTHY_SECONDS = 60.0  # a worker that lived this long does not keep dying
+
+
+@dataclass
+class _Slot:
+    """A place in the pool, and the actor that fills it."""
+
+    name: str
+    incarnation: str = ""
+    actor: Any = None
+    run: ray.ObjectRef[Any] | None = None
+    health: ray.ObjectRef[Any] | None = None
+    pid: int | None = None
+    memory_bytes: int | None = None
+    started: float = 0.0
+    failures: int = 0
+    not_before: float = 0.0
+    done: bool = False
+
+
+class Pool:
+    """Keeps as many workers running as were asked for and fit, and replaces those that die."""
+
+    def __init__(self, config: Config, gpus: float) -> None:
+        self._config = config
+        self._gpus = gpus
+        self._server: Any = None
+        self._slots: list[_Slot] = []
+        self._reconciled = -RECONCILE_SECONDS
+        self.restarts = 0
+        self.gone: list[str] = []
+        """Incarnations that ended and whose leases the server has not been told to take back yet."""
+        self.alerts: deque[str] = deque(maxlen=100)
+
+    def require_room(self) -> None:
+        """Raises ConfigError where no node can take a worker; notes where fewer fit than were asked for."""
+        fits = self.room()
+        if fits == 0:
+            raise ConfigError(
+                f"worker.cpus: no node has room for a worker with {self._config.worker.cpus:g} CPUs and {self._gpus:g} "
+                f"GPUs; the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs"
+            )
+        if fits < self.wanted:
+            self.alerts.append(f"{self.wanted} workers asked for, {fits} fit; a lower worker.cpus shares processors")
+
+    def open(self, server: Any) -> None:
+        """From now on `tend` starts workers for `server`."""
+        self._server = server
+
+    @property
+    def wanted(self) -> int:
+        """Workers asked for."""
+        return self._config.workers
+
+    def tend(self) -> None:
+        """Starts, checks and replaces workers; never waits."""
+        now = time.monotonic()
+        if now - self._reconciled >= RECONCILE_SECONDS:
+            self._reconciled = now
+            while len(self._slots) < min(self.wanted, self.room()):
+                self._slots.append(_Slot(f"w{len(self._slots)}"))
+        for slot in self._slots:
+            if slot.run is not None:
+                self._check(slot, slot.run, now)
+            if slot.run is None and not slot.done and now >= slot.not_before:
+                self._start(slot)
+
+    def room(self) -> int:
+        """How many workers the nodes that are alive have resources for."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = self._config.worker.cpus, self._gpus
+        return sum(
+            int(min(node.get("CPU", 0) / cpus, node.get("GPU", 0) / gpus if gpus else float("inf")) + 1e-9)
+            for node in nodes
+        )
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every worker as plain data."""
+        return [{"name": s.name, "state": _state(s), "pid": s.pid, "memory_bytes": s.memory_bytes} for s in self._slots]
+
+    def abandon(self) -> None:
+        """Gives up all workers: what they hold is to be taken back."""
+        self.gone += [slot.incarnation for slot in self._slots]
+
+    @property
+    def done(self) -> bool:
+        """Every worker has been told that there is nothing left, and returned."""
+        return all(slot.done for slot in self._slots)
+
+    @property
+    def alive(self) -> int:
+        """Workers whose process has answered."""
+        return sum(_state(slot) == "running" for slot in self._slots)
+
+    def _start(self, slot: _Slot) -> None:
+        worker = WORKER.options(num_cpus=self._config.worker.cpus, num_gpus=self._gpus)
+        slot.incarnation = uuid.uuid4().hex
+        slot.actor = worker.remote(slot.name, slot.incarnation, self._config, self._server)
+        slot.started = time.monotonic()
+        slot.run = slot.actor.run.remote()
+        slot.health = slot.actor.health.remote()
+
+    def _check(self, slot: _Slot, run: ray.ObjectRef[Any], now: float) -> None:
+        if slot.health is not None and ray.wait([slot.health], timeout=0)[0]:
+            try:
+                slot.pid, slot.memory_bytes = ray.get(slot.health)
+                slot.health = slot.actor.health.remote()
+            except RayError:
+                slot.health = None  # `run` fails too, and says why
+        if not ray.wait([run], timeout=0)[0]:
+            return
+        try:
+            ray.get(run)
+            slot.done = True
+        except RayError as error:
+            self.restarts += 1
+            slot.failures = slot.failures + 1 if now - slot.started < HEALTHY_SECONDS else 1
+            backoff = min(2.0 ** (slot.failures - 1), LONGEST_BACKOFF)
+            slot.not_before = now + backoff
+            self.gone.append(slot.incarnation)
+            self.alerts.append(f"{slot.name} died and is restarted in {backoff:.0f} s: {last_line(error)}")
+            if not isinstance(error, RayActorError):
+                ray.kill(slot.actor)  # `run` raised, but the process still lives
+        slot.actor = slot.run = slot.health = slot.pid = slot.memory_bytes = None
+
+
+def _state(slot: _Slot) -> str:
+    if slot.done:
+        return "done"
+    if slot.run is None:
+        return "restarting" if slot.failures else "starting"
+    return "running" if slot.pid is not None else "starting"
+
+
+def last_line(error: BaseException) -> str:
+    """Ray's errors are tracebacks; their last line says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
