@@ -80,6 +80,7 @@ class MetaState:
         """By lease, what was accepted of it last, while more may follow."""
         self._next_order = 0
         self._entries: dict[str, deque[int]] = {}  # orders of the journal's entries, by lease
+        self._bases: set[int] = set()  # entries that the checkpoint holds, but a later push may be measured from
         self._covered = deque([0], maxlen=config.server.keep_checkpoints)  # first order that each kept checkpoint lacks
         self._norms: deque[float] = deque(maxlen=config.meta.clip_window)
         self._unwritten: list[dict[str, Any]] = []  # ledger lines that are in a checkpoint, but not in the ledger yet
@@ -171,7 +172,12 @@ class MetaState:
                     self._next_order = order
                 self._append(*self._read(order))
             elif self._config.mode == "stream":  # a later push may be measured from it
-                self._note(order, self._read(order)[1])
+                try:
+                    self._note(order, self._read(order)[1])
+                except CorruptFile as error:
+                    if order in self._bases:
+                        raise
+                    self._alert(f"not needed any more, and skipped: {error}")
             else:
                 self._entries[f"entry {order}"] = deque([order])
 
@@ -208,6 +214,15 @@ class MetaState:
             if not orders:
                 del self._entries[lease_id]
 
+    def _measured_from(self, first: int) -> list[int]:
+        """The journal's entries before `first` that pushes from there on are, or will be, measured from."""
+        bases = []
+        for lease_id, orders in self._entries.items():
+            before = [order for order in orders if order < first]
+            if before and (len(before) < len(orders) or lease_id in self.unfinished):
+                bases.append(before[-1])
+        return bases
+
     def _direction(self, batch: Sequence[Accepted], vector: np.ndarray) -> Direction:
         size = self._manifest.size
         pulls = [Pull(a.contribution.base_version, a.norm, a.vector[:size], a.contribution.start) for a in batch]
@@ -231,11 +246,13 @@ class MetaState:
     def _checkpoint(self, count: int, lines: list[dict[str, Any]], rest: dict[str, Any] | None) -> Checkpoint:
         """The state as it will be when the first `count` waiting contributions are applied."""
         batch = self.waiting[:count]
+        first = batch[-1].order + 1 if batch else 0
         state = {
             "applied": self.applied + count,
             "applied_tasks": self.applied_tasks + _tasks(batch),
             "applied_steps": self.applied_steps + _steps(batch),
-            "covered": [*self._covered, batch[-1].order + 1] if batch else [0],
+            "covered": [*self._covered, first] if batch else [0],
+            "bases": self._measured_from(first),
             "norms": [*self._norms, *_norms(batch)],
             "ledger": {"offset": self.ledger.size, "lines": [*self._unwritten, *lines]},
             "rest": rest,
@@ -269,6 +286,7 @@ class MetaState:
         self.applied_steps = state["applied_steps"]
         self._covered.extend(state["covered"])
         self._next_order = self._covered[-1]
+        self._bases = set(state["bases"])
         self._norms.extend(state["norms"])
         self.ledger.append(state["ledger"]["offset"], state["ledger"]["lines"])
         self._write_ledger()

@@ -129,7 +129,7 @@ class MetaServer:
             return self._refuse("incarnation", proceed=False)
         if contribution.seq <= held.seq:
             self._counts["duplicates"] += 1
-            return self._ack(True, reason="duplicate")
+            return self._ack(True, durable=self._config.mode == "stream", reason="duplicate")
         problem = self._examine(held.lease, contribution)
         if problem and contribution.final:
             self._fail(held, f"{problem} contribution")
@@ -217,26 +217,32 @@ class MetaServer:
             return "base-version"
         if vector.dtype != np.float32 or (start is not None and start.dtype != np.float32):
             return "dtype"
-        if vector.shape != (self._expected_size(lease.task.game, len(vector)),):
+        if vector.shape != (self._expected_size(lease, vector.size),):
             return "shape"
         if self._config.corrects_endpoint != (start is not None) or (start is not None and start.shape != (size,)):
             return "shape"
         finite = np.isfinite(self._state.norm(self._state.added(contribution)))
         return "" if finite and (start is None or np.isfinite(start).all()) else "non-finite"
 
-    def _expected_size(self, game: str, found: int) -> int:
+    def _expected_size(self, lease: Lease, found: int) -> int:
         """Length that a vector should have. A game's first head may have any."""
         size = self._manifest.size
         if self._config.meta_learner == "none":
             return 0
+        if lease.id in self._state.unfinished:  # it is measured from that
+            return len(self._state.unfinished[lease.id].vector)
         if self._config.keeps_heads:
-            return size + (self._state.head_size(game) or max(1, found - size))
+            return size + (self._state.head_size(lease.task.game) or max(1, found - size))
         return size
 
     def _accept(self, held: OpenLease, contribution: Contribution) -> Ack:
         """Makes a contribution durable, then counts it."""
-        if self._config.mode != "sync" and self.version - contribution.base_version > self._config.max_staleness:
+        # In a stream, what closes a lost lease holds nothing that is not in φ already, so it cannot come too late.
+        adds = self._config.mode != "stream" or contribution.seq > held.seq
+        limited = self._config.mode != "sync" and adds
+        if limited and self.version - contribution.base_version > self._config.max_staleness:
             self._end(held, "stale")
+            self._queue.give_back(held.lease.task.index)
             return self._refuse("stale", proceed=False)
         contribution = _owned(contribution)
         try:
@@ -280,11 +286,13 @@ class MetaServer:
         self._counts["leases_lost"] += 1
         if self._config.server.on_lost == "keep" and held.newest is not None:
             last = replace(held.newest, final=True)
-            if not self._examine(held.lease, last) and self._accept(held, last).durable:
+            ack = None if self._examine(held.lease, last) else self._accept(held, last)
+            # A stream's prefix is in φ: where the disk has no room for what closes it, that is tried again later.
+            if ack and (ack.durable or (ack.reason == "storage" and self._config.mode == "stream")):
                 return
-        if self._leases.get(held.lease.id) is held:
+        if self._leases.get(held.lease.id) is held:  # not so where it was too stale
             self._end(held, outcome)
-        self._queue.give_back(held.lease.task.index)
+            self._queue.give_back(held.lease.task.index)
 
     def _fail(self, held: OpenLease, reason: str) -> None:
         game = held.lease.task.game
@@ -380,6 +388,7 @@ class MetaServer:
                 self._state.forget(lease_id)
             else:
                 held.seq, held.steps, held.newest = newest.seq, newest.steps, newest
+        self._update()  # the versions that the orphans were leased at and pushed with may be in the journal only
         for held in orphans:
             self._lose(held, "worker-lost")
         self._update()

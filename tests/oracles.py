@@ -10,7 +10,7 @@ Written from the paper (equations 4 and 8) and from the notes, not from the code
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -89,3 +89,33 @@ def pull_forward(
         energy += segment.norm**2
         length += segment.norm
     return Path(loss_term + path_term, loss_term, path_term, energy, length)
+
+
+def pull_forward_with_shifts(
+    thetas: Sequence[np.ndarray],
+    losses: Sequence[float],
+    gradients: Sequence[np.ndarray],
+    shifts: Mapping[int, Sequence[np.ndarray]],
+    **settings: object,
+) -> Path:
+    """The same where something other than training moved θ by `shifts[i]` between observations i and i+1.
+
+    A shift is not path, and the losses on its two sides belong to different places. So such a segment ends where
+    training alone would have led, at the loss it started with.
+    """
+    total = Path(np.zeros(len(thetas[0])), np.zeros(len(thetas[0])), np.zeros(len(thetas[0])), 0.0, 0.0)
+    for i in range(len(losses) - 1):
+        end, end_loss = thetas[i + 1].astype(np.float64), losses[i + 1]
+        for shift in shifts.get(i, ()):
+            end, end_loss = end - shift, losses[i]
+        segment = pull_forward([thetas[i], end], [losses[i], end_loss], [gradients[i]], **settings)
+        total = Path(*(a + b for a, b in zip(total, segment, strict=True)))
+    return total
+
+
+def smoothed(losses: Sequence[float], decay: float) -> list[float]:
+    """f̄_0 = f_0, f̄_i = d f̄_{i−1} + (1−d) f_i."""
+    averages = [float(losses[0])]
+    for loss in losses[1:]:
+        averages.append(decay * averages[-1] + (1 - decay) * float(loss))
+    return averages

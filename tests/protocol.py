@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leap_dist.config import resolve
-from leap_dist.contribution import Contribution, CurvePoint, Idle, Lease, PathStatistics
+from leap_dist.contribution import Ack, Contribution, CurvePoint, Idle, Lease, PathStatistics, Task
 from leap_dist.models import Manifest
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
 
 MANIFEST = Manifest(("weight", "bias"), ((2, 3), (2,)))
 INITIAL = np.linspace(-1, 1, MANIFEST.size).astype(np.float32)
+HEAD = 3
+"""Length of the heads, where they persist."""
+
+MODES: dict[str, dict[str, Any]] = {
+    "sync": {"mode": "sync"},
+    "buffered": {"mode": "buffered"},
+    "async": {"mode": "async"},
+    "fedasync": {"mode": "fedasync", "meta_learner": "reptile"},
+    "delayed-nesterov": {"mode": "delayed-nesterov"},
+    "stream": {"mode": "stream"},
+}
+"""Each with a meta-learner that it goes with."""
 
 
 class Clock:
@@ -26,6 +43,13 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@contextlib.contextmanager
+def fast_folder() -> Iterator[Path]:
+    """A directory in memory, where there is one: a process that is killed loses nothing that it has written."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
 def config(**settings: Any) -> Config:
@@ -83,6 +107,69 @@ def work(server: MetaServer, worker: str = "w0") -> None:
     while not isinstance(lease := server.lease(worker, "i0"), Idle):
         finish(server, lease, server.snapshot()[1])
     assert lease.finished
+
+
+class Worker:
+    """A worker with one push under way at a time, which it sends again, the same, until it has an answer.
+
+    `pushes` of a task, the last of them final, reach its end in as many parts; each is cumulative.
+    """
+
+    def __init__(self, settings: Config, name: str = "w0", pushes: Callable[[Task], int] = lambda task: 1) -> None:
+        self._config = settings
+        self.name = name
+        self._pushes = pushes
+        self.lease: Lease | None = None
+        self.todo: list[Contribution] = []
+        """The present lease's contributions that are not answered yet."""
+        self.pushed: Contribution | None = None
+        """The newest contribution sent, answered or not."""
+        self.sent: dict[tuple[str, int], Contribution] = {}
+        """All that were ever sent, by lease and seq."""
+
+    def step(self, server: MetaServer) -> Ack | Lease | Idle:
+        """Leases a task, or delivers one contribution."""
+        if not self.todo:
+            lease = server.lease(self.name, self.name)
+            if isinstance(lease, Lease):
+                self.lease = lease
+                self.todo = self.train(lease, server.snapshot()[1], server.head(lease.task.game))
+            return lease
+        self.pushed = self.todo[0]
+        self.sent[self.pushed.lease, self.pushed.seq] = self.pushed
+        ack = server.push(self.pushed)
+        if ack.reason != "storage":
+            del self.todo[0]
+        if not ack.proceed:
+            self.todo = []
+        return ack
+
+    def train(self, lease: Lease, start: np.ndarray, head: np.ndarray | None) -> list[Contribution]:
+        """Every contribution that comes of a lease, in the order of seq."""
+        count, shared = self._pushes(lease.task), start
+        if self._config.keeps_heads:
+            start = np.concatenate([start, np.zeros(HEAD, np.float32) if head is None else head])
+        parts = [pull(lease.task.seed + k, start) / np.float32(count) for k in range(count)]
+        cumulative = np.cumsum(parts, axis=0, dtype=np.float32)
+        if self._config.meta_learner == "none":
+            cumulative = np.empty((count, 0), np.float32)
+        return [
+            replace(
+                contribution(lease, cumulative[k], seq=k + 1, final=k + 1 == count),
+                steps=self._config.task_steps * (k + 1) // count,
+                start=shared.copy() if self._config.corrects_endpoint else None,
+            )
+            for k in range(count)
+        ]
+
+
+def drive(server: MetaServer, workers: Sequence[Worker], turns: int | None = None) -> None:
+    """Lets the workers step in turn: to the end of the run, or for so many turns."""
+    for turn in range(10_000 if turns is None else turns):
+        if server.finished:
+            return
+        workers[turn % len(workers)].step(server)
+    assert turns is not None, "the run does not end"
 
 
 def ledger(run_dir: Path) -> list[dict[str, Any]]:

@@ -4,95 +4,34 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from playing import (
+    AGENT,
+    ALONE,
+    ATARI,
+    GAMMA,
+    WORKER,
+    Step,
+    force_actions,
+    frames_to_network,
+    gradients,
+    parameters,
+    playing,
+    record_steps,
+)
 from torch import Tensor
 
-from envs import atari
 from leap_dist.learners import Learner, a2c
 from leap_dist.learners.a2c import A2C, clip_rewards, n_step_returns, resolve_device, resolve_precision
-from leap_dist.models import flatten, initialization
-from leap_dist.settings import AgentSettings, AtariSettings, WorkerSettings
-
-GAMMA = 0.9
-AGENT = AgentSettings(
-    envs=2, unroll=5, learning_rate=1e-3, epsilon=1e-5, epsilon_form="outside", discount=GAMMA, reward_clip="none"
-)
-ALONE = replace(AGENT, envs=1)  # starting an environment takes a quarter of a second
-ATARI = AtariSettings(frames="gray4", max_episode_frames=100)  # truncates every 25 steps
-WORKER = WorkerSettings(device="cpu", precision="float32")
-
-
-@contextmanager
-def playing(
-    game: str = "carnival",
-    *,
-    seed: int = 0,
-    agent: AgentSettings = AGENT,
-    settings: AtariSettings = ATARI,
-    worker: WorkerSettings = WORKER,
-) -> Iterator[A2C]:
-    vector = initialization(atari.channels(settings.frames), 0)[1]
-    learner = A2C(game, vector, seed=seed, agent=agent, settings=settings, worker=worker)
-    try:
-        yield learner
-    finally:
-        learner.close()
-
-
-class Step(NamedTuple):
-    """What went into and came out of one step of the environments."""
-
-    observations: np.ndarray
-    """That the actions were chosen on."""
-    actions: np.ndarray
-    rewards: np.ndarray
-    """Raw."""
-    terminated: np.ndarray
-    truncated: np.ndarray
-    lost_life: np.ndarray
-    """In the midst of an episode."""
-    bootstrap: np.ndarray
-    """V(last observation of the episode), with the parameters of that moment, where truncated; 0 elsewhere."""
-    bootstrap_after_reset: np.ndarray
-    """The mistake: V(first observation of the next episode) in its place."""
-
-
-def frames_to_network(observations: np.ndarray) -> Tensor:
-    return torch.from_numpy(observations).float() / 255
-
-
-def record_steps(learner: A2C) -> list[Step]:
-    """Wraps the environment; the list that it returns grows as the learner plays."""
-    steps: list[Step] = []
-    real, lives = learner._env.step, learner._lives.copy()
-
-    def step(actions: np.ndarray) -> Any:
-        nonlocal lives
-        before = learner._observations.copy()
-        result = observations, rewards, terminated, truncated, info = real(actions)
-        values = np.zeros((2, len(actions)))
-        if truncated.any():
-            with torch.no_grad():
-                values[0] = learner._model(frames_to_network(info["final_obs"]))[1]
-                values[1] = learner._model(frames_to_network(observations))[1]
-        lost = (info["lives"] < lives) & ~terminated & ~truncated
-        lives = info["lives"].copy()
-        masked = np.where(truncated, values, 0.0)
-        parts = (before, actions, rewards, terminated, truncated, lost)
-        steps.append(Step(*(np.array(part) for part in parts), *masked))
-        return result
-
-    learner._env.step = step
-    return steps
+from leap_dist.models import Manifest, flatten, initialization
+from leap_dist.settings import AgentSettings
 
 
 def record_returns(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -105,14 +44,6 @@ def record_returns(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor
 
     monkeypatch.setattr(a2c, "n_step_returns", spy)
     return calls
-
-
-def parameters(learner: A2C) -> np.ndarray:
-    return flatten(learner._model.parameters()).numpy()
-
-
-def gradients(learner: A2C) -> Tensor:
-    return flatten(p.grad for p in learner._model.parameters())
 
 
 # --- returns -------------------------------------------------------------------------------------------------------
@@ -317,16 +248,6 @@ def test_the_gradient_of_the_reused_graph_is_that_of_a_fresh_forward_pass(game, 
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
-def force_actions(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Replaces sampling, so that another arithmetic cannot choose other actions: 0, 1, 2, …, 0, 1, 2, …"""
-    drawn = iter(range(10**9))
-
-    def draw(probabilities: Tensor, samples: int, **_: object) -> Tensor:
-        return torch.tensor([[next(drawn) % count] for _ in range(len(probabilities))])
-
-    monkeypatch.setattr(torch, "multinomial", draw)
-
-
 def test_bfloat16_and_float32_gradients_agree(monkeypatch):
     results = {}
     for precision in ("float32", "bfloat16"):
@@ -491,10 +412,24 @@ def test_the_learner_implements_the_protocol():
     for name in methods:
         wanted = inspect.signature(getattr(Learner, name), eval_str=True)
         assert inspect.signature(getattr(A2C, name), eval_str=True) == wanted
+    assert set(Learner.__annotations__) == {"shared", "local", "steps_per_update"}
     with playing() as learner:
-        assert set(Learner.__annotations__) == {"shared", "local", "steps_per_update"}
         assert learner.steps_per_update == 2 * 5
-        assert flatten(learner.shared.values()).shape == initialization(4, 0)[1].shape
+
+
+@pytest.mark.parametrize("scope", ["convolutions", "encoder", "model"])
+def test_shared_and_local_parameters_together_are_all_that_train(scope):
+    with playing(agent=ALONE, scope=scope) as learner:
+        manifest, vector = initialization(4, 0, scope)
+        assert Manifest.of(learner.shared) == manifest
+        assert np.array_equal(flatten(learner.shared.values()).numpy(), vector), "they start from φ"
+        divided = [*learner.shared.values(), *learner.local.values()]
+        assert [id(p) for p in divided] == [id(p) for p in learner._model.parameters()]
+        before = [p.detach().clone() for p in divided]
+        learner.backward()
+        assert all(p.grad is not None for p in divided), "of both a meta-learner may want the gradient"
+        learner.step()
+        assert not any(torch.equal(p, old) for p, old in zip(divided, before, strict=True))
 
 
 @pytest.mark.parametrize(("frames", "channels"), [("gray4", 4), ("rgb1", 3), ("rgb4", 12)])

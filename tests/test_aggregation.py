@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from leap_dist import staleness
-from leap_dist.aggregation import MetaOptimizer, Pull, batch_size, combine
-from leap_dist.settings import MetaSettings
+from leap_dist.aggregation import MetaOptimizer, Pull, batch_size, combine, learning_rate
+from leap_dist.settings import Config, MetaSettings
 
+MODES = get_args(get_type_hints(Config)["mode"])
 KINDS = ("constant", "polynomial", "hinge", "inverse")
-OPTIMIZERS = [
-    MetaSettings(optimizer="adam", learning_rate=0.01),
-    MetaSettings(optimizer="sgd", learning_rate=0.1),
-    MetaSettings(optimizer="sgd", learning_rate=0.1, momentum=0.9),
-]
 PHI = np.zeros(0, np.float32)  # only the endpoint correction asks where φ is
 PLAIN = MetaSettings(batch_size=4, staleness="polynomial", contribution_clip=0.0)
 seeds = st.integers(0, 2**31 - 1)
@@ -101,6 +99,20 @@ def test_a_clip_factor_never_enlarges_and_keeps_the_limit(norm, reference, multi
         assert factor * norm <= multiple * np.median(reference) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(
+    ("norm", "reference", "expected"),
+    [
+        (12.0, [1.0, 3.0, 100.0], 0.25),
+        (0.5, [1.0, 2.0, 4.0, 100.0], 6.0),  # enlarged, to (2 + 4)/2
+        (0.0, [1.0], 1.0),
+        (5.0, [0.0, 0.0, 1.0], 1.0),  # nothing to go by
+        (5.0, [], 1.0),
+    ],
+)
+def test_norms_are_brought_to_the_median_by_hand(norm, reference, expected):
+    assert staleness.norm_factor(norm, reference) == pytest.approx(expected)
+
+
 # --- the weighted mean ---------------------------------------------------------------------------------------------
 
 
@@ -169,8 +181,97 @@ def test_async_divides_by_the_batch_size(seed, versions, batch):
     assert_direction(direction.gradient, naive(pulls, [(1 + 9 - v) ** -0.5 for v in versions], batch))
 
 
+@st.composite
+def updates(draw):
+    """What `combine` may get: a mode, settings that it may have, pulls of whatever staleness, φ and earlier norms."""
+    mode = draw(st.sampled_from(MODES))
+    settings = MetaSettings(
+        batch_size=draw(st.integers(1, 7)),
+        staleness=draw(st.sampled_from(KINDS)),
+        contribution_clip=draw(st.just(0.0) | st.floats(0.1, 5)),
+        normalize=draw(st.booleans()),
+        clip_window=draw(st.integers(1, 9)),
+        # Refused in fedasync, which has a ρ of its own, and in stream.
+        endpoint_correction=0.0 if mode in ("fedasync", "stream") else draw(st.just(0.0) | st.floats(0.01, 1)),
+    )
+    most = settings.batch_size if mode in ("sync", "buffered") else 1
+    version = draw(st.integers(0, 12))
+    versions = draw(st.lists(st.integers(version if mode == "sync" else 0, version), min_size=1, max_size=most))
+    seed = draw(seeds)
+    random = np.random.default_rng(seed)
+    phi = random.normal(size=6).astype(np.float32)
+    # φ has moved, by more or less, since all but the leases of this very version.
+    starts = [phi - np.float32((v < version) * 10 ** random.uniform(-3, 3)) * random.normal(size=6) for v in versions]
+    pulls = [replace(p, start=s.astype(np.float32)) for p, s in zip(random_pulls(seed, versions), starts, strict=True)]
+    recent = (10 ** random.uniform(-3, 3, size=draw(st.integers(0, 12)))).tolist()
+    return mode, settings, pulls, version, phi, recent
+
+
+def by_the_table(mode, settings, pulls, version, phi, recent) -> tuple[np.ndarray, np.ndarray]:
+    """The direction that notes/leap.md, section 4, states for each mode, in float64, and Σ |terms|, its own scale."""
+    count, batch = len(pulls), settings.batch_size
+    norms = [float(np.linalg.norm(pull.vector.astype(np.float64))) for pull in pulls]
+    seen = norms if mode == "sync" else (recent + norms)[-max(settings.clip_window, count) :]
+    total, scale = np.zeros(6), np.zeros(6)
+    for pull, norm in zip(pulls, norms, strict=True):
+        tau = version - pull.version
+        s = {
+            "constant": 1.0,
+            "polynomial": 1 / math.sqrt(1 + tau),
+            "hinge": 1.0 if tau <= 4 else 1 / (10 * (tau - 4) + 1),
+            "inverse": 1 / max(1, tau),
+        }[settings.staleness]
+        if mode == "sync":
+            s = 1.0
+        if settings.normalize:
+            c = np.median(seen) / norm
+        else:
+            c = min(1.0, settings.contribution_clip * np.median(seen) / norm) if settings.contribution_clip else 1.0
+        rho = {"sync": 0.0, "stream": 0.0, "fedasync": 1.0}.get(mode, settings.endpoint_correction)
+        scaled = s * c * pull.vector.astype(np.float64)
+        correction = s * rho * (phi.astype(np.float64) - pull.start)
+        total += scaled + correction
+        scale += np.abs(scaled) + np.abs(correction)
+    divisor = {
+        "sync": count,
+        "buffered": count,
+        "async": batch,
+        "fedasync": 1,
+        "delayed-nesterov": 1,  # the optimizer divides by N
+        "stream": batch,
+    }[mode]
+    return total / divisor, scale / divisor
+
+
+@given(updates())
+def test_every_mode_combines_as_its_rule_says(update):
+    mode, settings, pulls, version, phi, recent = update
+    before = [(pull.vector.copy(), pull.start.copy()) for pull in pulls], phi.copy(), list(recent)
+    direction = combine(mode, settings, pulls, version=version, vector=phi, recent=recent)
+    expected, scale = by_the_table(*update)
+    assert direction.gradient.dtype == np.float32
+    assert (np.abs(direction.gradient - expected) <= 3e-6 * scale).all()
+    after = [(pull.vector, pull.start) for pull in pulls], phi, recent
+    np.testing.assert_equal(after, before, "all of it is the caller's")
+
+
+def test_the_endpoint_correction_is_weighed_but_not_clipped():
+    settings = replace(PLAIN, contribution_clip=2.0, endpoint_correction=0.25)
+    pulls = [replace(p, start=np.array([-300.0, 0.0], np.float32)) for p in pulls_of_norms(1.0, 2.0, 40.0)]
+    phi = np.array([100.0, 8.0], np.float32)
+    # τ = 3, so that s = ½; the clip takes 40 to 4; ρ(φ − φ_lease) is (100, 2) for each.
+    found = combine("buffered", settings, pulls, version=3, vector=phi, recent=[]).gradient
+    assert_direction(found, np.array([0.5 * ((1 + 2 + 4) / 3 + 100), 0.5 * 2]))
+    found = combine("async", settings, pulls[2:], version=3, vector=phi, recent=[1.0, 2.0]).gradient
+    assert_direction(found, np.array([0.5 * (4 + 100), 0.5 * 2]) / 4)
+    plain = replace(settings, endpoint_correction=0.0)  # fedasync has ρ = 1 by itself
+    found = combine("fedasync", plain, pulls[2:], version=3, vector=phi, recent=[1.0, 2.0]).gradient
+    assert_direction(found, np.array([0.5 * (4 + 400), 0.5 * 8]))
+
+
 def test_how_many_pulls_a_meta_update_takes():
-    assert [batch_size(mode, PLAIN) for mode in ("sync", "buffered", "async")] == [4, 4, 1]
+    taken = {mode: batch_size(mode, PLAIN) for mode in MODES}
+    assert taken == {"sync": 4, "buffered": 4, "async": 1, "fedasync": 1, "delayed-nesterov": 1, "stream": 1}
 
 
 def pulls_of_norms(*norms: float) -> list[Pull]:
@@ -245,11 +346,31 @@ def test_agreement_by_hand(vectors, expected):
 
 # --- the meta-optimizer --------------------------------------------------------------------------------------------
 
-
-def torch_optimizer(settings: MetaSettings, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
-    if settings.optimizer == "adam":
-        return torch.optim.Adam([parameter], lr=settings.learning_rate)
-    return torch.optim.SGD([parameter], lr=settings.learning_rate, momentum=settings.momentum)
+ADAM = MetaSettings(optimizer="adam", learning_rate=0.01)
+SGD = MetaSettings(optimizer="sgd", learning_rate=0.1)
+NESTEROV = replace(SGD, momentum=0.9, nesterov=True)
+TORCHS = {
+    "adam": (ADAM, lambda p: torch.optim.Adam(p)),
+    "adamw": (
+        MetaSettings(optimizer="adamw", learning_rate=0.01, weight_decay=0.1),
+        lambda p: torch.optim.AdamW(p, weight_decay=0.1),
+    ),
+    "sgd": (SGD, lambda p: torch.optim.SGD(p)),
+    "momentum": (replace(SGD, momentum=0.9), lambda p: torch.optim.SGD(p, momentum=0.9)),
+    "nesterov": (NESTEROV, lambda p: torch.optim.SGD(p, momentum=0.9, nesterov=True)),
+    "rmsprop": (MetaSettings(optimizer="rmsprop", learning_rate=0.01), lambda p: torch.optim.RMSprop(p)),
+    "rmsprop-momentum": (
+        MetaSettings(optimizer="rmsprop", learning_rate=0.01, momentum=0.5),
+        lambda p: torch.optim.RMSprop(p, momentum=0.5),
+    ),
+}
+"""Settings, and the optimizer that they stand for, but for its learning rate."""
+EVERY = {
+    **{name: ("sync", settings) for name, (settings, _) in TORCHS.items()},
+    "delayed-nesterov": ("delayed-nesterov", replace(NESTEROV, batch_size=3)),
+}
+every = pytest.mark.parametrize(("mode", "settings"), EVERY.values(), ids=EVERY.keys())
+START = np.linspace(-1, 1, 5).astype(np.float32)
 
 
 def gradients(seed: int, count: int) -> list[np.ndarray]:
@@ -257,64 +378,92 @@ def gradients(seed: int, count: int) -> list[np.ndarray]:
     return [random.normal(size=5).astype(np.float32) for _ in range(count)]
 
 
-START = np.linspace(-1, 1, 5).astype(np.float32)
+def bits(optimizer: MetaOptimizer) -> dict[str, bytes]:
+    """φ and all state; signed zeros and nan count."""
+    return {name: x.tobytes() for name, x in {**optimizer.state(), "phi": optimizer.vector}.items()}
 
 
-@pytest.mark.parametrize("settings", OPTIMIZERS)
-def test_steps_are_torchs_own(settings):
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("name", TORCHS)
+def test_steps_are_torchs_own(name, schedule):
+    settings, reference = replace(TORCHS[name][0], schedule=schedule), TORCHS[name][1]
     ours = MetaOptimizer("sync", settings, START)
     parameter = torch.nn.Parameter(torch.from_numpy(START.copy()))
-    reference = torch_optimizer(settings, parameter)
-    for gradient in gradients(0, 5):
-        ours.step(gradient)
+    torchs = reference([parameter])
+    for k, gradient in enumerate(gradients(0, 6)):
+        assert ours.step(gradient, done=k / 6)
         parameter.grad = torch.from_numpy(gradient.copy())
-        reference.step()
+        torchs.param_groups[0]["lr"] = learning_rate(settings, k / 6)
+        torchs.step()
         assert np.array_equal(ours.vector, parameter.detach().numpy())
     assert not np.array_equal(ours.vector, START)
 
 
-def test_an_sgd_step_by_hand():
-    optimizer = MetaOptimizer("sync", OPTIMIZERS[1], np.array([1.0, 2.0], np.float32))
-    optimizer.step(np.array([5.0, -10.0], np.float32))
-    assert optimizer.vector == pytest.approx([0.5, 3.0])  # φ − 0.1 G
+@pytest.mark.parametrize(
+    ("schedule", "done", "expected"),
+    [
+        ("constant", 0.0, 0.5),
+        ("constant", 1.0, 0.5),
+        ("linear", 0.0, 0.5),
+        ("linear", 0.25, 0.375),
+        ("linear", 1.0, 0.0),
+        ("linear", 1.5, 0.0),  # a task lost and kept may come on top
+        ("cosine", 0.0, 0.5),
+        ("cosine", 1 / 3, 0.375),  # ½(1 + cos π/3) = ¾
+        ("cosine", 0.5, 0.25),
+        ("cosine", 1.0, 0.0),
+        ("cosine", 1.5, 0.0),
+    ],
+)
+def test_schedules_by_hand(schedule, done, expected):
+    settings = MetaSettings(learning_rate=0.5, schedule=schedule)
+    assert learning_rate(settings, done) == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_first_adam_step_by_hand():
-    """m̂ = g, v̂ = g²: the step is the learning rate times the sign."""
-    optimizer = MetaOptimizer("sync", OPTIMIZERS[0], np.array([1.0, 2.0], np.float32))
-    optimizer.step(np.array([10.0, -0.1], np.float32))
-    assert optimizer.vector == pytest.approx([1.0 - 0.01, 2.0 + 0.01], abs=1e-6)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sgd", [0.0, 2.01]),  # φ − 0.1 G
+        ("momentum", [0.0, 2.01]),  # the first momentum is the gradient
+        ("nesterov", [-0.9, 2.019]),  # φ − 0.1 (G + 0.9 G)
+        ("adam", [0.99, 2.01]),  # m̂ = G, v̂ = G²: the learning rate times the sign
+        ("adamw", [0.999 - 0.01, 1.998 + 0.01]),  # φ (1 − 0.01 · 0.1) first
+        ("rmsprop", [0.9, 2.1]),  # v = (1 − 0.99) G²: ten times the learning rate
+        ("rmsprop-momentum", [0.9, 2.1]),
+    ],
+)
+def test_first_steps_by_hand(name, expected):
+    optimizer = MetaOptimizer("sync", TORCHS[name][0], np.array([1.0, 2.0], np.float32))
+    assert optimizer.step(np.array([10.0, -0.1], np.float32))
+    assert optimizer.vector == pytest.approx(expected, abs=2e-6)
 
 
-@pytest.mark.parametrize("settings", OPTIMIZERS)
-@pytest.mark.parametrize("steps", [0, 1, 3])
-def test_a_restored_optimizer_continues_bit_for_bit(settings, steps):
-    path = gradients(1, 6)
-    straight = MetaOptimizer("sync", settings, START)
+@every
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])
+def test_a_restored_optimizer_continues_bit_for_bit(mode, settings, steps):
+    path = gradients(1, 8)
+    straight = MetaOptimizer(mode, settings, START)
     for gradient in path[:steps]:
         straight.step(gradient)
     vector, state = straight.vector, straight.state()
 
-    fresh = MetaOptimizer("sync", settings, np.zeros(5, np.float32))
+    fresh = MetaOptimizer(mode, settings, np.zeros(5, np.float32))
     fresh.restore(vector, state)
-    strayed = MetaOptimizer("sync", settings, START)  # restoring also undoes what came before
+    strayed = MetaOptimizer(mode, settings, START)  # restoring also undoes what came before
     for gradient in gradients(2, 4):
-        strayed.step(gradient)
+        strayed.step(gradient, done=0.5)
     strayed.restore(vector, state)
 
-    assert np.array_equal(fresh.vector, vector)
     for gradient in path[steps:]:
+        assert bits(fresh) == bits(strayed) == bits(straight)
         for optimizer in (straight, fresh, strayed):
             optimizer.step(gradient)
-    assert np.array_equal(fresh.vector, straight.vector)
-    assert np.array_equal(strayed.vector, straight.vector)
-    assert set(fresh.state()) == set(straight.state())
-    assert all(np.array_equal(fresh.state()[name], value) for name, value in straight.state().items())
+    assert bits(fresh) == bits(strayed) == bits(straight)
 
 
-@pytest.mark.parametrize("settings", OPTIMIZERS)
-def test_vector_and_state_are_copies(settings):
-    optimizer = MetaOptimizer("sync", settings, START)
+@every
+def test_vector_and_state_are_copies(mode, settings):
+    optimizer = MetaOptimizer(mode, settings, START)
     for gradient in gradients(3, 2):
         optimizer.step(gradient)
     vector, state = optimizer.vector, optimizer.state()
@@ -333,20 +482,131 @@ def test_vector_and_state_are_copies(settings):
     assert np.isfinite(optimizer.vector).all(), "what was restored from belongs to the caller"
 
 
-def test_adam_has_state_and_plain_sgd_has_none():
-    states = []
-    for settings in OPTIMIZERS:
-        optimizer = MetaOptimizer("sync", settings, START)
+def test_what_state_each_optimizer_has():
+    """It is what a checkpoint holds."""
+    names = {}
+    for name, (mode, settings) in EVERY.items():
+        optimizer = MetaOptimizer(mode, settings, START)
+        assert optimizer.state() == {}
         optimizer.step(gradients(0, 1)[0])
-        states.append(set(optimizer.state()))
-    assert states == [{"step", "exp_avg", "exp_avg_sq"}, set(), {"momentum_buffer"}]
+        names[name] = " ".join(sorted(optimizer.state()))
+    assert names == {
+        "adam": "exp_avg exp_avg_sq step",
+        "adamw": "exp_avg exp_avg_sq step",
+        "sgd": "",
+        "momentum": "momentum_buffer",
+        "nesterov": "momentum_buffer",
+        "rmsprop": "square_avg step",
+        "rmsprop-momentum": "momentum_buffer square_avg step",
+        "delayed-nesterov": "count mean momentum_buffer",
+    }
 
 
-def test_the_start_is_copied_and_a_step_does_not_write_into_the_gradient():
+@every
+@pytest.mark.parametrize("max_norm", [0.0, 0.01])
+def test_the_start_is_copied_and_a_step_does_not_write_into_the_gradient(mode, settings, max_norm):
     start, gradient = START.copy(), gradients(0, 1)[0]
-    optimizer = MetaOptimizer("sync", OPTIMIZERS[2], start)
+    optimizer = MetaOptimizer(mode, replace(settings, max_norm=max_norm), start)
     before = gradient.copy()
-    optimizer.step(gradient)
-    optimizer.step(gradient)
+    for _ in range(4):
+        optimizer.step(gradient)
     assert np.array_equal(start, START)
     assert np.array_equal(gradient, before)
+
+
+# --- the norm of the meta-gradient ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "expected"), [(0.0, [3.0, 4.0]), (5.0, [3.0, 4.0]), (6.0, [3.0, 4.0]), (1.0, [0.6, 0.8])]
+)
+def test_the_meta_gradient_is_clipped_by_hand(max_norm, expected):
+    settings = MetaSettings(optimizer="sgd", learning_rate=1.0, max_norm=max_norm)
+    optimizer = MetaOptimizer("sync", settings, np.zeros(2, np.float32))
+    assert optimizer.step(np.array([3.0, 4.0], np.float32))
+    assert -optimizer.vector == pytest.approx(expected)
+
+
+@given(seeds, st.floats(-15, 15), st.floats(-10, 10))
+@example(0, 37.0, 0.0)  # the sum of squares is beyond float32
+def test_a_clip_never_enlarges_and_keeps_the_direction(seed, scale, max_norm):
+    gradient = (np.random.default_rng(seed).uniform(-1, 1, size=5) * 10**scale).astype(np.float32)
+    settings = MetaSettings(optimizer="sgd", learning_rate=1.0, max_norm=10**max_norm)
+    optimizer = MetaOptimizer("sync", settings, np.zeros(5, np.float32))
+    assert optimizer.step(gradient)
+    norm = np.linalg.norm(gradient.astype(np.float64))
+    np.testing.assert_allclose(-optimizer.vector, gradient * min(1.0, 10**max_norm / norm), rtol=1e-6)
+
+
+@every
+def test_a_clipped_step_is_the_step_of_the_clipped_gradient(mode, settings):
+    """The clip comes before the optimizer's own memory."""
+    clipped, plain = MetaOptimizer(mode, replace(settings, max_norm=0.5), START), MetaOptimizer(mode, settings, START)
+    for gradient in gradients(6, 4):
+        assert clipped.step(gradient * np.float32(1e6))
+        assert plain.step((0.5 * gradient / np.linalg.norm(gradient.astype(np.float64))).astype(np.float32))
+    np.testing.assert_allclose(clipped.vector, plain.vector, rtol=1e-5, atol=1e-6)
+
+
+# --- a step is committed or discarded whole ------------------------------------------------------------------------
+
+
+@every
+@given(
+    seeds, st.integers(0, 4), st.sets(st.integers(0, 4), min_size=1), st.sampled_from([np.nan, np.inf, -np.inf, None])
+)
+def test_a_gradient_that_is_not_finite_might_never_have_been(mode, settings, seed, after, where, value):
+    good = gradients(seed, 6)
+    bad = good[after].copy()
+    bad[list(where)] = value if value is not None else [np.nan, np.inf, -np.inf, np.inf, -np.inf][: len(where)]
+    hit, spared = MetaOptimizer(mode, settings, START), MetaOptimizer(mode, settings, START)
+    for k, gradient in enumerate(good):
+        if k == after:
+            before = bits(hit)
+            assert not hit.step(bad)
+            assert bits(hit) == before
+        assert hit.step(gradient)
+        assert spared.step(gradient)
+        assert bits(hit) == bits(spared)
+
+
+@every
+@pytest.mark.parametrize("good", [0, 2])
+def test_a_step_that_overflows_might_never_have_been(mode, settings, good):
+    """Adam and RMSprop square what they get; sums overflow after a few of the largest gradients there are."""
+    hit, spared = MetaOptimizer(mode, settings, START), MetaOptimizer(mode, settings, START)
+    for gradient in gradients(7, good):
+        assert hit.step(gradient)
+        assert spared.step(gradient)
+    huge = np.array([1.0, 0.0, -3e38, 3e38, 1.0], np.float32)
+    for _ in range(20):
+        before = bits(hit)
+        if not hit.step(huge):
+            break
+        assert np.isfinite(hit.vector).all()
+        assert spared.step(huge)
+    else:
+        pytest.fail("nothing overflowed")
+    assert bits(hit) == before
+    following = gradients(8, 1)[0]
+    assert hit.step(following) == spared.step(following), "momentum alone may still be too much"
+    assert bits(hit) == bits(spared)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+def test_the_very_first_step_may_overflow(name):
+    """v = G², in float32; without the clip, that is."""
+    optimizer = MetaOptimizer("sync", TORCHS[name][0], START)
+    huge = np.full(5, 1e30, np.float32)
+    assert not optimizer.step(huge)
+    assert np.array_equal(optimizer.vector, START)
+    assert optimizer.state() == {}
+    assert MetaOptimizer("sync", replace(TORCHS[name][0], max_norm=1.0), START).step(huge)
+
+
+def test_an_empty_gradient_is_no_step():
+    """Meta-learner `none`; adamw would shrink φ, if it were one."""
+    optimizer = MetaOptimizer("sync", TORCHS["adamw"][0], START)
+    assert optimizer.step(np.empty(0, np.float32))
+    assert np.array_equal(optimizer.vector, START)
+    assert optimizer.state() == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from envs.games import SETS, available
 from leap_dist.config import ConfigError, fields, incompatibilities, read_yaml, resolve, to_yaml
-from leap_dist.presets import PRESET_HELP, PRESETS
+from leap_dist.presets import DEFAULTS, PRESET_HELP, PRESETS
 from leap_dist.settings import Config
 
 FIELDS = {name: (field, kind) for name, field, kind in fields()}
@@ -304,6 +305,310 @@ def test_an_episode_longer_than_the_emulator_can_count_is_refused():
     name = "atari.max_episode_frames"
     assert resolve("paper", {name: 2**31 - 1}).atari.max_episode_frames == 2**31 - 1
     assert f"{name}: {2**31}" in refusal("paper", {name: 2**31})
+
+
+# --- settings that do not go together ------------------------------------------------------------------------------
+
+MODES, LEARNERS = (get_args(FIELDS[name][1]) for name in ("mode", "meta_learner"))
+REPTILE = {"meta_learner": "reptile"}
+LAMBDA_0 = {"meta_learner": "leap", "leap.loss_weight": 0}
+RHO = "meta.endpoint_correction"
+PLAIN_SGD = {"meta.optimizer": "sgd", "meta.learning_rate": 1, "meta.momentum": 0}
+NO_PATH = "needs contributions that reach from φ to the end of the path, unlike those of"
+NOT_FEDASYNC = "is not mode fedasync, .*; use sgd, a meta.learning_rate .* of at most 1, and momentum 0$"
+NOT_DELAYED = "is not mode delayed-nesterov, .*; use sgd and meta.nesterov true$"
+
+TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
+    # running
+    (
+        {"worker.device": "cpu", "worker.gpus": 0.5},
+        r"worker.gpus: 0\.5 .* worker.device cpu; use device cuda or gpus 0$",
+        [{"worker.device": "cuda"}, {"worker.gpus": 0}],
+    ),
+    ({"task_steps": 319}, "task_steps: 319 .* use at least 320$", [{"task_steps": 320}]),
+    (
+        {"meta_learner": "fomaml", "task_steps": 3359},  # 20 rollouts of 160 steps, and one to train on
+        "task_steps: 3359 .* fomaml keeps .* 20 rollouts .* use at least 3360, or fewer fomaml.rollouts$",
+        [{"task_steps": 3360}, {"fomaml.rollouts": 19}],
+    ),
+    (
+        {"server.lease_seconds": 89, "worker.heartbeat_seconds": 30},
+        "server.lease_seconds: 89 .* 30 s; use at least 90$",
+        [{"server.lease_seconds": 90}],
+    ),
+    # the meta-learner
+    (
+        {"meta_learner": "finetune-single", "meta.shared": "convolutions"},
+        "meta.shared: convolutions .* finetune-single .*; use encoder$",
+        [{"meta.shared": "encoder"}],
+    ),
+    (
+        {"mode": "stream", "meta_learner": "fomaml"},
+        "meta_learner: fomaml .*; use mode buffered$",
+        [{"mode": "buffered"}],
+    ),
+    (
+        {"mode": "stream", "server.on_lost": "retry"},
+        "server.on_lost: retry .* mode stream.*; use keep$",
+        [{"server.on_lost": "keep"}],
+    ),
+    *(
+        (
+            {**REPTILE, "mode": mode, "meta.shift": True},
+            f"meta.shift: true needs mode stream, not {mode}: .*; use meta.shift false$",
+            [{"meta.shift": False}, {"mode": "stream"}],
+        )
+        for mode in MODES
+        if mode != "stream"
+    ),
+    # fedasync and the endpoint correction
+    (
+        {**REPTILE, "mode": "fedasync", RHO: 0.5},
+        r"meta.endpoint_correction: 0\.5 .* mode fedasync, .*; use 0$",
+        [{RHO: 0}],
+    ),
+    *(
+        (
+            {"meta_learner": learner, **asked},
+            f"{shown} {NO_PATH} meta_learner {learner}; use meta_learner reptile$",
+            [REPTILE],
+        )
+        for learner in ("fomaml", "none")
+        for asked, shown in (
+            ({"mode": "fedasync"}, "mode: fedasync"),
+            ({RHO: 0.25}, r"meta.endpoint_correction: 0\.25"),
+        )
+    ),
+    *(
+        (
+            {**LAMBDA_0, "leap.metric": "length", **asked},
+            f"{shown} {NO_PATH} leap.metric length, .*; use leap.metric energy$",
+            [{"leap.metric": "energy"}],
+        )
+        for asked, shown in (({"mode": "fedasync"}, "mode: fedasync"), ({RHO: 1}, "meta.endpoint_correction: 1"))
+    ),
+    (
+        {"mode": "stream", RHO: 1},
+        "meta.endpoint_correction: 1 .* the increments of mode stream; use mode async, or meta.shift$",
+        [{"mode": "async"}, {RHO: 0, "meta.shift": True}],
+    ),
+    (
+        {"mode": "fedasync"},
+        "mode: fedasync .* loss term of leap; use leap.loss_weight 0, meta_learner reptile, or mode async with "
+        "meta.endpoint_correction 1$",
+        [{"leap.loss_weight": 0}, REPTILE, {"mode": "async", RHO: 1}],
+    ),
+    # the meta-optimizer
+    *(
+        ({**REPTILE, "mode": "fedasync", **asked}, f"meta.optimizer: {shown} {NOT_FEDASYNC}", [PLAIN_SGD])
+        for asked, shown in (
+            ({"meta.optimizer": "adam"}, r"adam with learning rate 0\.6 and momentum 0"),
+            ({"meta.optimizer": "adamw"}, r"adamw with learning rate 0\.6 and momentum 0"),
+            ({"meta.optimizer": "rmsprop"}, r"rmsprop with learning rate 0\.6 and momentum 0"),
+            ({"meta.learning_rate": 1.5}, r"sgd with learning rate 1\.5 and momentum 0"),
+            ({"meta.momentum": 0.9}, r"sgd with learning rate 0\.6 and momentum 0\.9"),
+        )
+    ),
+    *(
+        (
+            {"mode": "delayed-nesterov", **asked},
+            f"meta.optimizer: {shown} {NOT_DELAYED}",
+            [{"meta.optimizer": "sgd", "meta.nesterov": True}],
+        )
+        for asked, shown in (
+            ({"meta.optimizer": "adam"}, "adam"),
+            ({"meta.optimizer": "rmsprop"}, "rmsprop"),
+            ({"meta.nesterov": False}, "sgd without meta.nesterov"),
+        )
+    ),
+    *(
+        (
+            {"meta.optimizer": optimizer, "meta.nesterov": True, "meta.momentum": 0.9},
+            f"meta.nesterov: true is no part of {optimizer}; use meta.optimizer sgd$",
+            [{"meta.optimizer": "sgd"}],
+        )
+        for optimizer in ("adam", "adamw", "rmsprop")
+    ),
+    *(
+        (
+            {**asked, "meta.momentum": 0, "meta.nesterov": True},
+            r"meta.nesterov: true needs a momentum; use meta.momentum 0\.9$",
+            [{"meta.momentum": 0.9}],
+        )
+        for asked in ({"meta.optimizer": "sgd"}, {"mode": "delayed-nesterov"})
+    ),
+    *(
+        (
+            {"meta.optimizer": optimizer, "meta.momentum": 0.75},
+            rf"meta.momentum: 0\.75 is no part of {optimizer}; use meta.optimizer sgd or rmsprop$",
+            [{"meta.optimizer": "sgd"}, {"meta.optimizer": "rmsprop"}],
+        )
+        for optimizer in ("adam", "adamw")
+    ),
+    *(
+        (
+            {"meta.optimizer": optimizer, "meta.weight_decay": 0.01},
+            rf"meta.weight_decay: 0\.01 is no part of {optimizer}; use meta.optimizer adamw$",
+            [{"meta.optimizer": "adamw"}],
+        )
+        for optimizer in ("adam", "sgd", "rmsprop")
+    ),
+]
+"""What is refused, in which words, and what then resolves: one for each choice that the words offer."""
+
+
+@pytest.mark.parametrize(("overrides", "words", "remedies"), TOGETHER, ids=str)
+def test_settings_that_do_not_go_together_are_answered_with_choices_that_do(overrides, words, remedies):
+    message = refusal("paper", overrides)
+    assert re.match(words, message), message
+    for remedy in remedies:
+        config = resolve("paper", overrides, remedy)
+        assert {name: look_up(config, name) for name in remedy} == remedy
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {**REPTILE, "leap.metric": "length", RHO: 1},  # the metric is leap's alone
+        {**REPTILE, "leap.metric": "length", "mode": "fedasync"},
+        {**LAMBDA_0, "mode": "fedasync", "meta.learning_rate": 1},
+        {"meta_learner": "leap", RHO: 0.5, "mode": "buffered"},
+        {"meta_learner": "finetune-single", "mode": "fedasync"},
+        {"meta_learner": "finetune-multi", "meta.shared": "convolutions"},
+        {"mode": "stream", "meta_learner": "none", "meta.shift": True},
+        {"mode": "async", "server.on_lost": "keep"},
+        {"mode": "async", "meta.optimizer": "adam"},  # a hazard, not a contradiction
+        {"mode": "delayed-nesterov", "meta.momentum": 0.5, RHO: 0.5},
+        {"meta.optimizer": "sgd", "meta.momentum": 0.9, "meta.nesterov": True},
+        {"meta.optimizer": "rmsprop", "meta.momentum": 0.9},
+        {"meta.optimizer": "adamw", "meta.weight_decay": 0.1},
+        {"meta_learner": "fomaml", "task_steps": 3360},
+    ],
+    ids=str,
+)
+def test_what_goes_together_is_not_refused(overrides):
+    config = resolve("paper", overrides)
+    assert {name: look_up(config, name) for name in overrides} == overrides
+
+
+@settings(max_examples=300)
+@given(
+    st.fixed_dictionaries(
+        {"mode": st.sampled_from(MODES), "meta_learner": st.sampled_from(LEARNERS)},
+        optional={
+            "leap.metric": st.sampled_from(["energy", "length"]),
+            "leap.loss_weight": st.sampled_from([0, 1]),
+            "meta.shared": st.sampled_from(["encoder", "convolutions"]),
+            "meta.optimizer": st.sampled_from(get_args(FIELDS["meta.optimizer"][1])),
+            "meta.learning_rate": st.sampled_from([0.5, 2]),
+            "meta.momentum": st.sampled_from([0, 0.9]),
+            "meta.nesterov": st.booleans(),
+            "meta.weight_decay": st.sampled_from([0, 0.1]),
+            "meta.normalize": st.booleans(),
+            RHO: st.sampled_from([0, 0.5]),
+            "meta.shift": st.booleans(),
+            "server.on_lost": st.sampled_from(["retry", "keep"]),
+        },
+    )
+)
+def test_whatever_is_chosen_resolves_or_is_answered_with_a_field_its_value_and_a_choice(overrides):
+    try:
+        config = resolve("paper", overrides)
+    except ConfigError as error:
+        field, value, choice = re.fullmatch(r"([a-z_.]+): (\S+) .*; use (.+)", one_line(error)).groups()
+        assert field in FIELDS
+        assert choice
+        if field in overrides:
+            given_value = overrides[field]
+            assert value == (str(given_value).lower() if isinstance(given_value, bool) else str(given_value))
+    else:
+        assert {name: look_up(config, name) for name in overrides} == overrides
+
+
+# --- what a choice brings along ------------------------------------------------------------------------------------
+
+# Meta-optimizer and learning rate by default: the notes, sections 3 and 4. None: refused, for the reason below.
+BY_DEFAULT: dict[str, dict[str, tuple[str, float] | None]] = {
+    learner: {
+        "sync": own,
+        "buffered": own,
+        "async": applied_as_they_come,
+        "fedasync": None if learner in ("leap", "fomaml", "none") else ("sgd", 0.6),
+        "delayed-nesterov": ("sgd", 0.7),
+        "stream": None if learner == "fomaml" else applied_as_they_come,
+    }
+    for learner, own, applied_as_they_come in (
+        ("leap", ("adam", 0.001), ("sgd", 0.1)),
+        ("reptile", ("sgd", 0.1), ("sgd", 0.1)),
+        ("fomaml", ("sgd", 0.5), ("sgd", 0.5)),
+        ("finetune-multi", ("sgd", 1.0), ("sgd", 1.0)),
+        ("finetune-single", ("sgd", 1.0), ("sgd", 1.0)),
+        ("none", ("sgd", 0.001), ("sgd", 0.1)),  # it applies nothing
+    )
+}
+WHY_NOT = {
+    ("leap", "fedasync"): "has no place for the loss term of leap",
+    ("fomaml", "fedasync"): "unlike those of meta_learner fomaml",
+    ("none", "fedasync"): "unlike those of meta_learner none",
+    ("fomaml", "stream"): "fomaml has no increments to stream",
+}
+PAIRS = [(learner, mode) for learner in LEARNERS for mode in MODES]
+
+
+@pytest.mark.parametrize(("learner", "mode"), PAIRS)
+@pytest.mark.parametrize("preset", ["paper", "smoke"])
+def test_every_meta_learner_and_mode_resolve_with_their_defaults_or_say_why_not(tmp_path, preset, learner, mode):
+    chosen = {"meta_learner": learner, "mode": mode}
+    expected = BY_DEFAULT[learner][mode]
+    if expected is None:
+        assert WHY_NOT[learner, mode] in refusal(preset, chosen)
+        return
+    config = resolve(preset, chosen)
+    assert (config.meta_learner, config.mode) == (learner, mode)
+    assert (config.meta.optimizer, config.meta.learning_rate) == expected
+    delayed = mode == "delayed-nesterov"
+    assert (config.meta.momentum, config.meta.nesterov) == ((0.9, True) if delayed else (0.0, False))
+    assert config.server.on_lost == ("keep" if mode == "stream" else "retry")
+    assert read_back(write(tmp_path / "config.yaml", config)) == config
+
+
+@pytest.mark.parametrize(("learner", "mode"), [pair for pair in PAIRS if pair not in WHY_NOT])
+def test_a_written_configuration_keeps_what_was_given_instead_of_the_defaults(tmp_path, learner, mode):
+    chosen = {"meta_learner": learner, "mode": mode}
+    given_values = {"meta.optimizer": "sgd", "meta.learning_rate": 0.25, "meta.momentum": 0.5, "meta.nesterov": True}
+    if mode == "fedasync":
+        given_values |= {"meta.momentum": 0, "meta.nesterov": False}
+    config = resolve("paper", chosen, given_values)
+    assert {name: look_up(config, name) for name in given_values} == given_values
+    assert config == resolve("paper", given_values, chosen), "whichever was given first"
+    assert read_back(write(tmp_path / "config.yaml", config)) == config
+
+
+REFUSED_INSTEAD = {
+    ("stream", "server.on_lost"): "server.on_lost: retry",
+    ("fedasync", "meta.optimizer"): "meta.optimizer: rmsprop",
+    ("delayed-nesterov", "meta.optimizer"): "meta.optimizer: rmsprop",
+    ("delayed-nesterov", "meta.nesterov"): "without meta.nesterov",
+}
+GIVEN = {
+    "meta.optimizer": "rmsprop",
+    "meta.learning_rate": 0.25,
+    "meta.momentum": 0.75,
+    "meta.nesterov": False,
+    "server.on_lost": "retry",
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "choice", "name"), [(field, choice, name) for field, choice, brought in DEFAULTS for name in brought]
+)
+def test_what_is_given_wins_over_what_a_choice_brings(field, choice, name):
+    context = {field: choice, **(REPTILE if choice == "fedasync" else {})}
+    for overrides in ([{**context, name: GIVEN[name]}], [{name: GIVEN[name]}, context], [context, {name: GIVEN[name]}]):
+        if (choice, name) in REFUSED_INSTEAD:  # and not quietly replaced
+            assert REFUSED_INSTEAD[choice, name] in refusal("paper", *overrides)
+        else:
+            assert look_up(resolve("paper", *overrides), name) == GIVEN[name]
 
 
 def values_like_yaml() -> st.SearchStrategy[Any]:

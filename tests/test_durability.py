@@ -13,11 +13,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from protocol import INITIAL, Clock, config, contribution, finish, grant, ledger, pull, serve, work
+from protocol import (
+    INITIAL,
+    MODES,
+    Clock,
+    Worker,
+    config,
+    contribution,
+    drive,
+    fast_folder,
+    finish,
+    grant,
+    ledger,
+    pull,
+    serve,
+    work,
+)
 
 from leap_dist import checkpoint
 from leap_dist.checkpoint import CorruptFile, pack, unpack
-from leap_dist.contribution import Idle
+from leap_dist.contribution import Ack, Idle
 
 
 class Killed(BaseException):
@@ -25,21 +40,21 @@ class Killed(BaseException):
 
 
 class Failpoints:
-    """Kills the process before or after the n-th call that changes the disk."""
+    """Kills the process before or after those calls that change the disk whose number is in `at`."""
 
     CALLS = ((os, "fsync"), (os, "replace"), (Path, "unlink"), (Path, "mkdir"), (shutil, "rmtree"))
 
-    def __init__(self, monkeypatch, at: int, after: bool) -> None:
-        self.at, self.after, self.count, self.fired = at, after, 0, False
+    def __init__(self, monkeypatch, at: set[int], after: bool) -> None:
+        self.at, self.after, self.count, self.fired = at, after, 0, 0
         for owner, name in self.CALLS:
             monkeypatch.setattr(owner, name, self._wrap(getattr(owner, name)))
 
     def _wrap(self, call):
         def wrapped(*args, **kwargs):
-            hit = not self.fired and self.count == self.at
+            hit = self.count in self.at
             self.count += 1
             if hit:
-                self.fired = True
+                self.fired += 1
                 if self.after:
                     call(*args, **kwargs)
                 raise Killed
@@ -48,65 +63,205 @@ class Failpoints:
         return wrapped
 
 
-def play(run_dir, config_, failpoints=None):
-    """One worker that trains to the end; when the server is killed, a new one is started and the worker goes on.
+def parts(task) -> int:
+    """How many pushes a task makes in a stream."""
+    return 2 + task.index % 2
 
-    A push that got no answer is sent again, as a worker does. Returns φ, the ledger, and the finals acknowledged.
+
+STREAM = {"meta_updates": 1, "meta__batch_size": 3, **MODES["stream"]}
+ONE_BY_ONE = {"meta_updates": 2, "meta__batch_size": 2}
+IN_BATCHES = {"meta_updates": 3, "meta__batch_size": 2}
+HEADS = {"meta_learner": "finetune-multi"}
+RUNS = {
+    "sync": {**MODES["sync"], **IN_BATCHES},
+    "buffered": {**MODES["buffered"], **IN_BATCHES},
+    "async": {**MODES["async"], **ONE_BY_ONE, "meta__optimizer": "adam"},
+    "fedasync": {**MODES["fedasync"], **ONE_BY_ONE},
+    "async-stale": {**MODES["async"], **ONE_BY_ONE, "meta__max_staleness": 1},
+    "delayed-nesterov": {**MODES["delayed-nesterov"], **ONE_BY_ONE},
+    "stream": {**STREAM, "meta__optimizer": "adam"},
+    "buffered-heads": {**MODES["buffered"], **ONE_BY_ONE, **HEADS},
+    "stream-heads": {**STREAM, **HEADS},
+}
+"""Short, because the time of a kill at every write goes with the square of their length."""
+
+
+def team(settings, session=""):
+    """Two workers in a stream, where the order of pushes tells; three elsewhere, so that batches get stale."""
+    if settings.mode == "stream":
+        return [Worker(settings, f"w{i}{session}", parts) for i in range(2)]
+    if settings.meta.max_staleness == 1:  # what the first one does comes too late
+        return [Worker(settings, name + session, lambda task, n=n: n) for name, n in (("slow", 5), ("a", 1), ("b", 2))]
+    return [Worker(settings, f"w{i}{session}") for i in range(3)]
+
+
+def play(run_dir, config_):
+    """Workers in turn, to the end; when the server is killed, a new one is started and the workers go on.
+
+    A push that got no answer is sent again, as a worker does. Returns the server, and what was acknowledged, by
+    task and seq.
     """
-    server, acknowledged, unanswered = None, set(), None
-    while True:
+    server, acknowledged, turn = None, set(), 0
+    workers, idle = team(config_), set()
+    while len(idle) < len(workers):
+        worker = workers[turn % len(workers)]
+        pushed = worker.todo[:1]
         try:
             server = server or serve(run_dir, config_)
-            if unanswered is None:
-                lease = server.lease("w0", "i0")
-                if isinstance(lease, Idle):
-                    return server.snapshot()[1], ledger(run_dir), acknowledged, server
-                unanswered = contribution(lease, pull(lease.task.seed, server.snapshot()[1]), seq=2)
-            ack = server.push(unanswered)
-            if ack.durable:
-                acknowledged.add(int(unanswered.lease.split("-")[0]))
-            unanswered = None
+            answer = worker.step(server)
         except Killed:
             if server is not None:
                 server.close()
             server = None
+            continue
+        turn += 1
+        if isinstance(answer, Ack) and (answer.durable or answer.reason == "duplicate"):
+            acknowledged.update((int(one.lease.split("-")[0]), one.seq) for one in pushed)
+        if answer == Idle(finished=True):
+            idle.add(worker.name)
+    return server, acknowledged
 
 
-@pytest.mark.parametrize("mode", ["sync", "buffered", "async"])
-@pytest.mark.parametrize("after", [False, True])
-def test_a_kill_at_any_write_changes_neither_initialization_nor_ledger(tmp_path, monkeypatch, mode, after):
-    run = config(mode=mode, meta_updates=4, meta__batch_size=2, meta__optimizer="adam", server__keep_checkpoints=2)
-    phi, lines, acknowledged, server = play(tmp_path / "undisturbed", run)
-    server.close()
-    assert len(lines) == len(acknowledged) == 8
+def assert_same_end(server, run_dir, undisturbed, undisturbed_dir, where=""):
+    """φ, heads and ledger, bit for bit."""
+    assert np.array_equal(server.snapshot()[1], undisturbed.snapshot()[1]), where
+    assert ledger(run_dir) == ledger(undisturbed_dir), where
+    for game in undisturbed._config.games:
+        mine, other = server.head(game), undisturbed.head(game)
+        assert (mine is None) == (other is None), where
+        assert mine is None or np.array_equal(mine, other), where
+
+
+@pytest.fixture
+def fast_path():
+    with fast_folder() as folder:
+        yield folder
+
+
+@pytest.mark.parametrize(
+    ("run", "kill"),
+    [(run, kill) for run in RUNS for kill in ("before", "after")]
+    + [(run, "twice") for run in ("sync", "buffered-heads", "stream-heads")],
+)
+def test_a_kill_at_any_write_changes_neither_initialization_nor_heads_nor_ledger(fast_path, monkeypatch, run, kill):
+    settings = config(**RUNS[run], server__keep_checkpoints=2)
+    undisturbed, acknowledged = play(fast_path / "undisturbed", settings)
+    lines = ledger(fast_path / "undisturbed")
+    assert {(line["task"], line["seq"]) for line in lines} == acknowledged
+    assert len(lines) == len(acknowledged) == (7 if settings.mode == "stream" else settings.tasks)
+    assert any(line["staleness"] for line in lines) == (run != "sync")
+    assert ("stale" in undisturbed.status()["refused"]) == (run == "async-stale")
     at = 0
     while True:
+        # The second kill comes while the server is restarting, or soon after that.
+        hits = {at, at + 1 + at % 13} if kill == "twice" else {at}
         with monkeypatch.context() as patch:
-            failpoints = Failpoints(patch, at, after)
-            found_phi, found_lines, found_acknowledged, server = play(tmp_path / str(at), run)
+            failpoints = Failpoints(patch, hits, after=kill == "after")
+            server, found = play(fast_path / str(at), settings)
         server.close()
         if not failpoints.fired:
             break
-        assert np.array_equal(found_phi, phi), f"call {at}"
-        assert found_lines == lines, f"call {at}"
-        assert found_acknowledged <= {line["task"] for line in found_lines}
+        assert failpoints.fired == len(hits) or at > 80
+        assert_same_end(server, fast_path / str(at), undisturbed, fast_path / "undisturbed", f"call {at}")
+        assert found == acknowledged, f"call {at}"
+        shutil.rmtree(fast_path / str(at))
         at += 1
-    assert at > 50, "the loop must have visited every write of the run"
+    assert at > 80, "the loop must have visited every write of the run"
 
 
-@pytest.mark.parametrize("mode", ["sync", "buffered"])
-@pytest.mark.parametrize("name", ["init.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_driver_killed_at_any_write_of_a_stream_leaves_each_prefix_counted_once(fast_path, monkeypatch):
+    """Its workers die with it; those of the next session train what had not begun, and what had begun is closed."""
+    settings = config(**RUNS["stream-heads"], meta__staleness="constant", meta__contribution_clip=0)
+    at = 0
+    while True:
+        run_dir, everyone, acknowledged = fast_path / str(at), [], {}
+        with monkeypatch.context() as patch:
+            failpoints = Failpoints(patch, {at}, after=at % 2 == 1)
+            server, turn = None, 0
+            while server is None or not server.finished:
+                try:
+                    if server is None:
+                        everyone += team(settings, f" of {len(everyone)}")
+                        server = serve(run_dir, settings, session=str(len(everyone)))
+                    worker = everyone[-1 - turn % 2]
+                    answer, turn = worker.step(server), turn + 1
+                    if isinstance(answer, Ack) and answer.durable:
+                        acknowledged[worker.lease.id] = max(acknowledged.get(worker.lease.id, 0), worker.pushed.seq)
+                except Killed:
+                    if server is not None:
+                        server.close()
+                    server = None
+        server.close()
+        if not failpoints.fired:
+            break
+        sent = {name: contribution for worker in everyone for name, contribution in worker.sent.items()}
+        assert_applied_once(run_dir, settings, server, sent, acknowledged)
+        shutil.rmtree(run_dir)
+        at += 1
+    assert at > 80, "the loop must have visited every write of the run"
+
+
+def assert_applied_once(run_dir, settings, server, sent, acknowledged):
+    """The ledger holds what was acknowledged, one task each; φ and heads are what it says, added up here again."""
+    lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    last = {line["lease"]: line["seq"] for line in lines}
+    assert all(last[lease] >= seq for lease, seq in acknowledged.items())
+    finals = [line["task"] for line in lines if line["final"]]
+    assert len(finals) == len(set(finals)) == settings.tasks
+    assert {line["task"] for line in lines} == set(finals)
+    assert len(last) == settings.tasks, "a task that had begun is not trained again"
+    assert sum(line["new_steps"] for line in lines) == lines[-1]["total_steps"]
+    phi, heads, size = INITIAL.astype(np.float64), {}, len(INITIAL)
+    for lease, seq in last.items():
+        vector = sent[lease, seq].vector.astype(np.float64)
+        phi -= settings.meta.learning_rate / settings.meta.batch_size * vector[:size]
+        game = next(line["game"] for line in lines if line["lease"] == lease)
+        heads[game] = heads.get(game, 0) - vector[size:]
+    np.testing.assert_allclose(server.snapshot()[1], phi, rtol=1e-5, atol=1e-6)
+    for game in heads if settings.keeps_heads else ():
+        np.testing.assert_allclose(server.head(game), heads[game], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("run", ["sync", "buffered", "stream", "buffered-heads", "stream-heads"])
+@pytest.mark.parametrize("name", ["init.safetensors", "optimizer.safetensors", "heads.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_loses_nothing(tmp_path, mode, name, damage):
-    run = config(mode=mode, meta_updates=5, meta__batch_size=2)
-    phi, lines, _, server = play(tmp_path / "undisturbed", run)
-    server.close()
+@pytest.mark.parametrize("count", [1, 2])
+def test_damaged_checkpoints_fall_back_to_the_one_before_and_lose_nothing(fast_path, run, name, damage, count):
+    settings = config(**{**RUNS[run], "meta_updates": 6, "meta__batch_size": 2})
+    undisturbed = serve(fast_path / "undisturbed", settings)
+    drive(undisturbed, team(settings))
 
-    server = serve(tmp_path / "damaged", run)
-    for _ in range(7):  # three meta-updates, and one contribution in the journal
-        finish(server, grant(server), server.snapshot()[1])
+    server, workers = serve(fast_path / "damaged", settings), team(settings)
+    drive(server, workers, 20)  # some meta-updates, and every worker in the middle of a task
+    version = server.version
+    assert version > 2
     server.close()
-    file = tmp_path / "damaged" / "checkpoints" / "000003" / name
+    for number in range(count):
+        spoil(fast_path / "damaged" / "checkpoints" / f"{version - number:06d}" / name, damage)
+
+    server = serve(fast_path / "damaged", settings)
+    assert server.version == version, "the journal still holds what the damaged checkpoints held"
+    assert [f"checkpoint {version - n} cannot be used" in server.alerts[n] for n in range(count)] == [True] * count
+    drive(server, workers[20 % len(workers) :] + workers[: 20 % len(workers)])
+    assert_same_end(server, fast_path / "damaged", undisturbed, fast_path / "undisturbed")
+
+
+def test_a_new_session_closes_what_had_begun_also_where_the_checkpoints_after_the_lease_are_damaged(tmp_path):
+    """The lease is of a version that only the journal brings back, and the prefix is part of that."""
+    settings = config(**RUNS["stream-heads"], meta__staleness="constant", meta__contribution_clip=0)
+    server, worker = serve(tmp_path, settings, session="first"), Worker(settings, "w", parts)
+    drive(server, [worker], 5)  # a whole task, a lease, and its first push
+    assert (worker.lease.version, worker.pushed.seq, server.version) == (2, 1, 3)
+    server.close()
+    for version in (2, 3):
+        spoil(tmp_path / "checkpoints" / f"{version:06d}" / "state.json", "cut")
+    server, other = serve(tmp_path, settings, session="second"), Worker(settings, "x", parts)
+    assert server.status()["tasks"] == 2
+    drive(server, [other])
+    assert_applied_once(tmp_path, settings, server, {**worker.sent, **other.sent}, {worker.lease.id: 1})
+
+
+def spoil(file, damage):
     data = bytearray(file.read_bytes())
     if damage == "flip":
         data[len(data) // 2] ^= 4
@@ -115,13 +270,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_loses_nothing(tmp
         file.write_bytes(data[: len(data) // 2])
     else:
         file.unlink()
-
-    server = serve(tmp_path / "damaged", run)
-    assert server.version == 3, "the journal still holds what the damaged checkpoint held"
-    assert any("checkpoint 3 cannot be used" in alert for alert in server.alerts)
-    work(server)
-    assert np.array_equal(server.snapshot()[1], phi)
-    assert ledger(tmp_path / "damaged") == lines
 
 
 def test_without_any_usable_checkpoint_the_server_refuses_to_start_over(tmp_path):
@@ -164,8 +312,8 @@ def test_leases_survive_a_restart_of_the_server_but_not_of_the_run(tmp_path):
 
 def test_a_full_disk_stops_acknowledgements_and_nothing_else(tmp_path, monkeypatch):
     run = config(meta_updates=2, meta__batch_size=2)
-    phi, lines, _, server = play(tmp_path / "undisturbed", run)
-    server.close()
+    undisturbed = serve(tmp_path / "undisturbed", run)
+    work(undisturbed)
     clock = Clock()
     server = serve(tmp_path / "full", run, clock=clock)
 
@@ -197,14 +345,13 @@ def test_a_full_disk_stops_acknowledgements_and_nothing_else(tmp_path, monkeypat
     server.tick()
     assert server.version == 1
     work(server)
-    assert np.array_equal(server.snapshot()[1], phi)
-    assert ledger(tmp_path / "full") == lines
+    assert_same_end(server, tmp_path / "full", undisturbed, tmp_path / "undisturbed")
 
 
 def test_a_ledger_that_cannot_be_written_is_made_up_for_later(tmp_path, monkeypatch):
     run = config(meta_updates=3, meta__batch_size=1)
-    _, lines, _, server = play(tmp_path / "undisturbed", run)
-    server.close()
+    undisturbed = serve(tmp_path / "undisturbed", run)
+    work(undisturbed)
     server = serve(tmp_path / "full", run)
     with monkeypatch.context() as patch:
 
@@ -216,8 +363,9 @@ def test_a_ledger_that_cannot_be_written_is_made_up_for_later(tmp_path, monkeypa
     assert server.version == 1
     assert not (tmp_path / "full" / "ledger.jsonl").read_text()
     server.close()
-    work(serve(tmp_path / "full", run))
-    assert ledger(tmp_path / "full") == lines
+    server = serve(tmp_path / "full", run)
+    work(server)
+    assert_same_end(server, tmp_path / "full", undisturbed, tmp_path / "undisturbed")
 
 
 def test_journal_files_are_removed_once_every_kept_checkpoint_covers_them(tmp_path):

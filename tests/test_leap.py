@@ -2,127 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import Path, pull_forward
-from torch import Tensor, nn
+from oracles import pull_forward, smoothed
+from torch import nn
+from trajectories import (
+    METRICS,
+    Net,
+    Recording,
+    assert_path,
+    flat,
+    make_net,
+    optimizers,
+    seeds,
+    settings_of_leap,
+    train,
+    watched,
+)
 
 from leap_dist import meta_learners
 from leap_dist.config import resolve
 from leap_dist.leap import PullForward
-from leap_dist.optimizers import RMSProp
-
-METRICS = ("energy", "length")
-
-
-class Net(nn.Module):
-    """An encoder that is watched and a head that only trains along."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(dtype)
-        self.head = nn.Linear(2, 1).to(dtype)
-
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """On a fresh batch of noise: it rises about as often as it falls."""
-        batch = torch.randn(5, 3, generator=generator).to(self.head.weight.dtype)
-        return (self.head(self.encoder(batch)) - 2 * batch[:, :1]).square().mean()
-
-
-@dataclass
-class Recording:
-    """A trajectory for the oracle: K+1 points, K+1 losses, K gradients."""
-
-    thetas: list[np.ndarray] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    gradients: list[np.ndarray] = field(default_factory=list)
-
-    def oracle(self, points: int, **settings: object) -> Path:
-        """Of the path through the first `points` points."""
-        return pull_forward(self.thetas, self.losses[:points], self.gradients, **settings)
-
-
-def flat(tensors) -> np.ndarray:
-    return np.concatenate([np.array(t.detach(), np.float64).reshape(-1) for t in tensors])
-
-
-def optimizer_for(kind: str, net: nn.Module):
-    """The clipped forms clip hard, so that ∇f and what the optimizer uses differ."""
-    if kind == "momentum":
-        return torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    return RMSProp(net.parameters(), learning_rate=0.01, epsilon_inside=kind == "inside", max_grad_norm=0.1)
-
-
-def train(
-    net: Net,
-    pull: PullForward,
-    *,
-    updates: int,
-    kind: str = "momentum",
-    seed: int = 0,
-    after_observe: Callable[[int], None] = lambda i: None,
-    after_step: Callable[[int], None] = lambda i: None,
-) -> tuple[Recording, Tensor]:
-    """Trains and observes. Returns the recording and f(θ_K), with which the path may be closed."""
-    optimizer = optimizer_for(kind, net)
-    batches = torch.Generator().manual_seed(seed)
-    record = Recording()
-    for i in range(updates):
-        net.zero_grad()
-        loss = net.loss(batches)
-        loss.backward()
-        record.thetas.append(flat(net.encoder.parameters()))
-        record.losses.append(loss.item())
-        record.gradients.append(flat(p.grad for p in net.encoder.parameters()))
-        pull.observe(loss)
-        after_observe(i)
-        optimizer.step()
-        after_step(i)
-    final_loss = net.loss(batches)
-    record.thetas.append(flat(net.encoder.parameters()))
-    record.losses.append(final_loss.item())
-    return record, final_loss
-
-
-def make_net(seed: int, dtype: torch.dtype = torch.float64) -> Net:
-    torch.manual_seed(seed)
-    return Net(dtype)
-
-
-def watched(net: Net) -> SimpleNamespace:
-    """What a meta-learner looks at."""
-    return SimpleNamespace(shared=dict(net.encoder.named_parameters()), local=dict(net.head.named_parameters()))
-
-
-def assert_path(pull: PullForward, expected: Path, *, tolerance: float = 1e-6) -> None:
-    """`tolerance` is relative to the size of the summands; float64 training leaves the final rounding to float32."""
-    assert np.isfinite(expected.gradient).all(), "the test's own training diverged"
-    size = np.linalg.norm(expected.loss_term) + np.linalg.norm(expected.path_term)
-    loss_term, path_term = (t.numpy() for t in pull.terms())
-    np.testing.assert_allclose(loss_term, expected.loss_term, rtol=0, atol=tolerance * size)
-    np.testing.assert_allclose(path_term, expected.path_term, rtol=0, atol=tolerance * size)
-    np.testing.assert_allclose(pull.gradient().numpy(), expected.gradient, rtol=0, atol=tolerance * size)
-    assert pull.gradient().dtype == torch.float32
-    assert pull.energy == pytest.approx(expected.energy, rel=10 * tolerance)
-    assert pull.length == pytest.approx(expected.length, rel=10 * tolerance)
-
-
-settings_of_leap = st.fixed_dictionaries(
-    {
-        "metric": st.sampled_from(METRICS),
-        "loss_weight": st.sampled_from([0.0, 1.0]) | st.floats(0.01, 100),
-        "stabilize": st.booleans(),
-    }
-)
-optimizers = st.sampled_from(["momentum", "inside", "outside"])
-seeds = st.integers(0, 2**31 - 1)
 
 
 @given(settings_of_leap, optimizers, seeds, st.integers(1, 8), st.booleans())
@@ -156,6 +59,45 @@ def test_the_trajectories_of_these_tests_contain_what_the_settings_distinguish()
     for i in range(4):
         for j in range(i):
             assert np.linalg.norm(paths[i] - paths[j]) > 0.01 * np.linalg.norm(paths[i])
+
+
+decays = st.sampled_from([0.1, 0.9]) | st.floats(0.0, 0.999)
+
+
+@given(settings_of_leap, decays, optimizers, seeds, st.integers(1, 8), st.booleans())
+def test_a_smoothed_loss_takes_the_place_of_the_loss(settings, decay, kind, seed, updates, with_final_loss):
+    net = make_net(seed)
+    pull = PullForward(net.encoder.parameters(), loss_smoothing=decay, **settings)
+    record, final_loss = train(net, pull, updates=updates, kind=kind, seed=seed)
+    pull.close(final_loss if with_final_loss else None)
+    assert_path(pull, record.oracle(updates + with_final_loss, loss_smoothing=decay, **settings))
+
+
+def test_the_moving_average_of_the_losses_by_hand():
+    """Losses 8, 4, 0 with d = ¾: averages 8, 7, 5¼, so energy without steps is 1² + 1¾²."""
+    assert smoothed([8.0, 4.0, 0.0], 0.75) == [8.0, 7.0, 5.25]
+    theta = nn.Parameter(torch.zeros(2))
+    theta.grad = torch.tensor([1.0, -2.0])
+    pull = PullForward([theta], loss_smoothing=0.75)
+    for loss in (8.0, 4.0):
+        pull.observe(loss)
+    pull.close(0.0)
+    assert pull.energy == 1.0 + 1.75**2
+    assert pull.length == 1.0 + 1.75
+    assert pull.gradient().tolist() == [2.75, -5.5]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_smoothing_by_zero_is_no_smoothing_bit_for_bit(metric):
+    results = []
+    for settings in ({}, {"loss_smoothing": 0.0}, {"loss_smoothing": 1e-3}):
+        net = make_net(1, torch.float32)
+        pull = PullForward(net.encoder.parameters(), metric=metric, **settings)
+        _, final_loss = train(net, pull, updates=20)
+        pull.close(final_loss)
+        results.append((pull.gradient().tolist(), pull.energy, pull.length))
+    assert results[0] == results[1]
+    assert results[0] != results[2], "the control"
 
 
 @given(settings_of_leap, optimizers, seeds, st.lists(st.booleans(), min_size=16, max_size=16))
@@ -518,6 +460,10 @@ def test_a_gradient_overwritten_in_place_is_refused_unless_copied(overwrite):
         ({"metric": "enregy"}, "'enregy'.*'energy' or 'length'"),
         ({"loss_weight": -0.1}, "loss_weight is -0.1"),
         ({"loss_weight": float("nan")}, "loss_weight is nan"),
+        ({"loss_smoothing": -0.1}, "loss_smoothing is -0.1"),
+        ({"loss_smoothing": 1.0}, "loss_smoothing is 1.0.*below 1"),
+        ({"loss_smoothing": 2.0}, "loss_smoothing is 2.0"),
+        ({"loss_smoothing": float("nan")}, "loss_smoothing is nan"),
     ],
 )
 def test_bad_settings_are_refused(settings, words):
@@ -536,6 +482,7 @@ def test_no_parameters_are_refused():
         {},
         {"leap.metric": "length", "leap.loss_weight": 0.25},
         {"leap.metric": "length", "leap.stabilize": False},
+        {"leap.loss_smoothing": 0.9},
     ],
 )
 def test_the_configured_meta_learner_and_its_statistics(settings):

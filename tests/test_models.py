@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from leap_dist.models import ActorCritic, Encoder, Manifest, flatten, initialization, initialize, load_vector
+from leap_dist.models import (
+    ALL_ACTIONS,
+    ActorCritic,
+    Encoder,
+    Manifest,
+    add_vector,
+    flatten,
+    initialization,
+    initialize,
+    load_vector,
+)
 
 
 def named(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -198,3 +208,108 @@ def test_digests_differ_with_names_shapes_and_order():
     assert Manifest(names, shapes).digest == MANIFEST.digest
     assert all(len(digest) == 16 and int(digest, 16) >= 0 for digest in digests)
     assert Manifest.of(named(Encoder(1))).digest != Manifest.of(named(Encoder(3))).digest
+
+
+# --- what is shared ------------------------------------------------------------------------------------------------
+
+CONVOLUTIONS = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
+LINEAR = ("linear.weight", "linear.bias")
+HEADS = ("policy.weight", "policy.bias", "value.weight", "value.bias")
+SCOPES = {
+    "convolutions": (CONVOLUTIONS, LINEAR + HEADS),
+    "encoder": (CONVOLUTIONS + LINEAR, HEADS),
+    "model": (CONVOLUTIONS + LINEAR + HEADS, ()),
+}
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_scope_divides_all_parameters_into_shared_and_local_ones(scope):
+    model = ActorCritic(Encoder(4), 6)
+    shared, local = model.parameters_of(scope)
+    assert (tuple(shared), tuple(local)) == SCOPES[scope]
+    divided = [*shared.values(), *local.values()]
+    assert [id(p) for p in divided] == [id(p) for p in model.parameters()], "the parameters themselves, each once"
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_an_initialization_holds_what_its_scope_shares(scope):
+    manifest, vector = initialization(4, 7, scope)
+    assert manifest.names == SCOPES[scope][0]
+    assert vector.dtype == np.float32
+    assert vector.shape == (manifest.size,)
+    assert np.array_equal(vector, initialization(4, 7, "model")[1][: manifest.size]), "one seed, one network"
+    if scope == "model":
+        assert manifest.split(vector)["policy.weight"].shape == (ALL_ACTIONS, 256) == (18, 256)
+        assert manifest.split(vector)["value.weight"].shape == (1, 256)
+
+
+def test_scopes_have_different_digests():
+    assert len({initialization(4, 0, scope)[0].digest for scope in SCOPES}) == len(SCOPES)
+
+
+LEGAL = [0, 3, 4, 11]
+
+
+def test_a_masked_head_is_a_softmax_over_18_logits_of_which_the_illegal_ones_are_minus_infinity():
+    torch.manual_seed(0)
+    model = ActorCritic(Encoder(4), ALL_ACTIONS, legal=LEGAL)
+    frames = torch.rand(5, 4, 84, 84)
+    logits, value = model(frames)
+    everything = model.policy(model.encoder(frames))
+    assert everything.shape == (5, 18)
+    illegal = [action for action in range(18) if action not in LEGAL]
+    everything[:, illegal] = -math.inf
+    probabilities = everything.softmax(-1)
+    assert not probabilities[:, illegal].any()
+    torch.testing.assert_close(logits.softmax(-1), probabilities[:, LEGAL])
+    assert value.shape == (5,)
+    assert "legal" not in "".join(model.state_dict()), "the game's, not the network's"
+
+
+def test_a_masked_head_learns_from_legal_actions_only_and_as_a_plain_one_does():
+    torch.manual_seed(0)
+    encoder = Encoder(4)
+    masked, plain = ActorCritic(encoder, ALL_ACTIONS, legal=LEGAL), ActorCritic(encoder, len(LEGAL))
+    with torch.no_grad():
+        plain.policy.weight.copy_(masked.policy.weight[LEGAL])
+        plain.policy.bias.copy_(masked.policy.bias[LEGAL])
+        plain.value.load_state_dict(masked.value.state_dict())
+    frames, weights = torch.rand(5, 4, 84, 84), torch.randn(5, len(LEGAL))
+    gradients = []
+    for model in (masked, plain):
+        encoder.zero_grad()
+        logits, value = model(frames)
+        loss = (weights * logits.log_softmax(-1)).sum() + value.square().sum()
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad for p in encoder.parameters())])
+    torch.testing.assert_close(*gradients)
+    illegal = [action for action in range(18) if action not in LEGAL]
+    for name in ("weight", "bias"):
+        of_masked, of_plain = (getattr(model.policy, name).grad for model in (masked, plain))
+        torch.testing.assert_close(of_masked[LEGAL], of_plain)
+        assert not of_masked[illegal].any()
+    torch.testing.assert_close(masked.value.weight.grad, plain.value.weight.grad)
+
+
+def test_adding_a_vector_moves_parameters_by_it_and_returns_its_parts():
+    """Ray hands out read-only arrays."""
+    module = Small()
+    load_vector(named(module), np.arange(10, dtype=np.float32))
+    vector = np.linspace(-1, 1, 10).astype(np.float32)
+    vector.flags.writeable = False
+    parts = add_vector(named(module), vector)
+    assert np.array_equal(flatten(module.parameters()).numpy(), np.arange(10, dtype=np.float32) + vector)
+    assert [part.shape for part in parts] == [p.shape for p in module.parameters()]
+    assert np.array_equal(flatten(parts).numpy(), vector)
+    for part in parts:
+        part.fill_(17.0)
+    assert not (vector == 17.0).any(), "the parts are new"
+
+
+@pytest.mark.parametrize("length", [9, 11])
+def test_adding_a_vector_of_another_length_is_refused(length):
+    module = Small()
+    before = flatten(module.parameters())
+    with pytest.raises(ValueError, match=rf"\({length},\).*\(10,\)"):
+        add_vector(named(module), np.ones(length, np.float32))
+    assert torch.equal(flatten(module.parameters()), before)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from oracles import pull_forward_with_shifts
 from protocol import Clock, config
 from torch import nn
 
-from leap_dist import worker
+from leap_dist import meta_learners, worker
 from leap_dist.contribution import Ack, Lease, Task
 from leap_dist.learners import Progress
-from leap_dist.models import Manifest
+from leap_dist.models import Manifest, flatten, initialization
 
 
 class Quadratic:
@@ -51,8 +55,10 @@ class Quadratic:
 
 
 class Server:
-    def __init__(self, tape: list[str], answers: list[bool]) -> None:
-        self.tape, self.answers, self.received = tape, answers, []
+    def __init__(self, tape: list[str], answers: Sequence[bool] = (), snapshots: Sequence[tuple] = ()) -> None:
+        self.tape, self.answers, self.received = tape, list(answers), []
+        self.snapshots = list(snapshots)
+        """What it answers in turn."""
 
     def push(self, contribution):
         self.tape.append("final" if contribution.final else "push")
@@ -63,6 +69,11 @@ class Server:
         self.tape.append("renew")
         return self.answer()
 
+    def snapshot(self):
+        self.tape.append("snapshot")
+        version, vector = self.snapshots.pop(0)
+        return version, np.array(vector, np.float32)
+
     def answer(self, durable=False):
         return Ack(True, durable, "", self.answers.pop(0) if self.answers else True, 0)
 
@@ -72,7 +83,7 @@ LEASE = Lease("l", Task(0, "pong", 0, 1, 100), "w0", "i0", 0, 60.0)
 
 def play(monkeypatch, *, answers=(), seconds=0.0, **settings):
     tape: list[str] = []
-    clock, server = Clock(), Server(tape, list(answers))
+    clock, server = Clock(), Server(tape, answers)
     made = []
 
     def make(*_):
@@ -132,6 +143,18 @@ def test_the_lease_is_renewed_when_nothing_is_pushed_for_a_while(monkeypatch):
     assert [event for event in tape if event in ("renew", "final")] == ["renew", "renew", "final"]
 
 
+def test_the_lease_is_renewed_while_held_back_rollouts_are_played(monkeypatch):
+    """Enough of them may take longer than a lease lasts."""
+    settings = {"meta_learner": "fomaml", "fomaml__rollouts": 4, "worker__push_interval": 1000}
+    tape, _, _, _ = play(monkeypatch, worker__heartbeat_seconds=2.0, seconds=1.1, **settings)
+    assert tape == [
+        "backward", "step",
+        "backward", "renew", "backward",
+        "backward", "renew", "backward", "final",
+        "close",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("interval", [40, 1000])
 def test_a_worker_that_lost_its_lease_stops_training(monkeypatch, interval):
     tape, _, ack, _ = play(
@@ -142,6 +165,15 @@ def test_a_worker_that_lost_its_lease_stops_training(monkeypatch, interval):
     assert tape.count("backward") == 2
 
 
+@pytest.mark.parametrize("interval", [20, 25, 50, 99, 100])
+def test_no_partial_push_comes_directly_before_the_final_one(monkeypatch, interval):
+    tape, received, _, _ = play(monkeypatch, worker__push_interval=interval)
+    assert tape[-3:] == ["step", "final", "close"]
+    # Whenever the steps have passed a multiple of the interval, 20 at a time.
+    pushed = {20: [20, 40, 60, 80], 25: [40, 60, 80], 50: [60], 99: [], 100: []}[interval]
+    assert [c.steps for c in received] == [*pushed, 100]
+
+
 def test_the_learner_is_closed_when_it_breaks(monkeypatch):
     def broken(self):
         raise RuntimeError("emulator")
@@ -150,5 +182,195 @@ def test_the_learner_is_closed_when_it_breaks(monkeypatch):
     tape: list[str] = []
     monkeypatch.setattr(worker, "make_learner", lambda *_: Quadratic(tape, Clock(), 0.0))
     with pytest.raises(RuntimeError, match="emulator"):
-        worker.run_task(LEASE, worker.Start(np.zeros(2, np.float32)), config(), Server(tape, []))
+        worker.run_task(LEASE, worker.Start(np.zeros(2, np.float32)), config(), Server(tape))
     assert tape == ["close"]
+
+
+# --- trajectory shifting -------------------------------------------------------------------------------------------
+
+PHI = np.array([3.0, 4.0], np.float32)
+"""Where Quadratic starts."""
+
+
+def spy_on_shifts(monkeypatch, tape: list[str], seen) -> None:
+    """Puts what the meta-learner hears on the tape, and its shifts to `seen`."""
+    make = meta_learners.make
+
+    def spied(*arguments):
+        watch = make(*arguments)
+        observe, shift = watch.observe, watch.shift
+
+        def note_shift(amounts):
+            tape.append("shift")
+            seen(flatten(amounts).numpy())
+            shift(amounts)
+
+        watch.observe = lambda loss: (tape.append("observe"), observe(loss))
+        watch.shift = note_shift
+        return watch
+
+    monkeypatch.setattr(meta_learners, "make", spied)
+
+
+def follow(monkeypatch, snapshots, *, answers=(), seconds=0.0, **settings):
+    """A task in mode stream, from version 2, with a push after each of its five updates."""
+    tape: list[str] = []
+    clock, server = Clock(), Server(tape, answers, snapshots)
+    learner = Quadratic(tape, clock, seconds)
+    learner.path = []
+    backward = learner.backward
+
+    def recorded():
+        learner.path.append(flatten(learner.shared.values()).numpy())
+        return backward()
+
+    learner.backward = recorded
+    shifts: list[np.ndarray] = []
+    spy_on_shifts(monkeypatch, tape, shifts.append)
+    monkeypatch.setattr(worker, "make_learner", lambda *_: learner)
+    settings = {"meta__shift": True, "meta__max_shift": 10.0, "worker__push_interval": 20, **settings}
+    run = config(agent__envs=4, agent__unroll=5, task_steps=100, mode="stream", **settings)
+    lease = Lease("l", Task(0, "pong", 0, 1, 100), "w0", "i0", 2, 60.0)
+    ack = worker.run_task(lease, worker.Start(PHI.copy()), run, server, clock=clock)
+    return SimpleNamespace(tape=tape, received=server.received, shifts=shifts, path=learner.path, ack=ack)
+
+
+def test_a_shift_comes_after_the_push_and_before_the_next_rollout_but_not_after_the_end(monkeypatch):
+    seen = follow(monkeypatch, [(3, [3.5, 4.0]), (4, [3.5, 5.0])], worker__push_interval=40)
+    update = ["backward", "observe", "step"]
+    follows = ["push", "snapshot", "shift"]
+    assert seen.tape == [*update, *update, *follows, *update, *update, *follows, *update, "final", "close"]
+
+
+def test_a_running_task_moves_by_what_phi_has_moved_since_it_was_last_heard_of(monkeypatch):
+    seen = follow(monkeypatch, [(3, [3.5, 4.0]), (3, [3.5, 4.0]), (7, [3.5, 3.0]), (7, [3.5, 3.0])])
+    assert seen.tape.count("snapshot") == 4
+    assert [shift.tolist() for shift in seen.shifts] == [[0.5, 0.0], [0.0, -1.0]]
+    following = seen.tape.index("shift"), len(seen.tape) - 1 - seen.tape[::-1].index("shift")
+    assert [seen.tape[:i].count("backward") for i in following] == [1, 3], "not where the version stood still"
+    assert [c.base_version for c in seen.received] == [2, 3, 3, 7, 7]
+
+    expected, point = [], PHI.astype(np.float64)
+    for shift in ([0.5, 0.0], [0.0, 0.0], [0.0, -1.0], [0.0, 0.0], None):
+        expected.append(point)
+        point = 0.9 * point + (0 if shift is None else np.array(shift))
+    np.testing.assert_allclose(seen.path, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("meta_learner", ["leap", "reptile", "none"])
+def test_what_a_shifted_task_pushes_is_the_path_without_the_shifts(monkeypatch, meta_learner):
+    snapshots = [(3, [3.5, 4.0]), (3, [3.5, 4.0]), (7, [3.5, 3.0]), (7, [3.5, 3.0])]
+    seen = follow(monkeypatch, snapshots, meta_learner=meta_learner)
+    losses = [0.5 * theta @ theta for theta in seen.path]
+    shifts = {0: [seen.shifts[0]], 2: [seen.shifts[1]]}
+    steps = -0.1 * np.array(seen.path)
+    for i, contribution in enumerate(seen.received):
+        path = pull_forward_with_shifts(seen.path[: i + 1], losses[: i + 1], seen.path, shifts)
+        # Start minus end has the last step too, whose segment no loss has closed yet.
+        vector = {"leap": path.gradient, "reptile": -steps[: i + 1].sum(0), "none": []}[meta_learner]
+        np.testing.assert_allclose(contribution.vector, vector, rtol=1e-5, atol=1e-6)
+        assert (contribution.path.energy, contribution.path.length) == pytest.approx((path.energy, path.length))
+
+
+def test_a_large_shift_is_cut_relative_to_the_parameters(monkeypatch):
+    """After one update ‖θ‖ = 4.5. The rest of a shift that was cut is forgone, not made up for with the next one."""
+    snapshots = [(3, [303.0, 404.0]), (4, [303.0, 404.03125]), (5, [303.0, 404.03125]), (6, [0.0, 0.0])]
+    seen = follow(monkeypatch, snapshots, meta__max_shift=0.01)
+    np.testing.assert_allclose(seen.shifts[0], 0.01 * 4.5 * np.array([0.6, 0.8]), rtol=1e-6)
+    moved = 0.9 * PHI + seen.shifts[0]
+    np.testing.assert_allclose(seen.path[1], moved, rtol=1e-6)
+    assert seen.shifts[1].tolist() == [0.0, 0.03125], "small enough: exactly as it is"
+    assert seen.shifts[2].tolist() == [0.0, 0.0]
+    largest = 0.01 * np.linalg.norm(0.9 * seen.path[3])
+    assert np.linalg.norm(seen.shifts[3]) == pytest.approx(largest)
+    assert seen.shifts[3] @ [-303.0, -404.03125] > 0
+    assert [c.base_version for c in seen.received] == [2, 3, 4, 5, 6]
+
+
+def test_without_meta_shift_phi_is_not_asked_for(monkeypatch):
+    seen = follow(monkeypatch, [], meta__shift=False)
+    assert seen.tape.count("push") == 4
+    assert "snapshot" not in seen.tape
+    assert {c.base_version for c in seen.received} == {2}
+
+
+def test_a_renewed_lease_brings_no_shift(monkeypatch):
+    seen = follow(monkeypatch, [], seconds=1.1, worker__push_interval=1000)
+    assert "renew" in seen.tape
+    assert "snapshot" not in seen.tape
+
+
+def test_a_worker_that_lost_its_lease_does_not_follow(monkeypatch):
+    seen = follow(monkeypatch, [], answers=[False])
+    assert seen.ack is None
+    assert seen.tape[-2:] == ["push", "close"]
+
+
+def test_a_shift_right_before_the_final_loss_drops_that_segments_loss_part(monkeypatch):
+    seen = follow(monkeypatch, [(3 + i, PHI + i) for i in range(4)], leap__final_loss=True)
+    assert seen.tape[-6:] == ["push", "snapshot", "shift", "evaluate", "final", "close"]
+    before, final = seen.received[-2:]
+    last_step = -0.1 * seen.path[-1]
+    np.testing.assert_allclose(final.vector - before.vector, -last_step, rtol=1e-4)
+    assert final.path.energy - before.path.energy == pytest.approx(last_step @ last_step, rel=1e-5)
+
+
+def test_a_shift_moves_the_encoder_and_leaves_head_and_optimizer_as_they_are(monkeypatch):
+    """The real learner."""
+    manifest, phi = initialization(4, 0)
+    amount = np.random.default_rng(0).normal(scale=1e-3, size=manifest.size).astype(np.float32)
+    run = config(
+        mode="stream", meta__shift=True, meta__max_shift=1.0, agent__envs=1, task_steps=20, worker__push_interval=10
+    )
+    learners, states = [], []
+    make = worker.make_learner
+
+    def state():
+        learner = learners[0]
+        optimizer = [part.clone() for part in learner._optimizer._mean_square]
+        assert all(p.grad is None for p in learner._model.parameters())
+        return flatten(learner.shared.values()), flatten(learner.local.values()), flatten(optimizer)
+
+    class Watching(Server):
+        def snapshot(self):
+            states.append(state())
+            return super().snapshot()
+
+    monkeypatch.setattr(worker, "make_learner", lambda *arguments: learners.append(make(*arguments)) or learners[0])
+    spy_on_shifts(monkeypatch, [], lambda shift: states.append((*state(), shift)))
+    server = Watching([], snapshots=[(1, phi + amount)])
+    worker.run_task(LEASE, worker.Start(phi), run, server)
+    (shared, local, optimizer), (shared_after, local_after, optimizer_after, shift) = states
+    assert np.array_equal(shift, (phi + amount) - phi)
+    assert torch.equal(shared_after, shared + torch.from_numpy(shift))
+    assert torch.equal(local_after, local)
+    assert torch.equal(optimizer_after, optimizer)
+    assert optimizer.any()
+    assert local.any()
+
+
+# --- what the endpoint correction needs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "sent"),
+    [
+        ({}, False),
+        ({"mode": "stream", "meta__shift": True}, False),
+        ({"meta_learner": "reptile"}, False),
+        ({"mode": "fedasync", "meta_learner": "reptile"}, True),
+        ({"mode": "async", "meta__endpoint_correction": 0.5}, True),
+    ],
+)
+def test_phi_at_the_lease_is_sent_along_where_the_server_corrects_for_it(monkeypatch, settings, sent):
+    tape: list[str] = []
+    run = config(agent__envs=4, agent__unroll=5, task_steps=60, worker__push_interval=20, **settings)
+    monkeypatch.setattr(worker, "make_learner", lambda *_: Quadratic(tape, Clock(), 0.0))
+    server = Server(tape, snapshots=[(1, PHI + 1), (2, PHI + 2)])
+    worker.run_task(LEASE, worker.Start(PHI.copy()), run, server)
+    assert [c.final for c in server.received] == [False, False, True]
+    for contribution in server.received:
+        assert (contribution.start is not None) == sent
+        if sent:
+            assert contribution.start.dtype == np.float32
+            assert np.array_equal(contribution.start, PHI)
