@@ -97,7 +97,7 @@ def combine(
 
 def _agreement(pulls: Sequence[Pull]) -> float:
     """Mean pairwise cosine, from the norm of the sum of the unit vectors."""
-    units = [pull.vector / np.float32(pull.norm) for pull in pulls if pull.norm > _SMALLEST_NORM]
+    units = [(pull.vector / np.float64(pull.norm)).astype(np.float32) for pull in pulls if pull.norm > _SMALLEST_NORM]
     if len(units) < 2:
         return 0.0
     total = np.sum(units, axis=0, dtype=np.float32)

@@ -32,10 +32,10 @@ def _running(config: Config) -> Iterator[str]:
             f"task_steps: {config.task_steps} is less than {rollouts} rollouts of agent.envs × agent.unroll = {steps} "
             f"steps; {needed}"
         )
-    if server.lease_seconds < 3 * worker.heartbeat_seconds:
+    if server.lease_seconds < 3 * worker.heartbeat_seconds * (1 - 1e-9):
         yield (
-            f"server.lease_seconds: {server.lease_seconds:g} is under three heartbeats of "
-            f"{worker.heartbeat_seconds:g} s; use at least {3 * worker.heartbeat_seconds:g}"
+            f"server.lease_seconds: {server.lease_seconds:.12g} is under three heartbeats of "
+            f"{worker.heartbeat_seconds:.12g} s; use at least {3 * worker.heartbeat_seconds:.12g}"
         )
 
 
@@ -73,7 +73,7 @@ def _endpoint(config: Config) -> Iterator[str]:
         if learner == "leap" and leap.metric == "length":
             yield f"{reason} those of leap.metric length, whose segments do not telescope; use leap.metric energy"
         if mode == "stream":
-            yield f"{reason} the increments of mode stream; use mode async, or meta.shift"
+            yield f"{reason} the increments of mode stream; use mode async, or meta.shift in its place"
     if mode == "fedasync" and learner == "leap" and leap.loss_weight != 0:
         yield (
             "mode: fedasync mixes φ with the end point θ_K and has no place for the loss term of leap; use "
@@ -92,9 +92,11 @@ def _meta_optimizer(config: Config) -> Iterator[str]:
         )
     if mode == "delayed-nesterov" and not (sgd and meta.nesterov):
         yield (
-            f"meta.optimizer: {meta.optimizer}{'' if meta.nesterov else ' without meta.nesterov'} is not mode "
+            f"meta.optimizer: {meta.optimizer}{' without meta.nesterov' if sgd else ''} is not mode "
             "delayed-nesterov, which is SGD with Nesterov's momentum; use sgd and meta.nesterov true"
         )
+    if mode == "fedasync" and meta.nesterov:
+        yield "meta.nesterov: true is not mode fedasync, φ ← (1−α)φ + αθ_K; use meta.nesterov false"
     if meta.nesterov and not sgd and mode != "delayed-nesterov":
         yield f"meta.nesterov: true is no part of {meta.optimizer}; use meta.optimizer sgd"
     if meta.nesterov and meta.momentum == 0:
@@ -102,4 +104,7 @@ def _meta_optimizer(config: Config) -> Iterator[str]:
     if meta.momentum > 0 and meta.optimizer.startswith("adam"):
         yield f"meta.momentum: {meta.momentum:g} is no part of {meta.optimizer}; use meta.optimizer sgd or rmsprop"
     if meta.weight_decay > 0 and meta.optimizer != "adamw":
-        yield f"meta.weight_decay: {meta.weight_decay:g} is no part of {meta.optimizer}; use meta.optimizer adamw"
+        yield (
+            f"meta.weight_decay: {meta.weight_decay:g} is no part of {meta.optimizer}; use meta.weight_decay 0, or "
+            "meta.optimizer adamw"
+        )

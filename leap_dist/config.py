@@ -70,7 +70,9 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     chosen = {name: {**values, **given}.get(name, getattr(Config, name)) for name in ("meta_learner", "mode")}
     for name, choice, settings in DEFAULTS:
         if chosen[name] == choice:
-            values.update(settings)
+            # The rates of an optimizer are of no use to another one.
+            other = given.get("meta.optimizer", settings["meta.optimizer"]) != settings["meta.optimizer"]
+            values.update({n: v for n, v in settings.items() if not (other and n.startswith("meta."))})
     values.update(given)
     if values.setdefault("preset", preset) != preset:
         raise ConfigError(f"preset: {_shown(values['preset'])} is not {preset!r}, which the settings start from")

@@ -130,8 +130,10 @@ class MetaState:
         batch = sorted(self.waiting[:count], key=lambda accepted: accepted.lease.task.index)
         before, optimizer_before, heads_before = self.vector, self._optimizer.state(), self.heads
         direction = self._direction(batch, before)
-        if self._optimizer.step(direction.gradient, done=self.applied_tasks / self._config.tasks):
-            self.heads = self._trained_heads(batch)
+        heads = self._trained_heads(batch)
+        finite = all(np.isfinite(head).all() for head in heads.values())
+        if finite and self._optimizer.step(direction.gradient, done=self.applied_tasks / self._config.tasks):
+            self.heads = heads
         else:
             self._alert(f"meta-update {self.version + 1} was not finite: the initialization stays as it was")
         change = float(np.linalg.norm((self.vector - before).astype(np.float64)))

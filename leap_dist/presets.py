@@ -51,7 +51,7 @@ DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("meta_learner", "finetune-single", {"meta.optimizer": "sgd", "meta.learning_rate": 1.0}),
     ("meta_learner", "none", {"meta.optimizer": "sgd"}),
     # These two modes are optimizers themselves: α of arXiv 1903.03934; ε and β of arXiv 2401.09135.
-    ("mode", "fedasync", {"meta.optimizer": "sgd", "meta.learning_rate": 0.6}),
+    ("mode", "fedasync", {"meta.optimizer": "sgd", "meta.learning_rate": 0.6, "meta.contribution_clip": 0.0}),
     (
         "mode",
         "delayed-nesterov",

@@ -75,6 +75,7 @@ def record_steps(learner: A2C) -> list[Step]:
 
     def step(actions: np.ndarray) -> Any:
         nonlocal lives
+        assert actions.max() < learner._env.single_action_space.n, "the emulator would never answer"
         before = learner._observations.copy()
         result = observations, rewards, terminated, truncated, info = real(actions)
         values = np.zeros((2, len(actions)))

@@ -344,6 +344,13 @@ def test_agreement_by_hand(vectors, expected):
     )
 
 
+def test_the_agreement_of_pulls_whose_norm_float32_cannot_hold():
+    pull = Pull(0, 4e38, np.array([2.83e38, 2.83e38], np.float32))
+    assert combine("sync", PLAIN, [pull, pull], version=0, vector=PHI, recent=[]).agreement == pytest.approx(
+        1, abs=1e-2
+    )
+
+
 # --- the meta-optimizer --------------------------------------------------------------------------------------------
 
 ADAM = MetaSettings(optimizer="adam", learning_rate=0.01)

@@ -389,7 +389,7 @@ TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
     ),
     (
         {"mode": "stream", RHO: 1},
-        "meta.endpoint_correction: 1 .* the increments of mode stream; use mode async, or meta.shift$",
+        "meta.endpoint_correction: 1 .* the increments of mode stream; use mode async, or meta.shift in its place$",
         [{"mode": "async"}, {RHO: 0, "meta.shift": True}],
     ),
     (
@@ -402,9 +402,9 @@ TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
     *(
         ({**REPTILE, "mode": "fedasync", **asked}, f"meta.optimizer: {shown} {NOT_FEDASYNC}", [PLAIN_SGD])
         for asked, shown in (
-            ({"meta.optimizer": "adam"}, r"adam with learning rate 0\.6 and momentum 0"),
-            ({"meta.optimizer": "adamw"}, r"adamw with learning rate 0\.6 and momentum 0"),
-            ({"meta.optimizer": "rmsprop"}, r"rmsprop with learning rate 0\.6 and momentum 0"),
+            ({"meta.optimizer": "adam"}, r"adam with learning rate 0\.001 and momentum 0"),
+            ({"meta.optimizer": "adamw"}, r"adamw with learning rate 0\.001 and momentum 0"),
+            ({"meta.optimizer": "rmsprop"}, r"rmsprop with learning rate 0\.001 and momentum 0"),
             ({"meta.learning_rate": 1.5}, r"sgd with learning rate 1\.5 and momentum 0"),
             ({"meta.momentum": 0.9}, r"sgd with learning rate 0\.6 and momentum 0\.9"),
         )
@@ -448,8 +448,8 @@ TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
     *(
         (
             {"meta.optimizer": optimizer, "meta.weight_decay": 0.01},
-            rf"meta.weight_decay: 0\.01 is no part of {optimizer}; use meta.optimizer adamw$",
-            [{"meta.optimizer": "adamw"}],
+            rf"meta.weight_decay: 0\.01 is no part of {optimizer}; use meta.weight_decay 0, or meta.optimizer adamw$",
+            [{"meta.optimizer": "adamw"}, {"meta.weight_decay": 0}],
         )
         for optimizer in ("adam", "sgd", "rmsprop")
     ),
@@ -596,6 +596,7 @@ GIVEN = {
     "meta.momentum": 0.75,
     "meta.nesterov": False,
     "server.on_lost": "retry",
+    "meta.contribution_clip": 2.0,
 }
 
 
@@ -898,3 +899,12 @@ def test_every_setting_is_on_one_side_or_the_other():
     """A new setting has to be thought about."""
     undecided = set(FIELDS) - set(OTHER_VALUES) - set(PLACEMENT)
     assert undecided == {"preset", "meta_learner", "worker.precision", "server.on_lost"}
+
+
+def test_another_optimizer_does_not_get_the_rates_of_the_one_that_a_choice_brings():
+    config = resolve("fast", {"meta_learner": "reptile", "meta.optimizer": "adam"})
+    assert (config.meta.optimizer, config.meta.learning_rate) == ("adam", 1e-3)
+    config = resolve("fast", {"mode": "stream", "meta.optimizer": "adam"})
+    assert (config.meta.learning_rate, config.server.on_lost) == (1e-3, "keep")
+    config = resolve("fast", {"meta_learner": "reptile", "meta.optimizer": "sgd"})
+    assert config.meta.learning_rate == 0.1

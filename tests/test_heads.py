@@ -265,6 +265,15 @@ def test_a_meta_update_that_is_not_finite_leaves_the_heads_too(tmp_path):
     assert np.array_equal(server.head("pong"), head)
 
 
+def test_a_head_that_two_finite_ones_would_make_infinite_stops_the_whole_meta_update(tmp_path):
+    server = serve(tmp_path, config(**HEADS, mode="buffered", games="pong", meta_updates=1, meta__batch_size=2))
+    for worker in ("w0", "w1"):
+        assert push(server, grant(server, worker, worker), [3e38, 1.0], shared=1.0).durable
+    assert server.head("pong") is None
+    assert np.array_equal(server.snapshot()[1], INITIAL)
+    assert any("was not finite" in alert for alert in server.alerts)
+
+
 def test_the_pushes_of_a_lease_have_one_shape_also_where_the_first_made_no_head(tmp_path):
     run = config(**HEADS, mode="stream", meta__learning_rate=100)
     server = serve(tmp_path, run)

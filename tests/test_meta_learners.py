@@ -132,6 +132,12 @@ def test_start_minus_end_after_every_push(monkeypatch, meta_learner):
         assert np.array_equal(contribution.vector, expected[:size])
 
 
+def test_only_leap_with_its_final_loss_and_fomaml_hold_rollouts_back():
+    for final_loss, expected in ((False, 0), (True, 1)):
+        found = {name: small(name, 6, leap__final_loss=final_loss).held_back for name in ARMS}
+        assert found == {**dict.fromkeys(ARMS, 0), "leap": expected, "fomaml": 3}
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rollouts", [2, 7])
 def test_law_6_leap_without_the_loss_and_with_its_last_segment_is_reptile(monkeypatch, rollouts, seed):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from protocol import INITIAL, MANIFEST, config, contribution, grant, pull, serve
+from protocol import INITIAL, MANIFEST, config, contribution, grant, ledger, pull, serve
 
 from leap_dist.aggregation import MetaOptimizer, Pull, combine
 from leap_dist.contribution import Lease
@@ -173,7 +173,7 @@ def play_anew(order: list[int], **chosen: Any) -> list[Arrival]:
         return play(serve(Path(folder), whole), whole, order)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(orders, st.sampled_from(KINDS), rates, st.sampled_from(["reptile", "leap"]))
 def test_law_10_holds_through_the_server_for_leases_that_overlap(order, kind, alpha, learner):
     chosen = {"meta__staleness": kind, "meta__learning_rate": alpha, "meta_learner": learner, "leap__loss_weight": 0}
@@ -190,7 +190,7 @@ def test_law_10_holds_through_the_server_for_leases_that_overlap(order, kind, al
         assert_close(theirs.phi, phi)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(orders, st.sampled_from(KINDS), rates, betas)
 def test_law_4_holds_through_the_server(order, kind, rate, beta):
     chosen = {"meta__staleness": kind, "meta__learning_rate": rate, "meta__momentum": beta, "meta__nesterov": True}
@@ -217,6 +217,23 @@ def test_staleness_counts_from_the_version_that_a_worker_last_heard_of(tmp_path,
         assert_close(moved[2 - tau], moved[2] * weight("polynomial", tau))
 
 
+@pytest.mark.parametrize("mode", ["buffered", "async", "fedasync", "delayed-nesterov", "stream"])
+def test_the_clip_looks_back_over_meta_updates(tmp_path, mode):
+    chosen = config(
+        mode=mode,
+        meta_learner="reptile",
+        meta_updates=4,
+        meta__batch_size=1,
+        meta__contribution_clip=2,
+        meta__clip_window=3,
+    )
+    server = serve(tmp_path, chosen)
+    unit = np.eye(MANIFEST.size, dtype=np.float32)[0]
+    for norm in (500, 3, 4, 100):  # limits 2 · 500, 2 · 251.5, 2 · 4, 2 · 4: the first is out of the window by then
+        push(server, chosen, grant(server), norm * unit, server.snapshot()[1])
+    assert [line["clip"] for line in ledger(tmp_path)] == [1.0, 1.0, 1.0, pytest.approx(0.08)]
+
+
 # --- what is not finite --------------------------------------------------------------------------------------------
 
 STATEFUL = {
@@ -238,7 +255,7 @@ def bits(server: MetaServer) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("mode", STATEFUL)
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     part=st.sampled_from(["vector", "head", "start"]),
     position=st.integers(0, MANIFEST.size - 1),
