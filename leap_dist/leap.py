@@ -111,10 +111,10 @@ class PullForward:
         Such a move is not path: the points behind move along, and of the segment under way the change of the loss is
         left out, since the losses at its two ends belong to different places (trajectory shifting, Shin et al. 2021).
         """
-        for i, amount in enumerate(amounts):
-            self._previous[i].add_(amount)
-            if self._metric == "energy":  # there, this is θ_0
-                self._path_term[i].add_(amount)
+        for previous, start, amount in zip(self._previous, self._path_term, amounts, strict=True):
+            previous.add_(amount)
+            if self._metric == "energy":  # there, the path term is θ_0
+                start.add_(amount)
         self._shifted = True
 
     def gradient(self) -> Tensor:
@@ -145,8 +145,11 @@ class PullForward:
         value = value.detach().to(self._energy)
         if self._gradients is not None:
             self._refuse_overwritten()
-            value = torch.lerp(value, self._loss, self._loss_smoothing)
-            loss_change = torch.zeros_like(value) if self._shifted else value - self._loss
+            if self._shifted:  # the average starts anew, or what is left out here would come in bit by bit later
+                loss_change = torch.zeros_like(value)
+            else:
+                value = torch.lerp(value, self._loss, self._loss_smoothing)
+                loss_change = value - self._loss
             # Δθ_i, into memory that is kept: to ask for it anew at each step would cost more than the subtraction.
             step = [
                 torch.sub(p, q, out=d) for p, q, d in zip(self._parameters, self._previous, self._step, strict=True)

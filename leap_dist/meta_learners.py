@@ -105,16 +105,22 @@ class Fomaml(MetaLearner):
     def observe(self, loss: Tensor) -> None:
         """Takes the gradient over, as the path does."""
         super().observe(loss)
-        self._gradient = [parameter.grad for parameter in self._learner.shared.values()]
+        self._gradient = self._present_gradient()
 
     def measure(self) -> None:
-        """One more gradient at θ_K. No step comes in between, so autograd adds them up."""
+        """One more gradient at θ_K."""
+        for parameter in self._learner.shared.values():
+            parameter.grad = None  # some learners' backward adds to what is there, others' replaces it
         self._path.close(self._learner.backward())
-        self._gradient = [parameter.grad for parameter in self._learner.shared.values()]
+        gradient = flatten(self._present_gradient())
+        self._gradient = [self._gradient[0] + gradient if self._measured else gradient]
         self._measured += 1
 
+    def _present_gradient(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._learner.shared.values() if parameter.grad is not None]
+
     def _vector(self, loss_term: Tensor, path_term: Tensor) -> Tensor:
-        return flatten(gradient for gradient in self._gradient if gradient is not None) / max(1, self._measured)
+        return flatten(self._gradient) / max(1, self._measured)
 
 
 _CLASSES: dict[str, type[MetaLearner]] = {

@@ -144,6 +144,8 @@ class _Run:
         self._base_version, self._base = version, vector
         size = float(np.linalg.norm(shift))
         largest = self._config.meta.max_shift * float(flatten(self._learner.shared.values()).norm())
+        if size == 0:  # a version that changed nothing
+            return
         if size > largest:
             shift *= np.float32(largest / size)
         self._watch.shift(add_vector(self._learner.shared, shift))

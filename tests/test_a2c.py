@@ -406,6 +406,16 @@ def test_progress_reports_means_over_the_updates_since_the_last_report():
         assert learner.progress().means == {}
 
 
+def test_progress_reports_a_rollout_that_only_measures_as_well():
+    """Without its losses, the worker would drop the returns of the episodes that end in it."""
+    with playing(agent=replace(ALONE, unroll=30)) as learner:
+        loss = learner.evaluate().item()
+        progress = learner.progress()
+        assert len(progress.scores) == 1
+        assert progress.means["loss"] == pytest.approx(loss)
+        assert learner.progress().means == {}
+
+
 def test_the_learner_implements_the_protocol():
     methods = [name for name, _ in inspect.getmembers(Learner, inspect.isfunction) if not name.startswith("_")]
     assert set(methods) == {"backward", "step", "evaluate", "progress", "close"}

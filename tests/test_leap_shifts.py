@@ -112,6 +112,19 @@ def test_a_shift_by_hand():
     assert pull.length == pytest.approx(1.0 + 5.0**0.5)
 
 
+def test_a_shift_starts_the_average_of_a_smoothed_loss_anew():
+    """Or the jump from 8 to 100, which is left out of its own segment, would come in with the next: 31 → 47¼."""
+    theta = nn.Parameter(torch.zeros(1))
+    theta.grad = torch.ones(1)
+    pull = PullForward([theta], loss_smoothing=0.75)
+    pull.observe(8.0)
+    pull.shift([torch.zeros(1)])
+    pull.observe(100.0)
+    pull.close(96.0)
+    assert pull.gradient().tolist() == [1.0]
+    assert pull.energy == 1.0
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_after_a_shift_before_the_first_observation_the_path_is_one_that_started_there(metric):
     """Its first segment keeps its loss part: nothing straddles the shift."""

@@ -127,10 +127,8 @@ class A2C:
 
     def backward(self) -> Tensor:
         """Plays one unroll and leaves the gradient of its loss, a mean over T × N steps. Returns the loss, ()."""
-        loss, parts = self._rollout_loss()
+        loss = self._rollout_loss()
         loss.backward()
-        self._parts += parts
-        self._updates += 1
         return loss.detach()
 
     def step(self) -> None:
@@ -140,12 +138,12 @@ class A2C:
     def evaluate(self) -> Tensor:
         """The loss of one more unroll, without a gradient, shape ()."""
         with torch.no_grad():
-            return self._rollout_loss()[0]
+            return self._rollout_loss()
 
     def progress(self) -> Progress:
         """Raw returns of the episodes that ended since the last call, and mean losses and entropy."""
-        names = ("loss", "policy_loss", "value_loss", "entropy") if self._updates else ()
-        means = dict(zip(names, (self._parts / max(1, self._updates)).tolist(), strict=False))
+        names = ("loss", "policy_loss", "value_loss", "entropy") if self._rollouts else ()
+        means = dict(zip(names, (self._parts / max(1, self._rollouts)).tolist(), strict=False))
         report = Progress(tuple(self._finished), means)
         self._reset_progress()
         return report
@@ -157,10 +155,10 @@ class A2C:
     def _reset_progress(self) -> None:
         self._finished: list[float] = []
         self._parts = torch.zeros(4, device=self._device)
-        self._updates = 0
+        self._rollouts = 0
 
-    def _rollout_loss(self) -> tuple[Tensor, Tensor]:
-        """Plays T steps. Returns the loss () and, detached, (loss, policy loss, value loss, entropy) as (4,)."""
+    def _rollout_loss(self) -> Tensor:
+        """Plays T steps, and takes them into what `progress` reports. Returns their loss, ()."""
         agent = self._agent
         shape = (agent.unroll, agent.envs)
         rewards = np.empty(shape, np.float32)
@@ -188,7 +186,9 @@ class A2C:
         value_loss = (returns - value).square().mean()
         entropy = torch.stack(entropies).mean()
         loss = policy_loss + agent.value_cost * value_loss - agent.entropy_cost * entropy
-        return loss, torch.stack([loss, policy_loss, value_loss, entropy]).detach()
+        self._parts += torch.stack([loss, policy_loss, value_loss, entropy]).detach()
+        self._rollouts += 1
+        return loss
 
     def _act(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Steps every environment. Returns training rewards and discounts, each (N,), and does the bookkeeping."""
