@@ -358,6 +358,7 @@ class MetaServer:
             "pending": sorted([*held, *self._queue.waiting, *(a.lease.task.index for a in waiting)]),
             "batch_start": batch_start,
             "counts": dict(self._counts),
+            "progress": {held.lease.id: held.steps for held in self._leases.all()},  # that `counts` has already
             "refused": dict(self._refused),
             "accepted_leases": self._leases.accepted(),
         }
@@ -371,6 +372,11 @@ class MetaServer:
             self._batch_start = rest["batch_start"]
             self._counts, self._refused = Counter(rest["counts"]), Counter(rest["refused"])
             pending.update(rest["pending"])
+        progress: dict[str, int] = dict(rest["progress"]) if rest is not None else {}
+        for one in accepted:
+            before = progress.get(one.lease.id, 0)
+            self._counts["steps"] += max(0, one.contribution.steps - before)
+            progress[one.lease.id] = max(one.contribution.steps, before)
         finals = [one for one in accepted if one.contribution.final]
         for lease_id in [*(rest["accepted_leases"] if rest else ()), *(one.lease.id for one in finals)]:
             self._leases.remember(lease_id, ACCEPTED)
@@ -379,6 +385,8 @@ class MetaServer:
         done = {one.lease.task.index for one in finals}
         orphans, highest = self._leases.reopen(done)
         leased = {held.lease.task.index for held in self._leases.all()}
+        for reopened in self._leases.all():
+            reopened.steps = progress.get(reopened.lease.id, 0)
         known = self._queue.next
         self._queue.next = max([known, highest, *(index + 1 for index in done)])
         self._queue.reconcile((pending | set(range(known, self._queue.next))) - done - leased)
@@ -387,7 +395,7 @@ class MetaServer:
             if held is None:
                 self._state.forget(lease_id)
             else:
-                held.seq, held.steps, held.newest = newest.seq, newest.steps, newest
+                held.seq, held.newest = newest.seq, newest
         self._update()  # the versions that the orphans were leased at and pushed with may be in the journal only
         for held in orphans:
             self._lose(held, "worker-lost")

@@ -116,15 +116,15 @@ def test_an_increment_is_weighed_by_its_own_staleness_and_clipped_by_its_own_nor
 
 
 def test_a_push_is_as_stale_as_the_snapshot_that_its_worker_has_moved_to(tmp_path):
-    server = serve(tmp_path, config(**PLAIN, meta__shift=True))
+    server = serve(tmp_path, config(**{**PLAIN, "meta__staleness": "inverse"}, meta__shift=True))
     lease, other = grant(server, "w0"), grant(server, "w1")
     push(server, other, 1)
     push(server, other, 2)
     push(server, lease, 1)
     push(server, lease, 2, base_version=3)
     old, new = by_lease(server)[lease.id]
-    assert (old["lease_version"], old["base_version"], old["staleness"]) == (0, 0, 2)
-    assert (new["lease_version"], new["base_version"], new["staleness"]) == (0, 3, 0)
+    assert (old["lease_version"], old["base_version"], old["staleness"], old["weight"]) == (0, 0, 2, 0.5)
+    assert (new["lease_version"], new["base_version"], new["staleness"], new["weight"]) == (0, 3, 0, 1)
 
 
 def test_every_push_is_durable_when_it_is_acknowledged(tmp_path):
@@ -160,8 +160,9 @@ def must_be_kept(lines, leases, kept) -> set[int]:
     return needed
 
 
+@pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("kept", [1, 2, 3])
-def test_the_journal_holds_what_somebody_may_need_and_nothing_else(kept):
+def test_the_journal_holds_what_somebody_may_need_and_nothing_else(kept, restarts):
     with fast_folder() as folder:
         run = config(**PLAIN, meta_updates=6, meta__batch_size=2, server__keep_checkpoints=kept)
         server = serve(folder, run)
@@ -169,6 +170,9 @@ def test_the_journal_holds_what_somebody_may_need_and_nothing_else(kept):
         turn, failed = 0, False
         while not server.finished:
             turn += 1
+            if restarts and turn % 5 == 0:
+                server.close()
+                server = serve(folder, run)
             updated = isinstance((slow if turn % 7 == 0 else fast).step(server), Ack)
             if turn > 15 and not failed and fast.todo and fast.todo[0].seq > 1:
                 server.fail(fast.lease.id, fast.name, "broken")
@@ -214,11 +218,11 @@ def test_after_a_restart_the_next_push_is_measured_from_the_last_one_and_a_repea
     push(server, slow, 6, final=True)
     drive(server, [other])
     assert [line["seq"] for line in by_lease(server)[slow.id]] == [1, 2, 5, 6]
-    assert server.ledger(0)[0][-1]["total_steps"] == 600 + 3 * 400
+    assert server.status()["agent_steps"] == server.ledger(0)[0][-1]["total_steps"] == 600 + 3 * 400
 
 
-@pytest.mark.parametrize("needed", [False, True])
-def test_a_damaged_entry_stops_a_restart_only_where_it_is_needed(tmp_path, needed):
+@pytest.mark.parametrize(("damaged", "needed"), [(3, True), (4, False), (5, False)])
+def test_a_damaged_entry_stops_a_restart_only_where_it_is_needed(tmp_path, damaged, needed):
     run = config(**PLAIN, meta_updates=4, server__keep_checkpoints=3)
     server = serve(tmp_path, run)
     lease, worker = grant(server, "open"), Worker(run, "other", lambda task: 2)
@@ -228,14 +232,14 @@ def test_a_damaged_entry_stops_a_restart_only_where_it_is_needed(tmp_path, neede
     drive(server, [worker], 3)
     assert orders(tmp_path) == {3, 4, 5}, "the open lease's, and what the oldest checkpoint lacks"
     server.close()
-    file = tmp_path / "journal" / f"contribution-{3 if needed else 4:08d}.safetensors"
+    file = tmp_path / "journal" / f"contribution-{damaged:08d}.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     if needed:
         with pytest.raises(checkpoint.CorruptFile, match="contribution-00000003"):
             serve(tmp_path, run)
         return
     server = serve(tmp_path, run)
-    assert "contribution-00000004" in server.alerts[0]
+    assert f"contribution-{damaged:08d}" in server.alerts[0]
     phi = server.snapshot()[1]
     push(server, lease, 4, final=True)
     close_to(server.snapshot()[1], phi - 0.3 / 2 * 2)

@@ -1,0 +1,263 @@
+"""Tasks small enough to meta-learn on in seconds, quadratics and sinusoids, and Algorithm 1 on them.
+
+The learners stand behind the project's interface; meta-learners, meta-update and path measurement are the project's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leap_dist import meta_learners
+from leap_dist.aggregation import MetaOptimizer, Pull, combine
+from leap_dist.config import resolve
+from leap_dist.learners import Progress
+from leap_dist.models import flatten, initialize, load_vector
+from leap_dist.settings import Config
+
+
+class ToyLearner:
+    """What toy learners have in common: everything is meta-learned, the optimizer is SGD, nothing is reported."""
+
+    shared: Mapping[str, Tensor]
+    local: Mapping[str, Tensor]
+    steps_per_update = 1
+    learning_rate: float
+
+    def __init__(self, shared: Mapping[str, Tensor], vector: np.ndarray) -> None:
+        self.shared, self.local = shared, {}
+        load_vector(shared, vector)
+
+    def backward(self) -> Tensor:
+        """f(θ_i), and its gradient in `.grad`."""
+        raise NotImplementedError
+
+    def evaluate(self) -> Tensor:
+        """f(θ_K), on a fresh batch where there are batches."""
+        raise NotImplementedError
+
+    def expected_loss(self) -> float:
+        """f where training stands now, of the whole task instead of a batch."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """θ ← θ − α ∇f."""
+        for parameter in self.shared.values():
+            assert parameter.grad is not None
+            parameter.sub_(parameter.grad, alpha=self.learning_rate)
+
+    def progress(self) -> Progress:
+        """Nothing."""
+        return Progress((), {})
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class Quadratic(ToyLearner):
+    """f(θ) = ½ (θ−c)ᵀ A (θ−c) + offset, whose gradient is exact: deterministic gradient descent, in float64.
+
+    Seed and `apart` determine the task. A's eigenvalues are log-uniform in [0.2, 2], its basis is random; c is normal
+    with ‖c‖ ≈ 1. With `apart` > 0 a u, uniform in [−1, 1], makes A steeper, by 10^(u/2), and moves c by `apart`·u.
+    """
+
+    dimension = 10
+    learning_rate = 0.1
+
+    def __init__(self, vector: np.ndarray, seed: int, *, apart: float = 0.0) -> None:
+        random = np.random.default_rng(seed)
+        basis, _ = np.linalg.qr(random.normal(size=(self.dimension, self.dimension)))
+        eigenvalues = np.exp(random.uniform(math.log(0.2), math.log(2.0), self.dimension))
+        centre = random.normal(size=self.dimension) / math.sqrt(self.dimension)
+        self.offset = random.uniform(0.0, 1.0)
+        if apart > 0:
+            u = random.uniform(-1.0, 1.0)
+            eigenvalues *= 10 ** (u / 2)
+            centre[0] += apart * u
+        self.A, self.c = torch.from_numpy(basis * eigenvalues @ basis.T), torch.from_numpy(centre)
+        self._theta = nn.Parameter(torch.zeros(self.dimension, dtype=torch.float64))
+        super().__init__({"theta": self._theta}, vector)
+
+    @torch.no_grad()
+    def backward(self) -> Tensor:
+        """f and ∇f = A (θ−c)."""
+        self._theta.grad = self.A @ (self._theta - self.c)
+        return self.evaluate()
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """The same f."""
+        difference = self._theta - self.c
+        return 0.5 * torch.dot(difference, self.A @ difference) + self.offset
+
+    def expected_loss(self) -> float:
+        """f above its minimum."""
+        return self.evaluate().item() - self.offset
+
+
+class Sinusoid(ToyLearner):
+    """Regression on y = a sin(x + b) by a network 1–40–40–1 with tanh; f is the mean squared error of a fresh batch.
+
+    The seed determines a in [0.1, 5], b in [0, π] and the batches of ten x, uniform in [−5, 5] (MAML, section 5.1).
+    """
+
+    steps_per_update = 10
+    learning_rate = 0.02
+
+    def __init__(self, vector: np.ndarray, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        self._amplitude, self._phase = random.uniform(0.1, 5.0), random.uniform(0.0, math.pi)
+        self._batches = torch.Generator().manual_seed(seed)
+        self._network = _network()
+        super().__init__(dict(self._network.named_parameters()), vector)
+
+    def backward(self) -> Tensor:
+        """A fresh batch's f and ∇f."""
+        self._network.zero_grad()
+        loss = self._loss(self._batch())
+        loss.backward()
+        return loss.detach()
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """A fresh batch's f."""
+        return self._loss(self._batch())
+
+    @torch.no_grad()
+    def expected_loss(self) -> float:
+        """f on an even grid."""
+        return self._loss(torch.linspace(-5.0, 5.0, 101).unsqueeze(1)).item()
+
+    def _batch(self) -> Tensor:
+        return torch.rand(self.steps_per_update, 1, generator=self._batches) * 10.0 - 5.0
+
+    def _loss(self, x: Tensor) -> Tensor:
+        return nn.functional.mse_loss(self._network(x), self._amplitude * torch.sin(x + self._phase))
+
+
+def _network() -> nn.Module:
+    return nn.Sequential(nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1))
+
+
+def far_away(seed: int) -> np.ndarray:
+    """φ₀ for quadratics: in a random direction, three times as far from the origin as a typical centre."""
+    direction = np.random.default_rng(seed).normal(size=Quadratic.dimension)
+    return (3.0 * direction / np.linalg.norm(direction)).astype(np.float32)
+
+
+def untrained(seed: int) -> np.ndarray:
+    """φ₀ for sinusoids: orthogonal weights."""
+    network = _network()
+    initialize(network, torch.Generator().manual_seed(seed))
+    return flatten(network.parameters()).numpy()
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where tasks come from, and where meta-learning starts."""
+
+    make: Callable[[np.ndarray, int], ToyLearner]
+    """The learner at φ for the task of that seed."""
+    start: Callable[[int], np.ndarray]
+    """φ₀, float32, for the seed of a run."""
+    smallest_rates: dict[str, float]
+    """Of the grid of meta learning rates, by arm."""
+
+    def learners(self, vector: np.ndarray, seeds: Sequence[int]) -> list[ToyLearner]:
+        """One for each task, all at φ."""
+        return [self.make(vector, seed) for seed in seeds]
+
+
+_QUADRATIC_RATES = {"leap, energy": 0.003, "leap, length": 0.001, "reptile": 0.03, "fomaml": 0.3}
+FAMILIES = {
+    "quadratics": Family(Quadratic, far_away, _QUADRATIC_RATES),
+    "quadratics, steep apart": Family(functools.partial(Quadratic, apart=1.5), far_away, _QUADRATIC_RATES),
+    "sinusoids": Family(
+        Sinusoid, untrained, {"leap, energy": 0.0003, "leap, length": 0.001, "reptile": 0.03, "fomaml": 0.003}
+    ),
+}
+
+
+class Point(NamedTuple):
+    """Means over tasks that train K updates from one φ."""
+
+    length: float
+    energy: float
+    loss: float
+    """At the end, of the whole task instead of a batch; above the minimum where that is known."""
+
+
+def configuration(arm: dict[str, Any], rollouts: int, rate: float = 1.0) -> Config:
+    """Algorithm 1 with that arm's meta-learner. A rollout counts as one agent step, so K is the budget."""
+    return resolve(
+        "smoke",
+        {"mode": "sync", "meta.optimizer": "sgd", "meta.learning_rate": rate, "meta.contribution_clip": 0.0},
+        {"task_steps": rollouts, "agent.envs": 1, "agent.unroll": 1},
+        arm,
+    )
+
+
+def train(config: Config, learner: ToyLearner) -> meta_learners.MetaLearner:
+    """One learning process, as a worker runs it."""
+    watch = meta_learners.make(config, learner)
+    for _ in range(config.rollouts_per_task - config.held_back):
+        watch.observe(learner.backward())
+        learner.step()
+    for _ in range(config.held_back):
+        watch.measure()
+    watch.finish()
+    return watch
+
+
+def meta_step(config: Config, learners: Sequence[ToyLearner], initialization: MetaOptimizer) -> bool:
+    """One round of Algorithm 1's outer loop. Where that does not stay finite, φ is left alone; the answer is False."""
+    pulls = []
+    for learner in learners:
+        vector, _ = train(config, learner).report()
+        pulls.append(Pull(0, vector.double().norm().item(), vector.numpy()))
+    if not all(math.isfinite(pull.norm) for pull in pulls):
+        return False
+    direction = combine("sync", config.meta, pulls, version=0, vector=initialization.vector, recent=())
+    return initialization.step(direction.gradient)
+
+
+def measure(learners: Sequence[ToyLearner], updates: int, loss_weight: float = 1.0) -> Point:
+    """Equation 4 over K updates, the last one included: one more rollout evaluates f(θ_K)."""
+    whole = {"meta_learner": "leap", "leap.final_loss": True, "leap.loss_weight": loss_weight}
+    config = configuration(whole, updates + 1)
+    paths = [train(config, learner).report()[1] for learner in learners]
+    columns = [p.length for p in paths], [p.energy for p in paths], [x.expected_loss() for x in learners]
+    return Point(*(float(np.mean(column)) for column in columns))
+
+
+def shortest(tasks: Sequence[Quadratic], updates: int) -> np.ndarray:
+    """The φ from which these tasks' mean path length (equation 4) over that many updates is least, float32.
+
+    That length is a convex function of φ as long as gradient descent does not overshoot; it is minimized directly,
+    through the updates.
+    """
+    matrices, centres = torch.stack([task.A for task in tasks]), torch.stack([task.c for task in tasks])
+    initialization = centres.mean(0, keepdim=True).requires_grad_()
+    optimizer = torch.optim.LBFGS([initialization], max_iter=500, line_search_fn="strong_wolfe")
+
+    def length() -> float:
+        optimizer.zero_grad()
+        difference, points = initialization - centres, []
+        for _ in range(updates + 1):
+            gradient = torch.einsum("tij,tj->ti", matrices, difference)
+            points.append(torch.cat([difference, 0.5 * (difference * gradient).sum(1, keepdim=True)], 1))
+            difference = difference - Quadratic.learning_rate * gradient
+        total = torch.stack(points).diff(dim=0).norm(dim=2).sum(0).mean()
+        total.backward()
+        return float(total.detach())
+
+    optimizer.step(length)
+    return flatten([initialization]).numpy()
