@@ -87,8 +87,8 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         hint = "it has not reported yet" if exists(run_dir) else "no run was started there"
         raise ConfigError(f"run-dir: {run_dir} has no summary.json; {hint}") from None
-    if not isinstance(summary, dict):
-        raise ConfigError(f"run-dir: {run_dir}/summary.json is damaged")
+    if not isinstance(summary, dict) or "tasks_wanted" not in summary:
+        raise ConfigError(f"run-dir: {run_dir}/summary.json is damaged, or of another version")
     return summary
 
 

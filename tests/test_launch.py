@@ -170,12 +170,16 @@ def test_status(capsys, tmp_path):
     assert "it has not reported yet" in refused(capsys, "status", "--run-dir", str(tmp_path))
     (tmp_path / "summary.json").write_text("[]")
     assert "damaged" in refused(capsys, "status", "--run-dir", str(tmp_path))
-    run_directory.write_summary(tmp_path, {"state": "running"})
+    run_directory.write_summary(tmp_path, {"state": "done", "meta_updates_wanted": 2})
+    assert "of another version" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    run_directory.write_summary(tmp_path, {"state": "running", "tasks_wanted": 4})
     assert launch.main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
-    assert json.loads(capsys.readouterr().out) == {"state": "died"}, "running, but no server holds the directory"
+    assert json.loads(capsys.readouterr().out) == {"state": "died", "tasks_wanted": 4}, (
+        "running, but no server holds the directory"
+    )
     lock = RunLock(tmp_path)
     assert launch.main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
-    assert json.loads(capsys.readouterr().out) == {"state": "running"}
+    assert json.loads(capsys.readouterr().out) == {"state": "running", "tasks_wanted": 4}
     lock.release()
 
 
