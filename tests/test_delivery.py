@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from protocol import INITIAL, MODES, Worker, config, drive, fast_folder, grant, serve
+from protocol import INITIAL, MODES, Worker, config, contribution, drive, fast_folder, grant, serve
 
 from leap_dist.contribution import Idle
 
-AS_THEY_COME = ["async", "fedasync", "delayed-nesterov"]
 LEARNERS = {**MODES, **{f"{mode}-heads": {"mode": mode, "meta_learner": "finetune-multi"} for mode in MODES}}
 LEARNERS |= {f"{mode}-none": {"mode": mode, "meta_learner": "none"} for mode in MODES if mode != "fedasync"}
+
+SIZE = len(INITIAL)
+VECTOR, START = np.ones(SIZE, np.float32), INITIAL
 
 
 # --- law 11 --------------------------------------------------------------------------------------------------------
@@ -169,6 +171,20 @@ def test_a_quarantined_game_does_not_hang_a_run(tmp_path, mode):
         assert len(finals) == status["tasks"] == 6
 
 
+@pytest.mark.parametrize("mode", ["buffered", "async"])
+def test_a_lost_prefix_that_is_too_stale_counts_nowhere_and_its_task_comes_back_once(tmp_path, mode):
+    run = config(mode=mode, meta_updates=8, meta__batch_size=1, meta__max_staleness=1, server__on_lost="keep")
+    server = serve(tmp_path, run)
+    lost = grant(server, "lost", "lost")
+    server.push(contribution(lost, VECTOR, final=False))
+    drive(server, [Worker(run, "other")], 4)
+    assert server.version == 2
+    server.release("lost")
+    assert server.status()["refused"] == {"stale": 1}
+    assert {line["task"] for line in server.ledger(0)[0]} == {1, 2}
+    assert [grant(server, f"w{i}").task.index for i in range(3)] == [0, 3, 4]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_whose_games_are_all_quarantined_ends_incomplete(tmp_path, mode):
     server = serve(tmp_path, config(**MODES[mode]))
@@ -184,8 +200,6 @@ def test_a_run_whose_games_are_all_quarantined_ends_incomplete(tmp_path, mode):
 
 # --- refusals ------------------------------------------------------------------------------------------------------
 
-SIZE = len(INITIAL)
-VECTOR, START = np.ones(SIZE, np.float32), INITIAL
 LARGE = np.array([3e38, *[0] * (SIZE - 1)], np.float32)
 FEDASYNC, STREAM, NONE = MODES["fedasync"], MODES["stream"], {"meta_learner": "none"}
 CORRECTED = {"mode": "async", "meta__endpoint_correction": 0.5, "meta_learner": "reptile"}

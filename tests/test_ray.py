@@ -225,12 +225,12 @@ def test_persistent_heads_survive_the_death_of_server_and_driver(launch: Callabl
     run = launch("heads", *SYNC, "--workers", "2", "--meta-learner", "finetune-multi")
     run.wait_for(playing)
     os.kill(run.summary()["server_pid"], signal.SIGKILL)
-    version = run.wait_for(lambda s: s["server_restarts"] and playing(s) and s["meta_updates"])
+    run.wait_for(lambda summary: summary["server_restarts"])
     run.process.kill()
     run.process.wait()
+    assert run.summary()["meta_updates"] < 5, "killed in the middle"
     resumed = launch("heads", "--resume")
     assert resumed.end() == 0, resumed.log.read_text()
-    assert version < 5
 
     expected = in_process(run_directory.load_config(run.run_dir, {}), tmp_path / "plain")
     assert all(np.abs(expected.head(game)).max() > 0 for game in ("pong", "freeway"))

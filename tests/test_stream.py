@@ -116,12 +116,13 @@ def test_an_increment_is_weighed_by_its_own_staleness_and_clipped_by_its_own_nor
 
 
 def test_a_push_is_as_stale_as_the_snapshot_that_its_worker_has_moved_to(tmp_path):
-    server = serve(tmp_path, config(**{**PLAIN, "meta__staleness": "inverse"}, meta__shift=True))
+    choices = {**PLAIN, "meta__staleness": "inverse", "meta__max_staleness": 2}
+    server = serve(tmp_path, config(**choices, meta__shift=True))
     lease, other = grant(server, "w0"), grant(server, "w1")
     push(server, other, 1)
     push(server, other, 2)
     push(server, lease, 1)
-    push(server, lease, 2, base_version=3)
+    assert push(server, lease, 2, base_version=3).accepted, "its lease is of a version that is too old by now"
     old, new = by_lease(server)[lease.id]
     assert (old["lease_version"], old["base_version"], old["staleness"], old["weight"]) == (0, 0, 2, 0.5)
     assert (new["lease_version"], new["base_version"], new["staleness"], new["weight"]) == (0, 3, 0, 1)
@@ -208,7 +209,7 @@ def test_after_a_restart_the_next_push_is_measured_from_the_last_one_and_a_repea
     assert np.array_equal(server.snapshot()[1], phi)
     for seq in (2, 1, 2):
         ack = push(server, slow, seq)
-        assert (ack.accepted, ack.reason, ack.proceed) == (True, "duplicate", True)
+        assert (ack.accepted, ack.durable, ack.reason, ack.proceed) == (True, True, "duplicate", True)
     assert np.array_equal(server.snapshot()[1], phi)
     assert server.status()["duplicates"] == 3
     push(server, slow, 5)
@@ -474,6 +475,7 @@ def test_a_push_that_cannot_be_journaled_is_refused_and_counts_once_when_it_is_s
                     clock.now += 0.9 * worker.lease.seconds
                     ack = worker.step(server)
                     assert (ack.accepted, ack.durable, ack.proceed, ack.reason) == (False, False, True, "storage")
+                    server.tick()  # its lease is not lost meanwhile
             assert np.array_equal(server.snapshot()[1], phi)
             assert server.ledger(0)[0] == lines
         worker.step(server)
