@@ -13,7 +13,6 @@ A restart takes the newest checkpoint that is whole, makes up for its ledger lin
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,8 +27,6 @@ from leap_dist.checkpoint import Checkpoint, CheckpointStore, CorruptFile, Journ
 from leap_dist.contribution import Contribution, Lease
 from leap_dist.models import FRAME_SIZE, Manifest
 from leap_dist.settings import Config
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
