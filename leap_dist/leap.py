@@ -11,7 +11,7 @@ identity and the constant factor p left to the meta learning rate. Everything in
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from torch import Tensor
 Metric = Literal["energy", "length"]
 
 _SMALLEST_NORM = 1e-12  # a segment of length zero has no direction: its weight 1/n must not become infinite
+
+Scalar = float | Tensor
+"""A number; on a GPU a float64 tensor of shape () there, since to read it back would mean to wait."""
 
 
 class PullForward:
@@ -67,16 +70,16 @@ class PullForward:
         self._copy_gradients = copy_gradients
 
         self._previous = [p.detach().clone() for p in self._parameters]  # θ_i of the last observation
-        self._step = [torch.empty_like(p) for p in self._previous]
         self._loss_term = [torch.zeros_like(p) for p in self._previous]  # Σ w_i λ|Δf_i| ∇f(θ_i)
         # Energy: −ΣΔθ_i telescopes to θ_0 − θ_i, so only the start is kept. Length: −ΣΔθ_i/n_i has to be summed.
         start = self._previous if metric == "energy" else self._loss_term
         self._path_term = [p.clone() for p in start]
         self._gradients: list[Tensor] | None = None  # ∇f(θ_i), and None until the first observation
         self._versions: list[int] = []
-        self._energy = torch.zeros((), dtype=torch.float64, device=self._previous[0].device)
-        self._length = self._energy.clone()
-        self._loss = self._energy.clone()  # f(θ_i) of the last observation, smoothed
+        self._waits = self._previous[0].device.type == "cpu"  # there is nothing to wait for
+        self._energy: Scalar = 0.0
+        self._length: Scalar = 0.0
+        self._loss: Scalar = 0.0  # f(θ_i) of the last observation, smoothed
         self._shifted = False  # since the last observation
         self._closed = False
 
@@ -132,43 +135,46 @@ class PullForward:
     @property
     def energy(self) -> float:
         """Σ n_i² over the segments ended so far (equation 4)."""
-        return self._energy.item()
+        return float(self._energy)
 
     @property
     def length(self) -> float:
         """Σ n_i over the segments ended so far (equation 4 with p = 1)."""
-        return self._length.item()
+        return float(self._length)
 
     def _end_segment(self, loss: Tensor | float) -> None:
         """Adds the segment from the last observation to the parameters as they are now, where the loss is `loss`."""
-        value = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
-        value = value.detach().to(self._energy)
+        value = self._scalar(loss)
         if self._gradients is not None:
             self._refuse_overwritten()
             if self._shifted:  # the average starts anew, or what is left out here would come in bit by bit later
-                loss_change = torch.zeros_like(value)
+                loss_change: Scalar = 0.0
             else:
-                value = torch.lerp(value, self._loss, self._loss_smoothing)
+                value = value + self._loss_smoothing * (self._loss - value)
                 loss_change = value - self._loss
-            # Δθ_i, into memory that is kept: to ask for it anew at each step would cost more than the subtraction.
-            step = [
-                torch.sub(p, q, out=d) for p, q, d in zip(self._parameters, self._previous, self._step, strict=True)
-            ]
-            norms = torch.stack([torch.linalg.vector_norm(s) for s in step])
-            squared = norms.double().square().sum() + self._loss_weight * loss_change.square()  # n_i²
-            norm = squared.sqrt()
-            weight = norm.clamp_min(_SMALLEST_NORM).reciprocal() if self._metric == "length" else torch.ones_like(norm)
-            pull = self._loss_weight * weight * (loss_change.abs() if self._stabilize else -loss_change)
-            for total, gradient in zip(self._loss_term, self._gradients, strict=True):
-                total.addcmul_(gradient, pull.to(total.dtype))
+            # −Δθ_i, in place of θ_i: every array that is read or written once more costs as much as the arithmetic.
+            behind = self._previous
+            torch._foreach_sub_(behind, [p.detach() for p in self._parameters])
+            norms = torch.stack(torch._foreach_norm(behind)).double()
+            squared: Scalar = self._scalar(norms.square().sum()) + self._loss_weight * loss_change**2  # n_i²
+            norm: Scalar = squared**0.5
+            weight: Scalar = 1.0
             if self._metric == "length":
-                for total, delta in zip(self._path_term, step, strict=True):
-                    total.addcmul_(delta, (-weight).to(total.dtype))
-            self._energy += squared
-            self._length += norm
+                weight = 1.0 / _not_zero(norm)
+            outward: Any = abs(loss_change) if self._stabilize else -loss_change
+            _add(self._loss_term, self._gradients, self._loss_weight * weight * outward)
+            if self._metric == "length":
+                _add(self._path_term, behind, weight)
+            self._energy = self._energy + squared
+            self._length = self._length + norm
         torch._foreach_copy_(self._previous, [p.detach() for p in self._parameters])
         self._loss = value
         self._shifted = False
+
+    def _scalar(self, value: Tensor | float) -> Scalar:
+        if not isinstance(value, Tensor):
+            return value
+        return value.item() if self._waits else value.detach().to(self._previous[0].device, torch.float64)
 
     def _refuse_overwritten(self) -> None:
         assert self._gradients is not None
@@ -177,6 +183,18 @@ class PullForward:
                 "a gradient was overwritten in place after observe (by clip_grad_norm_, or zero_grad without "
                 "set_to_none): use PullForward(..., copy_gradients=True), or clip without writing into .grad"
             )
+
+
+def _not_zero(norm: Scalar) -> Scalar:
+    return norm.clamp_min(_SMALLEST_NORM) if isinstance(norm, Tensor) else max(norm, _SMALLEST_NORM)
+
+
+def _add(totals: list[Tensor], tensors: list[Tensor], scale: Scalar) -> None:
+    """totals += scale · tensors, in place."""
+    if isinstance(scale, Tensor):
+        torch._foreach_add_(totals, torch._foreach_mul(tensors, scale.to(totals[0].dtype)))
+    else:
+        torch._foreach_add_(totals, tensors, alpha=scale)
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

@@ -50,15 +50,18 @@ class ActorCritic(nn.Module):
         self._legal = None if legal is None else nn.Buffer(torch.tensor(legal), persistent=False)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, legal actions) and values (N,), float32.
+        """Logits (N, legal actions) and values (N,)."""
+        return self.heads(self.encoder(frames))
+
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, legal actions) and values (N,) from the encoder's features (N, 256).
 
         To leave an action out of the softmax is to give it the logit −∞: no probability, and no gradient.
         """
-        features = self.encoder(frames)
-        logits = self.policy(features).float()
+        logits = self.policy(features)
         if self._legal is not None:
             logits = logits[:, self._legal]
-        return logits, self.value(features).float().squeeze(-1)
+        return logits, self.value(features).squeeze(-1)
 
     def parameters_of(self, scope: str) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """The parameters that all tasks share, and those that are the task's own, by name.

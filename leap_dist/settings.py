@@ -111,10 +111,9 @@ class WorkerSettings:
 
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where agents train; auto: cuda where there is one")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "arithmetic of the network; auto: bfloat16 autocast where the processor has it"
+        "auto", "arithmetic of the network; auto: bfloat16 where the processor multiplies it"
     )
     threads: int = setting(1, "torch threads per worker", low=1, high=256)
-    emulator_threads: int = setting(1, "emulator threads per worker", low=1, high=256)
     cpus: float = setting(1.0, "CPUs that Ray reserves per worker", above=0)
     gpus: float = setting(0.0, "GPUs that Ray reserves per worker; fractions share a GPU", low=0)
     push_interval: int = setting(50_000, "agent steps between two partial contributions", low=1)

@@ -15,6 +15,7 @@ from leap_dist.learners import Learner
 from leap_dist.learners.a2c import A2C
 from leap_dist.models import Manifest, add_vector, flatten
 from leap_dist.settings import Config
+from leap_dist.stopwatch import NoProfiler, Profiler, Stopwatch
 
 
 class Server(Protocol):
@@ -40,7 +41,7 @@ class Start:
     """What earlier tasks of the game added to its head, where heads persist and there were any."""
 
 
-def make_learner(config: Config, lease: Lease, start: Start) -> Learner:
+def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatch | None = None) -> Learner:
     """The learner for a lease's task."""
     # A head that persists begins as the run and the game determine it, whichever task comes first.
     own_seed = np.random.SeedSequence((config.seed, *lease.task.game.encode())).generate_state(1)[0]
@@ -54,6 +55,7 @@ def make_learner(config: Config, lease: Lease, start: Start) -> Learner:
         scope=config.scope,
         head_seed=int(own_seed) if config.keeps_heads else None,
         head_change=start.head,
+        stopwatch=stopwatch,
     )
 
 
@@ -64,15 +66,21 @@ def run_task(
     server: Server,
     *,
     clock: Callable[[], float] = time.monotonic,
+    stopwatch: Stopwatch | None = None,
+    profiler: Profiler | NoProfiler | None = None,
 ) -> Ack | None:
     """Trains one task from φ and pushes contributions, the last of them final.
+
+    `stopwatch` and `profiler` may go from task to task; they only watch.
 
     Returns the answer to the final push, or None where the server took the lease away in the meantime: the rest of
     the task is not trained then. Whatever the learner or the server raises goes to the caller.
     """
-    learner = make_learner(config, lease, start)
+    stopwatch = stopwatch or Stopwatch()
+    with stopwatch("starting"):
+        learner = make_learner(config, lease, start, stopwatch)
     try:
-        return _Run(lease, start, learner, config, server, clock).train()
+        return _Run(lease, start, learner, config, server, clock, stopwatch, profiler or NoProfiler()).train()
     finally:
         learner.close()
 
@@ -88,12 +96,16 @@ class _Run:
         config: Config,
         server: Server,
         clock: Callable[[], float],
+        stopwatch: Stopwatch,
+        profiler: Profiler | NoProfiler,
     ) -> None:
         self._lease = lease
         self._learner = learner
         self._config = config
         self._server = server
         self._clock = clock
+        self._profiler = profiler
+        self._time = stopwatch
         self._watch = meta_learners.make(config, learner)
         self._manifest = Manifest.of(learner.shared).digest
         self._started = clock()
@@ -110,10 +122,12 @@ class _Run:
         for rollout in range(1, rollouts + 1):
             if rollout <= rollouts - config.held_back:
                 loss = learner.backward()
-                watch.observe(loss)
+                with self._time("leap"):
+                    watch.observe(loss)
                 learner.step()
             else:
                 watch.measure()
+            self._profiler.step()
 
             steps += learner.steps_per_update
             if rollout == rollouts:
@@ -124,7 +138,8 @@ class _Run:
                 if config.meta.shift and ack.proceed:
                     self._follow()
             elif self._clock() - renewed > config.worker.heartbeat_seconds:
-                ack = self._server.renew(self._lease.id, self._lease.incarnation, steps)
+                with self._time("waiting"):
+                    ack = self._server.renew(self._lease.id, self._lease.incarnation, steps)
             if ack is not None:
                 renewed = self._clock()
                 if not ack.proceed:
@@ -137,7 +152,8 @@ class _Run:
 
         A shift that is large compared with the parameters is cut: what it assumes, J = I, holds nearby only.
         """
-        version, vector = self._server.snapshot()
+        with self._time("waiting"):
+            version, vector = self._server.snapshot()
         if version == self._base_version:
             return
         shift = vector - self._base
@@ -157,22 +173,23 @@ class _Run:
             score = float(np.mean(progress.scores)) if progress.scores else None
             self._curve.append(CurvePoint(steps, len(progress.scores), score, progress.means))
         self._seq += 1
-        vector, path = self._watch.report()
-        return self._server.push(
-            Contribution(
-                lease=self._lease.id,
-                worker=self._lease.worker,
-                incarnation=self._lease.incarnation,
-                manifest=self._manifest,
-                base_version=self._base_version,
-                seq=self._seq,
-                final=final,
-                updates=updates,
-                steps=steps,
-                seconds=self._clock() - self._started,
-                vector=vector.cpu().numpy(),
-                start=self._base if self._sends_start else None,
-                path=path,
-                curve=tuple(self._curve),
-            )
+        with self._time("leap"):
+            vector, path = self._watch.report()
+        contribution = Contribution(
+            lease=self._lease.id,
+            worker=self._lease.worker,
+            incarnation=self._lease.incarnation,
+            manifest=self._manifest,
+            base_version=self._base_version,
+            seq=self._seq,
+            final=final,
+            updates=updates,
+            steps=steps,
+            seconds=self._clock() - self._started,
+            vector=vector.cpu().numpy(),
+            start=self._base if self._sends_start else None,
+            path=path,
+            curve=tuple(self._curve),
         )
+        with self._time("waiting"):
+            return self._server.push(contribution)

@@ -68,25 +68,29 @@ def frames_to_network(observations: np.ndarray) -> Tensor:
     return torch.from_numpy(observations).float() / 255
 
 
+def seen(learner: A2C) -> np.ndarray:
+    """The observations that the learner will act on next."""
+    return learner._rollout._frames.numpy().copy()
+
+
 def record_steps(learner: A2C) -> list[Step]:
     """Wraps the environment; the list that it returns grows as the learner plays."""
     steps: list[Step] = []
     real, lives = learner._env.step, learner._lives.copy()
 
-    def step(actions: np.ndarray) -> Any:
+    def step(actions: np.ndarray) -> atari.Step:
         nonlocal lives
-        assert actions.max() < learner._env.single_action_space.n, "the emulator would never answer"
-        before = learner._observations.copy()
-        result = observations, rewards, terminated, truncated, info = real(actions)
+        before = seen(learner)
+        result = real(actions)
         values = np.zeros((2, len(actions)))
-        if truncated.any():
+        if result.truncated.any():
             with torch.no_grad():
-                values[0] = learner._model(frames_to_network(info["final_obs"]))[1]
-                values[1] = learner._model(frames_to_network(observations))[1]
-        lost = (info["lives"] < lives) & ~terminated & ~truncated
-        lives = info["lives"].copy()
-        masked = np.where(truncated, values, 0.0)
-        parts = (before, actions, rewards, terminated, truncated, lost)
+                values[0, result.truncated] = learner._model(frames_to_network(result.final))[1]
+                values[1] = learner._model(frames_to_network(result.observations))[1]
+        lost = (result.lives < lives) & ~result.terminated & ~result.truncated
+        lives = result.lives.copy()
+        masked = np.where(result.truncated, values, 0.0)
+        parts = (before, actions, result.rewards, result.terminated, result.truncated, lost)
         steps.append(Step(*(np.array(part) for part in parts), *masked))
         return result
 
@@ -106,7 +110,8 @@ def force_actions(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Replaces sampling, so that another arithmetic cannot choose other actions: 0, 1, 2, …, 0, 1, 2, …"""
     drawn = iter(range(10**9))
 
-    def draw(probabilities: Tensor, samples: int, **_: object) -> Tensor:
-        return torch.tensor([[next(drawn) % count] for _ in range(len(probabilities))])
+    def draw(scores: Tensor, *, dim: int, out: Tensor) -> Tensor:
+        assert dim == -1
+        return out.copy_(torch.tensor([next(drawn) % count for _ in range(len(scores))]))
 
-    monkeypatch.setattr(torch, "multinomial", draw)
+    monkeypatch.setattr(torch, "argmax", draw)

@@ -25,11 +25,13 @@ from playing import (
     parameters,
     playing,
     record_steps,
+    seen,
 )
 from torch import Tensor
 
-from leap_dist.learners import Learner, a2c
-from leap_dist.learners.a2c import A2C, clip_rewards, n_step_returns, resolve_device, resolve_precision
+from leap_dist.learners import Learner, rollout
+from leap_dist.learners.a2c import A2C, clip_rewards
+from leap_dist.learners.rollout import n_step_returns
 from leap_dist.models import Manifest, flatten, initialization
 from leap_dist.settings import AgentSettings
 
@@ -39,10 +41,11 @@ def record_returns(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor
     calls: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def spy(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Tensor:
-        calls.append((rewards, discounts, bootstrap, n_step_returns(rewards, discounts, bootstrap)))
-        return calls[-1][-1]
+        returns = n_step_returns(rewards, discounts, bootstrap)
+        calls.append((rewards.clone(), discounts.clone(), bootstrap.clone(), returns))
+        return returns
 
-    monkeypatch.setattr(a2c, "n_step_returns", spy)
+    monkeypatch.setattr(rollout, "n_step_returns", spy)
     return calls
 
 
@@ -100,10 +103,10 @@ def test_a_constant_reward_through_the_learner(monkeypatch):
         truncations = []
 
         def constant_reward(actions: np.ndarray) -> Any:
-            observations, rewards, terminated, truncated, info = real(actions)
-            truncations.append(truncated)
-            assert not terminated.any()
-            return observations, np.ones_like(rewards), terminated, truncated, info
+            step = real(actions)
+            truncations.append(step.truncated)
+            assert not step.terminated.any()
+            return step._replace(rewards=np.ones_like(step.rewards))
 
         learner._env.step = constant_reward
         learner.evaluate()
@@ -205,7 +208,7 @@ def fresh_loss(learner: A2C, steps: list[Step], agent: AgentSettings, *, life_lo
     T, N = frames.shape[:2]
     logits, value = learner._model(frames.flatten(0, 1))
     with torch.no_grad():
-        bootstrap = learner._model(frames_to_network(learner._observations))[1].double().numpy()
+        bootstrap = learner._model(frames_to_network(seen(learner)))[1].double().numpy()
     ended = played(steps, "terminated") | played(steps, "truncated")
     if life_loss:
         ended |= played(steps, "lost_life")
@@ -267,22 +270,17 @@ def test_bfloat16_and_float32_gradients_agree(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_step_changes_what_the_learner_computes_for_the_same_observation(precision):
-    """The autocast trap: a context that outlives an update keeps the old low-precision weights, and nothing learns."""
+    """Low-precision copies of the weights that outlive an update would freeze what acts, and nothing would learn."""
     agent = replace(ALONE, learning_rate=1e-2)
     with playing(agent=agent, worker=replace(WORKER, precision=precision)) as learner:
-        observations = learner._observations.copy()
-        computed: list[tuple[Tensor, ...]] = []
-        features: list[Tensor] = []
-        learner._model.register_forward_hook(lambda module, inputs, output: computed.append(output))
-        learner._model.encoder.register_forward_hook(lambda module, inputs, output: features.append(output))
+        observations = seen(learner)
 
         def first_of_the_next_rollout() -> tuple[Tensor, Tensor, Tensor]:
-            computed.clear()
-            features.clear()
-            learner._observations = observations
+            learner._rollout.see(observations)
             learner.backward()
-            logits, value = computed[0]
-            return features[0].detach(), logits.detach(), value.detach()
+            features = learner._rollout._recorder.features()[:1]
+            logits, value = learner._model.heads(features)
+            return features, logits.detach(), value.detach()
 
         before = first_of_the_next_rollout()
         unmoved = first_of_the_next_rollout()
@@ -290,7 +288,7 @@ def test_a_step_changes_what_the_learner_computes_for_the_same_observation(preci
         after = first_of_the_next_rollout()
     assert all(torch.equal(a, b) for a, b in zip(before, unmoved, strict=True)), "the control: no step, no change"
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert all((a - b).float().norm() > 0.05 * a.float().norm() for a, b in zip(before, after, strict=True))
+    assert all((a - b).norm() > 0.05 * a.norm() for a, b in zip(before, after, strict=True))
 
 
 def test_step_leaves_the_gradients_that_leap_holds_as_they_are():
@@ -338,7 +336,7 @@ def trained(updates: int, **settings: Any) -> tuple[np.ndarray, np.ndarray, np.n
 def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_another():
     encoder, start, end = trained(8, seed=1)
     assert not np.array_equal(start, end)
-    again = trained(8, seed=1, worker=replace(WORKER, emulator_threads=2))
+    again = trained(8, seed=1)
     assert all(np.array_equal(a, b) for a, b in zip((encoder, start, end), again, strict=True))
 
     other_encoder, other_start, other_end = trained(8, seed=2)
@@ -357,7 +355,7 @@ def test_a_seed_determines_environments_and_actions_as_well_as_heads():
             with torch.no_grad():
                 learner._model.policy.weight.zero_()
             steps = record_steps(learner)
-            first = learner._observations.copy()
+            first = seen(learner)
             for _ in range(4):
                 learner.evaluate()
             games.append((played(steps, "actions"), first))
@@ -462,22 +460,3 @@ def test_all_actions_may_be_offered():
 def test_an_encoder_of_another_size_is_refused():
     with pytest.raises(ValueError, match="encoder needs"):
         A2C("pong", initialization(3, 0)[1], seed=0, agent=ALONE, settings=ATARI, worker=WORKER)
-
-
-def test_devices(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [resolve_device(name) for name in ("auto", "cpu")] == ["cpu", "cpu"]
-    with pytest.raises(RuntimeError, match="finds no GPU"):
-        resolve_device("cuda")
-    with pytest.raises(RuntimeError, match="finds no GPU"), playing(worker=replace(WORKER, device="cuda")):
-        pass
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [resolve_device(name) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
-
-
-def test_precisions(monkeypatch):
-    assert resolve_precision("float32", "cpu") == torch.float32
-    assert resolve_precision("bfloat16", "cpu") == torch.bfloat16
-    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
-        assert resolve_precision("auto", "cpu") == expected

@@ -301,7 +301,7 @@ def test_a_number_too_long_to_print_is_refused(name, value):
 
 
 def test_an_episode_longer_than_the_emulator_can_count_is_refused():
-    """It counts frames in a C++ int: a larger limit would end the worker with a TypeError from the bindings."""
+    """Its own counter is a C++ int; nobody plays for a year."""
     name = "atari.max_episode_frames"
     assert resolve("paper", {name: 2**31 - 1}).atari.max_episode_frames == 2**31 - 1
     assert f"{name}: {2**31}" in refusal("paper", {name: 2**31})
@@ -864,7 +864,6 @@ PLACEMENT = {
     "address": "auto",
     "worker.device": "cuda",
     "worker.threads": 3,
-    "worker.emulator_threads": 3,
     "worker.cpus": 3.0,
     "worker.gpus": 0.5,
     "worker.push_interval": 999,

@@ -47,6 +47,37 @@ def test_equals_the_oracle_in_float32_over_many_updates(metric, kind):
     assert_path(pull, record.oracle(201, metric=metric), tolerance=1e-5)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("stabilize", [True, False])
+def test_a_gpu_which_is_never_waited_for_gives_the_same(metric, stabilize, monkeypatch):
+    """There, losses and weights stay tensors. Its twin here: nothing may ask for a tensor's value."""
+    results = []
+    for on_gpu in (False, True):
+        net = make_net(3)
+        pull = PullForward(net.encoder.parameters(), metric=metric, stabilize=stabilize, loss_smoothing=0.3)
+        pull._waits = not on_gpu
+        batches = torch.Generator().manual_seed(0)
+        for _ in range(8):
+            loss = net.loss(batches)
+            net.zero_grad(set_to_none=True)
+            loss.backward()
+            with monkeypatch.context() as patched:
+                for method in ("item", "__float__", "__bool__", "tolist", "cpu", "numpy"):
+                    patched.setattr(torch.Tensor, method, never) if on_gpu else None
+                pull.observe(loss)
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    parameter -= 0.05 * parameter.grad
+        results.append((pull.gradient(), pull.energy, pull.length))
+    (plain, *geometry), (twin, *twin_geometry) = results
+    torch.testing.assert_close(twin, plain, rtol=1e-12, atol=1e-12)
+    assert twin_geometry == pytest.approx(geometry, rel=1e-12)
+
+
+def never(*_: object) -> None:
+    raise AssertionError("a GPU would have been waited for")
+
+
 def test_the_trajectories_of_these_tests_contain_what_the_settings_distinguish():
     """Losses that rise and fall, so that `stabilize` matters; otherwise the comparisons above would prove little."""
     net = make_net(0)

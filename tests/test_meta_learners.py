@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import pull_forward
+from playing import seen
 from protocol import config, grant, ledger
 from torch import Tensor, nn
 from trajectories import make_net, train, watched
@@ -285,8 +286,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[Played]:
     made: list[Played] = []
     make = worker.make_learner
 
-    def watching(settings: Config, lease: Lease, start: Start) -> A2C:
-        learner = make(settings, lease, start)
+    def watching(*arguments: Any) -> A2C:
+        learner = make(*arguments)
         one = Played(learner=learner, env_steps=0, updates=0, **parameters(learner))
         made.append(one)
         count(one, "env_steps", learner._env, "step")
@@ -363,7 +364,7 @@ def test_fomaml_on_the_real_learner_against_gradients_taken_one_by_one(played):
             parameter.grad = None
         learner.backward()
         gradients.append(flatten(parameter.grad for parameter in learner.shared.values()).double())
-        observations.append(learner._observations.copy())
+        observations.append(seen(learner))
     learner.close()
 
     expected = torch.stack(gradients).mean(0).numpy()
@@ -373,7 +374,7 @@ def test_fomaml_on_the_real_learner_against_gradients_taken_one_by_one(played):
     after, copy = parameters(theta), parameters(learner)
     assert np.array_equal(after["shared"], copy["shared"]), "the parameters stand still"
     assert np.array_equal(after["local"], copy["local"])
-    assert np.array_equal(theta._observations, observations[-1])
+    assert np.array_equal(seen(theta), observations[-1])
 
 
 # --- the real learner and the real server --------------------------------------------------------------------------

@@ -133,3 +133,35 @@ def test_a_missing_gradient_is_refused_and_nothing_moves():
     with pytest.raises(RuntimeError, match="no gradient"):
         optimizer.step()
     assert all(torch.equal(parameter, old) for parameter, old in zip(parameters, before, strict=True))
+
+
+@given(
+    st.integers(0, 2**31 - 1),
+    st.booleans(),
+    st.sampled_from([0.0, 0.5, 0.99]),
+    st.sampled_from([1e-3, 1e-1, 10.0, math.inf]),
+    st.lists(st.sampled_from([0.0, 1e-3, 1.0, 1e3]), min_size=1, max_size=8),
+)
+def test_the_fused_form_which_cpus_use_is_the_plain_one_which_gpus_use(seed, inside, decay, max_norm, scales):
+    """Gradients of all sizes, so that the clip factor jumps from step to step."""
+    forms = []
+    for fused in (True, False):
+        parameters, generator = random_parameters(seed), torch.Generator().manual_seed(seed)
+        optimizer = RMSProp(parameters, learning_rate=1e-2, decay=decay, epsilon=1e-4, epsilon_inside=inside,
+                            max_grad_norm=max_norm, fused=fused)  # fmt: skip
+        for scale in scales:
+            for parameter, gradient in zip(parameters, random_gradients(generator, scale), strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+        forms.append(parameters)
+    assert_parameters_equal(*forms)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_shows(fused, bad):
+    theta = nn.Parameter(torch.ones(3))
+    optimizer = RMSProp([theta], learning_rate=0.1, max_grad_norm=1.0, fused=fused)
+    theta.grad = torch.tensor([0.0, bad, 1.0])
+    optimizer.step()
+    assert theta.isnan().any()

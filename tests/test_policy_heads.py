@@ -132,7 +132,7 @@ def legal(game: str) -> list[int]:
 @pytest.mark.parametrize("game", GAMES)
 def test_an_environments_actions_by_name(game):
     env = atari.make(game, 1)
-    found = atari.actions(env)
+    found = env.actions
     env.close()
     assert [ale_py.Action(action).name for action in found] == BUTTONS[game]
     assert found == legal(game)
@@ -142,14 +142,17 @@ def test_an_environments_actions_by_name(game):
 def test_an_environments_action_does_what_that_action_of_the_controller_does(game):
     """The same moves, once numbered by the game and once by the controller, give the same pictures."""
     minimal, full = atari.make(game, 1), atari.make(game, 1, full_actions=True)
-    assert atari.actions(full) == list(range(ALL_ACTIONS))
-    actions = atari.actions(minimal)
-    pictures = [env.reset(seed=np.array([3]))[0] for env in (minimal, full)]
+    assert full.actions == list(range(ALL_ACTIONS))
+    actions = minimal.actions
+    pictures = [env.reset(seed=3) for env in (minimal, full)]
     assert np.array_equal(*pictures)
     changed = 0
     for index in np.random.default_rng(0).integers(0, len(actions), 60):
         before = pictures[0]
-        pictures = [minimal.step(np.array([index]))[0], full.step(np.array([actions[index]]))[0]]
+        pictures = [
+            minimal.step(np.array([index])).observations,
+            full.step(np.array([actions[index]])).observations,
+        ]
         assert np.array_equal(*pictures)
         changed += not np.array_equal(pictures[0], before)
     assert changed > 50
@@ -170,7 +173,7 @@ def test_illegal_actions_are_never_played_and_get_no_gradient_however_much_the_h
         steps = record_steps(learner)
         before = {name: parameter.detach().clone() for name, parameter in learner.shared.items()}
         learner.backward()
-        played = {atari.actions(learner._env)[step.actions.item()] for step in steps}
+        played = {learner._env.actions[step.actions.item()] for step in steps}
         assert played == set(legal(game)), "all of the legal ones, since the head is indifferent among them"
         for name in ("policy.weight", "policy.bias"):
             assert not learner.shared[name].grad[illegal].any()
@@ -215,7 +218,7 @@ def test_a_head_for_all_games_trains_as_a_plain_head_with_the_legal_rows():
             end = flatten(learner._model.encoder.parameters())
             results.append((losses, found, end, np.stack([step.actions for step in steps])))
     assert np.array_equal(results[0][3], results[1][3])
-    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
     (_, masked, masked_end, _), (_, plain, plain_end, _) = results
     assert (masked - plain).norm() <= 1e-6 * plain.norm()
     assert (masked_end - plain_end).norm() <= 1e-6 * plain_end.norm()

@@ -19,16 +19,20 @@ GROUND = (
     "staleness",
     "contribution",
     "checkpoint",
+    "device",
+    "stopwatch",
     "telemetry",
     "live_table",
     "report",
 )
 FLOORS = [
-    ["envs", "envs.games", "envs.atari", "leap_dist", "leap_dist.presets", "leap_dist.settings"],
+    ["envs", "envs.games", "envs.emulator", "envs.frames", "envs.atari"],
+    ["leap_dist", "leap_dist.presets", "leap_dist.settings"],
     ["leap_dist.combinations"],
     ["leap_dist.config"],
     [f"leap_dist.{name}" for name in GROUND] + ["leap_dist.stop_signal"],
-    ["leap_dist.aggregation", "leap_dist.tasks", "leap_dist.leases", "leap_dist.learners"],
+    ["leap_dist.aggregation", "leap_dist.tasks", "leap_dist.leases", "leap_dist.learners", "leap_dist.recorder"],
+    ["leap_dist.learners.rollout"],
     [
         "leap_dist.learners.a2c",
         "leap_dist.meta_learners",

@@ -333,7 +333,7 @@ def test_a_shift_moves_the_encoder_and_leaves_head_and_optimizer_as_they_are(mon
 
     def state():
         learner = learners[0]
-        optimizer = [part.clone() for part in learner._optimizer._mean_square]
+        optimizer = [part.clone() for part in learner._optimizer._form._sums]
         assert all(p.grad is None for p in learner._model.parameters())
         return flatten(learner.shared.values()), flatten(learner.local.values()), flatten(optimizer)
 

@@ -1,45 +1,23 @@
-"""Advantage actor-critic (A2C) on many copies of one Atari game.
-
-T is the unroll length, N the number of environments, A the number of actions; time runs along the first axis.
-"""
+"""Advantage actor-critic (A2C) on many copies of one Atari game: the host's side, environments and bookkeeping."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from envs import atari
+from leap_dist.device import graph_for, resolve_device, resolve_precision
 from leap_dist.learners import Progress
+from leap_dist.learners.rollout import Rollout
 from leap_dist.models import ALL_ACTIONS, ActorCritic, Encoder, add_vector, initialize, load_vector
 from leap_dist.optimizers import RMSProp
 from leap_dist.settings import AgentSettings, AtariSettings, WorkerSettings
+from leap_dist.stopwatch import Stopwatch
 
 REWARD_BOUND = 5.0  # appendix E: "clip the absolute value of the rewards to maximum 5.0"
-
-
-def n_step_returns(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Tensor:
-    """R_t = r_t + d_t R_{t+1}, R_T = bootstrap (Sutton & Barto, section 7.1).
-
-    Args:
-        rewards: (T, N). Where an episode was truncated, with γ V(last observation) already added.
-        discounts: (T, N), γ, or 0 where the return ends.
-        bootstrap: (N,), V(s_T).
-
-    Returns:
-        (T, N).
-    """
-    assert rewards.shape == discounts.shape, (rewards.shape, discounts.shape)
-    assert bootstrap.shape == rewards.shape[1:], (bootstrap.shape, rewards.shape)
-    returns = torch.empty_like(rewards)
-    following = bootstrap
-    for t in reversed(range(len(rewards))):
-        following = rewards[t] + discounts[t] * following
-        returns[t] = following
-    return returns
 
 
 def clip_rewards(rewards: np.ndarray, kind: str) -> np.ndarray:
@@ -53,8 +31,8 @@ def clip_rewards(rewards: np.ndarray, kind: str) -> np.ndarray:
 class A2C:
     """One agent learning one game, from a given encoder. Implements `leap_dist.learners.Learner`.
 
-    The rollout's own graph is used for the update: within an unroll the parameters do not change, so the forward
-    passes that chose the actions are the ones that the loss needs.
+    The forward passes that choose the actions are the ones that the loss needs, since within an unroll the parameters
+    do not change: a `Recorder` keeps them.
 
     Args:
         game: the game's ROM name.
@@ -63,6 +41,7 @@ class A2C:
         scope: which parameters are shared: "convolutions", "encoder" or "model", with one 18-way head for all games.
         head_seed: determines the task's own parameters instead of `seed`, where they are the game's, not the task's.
         head_change: flat float32 vector, what earlier tasks added to the parameters that `head_seed` gives.
+        stopwatch: to be told what the time goes to.
     """
 
     def __init__(
@@ -77,11 +56,11 @@ class A2C:
         scope: str = "encoder",
         head_seed: int | None = None,
         head_change: np.ndarray | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
+        self.stopwatch = stopwatch or Stopwatch()
         self._agent = agent
         self._life_loss = settings.life_loss
-        self._device = torch.device(resolve_device(worker.device))
-        self._dtype = resolve_precision(worker.precision, self._device.type)
         self._env = atari.make(
             game,
             agent.envs,
@@ -92,18 +71,13 @@ class A2C:
             sticky_actions=settings.sticky_actions,
             max_episode_frames=settings.max_episode_frames,
             full_actions=settings.full_actions,
-            threads=worker.emulator_threads,
         )
-        heads, actions, environments = np.random.SeedSequence(seed).generate_state(3)
-        self._generator = torch.Generator(self._device).manual_seed(int(actions))
-        legal = atari.actions(self._env)
-        encoder = Encoder(atari.channels(settings.frames))
-        if scope == "model":
-            model = ActorCritic(encoder, ALL_ACTIONS, legal=legal)
-        else:
-            model = ActorCritic(encoder, len(legal))
-        initialize(model, torch.Generator().manual_seed(int(heads) if head_seed is None else head_seed))
-        self._model = model.to(self._device)
+        heads, actions, environments = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
+        self._model = _model(
+            atari.channels(settings.frames), self._env.actions, scope, heads if head_seed is None else head_seed
+        )
+        device = torch.device(resolve_device(worker.device))
+        self._model.to(device)
         self.shared: Mapping[str, Tensor]
         self.local: Mapping[str, Tensor]
         self.shared, self.local = self._model.parameters_of(scope)
@@ -119,128 +93,100 @@ class A2C:
             max_grad_norm=agent.max_grad_norm,
         )
         self.steps_per_update = agent.envs * agent.unroll
-        seeds = np.random.default_rng(int(environments)).integers(0, 2**31 - 1, agent.envs)
-        self._observations, info = self._env.reset(seed=seeds)
-        self._lives = info["lives"].copy()
+        self._rollout = Rollout(
+            self._model,
+            agent,
+            actions=len(self._env.actions),
+            dtype=resolve_precision(worker.precision, device.type),
+            generator=torch.Generator(device).manual_seed(actions),
+            graph=graph_for(device),
+        )
+        self._rollout.see(self._env.reset(environments))
+        self._lives = self._env.lives
         self._episode_returns = np.zeros(agent.envs)
         self._reset_progress()
 
     def backward(self) -> Tensor:
         """Plays one unroll and leaves the gradient of its loss, a mean over T × N steps. Returns the loss, ()."""
-        loss = self._rollout_loss()
-        loss.backward()
-        return loss.detach()
+        self._play()
+        with self.stopwatch("update"):
+            parts, gradients = self._rollout.gradients()
+            for parameter, gradient in zip(self._model.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            return self._note(parts)
 
     def step(self) -> None:
         """Clips to the global norm and applies RMSProp; the gradients are dropped, not overwritten."""
-        self._optimizer.step()
+        with self.stopwatch("update"):
+            self._optimizer.step()
 
     def evaluate(self) -> Tensor:
         """The loss of one more unroll, without a gradient, shape ()."""
-        with torch.no_grad():
-            return self._rollout_loss()
+        self._play()
+        return self._note(self._rollout.loss())
 
     def progress(self) -> Progress:
         """Raw returns of the episodes that ended since the last call, and mean losses and entropy."""
-        names = ("loss", "policy_loss", "value_loss", "entropy") if self._rollouts else ()
-        means = dict(zip(names, (self._parts / max(1, self._rollouts)).tolist(), strict=False))
+        means: dict[str, float] = {}
+        if self._parts is not None:
+            names = ("loss", "policy_loss", "value_loss", "entropy")
+            means = dict(zip(names, (self._parts / self._rollouts).tolist(), strict=True))
         report = Progress(tuple(self._finished), means)
         self._reset_progress()
         return report
 
     def close(self) -> None:
-        """Closes the emulator."""
+        """Gives the emulators back."""
         self._env.close()
 
     def _reset_progress(self) -> None:
         self._finished: list[float] = []
-        self._parts = torch.zeros(4, device=self._device)
+        self._parts: Tensor | None = None
         self._rollouts = 0
 
-    def _rollout_loss(self) -> Tensor:
-        """Plays T steps, and takes them into what `progress` reports. Returns their loss, ()."""
-        agent = self._agent
-        shape = (agent.unroll, agent.envs)
-        rewards = np.empty(shape, np.float32)
-        discounts = np.empty(shape, np.float32)
-        log_probabilities, values, entropies = [], [], []
-        # One context per unroll: autocast caches its low-precision weights for as long as it is open, which is a
-        # gain while the parameters stand still and would freeze them if it stayed open across updates.
-        with self._autocast():
-            for t in range(agent.unroll):
-                logits, value = self._model(self._to_device(self._observations))
-                log_policy = torch.log_softmax(logits, dim=-1)
-                policy = log_policy.exp()
-                action = torch.multinomial(policy.detach(), 1, generator=self._generator)
-                rewards[t], discounts[t] = self._act(action.squeeze(1).cpu().numpy())
-                log_probabilities.append(log_policy.gather(1, action).squeeze(1))
-                entropies.append(-(policy * log_policy).sum(-1))
-                values.append(value)
-            bootstrap = self._value(self._observations)
-        returns = n_step_returns(
-            torch.from_numpy(rewards).to(self._device), torch.from_numpy(discounts).to(self._device), bootstrap
-        )
-        value = torch.stack(values)
-        advantages = returns - value.detach()
-        policy_loss = -(advantages * torch.stack(log_probabilities)).mean()
-        value_loss = (returns - value).square().mean()
-        entropy = torch.stack(entropies).mean()
-        loss = policy_loss + agent.value_cost * value_loss - agent.entropy_cost * entropy
-        self._parts += torch.stack([loss, policy_loss, value_loss, entropy]).detach()
+    def _note(self, parts: Tensor) -> Tensor:
+        """Takes a rollout into what `progress` reports. Returns its loss."""
+        self._parts = parts if self._parts is None else self._parts + parts
         self._rollouts += 1
-        return loss
+        return parts[0]
 
-    def _act(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Steps every environment. Returns training rewards and discounts, each (N,), and does the bookkeeping."""
-        observations, raw_rewards, terminated, truncated, info = self._env.step(actions)
-        rewards = clip_rewards(raw_rewards, self._agent.reward_clip)
-        done = terminated | truncated
-        ended = done.copy()
-        if self._life_loss:
-            ended |= info["lives"] < self._lives
-        if truncated.any():
+    def _play(self) -> None:
+        """Plays T steps."""
+        acting, emulator = self.stopwatch("acting"), self.stopwatch("emulator")
+        with acting:
+            self._rollout.start()
+        for t in range(self._agent.unroll):
+            with acting:
+                actions = self._rollout.act(t)
+            with emulator:
+                step = self._env.step(actions)
+            with acting:
+                self._rollout.see(step.observations)
+                self._take(t, step)
+
+    def _take(self, t: int, step: atari.Step) -> None:
+        """Training rewards and discounts of one step, and the episodes that it ended."""
+        rewards = clip_rewards(step.rewards, self._agent.reward_clip)
+        done = step.terminated | step.truncated
+        ended = done | (step.lives < self._lives) if self._life_loss else done
+        if len(step.final):
             # Cut off, not over: what would have followed is worth the value of the last observation.
-            last = self._value(info["final_obs"][truncated]).cpu().numpy()
-            rewards[truncated] += self._agent.discount * last
-        discounts = np.where(ended, 0.0, self._agent.discount).astype(np.float32)
-        self._lives = info["lives"].copy()
-        self._episode_returns += raw_rewards
+            rewards[step.truncated] += self._agent.discount * self._rollout.value(step.final)
+        self._rollout.rewards[t] = rewards
+        self._rollout.discounts[t] = np.where(ended, 0.0, self._agent.discount)
+        self._lives = step.lives
+        self._episode_returns += step.rewards
         if done.any():
             self._finished.extend(self._episode_returns[done].tolist())
             self._episode_returns[done] = 0.0
-        self._observations = observations
-        return rewards, discounts
-
-    def _value(self, observations: np.ndarray) -> Tensor:
-        """V(s), (N,), outside the graph."""
-        with torch.no_grad(), self._autocast():
-            value: Tensor = self._model(self._to_device(observations))[1]
-        return value
-
-    def _to_device(self, observations: np.ndarray) -> Tensor:
-        """uint8 frames → (N, C, 84, 84) in [0, 1] on the device, in the precision of the network.
-
-        The memory format stays what the emulator gives: converting it here costs more than the convolution gains.
-        """
-        frames = torch.from_numpy(atari.as_channels(observations)).to(self._device, non_blocking=True)
-        return frames.to(self._dtype).mul_(1.0 / 255.0)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
 
-def resolve_device(name: str) -> str:
-    """ "auto" → "cuda" where there is one, else "cpu". Raises RuntimeError where cuda is asked for and missing."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("worker.device is cuda, but torch finds no GPU here")
-    return name
-
-
-def resolve_precision(name: str, device: str) -> torch.dtype:
-    """ "auto" → bfloat16 where the hardware multiplies it natively, else float32."""
-    if name == "auto":
-        native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+def _model(channels: int, actions: Sequence[int], scope: str, seed: int) -> ActorCritic:
+    """A fresh network for a game with these actions of the controller."""
+    encoder = Encoder(channels)
+    if scope == "model":
+        model = ActorCritic(encoder, ALL_ACTIONS, legal=actions)
+    else:
+        model = ActorCritic(encoder, len(actions))
+    initialize(model, torch.Generator().manual_seed(seed))
+    return model
