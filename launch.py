@@ -87,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="meta-train an initialization",
-        usage="launch.py train [--preset NAME] [--config FILE] [--run-dir DIR] [--resume] [--SETTING VALUE ...]",
+        usage="launch.py train [--preset NAME] [--config FILE] "
+        "[--run-dir DIR] [--resume] [--profile] [--SETTING VALUE ...]",
         description=_TRAIN_HELP,
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -98,8 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings, laid over the preset")
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="where it is written (default: runs/PRESET-TIME)")
     run.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, with its own settings")
+    run.add_argument(
+        "--profile", action="store_true", help="write each worker's trace and time breakdown to DIR/profile"
+    )
     flags = _add_settings(train)
-    train.set_defaults(command=_train, flags=[*flags, "--preset", "--config", "--run-dir", "--resume"])
+    train.set_defaults(command=_train, flags=[*flags, "--preset", "--config", "--run-dir", "--resume", "--profile"])
 
     status = commands.add_parser("status", help="what a run is doing, or has done", allow_abbrev=False)
     status.add_argument("--run-dir", type=Path, required=True, metavar="DIR")
@@ -184,10 +188,12 @@ def _train(parsed: argparse.Namespace) -> int:
             table.show(summary)
 
         try:
-            outcome = driver.train(config, run_dir, record, wall_seconds_before=before)
+            outcome = driver.train(config, run_dir, record, wall_seconds_before=before, profile=parsed.profile)
         finally:
             board.close()
     _conclude(run_dir, outcome, latest)
+    if parsed.profile:
+        _show_profiles(run_dir / "profile")
     return {"done": DONE, "interrupted": INTERRUPTED}.get(outcome, FAILED)
 
 
@@ -215,6 +221,14 @@ def _conclude(run_dir: Path, outcome: str, summary: dict[str, Any]) -> None:
         print(f"  to go on        python launch.py train --run-dir {shlex.quote(str(run_dir))} --resume")
         for alert in summary["alerts"][-3:] if outcome == "failed" else ():
             print(f"  why             {alert}")
+
+
+def _show_profiles(folder: Path) -> None:
+    """Where the workers' time went; the operators stay in the files."""
+    for path in sorted(folder.glob("*.txt")):
+        name, shares, *_ = path.read_text().split("\n\n")
+        print(f"\n{name}\n{shares}")
+    print(f"\n  traces          {folder}/*.trace.json.gz   (open them at ui.perfetto.dev, or in chrome://tracing)")
 
 
 def _draw(run_dir: Path, path: Path) -> Path:

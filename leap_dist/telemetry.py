@@ -180,7 +180,13 @@ class TensorBoard:
         # Further apart the longer the run: a week of seconds would take minutes to read back on resume.
         if step - last >= max(1, last // 1000):
             refused = {f"refused/{reason}": count for reason, count in summary["refused"].items()}
-            yield _event(SERVER, step, "ops", {name: summary[name] for name in _OPS} | refused)
+            yield _event(SERVER, step, "ops", {name: summary[name] for name in _OPS} | refused | _time_shares(summary))
+
+
+def _time_shares(summary: dict[str, Any]) -> dict[str, float]:
+    """Where the workers' time went in the last minute, as a mean over the workers that have told."""
+    told = [worker["time_share"] for worker in summary["workers"] if worker["time_share"]]
+    return {f"time_share/{part}": sum(shares[part] for shares in told) / len(told) for part in told[0]} if told else {}
 
 
 def _read_last_steps(folder: Path) -> dict[str, int]:

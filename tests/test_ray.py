@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from leap_dist.contribution import Idle
 from leap_dist.models import initialization
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
+from leap_dist.stopwatch import PARTS
 from leap_dist.worker import Start, run_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -90,7 +93,7 @@ def launch(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[...
 def undisturbed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that all others are compared with: one worker, nothing killed."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    one = Launch(environment, run_dir, *SYNC, "--workers", "1")
+    one = Launch(environment, run_dir, *SYNC, "--workers", "1", "--profile")
     assert one.end() == 0, one.log.read_text()
     return run_dir
 
@@ -122,6 +125,23 @@ def test_the_run_directory_holds_all_that_was_promised(undisturbed: Path) -> Non
         assert (undisturbed / name).stat().st_size > 100, name
     assert json.loads((undisturbed / "manifest.json").read_text())["packages"]["ray"].startswith("2.60")
     assert len(curves(undisturbed)["server", "meta/path_length"]) == 5
+
+
+def test_a_profile_says_where_the_time_went(undisturbed: Path) -> None:
+    trace = json.loads(gzip.decompress((undisturbed / "profile" / "w0.trace.json.gz").read_bytes()))
+    named = {event.get("name") for event in trace["traceEvents"] if event.get("cat") == "user_annotation"}
+    assert {"emulator", "acting", "update", "leap"} <= named
+    text = (undisturbed / "profile" / "w0.txt").read_text()
+    assert all(re.search(rf"^{part} +[0-9.]+ s +[0-9.]+%", text, re.MULTILINE) for part in (*PARTS, "other"))
+    assert "aten::convolution_backward" in text
+    printed = undisturbed.with_suffix(".log").read_text()
+    assert text.split("\n\n")[1] in printed
+    assert f"{undisturbed}/profile/*.trace.json.gz" in printed
+
+    shown = EventAccumulator(str(undisturbed / "tensorboard" / "server")).Reload()
+    shares = {part: shown.Scalars(f"ops/time_share/{part}")[-1].value for part in (*PARTS, "other")}
+    assert sum(shares.values()) == pytest.approx(1.0, abs=1e-4)
+    assert min(shares[part] for part in ("emulator", "acting", "update", "leap", "waiting", "starting")) > 0
 
 
 def test_law_1_three_workers_give_the_bits_of_one(launch: Callable[..., Launch], undisturbed: Path) -> None:

@@ -309,6 +309,21 @@ def test_operations_are_kept_once_a_second_and_further_apart_in_long_runs(tmp_pa
     assert points["server", "ops/leases_lost"][0] == (0, 4.0)
 
 
+def test_where_the_workers_time_goes_is_a_mean_over_those_that_have_told(tmp_path: Path) -> None:
+    shares = [{"emulator": 0.5, "leap": 0.01, "other": 0.49}, {"emulator": 0.7, "leap": 0.03, "other": 0.27}, {}]
+    board = TensorBoard(tmp_path)
+    board.record([], summary(1.0, workers=[{"time_share": {}}]))
+    board.record([], summary(2.0, workers=[{"time_share": share} for share in shares]))
+    board.close()
+    points = shown(tmp_path)
+    found = {tag: points["server", f"ops/time_share/{tag}"] for tag in ("emulator", "leap", "other")}
+    assert found == {
+        "emulator": [(2, pytest.approx(0.6))],
+        "leap": [(2, pytest.approx(0.02))],
+        "other": [(2, pytest.approx(0.38))],
+    }
+
+
 def test_text_is_written_once(tmp_path: Path) -> None:
     for text in ("seed: 1", "seed: 2"):
         board = TensorBoard(tmp_path)

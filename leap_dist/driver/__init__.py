@@ -66,8 +66,12 @@ def check_hardware(config: Config) -> None:
         gpus_per_worker(config, torch.cuda.device_count())
 
 
-def train(config: Config, run_dir: Path, record: Record, *, wall_seconds_before: float = 0.0) -> str:
+def train(
+    config: Config, run_dir: Path, record: Record, *, wall_seconds_before: float = 0.0, profile: bool = False
+) -> str:
     """Meta-trains until all meta-updates are made. Returns "done", "interrupted" or "failed".
+
+    With `profile`, every worker's trace and breakdown go to `run_dir/profile`.
 
     SIGINT or SIGTERM once: workers stop at their next report, everything accepted is on disk. Twice: KeyboardInterrupt.
     Raises RunDirectoryBusy or CorruptFile where the server cannot use the run directory, ConfigError where there is no
@@ -78,8 +82,8 @@ def train(config: Config, run_dir: Path, record: Record, *, wall_seconds_before:
     stop = StopSignal()
     try:
         gpus = gpus_per_worker(config, ray.cluster_resources().get("GPU", 0.0))
-        config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu"))
-        pool = Pool(config, gpus)
+        config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus))
+        pool = Pool(config, gpus, run_dir / "profile" if profile else None)
         pool.require_room()
         server = _start_server(config, run_dir)
         pool.open(server)

@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -18,9 +18,11 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError
 from envs import atari
 from leap_dist.checkpoint import CorruptFile, RunDirectoryBusy
 from leap_dist.contribution import Ack, Contribution, Idle, Lease
+from leap_dist.device import prepare
 from leap_dist.models import initialization
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
+from leap_dist.stopwatch import NoProfiler, Profiler, Stopwatch
 from leap_dist.worker import Start, run_task
 
 log = logging.getLogger(__name__)
@@ -135,45 +137,69 @@ class _ServerClient:
                 return version, ray.get(reference)
 
 
-class WorkerActor:
-    """Trains one leased task after the other."""
+class Health(NamedTuple):
+    """How a worker is."""
 
-    def __init__(self, name: str, incarnation: str, config: Config, server: Any) -> None:
+    pid: int
+    memory_bytes: int
+    """Resident."""
+    seconds: dict[str, float]
+    """See Stopwatch."""
+    profiled: bool
+    """Whether `profile` has something to give."""
+
+
+class WorkerActor:
+    """Trains one leased task after the other. With `profile` it records some updates of the first."""
+
+    def __init__(self, name: str, incarnation: str, config: Config, server: Any, profile: bool) -> None:
         self._name = name
         self._incarnation = incarnation
         self._config = config
         self._client = _ServerClient(server)
+        self._time = Stopwatch()
+        self._profiler = Profiler(self._time) if profile else NoProfiler()
 
     def run(self) -> None:
         """Works until the server has no more tasks. Raises when the server is gone for good."""
-        # Here and not in the constructor: both settings belong to the thread that computes.
-        torch.set_num_threads(self._config.worker.threads)
-        torch.set_flush_denormal(True)
+        worker = self._config.worker
+        prepare(
+            worker.device, worker.threads, worker.gpus
+        )  # not in the constructor: it is for the thread that computes
         pause = 0.05
         while True:
-            answer = self._client.call("lease", self._name, self._incarnation)
-            if isinstance(answer, Idle):
-                if answer.finished:
-                    return
-                time.sleep(pause)
-                pause = min(2 * pause, 0.5)
-                continue
+            with self._time("waiting"):
+                answer = self._client.call("lease", self._name, self._incarnation)
+                if isinstance(answer, Idle):
+                    if answer.finished:
+                        return
+                    time.sleep(pause)
+                    pause = min(2 * pause, 0.5)
+                    continue
             pause = 0.05
             self._work(*answer)
 
     @ray.method(concurrency_group="io")  # answers while `run` is busy
-    def health(self) -> tuple[int, int]:
-        """Process, and resident memory in bytes."""
-        pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
-        return os.getpid(), pages * os.sysconf("SC_PAGE_SIZE")
+    def health(self) -> Health:
+        """How this worker is."""
+        statm = Path("/proc/self/statm")
+        pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+        memory = pages * os.sysconf("SC_PAGE_SIZE")
+        return Health(os.getpid(), memory, self._time.seconds(), self._profiler.trace is not None)
+
+    @ray.method(concurrency_group="io")
+    def profile(self) -> tuple[bytes, str]:
+        """The profiler's trace and its table of operators."""
+        return self._profiler.trace or b"", self._profiler.operators
 
     def _work(self, lease: Lease, snapshot: ray.ObjectRef[Any], head: np.ndarray | None) -> None:
         try:
-            start = Start(ray.get(snapshot), head)
+            with self._time("waiting"):
+                start = Start(ray.get(snapshot), head)
         except ObjectLostError:
             return  # the server restarted since; its next lease comes with a new reference
         try:
-            run_task(lease, start, self._config, self._client)
+            run_task(lease, start, self._config, self._client, stopwatch=self._time, profiler=self._profiler)
         except RayError:
             raise  # the server's trouble, not the game's
         except Exception as error:  # whatever breaks in a task is the server's to count, not the end of the worker

@@ -72,6 +72,7 @@ class Control:
             self._report("stopping")
             self._stop.wait(0.1)
         self._pool.abandon()
+        self._pool.write_breakdowns()
         self._poll()
         self._report(outcome)
         return outcome

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,10 +15,12 @@ from ray.exceptions import RayActorError, RayError
 from leap_dist.config import ConfigError
 from leap_dist.driver.actors import WORKER
 from leap_dist.settings import Config
+from leap_dist.stopwatch import breakdown, shares
 
 RECONCILE_SECONDS = 5.0
 LONGEST_BACKOFF = 30.0  # seconds before a worker that keeps dying is started again
 HEALTHY_SECONDS = 60.0  # a worker that lived this long does not keep dying
+READINGS = 120  # of a worker's stopwatch that are kept, about a minute's
 
 
 @dataclass
@@ -31,6 +34,10 @@ class _Slot:
     health: ray.ObjectRef[Any] | None = None
     pid: int | None = None
     memory_bytes: int | None = None
+    readings: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=READINGS))
+    """Of its stopwatch, oldest first."""
+    operators: str | None = None
+    """The profiler's table, once it is here."""
     started: float = 0.0
     failures: int = 0
     not_before: float = 0.0
@@ -38,11 +45,15 @@ class _Slot:
 
 
 class Pool:
-    """Keeps as many workers running as were asked for and fit, and replaces those that die."""
+    """Keeps as many workers running as were asked for and fit, and replaces those that die.
 
-    def __init__(self, config: Config, gpus: float) -> None:
+    `profiles`: a folder for every worker's trace and breakdown, where they are wanted.
+    """
+
+    def __init__(self, config: Config, gpus: float, profiles: Path | None = None) -> None:
         self._config = config
         self._gpus = gpus
+        self._profiles = profiles
         self._server: Any = None
         self._slots: list[_Slot] = []
         self._reconciled = -RECONCILE_SECONDS
@@ -95,7 +106,23 @@ class Pool:
 
     def describe(self) -> list[dict[str, Any]]:
         """Every worker as plain data."""
-        return [{"name": s.name, "state": _state(s), "pid": s.pid, "memory_bytes": s.memory_bytes} for s in self._slots]
+        return [
+            {
+                "name": slot.name,
+                "state": _state(slot),
+                "pid": slot.pid,
+                "memory_bytes": slot.memory_bytes,
+                "time_share": shares(slot.readings[-1], slot.readings[0]) if slot.readings else {},
+            }
+            for slot in self._slots
+        ]
+
+    def write_breakdowns(self) -> None:
+        """Into the folder for profiles: where each worker's time went, and the costliest operators."""
+        for slot in self._slots:
+            if self._profiles is not None and slot.readings:
+                text = f"{slot.name}\n\n{breakdown(slot.readings[-1])}\n\n{slot.operators or ''}"
+                self._write_profile(f"{slot.name}.txt", text.encode())
 
     def abandon(self) -> None:
         """Gives up all workers: what they hold is to be taken back."""
@@ -114,7 +141,9 @@ class Pool:
     def _start(self, slot: _Slot) -> None:
         worker = WORKER.options(num_cpus=self._config.worker.cpus, num_gpus=self._gpus)
         slot.incarnation = uuid.uuid4().hex
-        slot.actor = worker.remote(slot.name, slot.incarnation, self._config, self._server)
+        slot.readings.clear()
+        profile = self._profiles is not None and slot.operators is None
+        slot.actor = worker.remote(slot.name, slot.incarnation, self._config, self._server, profile)
         slot.started = time.monotonic()
         slot.run = slot.actor.run.remote()
         slot.health = slot.actor.health.remote()
@@ -122,7 +151,12 @@ class Pool:
     def _check(self, slot: _Slot, run: ray.ObjectRef[Any], now: float) -> None:
         if slot.health is not None and ray.wait([slot.health], timeout=0)[0]:
             try:
-                slot.pid, slot.memory_bytes = ray.get(slot.health)
+                health = ray.get(slot.health)
+                slot.pid, slot.memory_bytes = health.pid, health.memory_bytes
+                slot.readings.append(health.seconds)
+                if health.profiled and slot.operators is None:
+                    trace, slot.operators = ray.get(slot.actor.profile.remote())
+                    self._write_profile(f"{slot.name}.trace.json.gz", trace)
                 slot.health = slot.actor.health.remote()
             except RayError:
                 slot.health = None  # `run` fails too, and says why
@@ -141,6 +175,15 @@ class Pool:
             if not isinstance(error, RayActorError):
                 ray.kill(slot.actor)  # `run` raised, but the process still lives
         slot.actor = slot.run = slot.health = slot.pid = slot.memory_bytes = None
+
+    def _write_profile(self, name: str, content: bytes) -> None:
+        if self._profiles is None:
+            return
+        try:
+            self._profiles.mkdir(exist_ok=True)
+            (self._profiles / name).write_bytes(content)
+        except OSError as error:
+            self.alerts.append(f"{name} could not be written: {error}")
 
 
 def _state(slot: _Slot) -> str:
