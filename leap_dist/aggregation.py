@@ -97,11 +97,13 @@ def combine(
 
 def _agreement(pulls: Sequence[Pull]) -> float:
     """Mean pairwise cosine, from the norm of the sum of the unit vectors."""
-    units = [(pull.vector / np.float64(pull.norm)).astype(np.float32) for pull in pulls if pull.norm > _SMALLEST_NORM]
-    if len(units) < 2:
+    pulls = [pull for pull in pulls if pull.norm > _SMALLEST_NORM]
+    count = len(pulls)
+    if count < 2:
         return 0.0
-    total = np.sum(units, axis=0, dtype=np.float32)
-    count = len(units)
+    total, unit = np.zeros_like(pulls[0].vector), np.empty_like(pulls[0].vector)
+    for pull in pulls:  # one by one: to get memory for all of them takes longer than the sum
+        total += np.divide(pull.vector, np.float64(pull.norm), out=unit, casting="same_kind")
     return float((np.dot(total, total) - count) / (count * (count - 1)))
 
 

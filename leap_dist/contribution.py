@@ -61,6 +61,10 @@ class CurvePoint:
     means: dict[str, float]
     """Mean loss, policy_loss, value_loss, entropy."""
 
+    def plain(self) -> dict[str, Any]:
+        """As plain data. `dataclasses.asdict` gives the same, twenty times slower."""
+        return {**vars(self), "means": dict(self.means)}
+
 
 @dataclass(frozen=True)
 class PathStatistics:
@@ -105,7 +109,7 @@ class Contribution:
         """Everything but the arrays, as plain data."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("vector", "start")}
         data["path"] = dataclasses.asdict(self.path)
-        data["curve"] = [dataclasses.asdict(point) for point in self.curve]
+        data["curve"] = [point.plain() for point in self.curve]
         return data
 
     def arrays(self) -> dict[str, np.ndarray]:

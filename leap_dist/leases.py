@@ -128,6 +128,6 @@ def describe(held: OpenLease, now: float) -> dict[str, Any]:
         "steps_wanted": held.lease.task.steps,
         "seconds": held.renewed - held.granted,
         "length": newest.path.length if newest else 0.0,
-        "curve": [asdict(point) for point in newest.curve] if newest else [],
+        "curve": [point.plain() for point in newest.curve] if newest else [],
         "silent_seconds": now - held.renewed,
     }

@@ -81,6 +81,8 @@ class MetaState:
         self._covered = deque([0], maxlen=config.server.keep_checkpoints)  # first order that each kept checkpoint lacks
         self._norms: deque[float] = deque(maxlen=config.meta.clip_window)
         self._unwritten: list[dict[str, Any]] = []  # ledger lines that are in a checkpoint, but not in the ledger yet
+        # Kept for `norm`: new memory of that size costs more, page by page, than the sum that it is for.
+        self._double = np.empty(manifest.size, np.float64)
 
     @property
     def vector(self) -> np.ndarray:
@@ -93,9 +95,11 @@ class MetaState:
         return contribution.vector if before is None else contribution.vector - before.vector
 
     def norm(self, vector: np.ndarray) -> float:
-        """Of the shared part; inf or nan where any part is not finite."""
-        shared, head = vector[: self._manifest.size], vector[self._manifest.size :]
-        return float(np.linalg.norm(shared.astype(np.float64))) + (0.0 if np.isfinite(head).all() else np.inf)
+        """Of the shared part."""
+        shared = vector[: self._manifest.size]
+        double = self._double[: len(shared)]
+        double[:] = shared
+        return float(np.linalg.norm(double))
 
     def head_size(self, game: str) -> int | None:
         """Length of a game's persistent head, None where nobody has sent one yet."""
@@ -133,7 +137,7 @@ class MetaState:
             self.heads = heads
         else:
             self._alert(f"meta-update {self.version + 1} was not finite: the initialization stays as it was")
-        change = float(np.linalg.norm((self.vector - before).astype(np.float64)))
+        change = self.norm(self.vector - before)
         lines = self._ledger_lines(batch, direction, change)
         try:
             self._checkpoints.save(self._checkpoint(count, lines, rest))
@@ -323,7 +327,7 @@ class MetaState:
                 "seconds": a.contribution.seconds,
                 "path": asdict(a.contribution.path),
                 # Cumulative: the final line has it all.
-                "curve": [asdict(point) for point in a.contribution.curve] if a.contribution.final else [],
+                "curve": [point.plain() for point in a.contribution.curve] if a.contribution.final else [],
                 "update_norm": update_norm,
                 "agreement": direction.agreement,
                 "total_steps": self.applied_steps + _steps(batch),

@@ -221,8 +221,8 @@ class MetaServer:
             return "shape"
         if self._config.corrects_endpoint != (start is not None) or (start is not None and start.shape != (size,)):
             return "shape"
-        finite = np.isfinite(self._state.norm(self._state.added(contribution)))
-        return "" if finite and (start is None or np.isfinite(start).all()) else "non-finite"
+        finite = np.isfinite(self._state.added(contribution)).all() and (start is None or np.isfinite(start).all())
+        return "" if finite else "non-finite"
 
     def _expected_size(self, lease: Lease, found: int) -> int:
         """Length that a vector should have. A game's first head may have any."""

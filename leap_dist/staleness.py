@@ -51,9 +51,9 @@ def clip_factor(norm: float, reference_norms: Sequence[float], multiple: float) 
 
 def weighted_mean(vectors: Sequence[np.ndarray], weights: Sequence[float], count: int) -> np.ndarray:
     """(1/count) Σ weights_j vectors_j in float32, summed in the order given: the same order gives the same bits."""
-    total = np.zeros_like(vectors[0])
+    total, scaled = np.zeros_like(vectors[0]), np.empty_like(vectors[0])
     with np.errstate(over="ignore"):  # a sum that is not finite is for the caller to see, and to refuse
         for vector, factor in zip(vectors, weights, strict=True):
-            total += np.float32(factor) * vector
+            total += np.multiply(vector, np.float32(factor), out=scaled)
     total /= np.float32(count)
     return total
