@@ -1,10 +1,11 @@
 # make train   meta-train on three real Atari games on this machine (a few minutes after the install)
 # make test    the whole test suite and the linters
+# make bench   agent steps per second beside Stable-Baselines3 and RLlib (an hour and a half after the installs)
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test lint types clean
+.PHONY: train test lint types bench clean
 
 train: .venv/installed
 	$(BIN)/python launch.py train --preset quick $(ARGS)
@@ -20,6 +21,9 @@ lint: .venv/installed-dev
 types: .venv/installed-dev
 	$(BIN)/mypy
 
+bench: .venv/installed .venv-sb3/installed .venv-rllib/installed
+	$(BIN)/python -m benchmarks.peers $(ARGS)
+
 .venv/installed: requirements.txt constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -29,5 +33,15 @@ types: .venv/installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+.venv-sb3/installed: requirements-bench.txt constraints.txt
+	test -x .venv-sb3/bin/python || $(PYTHON) -m venv .venv-sb3
+	.venv-sb3/bin/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	touch $@
+
+.venv-rllib/installed: requirements-bench-rllib.txt constraints.txt
+	test -x .venv-rllib/bin/python || $(PYTHON) -m venv .venv-rllib
+	.venv-rllib/bin/pip install --quiet --disable-pip-version-check -r requirements-bench-rllib.txt
+	touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-sb3 .venv-rllib .pytest_cache .mypy_cache .ruff_cache .hypothesis

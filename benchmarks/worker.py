@@ -1,28 +1,33 @@
-"""Speed of one worker's whole loop (emulator, acting, update, Leap) on one thread, beside bare emulation.
+"""Speed of one worker's loop on one thread, and how close it comes to what its parts allow.
 
-    python -m benchmarks.worker                      the games and settings of the quick preset
-    python -m benchmarks.worker --preset paper --games pong --repeats 5
+    python -m benchmarks.worker                         the games and settings of the quick preset
+    python -m benchmarks.worker --preset paper --games pong breakout --repeats 5
 
-Every repetition measures all figures of a game one after the other, so that they share the machine's mood; the table
-shows medians and, for the loop, the range. Rates are agent steps per second (four ALE frames each).
+Rates are agent steps per second (four ALE frames each). The arms take turns within every repetition:
+
+    bare ALE         the emulator alone, without preprocessing
+    ale-py vector    ale-py's own vector environment, with the same preprocessing, on one thread
+    emulator         ours
+    learner          acting and update on recorded observations, without an emulator
+    loop             emulator, acting, update and Leap: what a worker does
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import resource
-import statistics
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import ale_py
 import numpy as np
 import torch
 from ale_py import roms
+from ale_py.vector_env import AtariVectorEnv
 
+from benchmarks.harness import Report, interleaved, parser
 from envs import atari
 from leap_dist.config import resolve
+from leap_dist.device import prepare
 from leap_dist.leap import PullForward
 from leap_dist.learners.a2c import A2C
 from leap_dist.models import initialization
@@ -30,29 +35,140 @@ from leap_dist.settings import Config
 
 
 def main() -> None:
-    """Measures and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="quick")
-    parser.add_argument("--games", nargs="+", default=[])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=60, help="per repetition")
-    arguments = parser.parse_args()
-    config = resolve(arguments.preset, {"games": arguments.games} if arguments.games else {})
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    print(f"preset {config.preset}, {arguments.repeats} × {arguments.updates} updates, {os.cpu_count()} processors")
-    print(f"{'game':<16}{'bare ALE':>10}{'emulator':>10}{'whole loop':>12}{'range':>14}{'of bare':>9}{'Leap':>7}")
+    """Measures and prints."""
+    command = parser(__doc__, repeats=5)
+    command.add_argument("--preset", default="quick")
+    command.add_argument("--games", nargs="+", default=[])
+    command.add_argument("--updates", type=int, default=60, help="of every arm and repetition")
+    command.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
+    given = command.parse_args()
+    settings = {"games": given.games, "worker.precision": given.precision, "worker.device": "cpu"}
+    config = resolve(given.preset, {name: value for name, value in settings.items() if value})
+    prepare("cpu", 1, 0)
+    agent = config.agent
+    report = Report(
+        "One worker's loop, one thread",
+        {"preset": config.preset, "envs": agent.envs, "unroll": agent.unroll, "frames": config.atari.frames,
+         "precision": config.worker.precision, "updates": given.updates},
+    )  # fmt: skip
     for game in config.games:
-        rows = np.array([measure(game, config, arguments.updates) for _ in range(arguments.repeats)])
-        bare, emulator, loop, leap = (statistics.median(column) for column in rows.T)
-        span = f"{rows[:, 2].min():,.0f}–{rows[:, 2].max():,.0f}"
-        print(f"{game:<16}{bare:>10,.0f}{emulator:>10,.0f}{loop:>12,.0f}{span:>14}{loop / bare:>9.0%}{leap:>7.1%}")
-    print(f"largest resident memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f} MiB")
+        measure(game, config, given.updates, given.repeats, report)
+    report.show(given.json)
 
 
-def measure(game: str, config: Config, updates: int) -> tuple[float, float, float, float]:
-    """Agent steps/s of bare emulation, of the vector environment and of the whole loop; Leap's share of the loop."""
-    learner = A2C(
+def measure(game: str, config: Config, updates: int, repeats: int, report: Report) -> None:
+    """All figures of one game."""
+    steps = config.agent.envs * config.agent.unroll
+    real, recorded = learner_of(game, config), learner_of(game, config)
+    replace_emulator(recorded)
+    pull = PullForward(real.shared.values())
+    rounds = updates * config.agent.unroll // 2
+
+    def loop() -> None:
+        loss = real.backward()
+        pull.observe(loss)
+        real.step()
+
+    def learner() -> None:
+        recorded.backward()
+        recorded.step()
+
+    ours, theirs = emulator(game, config), ale_vector(game, config)
+    samples = interleaved(
+        {
+            "bare ALE": lambda: bare_rate(game),
+            "ale-py vector": lambda: rounds * config.agent.envs / timed(theirs, rounds),
+            "emulator": lambda: rounds * config.agent.envs / timed(ours, rounds),
+            "learner": lambda: updates * steps / timed(learner, updates),
+            "loop": lambda: updates * steps / timed(loop, updates),
+        },
+        repeats,
+        warmup=True,
+    )
+    for name, values in samples.items():
+        report.add(f"{game}: {name}", "agent steps/s", values)
+    bound = [1 / (1 / e + 1 / n) for e, n in zip(samples["emulator"], samples["learner"], strict=True)]
+    report.ratio(f"{game}: loop / bound of its parts", samples["loop"], bound, target=0.9)
+    report.ratio(f"{game}: emulator / ale-py vector", samples["emulator"], samples["ale-py vector"])
+    report.ratio(f"{game}: emulator / bare ALE", samples["emulator"], samples["bare ALE"])
+    leap_shares(game, real, updates, repeats, report)
+    real.close()
+    recorded.close()
+
+
+def leap_shares(game: str, learner: A2C, updates: int, repeats: int, report: Report) -> None:
+    """What accumulating the meta-gradient costs, in parts of the loop with it: update by update in turn."""
+    parameters = list(learner.shared.values())
+    watchers: dict[str, Callable[[torch.Tensor], None]] = {
+        "energy": PullForward(parameters, metric="energy").observe,
+        "length": PullForward(parameters, metric="length").observe,
+        "energy, the authors' way": AuthorsWay(parameters, norm=False).observe,
+        "length, the authors' way": AuthorsWay(parameters, norm=True).observe,
+    }
+    shares: dict[str, list[float]] = {name: [] for name in watchers}
+    for _ in range(repeats):
+        spent: dict[str, list[float]] = {name: [] for name in watchers}
+        training = 0.0
+        for _, (name, observe) in zip(range(updates), itertools.cycle(watchers.items()), strict=False):
+            started = time.perf_counter()
+            loss = learner.backward()
+            observed = time.perf_counter()
+            observe(loss)
+            done = time.perf_counter()
+            learner.step()
+            training += time.perf_counter() - done + observed - started
+            spent[name].append(done - observed)
+        for name, seconds in spent.items():
+            mean = sum(seconds) / len(seconds)
+            shares[name].append(mean / (mean + training / updates))
+    for name, values in shares.items():
+        target = {"energy": 0.01, "length": 0.02}.get(name)
+        report.ratio(f"{game}: Leap's share, {name}", values, [1.0] * repeats, target=target, at_most=True)
+
+
+class AuthorsWay:
+    """The accumulation as the authors' published code does it, restated: everything is cloned at every step.
+
+    Algorithm 1 over clones of all parameters with their gradients; the loss change is given the sign of μ.
+    """
+
+    def __init__(self, parameters: list[torch.Tensor], *, norm: bool) -> None:
+        self._parameters = parameters
+        self._norm = norm
+        self._total = [torch.zeros_like(p) for p in parameters]
+        self._before: tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]] | None = None
+
+    @torch.no_grad()
+    def observe(self, loss: torch.Tensor) -> None:
+        """As PullForward.observe."""
+        points = [p.detach().clone() for p in self._parameters]
+        gradients = [p.grad.clone() for p in self._parameters if p.grad is not None]
+        now = loss.clone(), points, gradients
+        if self._before is not None:
+            loss_before, points_before, gradients_before = self._before
+            change = now[0] - loss_before
+            if change > 0:
+                change = -change
+            length = change * change
+            if self._norm:
+                for point, before in zip(points, points_before, strict=True):
+                    difference = point.view(-1) - before.view(-1)
+                    length = length + torch.dot(difference, difference)
+                length = length.sqrt()
+            for total, point, before, gradient in zip(
+                self._total, points, points_before, gradients_before, strict=True
+            ):
+                pull = before - point
+                pull += -change * gradient
+                if self._norm:
+                    pull.div_(length)
+                total.add_(pull)
+        self._before = now
+
+
+def learner_of(game: str, config: Config) -> A2C:
+    """A learner on its way through a task."""
+    return A2C(
         game,
         initialization(atari.channels(config.atari.frames), 0)[1],
         seed=1,
@@ -60,48 +176,49 @@ def measure(game: str, config: Config, updates: int) -> tuple[float, float, floa
         settings=config.atari,
         worker=config.worker,
     )
-    pull = PullForward(learner.shared.values())
-    in_leap = 0.0
-
-    def update() -> None:
-        nonlocal in_leap
-        loss = learner.backward()
-        started = time.perf_counter()
-        pull.observe(loss)
-        in_leap += time.perf_counter() - started
-        learner.step()
-
-    steps = learner.steps_per_update
-    seconds, in_leap = timed(update, 5), 0.0
-    seconds = timed(update, updates)
-    learner.close()
-    emulator = emulator_only(game, config)
-    rounds = updates * config.agent.unroll // 2
-    return (
-        bare_rate(game),
-        rounds * config.agent.envs / timed(emulator, rounds),
-        updates * steps / seconds,
-        in_leap / seconds,
-    )
 
 
-def emulator_only(game: str, config: Config) -> Callable[[], object]:
-    """One step of the vector environment with random actions."""
+def replace_emulator(learner: A2C) -> None:
+    """From now on the environments give what they gave in their first steps, at once."""
+    random = np.random.default_rng(0)
+    env = learner._env
+    played = [env.step(random.integers(0, len(env.actions), env.count)) for _ in range(16)]
+    again = itertools.cycle([step._replace(final=step.final[:0], truncated=step.truncated & False) for step in played])
+    learner._env.step = lambda _: next(again)  # type: ignore[method-assign]
+
+
+def emulator(game: str, config: Config) -> Callable[[], object]:
+    """One step of our environments with random actions."""
     env = atari.make(game, config.agent.envs, frames=config.atari.frames)
-    env.reset(seed=np.arange(config.agent.envs))
-    random, actions = np.random.default_rng(0), atari.actions(env)
-    return lambda: env.step(random.integers(0, actions, config.agent.envs))
+    env.reset(seed=0)
+    actions = random_actions(len(env.actions), env.count)
+    return lambda: env.step(next(actions))
+
+
+def ale_vector(game: str, config: Config) -> Callable[[], object]:
+    """One step of ale-py's environments with random actions."""
+    gray, stack = {"gray4": (True, 4), "rgb1": (False, 1), "rgb4": (False, 4)}[config.atari.frames]
+    env = AtariVectorEnv(game, config.agent.envs, num_threads=1, grayscale=gray, stack_num=stack, reward_clipping=False)
+    env.reset(seed=0)
+    actions = random_actions(int(env.single_action_space.n), config.agent.envs)  # type: ignore[attr-defined]
+    return lambda: env.step(next(actions))
+
+
+def random_actions(actions: int, count: int) -> Iterator[np.ndarray]:
+    """Without end, and drawn beforehand."""
+    return itertools.cycle(np.random.default_rng(0).integers(0, actions, (512, count)))
 
 
 def bare_rate(game: str, steps: int = 2000) -> float:
-    """Agent steps/s of one emulator with random actions, four frames each, without preprocessing."""
+    """Agent steps/s of one emulator with random actions, four frames each."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
     ale.loadROM(roms.get_rom_path(game))
     actions, random = ale.getMinimalActionSet(), np.random.default_rng(0)
+    drawn = iter(random.integers(0, len(actions), steps).tolist())
 
     def step() -> None:
-        action = actions[random.integers(len(actions))]
+        action = actions[next(drawn)]
         for _ in range(4):
             ale.act(action)
         if ale.game_over():

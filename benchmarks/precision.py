@@ -1,0 +1,92 @@
+"""Does bfloat16 learn as float32 does? Plain A2C with both, the same seeds and settings.
+
+    python -m benchmarks.precision --game breakout --steps 300000 --seeds 2 --out docs/precision.png
+
+Each agent is a process with one thread; as many run at once as there are cores. The table has the mean return of the
+last 100 episodes of each, and the agent steps/s while others ran beside it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.harness import Report, parser, progress
+from envs import atari
+from leap_dist.config import resolve
+from leap_dist.device import prepare
+from leap_dist.learners.a2c import A2C
+from leap_dist.models import initialization
+
+PRECISIONS = ("bfloat16", "float32")
+EPISODES = 100
+Curve = list[tuple[int, float]]
+
+
+def main() -> None:
+    """Trains, prints and draws."""
+    command = parser(__doc__, repeats=1)
+    command.add_argument("--game", default="breakout")
+    command.add_argument("--steps", type=int, default=300_000, help="agent steps of each agent")
+    command.add_argument("--seeds", type=int, default=2)
+    command.add_argument("--out", type=Path, help="picture to draw")
+    given = command.parse_args()
+    arms = [(precision, given.game, seed, given.steps) for seed in range(given.seeds) for precision in PRECISIONS]
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
+        found = dict(zip(arms, pool.starmap(train, arms, chunksize=1), strict=True))
+    report = Report(
+        "Plain A2C in both precisions, one thread each",
+        {"preset": "fast", "game": given.game, "agent steps": given.steps, "seeds": given.seeds},
+    )
+    for precision in PRECISIONS:
+        curves = [found[arm] for arm in arms if arm[0] == precision]
+        report.add(f"{precision}: return, last {EPISODES} episodes", "raw", [curve[-1][1] for curve, _ in curves])
+        report.add(f"{precision}: speed", "agent steps/s", [given.steps / seconds for _, seconds in curves])
+    report.show(given.json)
+    if given.out:
+        draw({arm: curve for arm, (curve, _) in found.items()}, given.out, given.game)
+
+
+def train(precision: str, game: str, seed: int, steps: int) -> tuple[Curve, float]:
+    """One agent: (agent steps, mean return of the last 100 episodes) as it goes, and the seconds it took."""
+    prepare("cpu", 1, 0)
+    config = resolve("fast", {"worker.precision": precision, "worker.device": "cpu"})
+    vector = initialization(atari.channels(config.atari.frames), seed)[1]
+    learner = A2C(game, vector, seed=seed, agent=config.agent, settings=config.atari, worker=config.worker)
+    curve: Curve = []
+    scores: list[float] = []
+    started = time.perf_counter()
+    every = max(1, steps // learner.steps_per_update // 60)
+    for update in range(1, steps // learner.steps_per_update + 1):
+        learner.backward()
+        learner.step()
+        if update % every == 0:
+            scores += learner.progress().scores
+            if scores:
+                curve.append((update * learner.steps_per_update, float(np.mean(scores[-EPISODES:]))))
+    learner.close()
+    progress(f"{precision}, seed {seed}: {curve[-1][1]:.1f}")
+    return curve, time.perf_counter() - started
+
+
+def draw(curves: dict[tuple[str, str, int, int], Curve], path: Path, game: str) -> None:
+    """Return over agent steps, a line for each agent."""
+    figure = Figure(figsize=(6.5, 3.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for (precision, _, seed, _), curve in curves.items():
+        colour, style = ("#0072B2", "-") if precision == "bfloat16" else ("#D55E00", "--")
+        axes.plot(*zip(*curve, strict=True), color=colour, linestyle=style, label=None if seed else precision)
+    axes.set_xlabel("agent steps")
+    axes.set_ylabel(f"return, last {EPISODES} episodes")
+    axes.set_title(f"{game}: plain A2C in both precisions, a line for each seed")
+    axes.legend()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Seconds from the last step of a task to the first step of the next, on the same worker of the real service.
+
+    python -m benchmarks.task_gap
+    python -m benchmarks.task_gap --games pong breakout --tasks 8 --preset paper
+
+A server in a Ray actor grants the tasks, and one worker in this process trains them, with the service's own code. In
+between lie the final push, made durable before it is acknowledged, the next lease, its snapshot, the new learner, and
+the choice of the first action. Ray's server makes a meta-update after every `--batch-size` tasks.
+
+A game is cold the first time that the process plays it: ale-py then spends about 0.1 s on each emulator's colour
+tables, which later tasks of that game do without.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from benchmarks.harness import Report, parser
+from envs import atari
+from leap_dist.config import resolve
+from leap_dist.contribution import Idle
+from leap_dist.device import prepare
+from leap_dist.driver import connect
+from leap_dist.driver.actors import SERVER, WorkerActor
+from leap_dist.settings import Config
+
+
+class Tape:
+    """Notes when environments step: the first and last time of every task."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, float, float]] = []
+        """(game, start of its first step, end of its last step)."""
+        self._game = ""
+        self._step = atari.Atari.step
+        tape = self
+
+        def step(env: atari.Atari, actions: np.ndarray) -> atari.Step:
+            started = time.perf_counter()
+            result = tape._step(env, actions)
+            tape._note(started)
+            return result
+
+        atari.Atari.step = step  # type: ignore[method-assign]
+
+    def begin(self, game: str) -> None:
+        """A task of `game` comes next."""
+        self._game = game
+
+    def _note(self, started: float) -> None:
+        now = time.perf_counter()
+        if self._game:
+            self.tasks.append((self._game, started, now))
+            self._game = ""
+        else:
+            game, first, _ = self.tasks[-1]
+            self.tasks[-1] = (game, first, now)
+
+
+def main() -> None:
+    """Measures and prints."""
+    command = parser(__doc__, repeats=3)
+    command.add_argument("--preset", default="fast")
+    command.add_argument("--games", nargs="+", default=["pong", "breakout", "asterix"])
+    command.add_argument("--tasks", type=int, default=6, help="of each game and repetition")
+    command.add_argument("--task-steps", type=int, default=2_000)
+    command.add_argument("--batch-size", type=int, default=4)
+    given = command.parse_args()
+    config = resolve(
+        given.preset,
+        {
+            "games": given.games,
+            "task_steps": given.task_steps,
+            "meta.batch_size": given.batch_size,
+            "meta_updates": len(given.games) * given.tasks * given.repeats // given.batch_size + 1,
+            "workers": 1,
+            "worker.device": "cpu",
+        },
+    )
+    with tempfile.TemporaryDirectory(prefix="ldg") as folder:  # short: Ray puts sockets below it
+        os.environ |= {"HOME": folder, "RAY_TMPDIR": folder}
+        os.environ.pop("RAY_ADDRESS", None)
+        tape = play(config, Path(folder) / "run", len(given.games) * given.tasks * given.repeats)
+    cold, warm = gaps(tape)
+    report = Report(
+        "Seconds from a task's last step to the next task's first, one worker",
+        {"preset": given.preset, "envs": config.agent.envs, "games": " ".join(given.games),
+         "task-steps": given.task_steps, "batch-size": given.batch_size},
+    )  # fmt: skip
+    report.add("warm: a game played before", "s", warm)
+    report.add("cold: its first task in the process", "s", cold)
+    report.ratio("warm / 0.3 s", warm, [0.3] * len(warm), target=1.0, at_most=True)
+    report.show(given.json)
+
+
+def play(config: Config, run_dir: Path, tasks: int) -> Tape:
+    """Trains that many tasks one after the other."""
+    tape = Tape()
+    prepare("cpu", 1, 0)
+    connect(config)
+    try:
+        run_dir.mkdir()
+        server = SERVER.remote(config, run_dir, uuid.uuid4().hex)
+        assert ray.get(server.problem.remote()) is None
+        worker = WorkerActor("w0", uuid.uuid4().hex, config, server, False)
+        for _ in range(tasks):
+            answer = worker._client.call("lease", "w0", worker._incarnation)
+            assert not isinstance(answer, Idle)
+            tape.begin(answer[0].task.game)
+            worker._work(*answer)
+    finally:
+        ray.shutdown()
+    return tape
+
+
+def gaps(tape: Tape) -> tuple[list[float], list[float]]:
+    """(cold, warm) seconds between tasks. The first task follows none."""
+    seen, cold, warm = {tape.tasks[0][0]}, [], []
+    for (_, _, ended), (game, began, _) in zip(tape.tasks, tape.tasks[1:], strict=False):
+        (warm if game in seen else cold).append(began - ended)
+        seen.add(game)
+    return cold, warm
+
+
+if __name__ == "__main__":
+    main()
