@@ -54,14 +54,18 @@ class ActorCritic(nn.Module):
         return self.heads(self.encoder(frames))
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, legal actions) and values (N,) from the encoder's features (N, 256).
+        """Logits (N, legal actions) and values (N,) from the encoder's features (N, 256)."""
+        return self.logits(features), self.values(features)
 
-        To leave an action out of the softmax is to give it the logit −∞: no probability, and no gradient.
-        """
-        logits = self.policy(features)
-        if self._legal is not None:
-            logits = logits[:, self._legal]
-        return logits, self.value(features).squeeze(-1)
+    def logits(self, features: Tensor) -> Tensor:
+        """To leave an action out of the softmax is to give it the logit −∞: no probability, and no gradient."""
+        logits: Tensor = self.policy(features)
+        return logits if self._legal is None else logits[:, self._legal]
+
+    def values(self, features: Tensor) -> Tensor:
+        """V(s), (N,)."""
+        values: Tensor = self.value(features)
+        return values.squeeze(-1)
 
     def parameters_of(self, scope: str) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """The parameters that all tasks share, and those that are the task's own, by name.

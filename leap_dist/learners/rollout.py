@@ -112,7 +112,7 @@ class Rollout:
     def value(self, observations: np.ndarray) -> np.ndarray:
         """V(s), (n,), n ≤ N, with the parameters that the unroll began with."""
         frames = torch.from_numpy(observations).to(self._frames.device)
-        value: np.ndarray = self._model.heads(self._recorder.encode(self._agent.unroll, frames))[1].cpu().numpy()
+        value: np.ndarray = self._model.values(self._recorder.encode(self._agent.unroll, frames)).cpu().numpy()
         return value
 
     def gradients(self) -> tuple[Tensor, list[Tensor]]:
@@ -137,13 +137,13 @@ class Rollout:
     def _choose(self, step: int) -> Sequence[Tensor]:
         if step == 0:
             self._recorder.begin()
-        logits, _ = self._model.heads(self._recorder.encode(step, self._frames))
+        logits = self._model.logits(self._recorder.encode(step, self._frames))
         torch.argmax(logits + self._noise[step], dim=-1, out=self._actions[step])
         return ()
 
     @torch.no_grad()
     def _value_last(self) -> Sequence[Tensor]:
-        self._last_value.copy_(self._model.heads(self._recorder.encode(self._agent.unroll, self._frames))[1])
+        self._last_value.copy_(self._model.values(self._recorder.encode(self._agent.unroll, self._frames)))
         return ()
 
     def _differentiate(self) -> Sequence[Tensor]:
