@@ -130,6 +130,8 @@ def test_an_arm_that_fails_says_why_in_one_line():
 
 
 def test_what_takes_too_long_is_ended():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stderr=subprocess.DEVNULL)
+    # A process that was started in the background of a script is born deaf to interrupts.
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
     assert peers.finish(process, 0.5) is None
     assert process.returncode is not None
