@@ -1,4 +1,4 @@
-# make train   meta-train on three real Atari games on this machine (a few minutes after the install)
+# make train   meta-train on three real Atari games on this machine (about two minutes after the install)
 # make test    the whole test suite and the linters
 # make bench   agent steps per second beside Stable-Baselines3 and RLlib (an hour and a half after the installs)
 PYTHON ?= python3
