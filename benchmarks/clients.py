@@ -47,8 +47,13 @@ def plain_server(run_dir: Path, **settings: Any) -> MetaServer:
 
 def server_actor(run_dir: Path, **settings: Any) -> Any:
     """The real server actor, ready, in a directory that this makes."""
+    return server_of(config(**settings), run_dir)
+
+
+def server_of(chosen: Config, run_dir: Path) -> Any:
+    """The same, of any configuration."""
     run_dir.mkdir()
-    server = SERVER.remote(config(**settings), run_dir, "benchmark")
+    server = SERVER.remote(chosen, run_dir, "benchmark")
     assert ray.get(server.problem.remote()) is None
     return server
 

@@ -13,7 +13,6 @@ tables, which later tasks of that game do without.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 import uuid
@@ -22,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import ray
 
+from benchmarks import clients
 from benchmarks.harness import Report, parser
 from envs import atari
 from leap_dist.config import resolve
 from leap_dist.contribution import Idle
 from leap_dist.device import prepare
-from leap_dist.driver import connect
-from leap_dist.driver.actors import SERVER, WorkerActor
+from leap_dist.driver.actors import WorkerActor
 from leap_dist.settings import Config
 
 
@@ -84,9 +83,7 @@ def main() -> None:
             "worker.device": "cpu",
         },
     )
-    with tempfile.TemporaryDirectory(prefix="ldg") as folder:  # short: Ray puts sockets below it
-        os.environ |= {"HOME": folder, "RAY_TMPDIR": folder}
-        os.environ.pop("RAY_ADDRESS", None)
+    with clients.local_ray(), tempfile.TemporaryDirectory() as folder:
         tape = play(config, Path(folder) / "run", len(given.games) * given.tasks * given.repeats)
     cold, warm = gaps(tape)
     report = Report(
@@ -104,19 +101,14 @@ def play(config: Config, run_dir: Path, tasks: int) -> Tape:
     """Trains that many tasks one after the other."""
     tape = Tape()
     prepare("cpu", 1, 0)
-    connect(config)
-    try:
-        run_dir.mkdir()
-        server = SERVER.remote(config, run_dir, uuid.uuid4().hex)
-        assert ray.get(server.problem.remote()) is None
-        worker = WorkerActor("w0", uuid.uuid4().hex, config, server, False)
-        for _ in range(tasks):
-            answer = worker._client.call("lease", "w0", worker._incarnation)
-            assert not isinstance(answer, Idle)
-            tape.begin(answer[0].task.game)
-            worker._work(*answer)
-    finally:
-        ray.shutdown()
+    server = clients.server_of(config, run_dir)
+    worker = WorkerActor("w0", uuid.uuid4().hex, config, server, False)
+    for _ in range(tasks):
+        answer = worker._client.call("lease", "w0", worker._incarnation)
+        assert not isinstance(answer, Idle)
+        tape.begin(answer[0].task.game)
+        worker._work(*answer)
+    ray.kill(server)
     return tape
 
 

@@ -98,11 +98,8 @@ class Profiler:
     """
 
     def __init__(self, stopwatch: Stopwatch, *, skip: int = 20, updates: int = 10) -> None:
-        self.trace: bytes | None = None
-        """The recording, when it is done: Chrome's trace format, compressed by gzip."""
-        self.operators = ""
-        """A table of the costliest operators, when the recording is done."""
         self._stopwatch = stopwatch
+        self._recording: tuple[bytes, str] | None = None
         self._updates = 0
         self._first = skip
         self._last = skip + updates
@@ -120,23 +117,30 @@ class Profiler:
             if self._updates > self._last:
                 self._finish()
 
+    def hand_over(self) -> tuple[bytes, str] | None:
+        """Once, when the recording is done: Chrome's trace format, compressed by gzip, and the costliest operators."""
+        if self._recording is None:  # set once, by the thread that trains; another one asks
+            return None
+        recording, self._recording = self._recording, None
+        return recording
+
     def _finish(self) -> None:
         self._profile.__exit__(None, None, None)
         self._stopwatch.name_in_trace(False)
         averages = self._profile.key_averages()
-        self.operators = averages.table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40)
+        operators = averages.table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
             self._profile.export_chrome_trace(str(path))
-            self.trace = gzip.compress(path.read_bytes())
+            self._recording = gzip.compress(path.read_bytes()), operators
         self._profile = None
 
 
 class NoProfiler:
     """Where nobody asked for one."""
 
-    trace: bytes | None = None
-    operators = ""
-
     def step(self) -> None:
         """Does nothing."""
+
+    def hand_over(self) -> None:
+        """Nothing."""

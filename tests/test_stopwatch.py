@@ -62,23 +62,25 @@ def test_a_learner_says_what_its_time_goes_to():
 
 def test_a_profile_shows_the_parts_of_some_updates_in_the_midst_of_training():
     with playing(agent=ALONE) as learner:
-        profiler = Profiler(learner.stopwatch, skip=2, updates=3)
+        profiler, recordings = Profiler(learner.stopwatch, skip=2, updates=3), []
         for update in range(8):
             learner.backward()
             learner.step()
             profiler.step()
-            assert (profiler.trace is not None) == (update >= 5)
-    assert profiler.trace is not None
-    events = json.loads(gzip.decompress(profiler.trace))["traceEvents"]
+            handed = profiler.hand_over()
+            assert (handed is not None) == (update == 5), "once, when it is done"
+            recordings += [handed] if handed else []
+    [(trace, operators)] = recordings
+    events = json.loads(gzip.decompress(trace))["traceEvents"]
     names = [event.get("name") for event in events if event.get("cat") == "user_annotation"]
     # Each update: five steps of the emulator; the two halves of the update.
     assert names.count("emulator") == 3 * 5
     assert names.count("update") == 3 * 2
     assert any(event.get("name") == "aten::convolution_backward" for event in events)
-    assert "aten::convolution_backward" in profiler.operators
+    assert "aten::convolution_backward" in operators
 
 
 def test_where_nobody_asked_for_a_profile_there_is_none():
     profiler = NoProfiler()
     profiler.step()
-    assert profiler.trace is None
+    assert profiler.hand_over() is None

@@ -83,7 +83,7 @@ def train(
     try:
         gpus = gpus_per_worker(config, ray.cluster_resources().get("GPU", 0.0))
         config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus))
-        pool = Pool(config, gpus, run_dir / "profile" if profile else None)
+        pool = Pool(config, run_dir / "profile" if profile else None)
         pool.require_room()
         server = _start_server(config, run_dir)
         pool.open(server)

@@ -145,8 +145,8 @@ class Health(NamedTuple):
     """Resident."""
     seconds: dict[str, float]
     """See Stopwatch."""
-    profiled: bool
-    """Whether `profile` has something to give."""
+    profile: tuple[bytes, str] | None
+    """The profiler's trace and its table of operators, given once."""
 
 
 class WorkerActor:
@@ -185,12 +185,7 @@ class WorkerActor:
         statm = Path("/proc/self/statm")
         pages = int(statm.read_text().split()[1]) if statm.exists() else 0
         memory = pages * os.sysconf("SC_PAGE_SIZE")
-        return Health(os.getpid(), memory, self._time.seconds(), self._profiler.trace is not None)
-
-    @ray.method(concurrency_group="io")
-    def profile(self) -> tuple[bytes, str]:
-        """The profiler's trace and its table of operators."""
-        return self._profiler.trace or b"", self._profiler.operators
+        return Health(os.getpid(), memory, self._time.seconds(), self._profiler.hand_over())
 
     def _work(self, lease: Lease, snapshot: ray.ObjectRef[Any], head: np.ndarray | None) -> None:
         try:

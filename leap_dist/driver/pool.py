@@ -50,9 +50,8 @@ class Pool:
     `profiles`: a folder for every worker's trace and breakdown, where they are wanted.
     """
 
-    def __init__(self, config: Config, gpus: float, profiles: Path | None = None) -> None:
+    def __init__(self, config: Config, profiles: Path | None = None) -> None:
         self._config = config
-        self._gpus = gpus
         self._profiles = profiles
         self._server: Any = None
         self._slots: list[_Slot] = []
@@ -66,9 +65,10 @@ class Pool:
         """Raises ConfigError where no node can take a worker; notes where fewer fit than were asked for."""
         fits = self.room()
         if fits == 0:
+            wanted = self._config.worker
             raise ConfigError(
-                f"worker.cpus: no node has room for a worker with {self._config.worker.cpus:g} CPUs and {self._gpus:g} "
-                f"GPUs; the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs"
+                f"worker.cpus: no node has room for a worker with {wanted.cpus:g} CPUs and {wanted.gpus:g} GPUs; "
+                f"the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs"
             )
         if fits < self.wanted:
             self.alerts.append(f"{self.wanted} workers asked for, {fits} fit; a lower worker.cpus shares processors")
@@ -98,7 +98,7 @@ class Pool:
     def room(self) -> int:
         """How many workers the nodes that are alive have resources for."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus = self._config.worker.cpus, self._gpus
+        cpus, gpus = self._config.worker.cpus, self._config.worker.gpus
         return sum(
             int(min(node.get("CPU", 0) / cpus, node.get("GPU", 0) / gpus if gpus else float("inf")) + 1e-9)
             for node in nodes
@@ -139,7 +139,7 @@ class Pool:
         return sum(_state(slot) == "running" for slot in self._slots)
 
     def _start(self, slot: _Slot) -> None:
-        worker = WORKER.options(num_cpus=self._config.worker.cpus, num_gpus=self._gpus)
+        worker = WORKER.options(num_cpus=self._config.worker.cpus, num_gpus=self._config.worker.gpus)
         slot.incarnation = uuid.uuid4().hex
         slot.readings.clear()
         profile = self._profiles is not None and slot.operators is None
@@ -154,8 +154,8 @@ class Pool:
                 health = ray.get(slot.health)
                 slot.pid, slot.memory_bytes = health.pid, health.memory_bytes
                 slot.readings.append(health.seconds)
-                if health.profiled and slot.operators is None:
-                    trace, slot.operators = ray.get(slot.actor.profile.remote())
+                if health.profile is not None:
+                    trace, slot.operators = health.profile
                     self._write_profile(f"{slot.name}.trace.json.gz", trace)
                 slot.health = slot.actor.health.remote()
             except RayError:
