@@ -19,9 +19,12 @@ from typing import Any, NoReturn, get_args
 
 from leap_dist import config as configuration
 from leap_dist import report, run_directory
-from leap_dist.checkpoint import CorruptFile, Ledger, RunDirectoryBusy, lock_holder
 from leap_dist.config import ConfigError
+from leap_dist.files import CorruptFile
+from leap_dist.journal import Ledger
 from leap_dist.presets import PRESET_HELP, PRESETS
+from leap_dist.redaction import redact
+from leap_dist.run_lock import RunDirectoryBusy, lock_holder
 from leap_dist.settings import Config
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -39,6 +42,8 @@ presets:
 """ + "".join(f"  {name:<10} {text}\n" for name, text in PRESET_HELP.items())
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no", str: "TEXT", tuple[str, ...]: "NAME"}
+
+_SHORTER = {"server.on_lost": ("--on-lost",)}
 
 _EXIT_CODES = """\
 exit codes: 0 done; 1 training could not go on (the summary says why); 2 bad input, nothing was started;
@@ -76,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(message: str) -> NoReturn:
-    print(f"launch.py: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"launch.py: error: {' '.join(redact(message).split())}", file=sys.stderr)
     raise SystemExit(BAD_INPUT)
 
 
@@ -132,9 +137,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> list[str]:
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         groups[section].add_argument(
             flag,
+            *_SHORTER.get(name, ()),
             dest=f"setting:{name}",
+            const="yes" if kind is bool else None,
             metavar=_METAVARS.get(kind) or "{" + ",".join(get_args(kind)) + "}",
-            nargs="+" if kind == tuple[str, ...] else None,
+            nargs="+" if kind == tuple[str, ...] else "?" if kind is bool else None,
             help=f"{field.metadata['help']} (paper: {default})".replace("%", "%%"),
         )
         flags.append(flag)
@@ -155,7 +162,10 @@ def _resolve(parsed: argparse.Namespace) -> tuple[Config, Path]:
             raise ConfigError("resume: say which run with --run-dir")
         if parsed.preset or parsed.config:
             raise ConfigError("resume: a run keeps its preset and config; leave --preset and --config out")
-        return run_directory.load_config(parsed.run_dir, _settings(parsed)), parsed.run_dir
+        config = run_directory.load_config(parsed.run_dir, _settings(parsed))
+        for line in run_directory.changed_packages(parsed.run_dir):
+            print(f"launch.py: warning: {line}", file=sys.stderr)
+        return config, parsed.run_dir
     loaded = configuration.read_yaml(parsed.config) if parsed.config else {}
     preset = parsed.preset or str(loaded.get("preset", "paper"))
     loaded.pop("preset", None)
@@ -175,8 +185,8 @@ def _train(parsed: argparse.Namespace) -> int:
     before = run_directory.wall_seconds(run_dir)
 
     board = telemetry.TensorBoard(run_dir)
-    board.text("config", f"```yaml\n{configuration.to_yaml(config)}```")
-    board.text("manifest", f"```json\n{(run_dir / 'manifest.json').read_text()}\n```")
+    board.text("config", redact(f"```yaml\n{configuration.to_yaml(config)}```"))
+    board.text("manifest", redact(f"```json\n{(run_dir / 'manifest.json').read_text()}\n```"))
     latest: dict[str, Any] = {}
     with live_table.LiveTable() as table:
 
@@ -189,6 +199,11 @@ def _train(parsed: argparse.Namespace) -> int:
 
         try:
             outcome = driver.train(config, run_dir, record, wall_seconds_before=before, profile=parsed.profile)
+        except KeyboardInterrupt:  # the second one: nobody else says any more how this ended
+            if latest:
+                with contextlib.suppress(OSError):
+                    run_directory.write_summary(run_dir, {**latest, "state": "interrupted"})
+            raise
         finally:
             board.close()
     _conclude(run_dir, outcome, latest)
@@ -248,7 +263,13 @@ def _status(parsed: argparse.Namespace) -> int:
 
         from leap_dist import live_table
 
-        Console().print(live_table.render(summary))
+        try:
+            table = live_table.render(summary)
+        except Exception as error:  # whatever a summary with wrong content runs into
+            raise ConfigError(
+                f"run-dir: {parsed.run_dir}/summary.json is damaged, or of another version: {str(error)[:200]}"
+            ) from None
+        Console().print(table)
     return DONE
 
 
@@ -263,7 +284,11 @@ def _alive(run_dir: Path) -> bool:
 def _plot(parsed: argparse.Namespace) -> int:
     if not run_directory.exists(parsed.run_dir):
         raise ConfigError(f"run-dir: {parsed.run_dir} holds no run")
-    print(_draw(parsed.run_dir, parsed.out or parsed.run_dir / "progress.png"))
+    run_directory.refuse_links(parsed.run_dir)
+    try:
+        print(_draw(parsed.run_dir, parsed.out or parsed.run_dir / "progress.png"))
+    except OSError as error:
+        raise ConfigError(f"run-dir: the picture of {parsed.run_dir} cannot be drawn: {error}") from None
     return DONE
 
 

@@ -27,7 +27,13 @@ CURVE_POINTS = 20  # of a task of the paper's length, at the default push interv
 
 def config(**settings: Any) -> Config:
     """The fast preset in mode buffered, with leases, a run and a staleness that outlive the benchmark."""
-    endless = {"mode": "buffered", "meta_updates": 100_000, "meta.max_staleness": 100_000, "server.lease_seconds": 1e6}
+    endless = {
+        "mode": "buffered",
+        "meta_updates": 100_000,
+        "meta.max_staleness": 100_000,
+        "server.lease_seconds": 1e6,
+        "server.pushes_per_second": 1e6,
+    }
     return resolve("fast", endless, {name.replace("__", "."): value for name, value in settings.items()})
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from envs.games import reference_scores
-from leap_dist.checkpoint import Ledger
+from leap_dist.journal import Ledger
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.emulator import FIRE, NOOP, put_back, take
+from envs.emulator import FIRE, NOOP, clear, put_back, take
 from envs.frames import FRAME_SIZE, GRAY, RGB, Frames, palette
 
 STACKS = {"gray4": (GRAY, 4), "rgb1": (RGB, 1), "rgb4": (RGB, 4)}
@@ -52,6 +52,11 @@ def make(
     return Atari(
         game, count, frames, frame_skip, noop_max, fire_on_reset, sticky_actions, max_episode_frames, full_actions
     )
+
+
+def rebuild() -> None:
+    """From now on environments are made anew, with nothing left of those that were closed."""
+    clear()
 
 
 class Atari:

@@ -56,6 +56,11 @@ def take(game: str, count: int) -> list[Emulator]:
     return [shelved.pop() if shelved else Emulator(game) for _ in range(count)]
 
 
+def clear() -> None:
+    """Empties the shelf: the next environments get new consoles."""
+    _shelf.clear()
+
+
 def put_back(game: str, emulators: list[Emulator]) -> None:
     """Shelves emulators of a game. Where the shelf is full, the games not played for longest go."""
     _shelf.setdefault(game, []).extend(emulators)

@@ -9,10 +9,21 @@ from leap_dist.settings import Config
 
 def problems(config: Config) -> Iterator[str]:
     """One line for each thing that no single field shows to be wrong."""
+    yield from _address(config.address)
     yield from _running(config)
     yield from _meta_learner(config)
     yield from _endpoint(config)
     yield from _meta_optimizer(config)
+
+
+def _address(address: str) -> Iterator[str]:
+    host, _, port = address.rpartition(":")
+    if "@" in address or "://" in address:  # not shown: it may hold a password
+        yield "address: takes no URL, user or password; use local, auto or HOST:PORT"
+    elif address not in ("local", "auto") and not (host.strip() and port.isascii() and port.isdecimal()):
+        yield f"address: {address[:80]!r} is none of local, auto and HOST:PORT"
+    elif address not in ("local", "auto") and not 1 <= int(port[:6]) <= 65535:
+        yield f"address: {address[:80]!r} has no valid port; it is between 1 and 65535, and 6379 by default"
 
 
 def _running(config: Config) -> Iterator[str]:

@@ -30,7 +30,7 @@ class ConfigError(ValueError):
 
 
 # What may change when a run is resumed: how long, where and how it runs. All other settings define what is learned.
-_FREE_ON_RESUME = {"preset", "workers", "meta_updates", "address"}
+_FREE_ON_RESUME = {"preset", "workers", "meta_updates", "address", "insecure"}
 _FREE_SECTIONS_ON_RESUME = {"worker", "server"}
 
 
@@ -188,7 +188,7 @@ def to_yaml(config: Config) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Dotted names and values of a YAML file, ready for `resolve`. Raises ConfigError where it is not such a file."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except Exception as error:  # besides its own errors, PyYAML lets through whatever a malformed scalar runs into
         reason = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
         raise ConfigError(f"config: cannot read {path}: {str(reason)[:200]}") from None
@@ -198,18 +198,41 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config: {path} holds {type(data).__name__}, not settings by name")
     flat: dict[str, Any] = {}
     for name, value in data.items():
-        if isinstance(value, dict):
-            flat.update({f"{name}.{leaf}": inner for leaf, inner in value.items()})
-        else:
-            flat[str(name)] = value
+        settings = {f".{leaf}": inner for leaf, inner in value.items()} if isinstance(value, dict) else {"": value}
+        for leaf, inner in settings.items():
+            if (full := f"{name}{leaf}") in flat:
+                raise ConfigError(f"{full[:80]}: given twice in {path}")
+            flat[full] = inner
     return flat
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a name that is given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1 and name != "<<":
+                raise yaml.YAMLError(f"{name[:80]} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 def incompatibilities(old: Config, new: Config) -> list[str]:
     """What stands against resuming a run of `old` as `new`: one "field: old -> new" each, empty where nothing does."""
     before, after = _flat(old), _flat(new)
-    fixed = (n for n in before if n not in _FREE_ON_RESUME and n.split(".")[0] not in _FREE_SECTIONS_ON_RESUME)
-    return [f"{name}: {before[name]} -> {after[name]}" for name in fixed if before[name] != after[name]]
+    return [
+        f"{name}: {before[name]} -> {after[name]}" for name in before if _is_fixed(name) and before[name] != after[name]
+    ]
+
+
+def fixed_settings(config: Config) -> dict[str, Any]:
+    """What defines what a run learns, by dotted name, as plain data that JSON gives back unchanged."""
+    values = {name: value for name, value in _flat(config).items() if _is_fixed(name)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _is_fixed(name: str) -> bool:
+    return name not in _FREE_ON_RESUME and name.split(".")[0] not in _FREE_SECTIONS_ON_RESUME
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+from leap_dist.shapes import conform, shape_of
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,12 @@ class Lease:
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Lease:
-        """The inverse of `dataclasses.asdict`. Raises TypeError or KeyError where a field is missing or unknown."""
-        return cls(**{**data, "task": Task(**data["task"])})
+        """The inverse of `dataclasses.asdict`. Raises ValueError where a field is missing, unknown or wrong."""
+        conform(data, _LEASE, "lease")
+        lease = _made(cls, {**data, "task": _made(Task, data["task"])})
+        if lease.task.index < 0 or not 0 < lease.seconds < math.inf:
+            raise ValueError("lease is of no task, or for no time")
+        return lease
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class Idle:
     """Nothing to lease now. `finished` where there never will be."""
 
     finished: bool
+    wait: float = 0.0
+    """Seconds to wait at least before asking again."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +128,26 @@ class Contribution:
 
     @classmethod
     def of(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Contribution:
-        """The inverse of `header` and `arrays`. Raises TypeError or KeyError where a field is missing or unknown."""
-        path = PathStatistics(**header["path"])
-        curve = tuple(CurvePoint(**point) for point in header["curve"])
-        return cls(**{**header, "path": path, "curve": curve}, vector=arrays["vector"], start=arrays.get("start"))
+        """The inverse of `header` and `arrays`. Raises ValueError where one is missing, unknown or of a wrong type."""
+        conform(header, _HEADER, "contribution")
+        path = _made(PathStatistics, header["path"])
+        curve = tuple(_made(CurvePoint, point) for point in header["curve"])
+        fields = {**header, "path": path, "curve": curve, "vector": arrays.get("vector"), "start": arrays.get("start")}
+        if fields["vector"] is None or len(arrays) > 2:
+            raise ValueError("contribution has no vector, or what it should not have")
+        return _made(cls, fields)
+
+
+_LEASE = shape_of(Lease)
+_HEADER = shape_of(Contribution)
+_T = TypeVar("_T")
+
+
+def _made(cls: Callable[..., _T], fields: dict[str, Any]) -> _T:
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise ValueError(f"a field is unknown: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -138,3 +164,5 @@ class Ack:
     """The worker still holds the lease and should go on."""
     version: int
     """The server's present version."""
+    wait: float = 0.0
+    """Seconds to wait at least before the next push, or before this one again: the server has too much to do."""

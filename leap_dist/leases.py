@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from leap_dist.checkpoint import Journal
 from leap_dist.contribution import Contribution, Lease, Task
+from leap_dist.journal import Journal
 
 ACCEPTED = "accepted"
 _CLOSED_REMEMBERED = 1024
@@ -40,7 +40,7 @@ class LeaseBook:
         self._session = session
         self._clock = clock
         self._open: dict[str, OpenLease] = {}
-        self._closed: OrderedDict[str, str] = OrderedDict()
+        self._closed: OrderedDict[str, tuple[str, int]] = OrderedDict()  # outcome, newest seq
 
     def __len__(self) -> int:
         return len(self._open)
@@ -77,34 +77,40 @@ class LeaseBook:
         """Closes a lease and remembers how it ended."""
         del self._open[held.lease.id]
         self._journal.close_lease(held.lease.id)
-        self.remember(held.lease.id, outcome)
+        self.remember(held.lease.id, outcome, held.seq)
 
-    def remember(self, lease_id: str, outcome: str) -> None:
-        """Notes how a lease ended, so that whoever still pushes to it is told."""
-        self._closed[lease_id] = outcome
+    def remember(self, lease_id: str, outcome: str, seq: int = 0) -> None:
+        """Notes how a lease ended, after which contribution, so that whoever still pushes to it is told."""
+        self._closed[lease_id] = outcome, seq
         while len(self._closed) > _CLOSED_REMEMBERED:
             self._closed.popitem(last=False)
 
     def outcome(self, lease_id: str) -> str:
         """How a closed lease ended; "unknown-lease" where that is not known."""
-        return self._closed.get(lease_id, "unknown-lease")
+        return self._closed.get(lease_id, ("unknown-lease", 0))[0]
 
-    def accepted(self) -> list[str]:
-        """Names of the remembered leases whose contribution was accepted."""
-        return [lease_id for lease_id, outcome in self._closed.items() if outcome == ACCEPTED]
+    def last(self, lease_id: str) -> int:
+        """seq of the newest contribution to a closed lease; 0 where that is not known."""
+        return self._closed.get(lease_id, ("", 0))[1]
 
-    def reopen(self, done: set[int]) -> tuple[list[OpenLease], int]:
+    def accepted(self) -> dict[str, int]:
+        """Remembered leases whose contribution was accepted, with its seq."""
+        return {lease_id: seq for lease_id, (outcome, seq) in self._closed.items() if outcome == ACCEPTED}
+
+    def reopen(self, done: set[int]) -> tuple[list[OpenLease], int, list[str]]:
         """After a restart: opens the recorded leases, with a fresh deadline, and forgets those whose task is `done`.
 
-        Returns those of other sessions, whose workers are gone, and one more than the highest task index seen (0 where
-        there was none).
+        Returns those of other sessions, whose workers are gone; one more than the highest task index seen (0 where
+        there was none); and a warning for each record that cannot be used.
         """
         orphans, highest = [], 0
-        for header in self._journal.leases():
+        headers, warnings = self._journal.leases()
+        for header in headers:
             try:
-                session, lease = header.pop("session"), Lease.of(header)
-            except (KeyError, TypeError):
-                continue  # not one of ours; its task is trained again
+                session, lease = header.pop("session", None), Lease.of(header)
+            except ValueError as error:  # its task is trained again
+                warnings.append(f"the record of lease {header['id']} cannot be used: {error}")
+                continue
             highest = max(highest, lease.task.index + 1)
             if lease.task.index in done or lease.id in self._closed:
                 self._journal.close_lease(lease.id)
@@ -112,7 +118,7 @@ class LeaseBook:
             held = self._open[lease.id] = OpenLease(lease, granted=self._clock(), renewed=self._clock())
             if session != self._session:
                 orphans.append(held)
-        return orphans, highest
+        return orphans, highest, warnings
 
 
 def describe(held: OpenLease, now: float) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class LiveTable:
         # Not with rich, which ends the process where the reader of a pipe is gone.
         new = [alert for alert in summary["alerts"] if alert not in self._alerts]
         self._alerts = summary["alerts"]
-        for text in (f"{_progress(summary)} | {_health(summary)}", *(f"  ! {alert}" for alert in new[-3:])):
+        for text in (f"{_progress(summary)} | {_contributions(summary)}", *(f"  ! {alert}" for alert in new[-3:])):
             print(text, file=self._console.file, flush=True)
 
 
@@ -81,9 +81,9 @@ def render(summary: dict[str, Any]) -> Group:
         f"  preset {summary['preset']}, {summary['meta_learner']}, mode {summary['mode']}, updated ",
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["updated"])),
     )
-    parts: list[RenderableType] = [state, Text(_progress(summary)), Text(_health(summary))]
-    if summary["quarantined"]:
-        parts.append(Text("quarantined after repeated failures: " + ", ".join(summary["quarantined"]), style="red"))
+    parts: list[RenderableType] = [state, Text(_progress(summary)), Text(_contributions(summary)), _health(summary)]
+    if out := [*summary["quarantined"], *summary["quarantined_workers"]]:
+        parts.append(Text("quarantined after repeated failures: " + ", ".join(out), style="red"))
     parts += [Text(f"! {alert}", style="yellow") for alert in summary["alerts"][-3:]]
     return Group(*parts, _worker_table(summary))
 
@@ -97,13 +97,27 @@ def _progress(summary: dict[str, Any]) -> str:
     )
 
 
-def _health(summary: dict[str, Any]) -> str:
+def _contributions(summary: dict[str, Any]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary["refused"].items()))
     return (
         f"contributions: {summary['contributions_applied']} applied, {summary['contributions_waiting']} waiting, "
         f"{sum(summary['refused'].values())} refused{f' ({reasons})' if reasons else ''}"
         f" | workers {summary['workers_alive']}/{summary['workers_wanted']}, restarts {summary['restarts']}"
     )
+
+
+def _health(summary: dict[str, Any]) -> Text:
+    """What nobody needs to read while it is zero; dim then."""
+    troubles = {
+        "server restarts": summary["server_restarts"],
+        "leases lost": summary["leases_lost"],
+        "duplicates": summary["duplicates"],
+        "clipped": summary["clipped"],
+        "all zeros": summary["all_zero"],
+    }
+    counts = ", ".join(f"{count} {name}" for name, count in troubles.items())
+    style = "" if any(troubles.values()) else "dim"
+    return Text(f"checkpoint {_duration(summary['checkpoint_age'])} old | {counts}", style=style)
 
 
 def _worker_table(summary: dict[str, Any]) -> Table:

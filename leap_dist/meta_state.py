@@ -13,6 +13,7 @@ A restart takes the newest checkpoint that is whole, makes up for its ledger lin
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,10 +24,26 @@ import numpy as np
 
 from leap_dist import aggregation, staleness
 from leap_dist.aggregation import Direction, MetaOptimizer, Pull
-from leap_dist.checkpoint import Checkpoint, CheckpointStore, CorruptFile, Journal, Ledger, pack, write_atomic
+from leap_dist.checkpoint import Checkpoint, CheckpointStore
+from leap_dist.config import fixed_settings
 from leap_dist.contribution import Contribution, Lease
+from leap_dist.failpoints import failpoint
+from leap_dist.files import CorruptFile, NewerFormat, pack, write_atomic
+from leap_dist.journal import Journal, Ledger
 from leap_dist.models import FRAME_SIZE, Manifest
 from leap_dist.settings import Config
+from leap_dist.shapes import conform
+
+_STATE = {
+    **dict.fromkeys(("applied", "applied_tasks", "applied_steps", "clipped"), int),
+    "covered": [int],
+    "bases": {...: int},
+    "norms": [float],
+    "ledger": {"offset": int, "sha256": str, "lines": [{...: object}]},
+    "settings": {...: object},
+    "rest": (None, {...: object}),
+}
+"""What `MetaState._checkpoint` puts into a checkpoint's state."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +88,17 @@ class MetaState:
         """Those of them that were final."""
         self.applied_steps = 0
         """Agent steps that went into them."""
+        self.clipped = 0
+        """How many of them were made smaller, their norm being far from what is usual."""
         self.waiting: list[Accepted] = []
         """Accepted, not applied; in order of acceptance."""
         self.unfinished: dict[str, Contribution] = {}
         """By lease, what was accepted of it last, while more may follow."""
+        self.unmeasurable: set[str] = set()
+        """Leases that end with a restart: what their next push is to be measured from is lost."""
         self._next_order = 0
         self._entries: dict[str, deque[int]] = {}  # orders of the journal's entries, by lease
-        self._bases: set[int] = set()  # entries that the checkpoint holds, but a later push may be measured from
+        self._bases: dict[str, int] = {}  # by lease, entry that the checkpoint holds and a later push is measured from
         self._covered = deque([0], maxlen=config.server.keep_checkpoints)  # first order that each kept checkpoint lacks
         self._norms: deque[float] = deque(maxlen=config.meta.clip_window)
         self._unwritten: list[dict[str, Any]] = []  # ledger lines that are in a checkpoint, but not in the ledger yet
@@ -100,6 +121,11 @@ class MetaState:
         double = self._double[: len(shared)]
         double[:] = shared
         return float(np.linalg.norm(double))
+
+    def largest_norm(self) -> float:
+        """That a contribution may have: a multiple of the running median, before there is one of the norm of φ."""
+        usual = float(np.median(self._norms)) if self._norms else max(1.0, self.norm(self.vector))
+        return (self._config.meta.refuse_norm or math.inf) * usual
 
     def head_size(self, game: str) -> int | None:
         """Length of a game's persistent head, None where nobody has sent one yet."""
@@ -133,10 +159,12 @@ class MetaState:
         direction = self._direction(batch, before)
         heads = self._trained_heads(batch)
         finite = all(np.isfinite(head).all() for head in heads.values())
+        failpoint("update.apply")
         if finite and self._optimizer.step(direction.gradient, done=self.applied_tasks / self._config.tasks):
             self.heads = heads
         else:
             self._alert(f"meta-update {self.version + 1} was not finite: the initialization stays as it was")
+        failpoint("update.applied")
         change = self.norm(self.vector - before)
         lines = self._ledger_lines(batch, direction, change)
         try:
@@ -151,13 +179,17 @@ class MetaState:
         """Brings back what the run directory holds, or makes its first checkpoint.
 
         Returns the `rest` of the newest whole checkpoint (None for a new run), and the contributions accepted after
-        it. Raises CorruptFile where no checkpoint can be used, or it is of another encoder; OSError.
+        it. Raises CorruptFile where no checkpoint can be used, or it is of another format, encoder or run; OSError.
+
+        What is damaged in the journal is set aside, with an alert: its task is trained again.
         """
         checkpoint, warnings = self._checkpoints.load_newest()
         for warning in warnings:
             self._alert(warning)
         if checkpoint is None and warnings:
             raise CorruptFile("no usable checkpoint is left: " + "; ".join(warnings))
+        if checkpoint is None and (self.ledger.size or self.journal.orders()):
+            raise CorruptFile("no checkpoint is left, but ledger.jsonl or journal/ say that there was one")
         if checkpoint is None:
             self._checkpoints.save(self._checkpoint(0, [], None))
             self._write_ledger()
@@ -168,25 +200,70 @@ class MetaState:
 
     def _replay(self) -> None:
         """Takes in the journal, beyond what the checkpoint holds."""
+        first = self._next_order
         for order in self.journal.orders():
-            if order >= self._next_order:
+            if order < first:
+                self._recall(order)
+        for lease_id, order in self._bases.items():
+            if order not in self._entries.get(lease_id, ()):
+                self._alert(f"journal entry {order} is lost, from which the rest of lease {lease_id} is measured")
+                self.unmeasurable.add(lease_id)
+                self.forget(lease_id)
+        for order in self.journal.orders():
+            if order >= first:
                 if order > self._next_order:
                     self._alert(f"journal entries {self._next_order} to {order - 1} are missing")
-                    self._next_order = order
-                self._append(*self._read(order))
-            elif self._config.mode == "stream":  # a later push may be measured from it
-                try:
-                    self._note(order, self._read(order)[1])
-                except CorruptFile as error:
-                    if order in self._bases:
-                        raise
-                    self._alert(f"not needed any more, and skipped: {error}")
-            else:
-                self._entries[f"entry {order}"] = deque([order])
+                self._next_order = order
+                if (entry := self._read(order)) is None:
+                    self._next_order += 1
+                else:
+                    self._append(*entry)
 
-    def _read(self, order: int) -> tuple[Lease, Contribution]:
-        arrays, header = self.journal.read(order)
-        return Lease.of(header["lease"]), Contribution.of(header["contribution"], arrays)
+    def _recall(self, order: int) -> None:
+        """Takes note of an entry that the checkpoint holds: in a stream, a later push may be measured from it."""
+        if self._config.mode != "stream":
+            self._entries[f"entry {order}"] = deque([order])
+        elif (entry := self._read(order)) is not None:
+            self._note(order, entry[1])
+
+    def _read(self, order: int) -> tuple[Lease, Contribution] | None:
+        """An entry of the journal; None where it is damaged, and set aside. Raises NewerFormat."""
+        try:
+            arrays, header = self.journal.read(order)
+            lease, contribution = Lease.of(header["lease"]), Contribution.of(header["contribution"], arrays)
+            if problem := self._misfit(lease, contribution):
+                raise ValueError(problem)
+        except NewerFormat:
+            raise
+        except (CorruptFile, OSError, KeyError, ValueError) as error:
+            self._alert(f"journal entry {order} is set aside, its task is trained again unless it is done: {error}")
+            self.journal.set_aside(order)
+            return None
+        return lease, contribution
+
+    def _misfit(self, lease: Lease, contribution: Contribution) -> str:
+        """Why what is in the journal cannot be of this run; "" where it can."""
+        vector, start, size = contribution.vector, contribution.start, self._manifest.size
+        if lease.id in self.unmeasurable:
+            return f"what the rest of lease {lease.id} is measured from is lost"
+        if contribution.lease != lease.id or lease.task.game not in self._config.games:
+            return "it is of another lease or run"
+        if contribution.manifest != self._manifest.digest or vector.ndim != 1:
+            return "it is of another encoder"
+        known = self.head_size(lease.task.game) if self._config.keeps_heads else 0
+        wanted = (
+            0
+            if self._config.meta_learner == "none"
+            else size + (max(1, len(vector) - size) if known is None else known)
+        )
+        arrays = [vector] if start is None else [vector, start]
+        if len(vector) != wanted or (start is not None and start.shape != (size,)):
+            return "it is of another encoder"
+        if self._config.corrects_endpoint != (start is not None):
+            return "it is of a run with other settings"
+        if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays):
+            return "it is not finite float32"
+        return ""
 
     def _append(self, lease: Lease, contribution: Contribution) -> None:
         """What follows when a contribution is in the journal."""
@@ -217,13 +294,13 @@ class MetaState:
             if not orders:
                 del self._entries[lease_id]
 
-    def _measured_from(self, first: int) -> list[int]:
-        """The journal's entries before `first` that pushes from there on are, or will be, measured from."""
-        bases = []
+    def _measured_from(self, first: int) -> dict[str, int]:
+        """By lease, the journal's entry before `first` that pushes from there on are, or will be, measured from."""
+        bases = {}
         for lease_id, orders in self._entries.items():
             before = [order for order in orders if order < first]
             if before and (len(before) < len(orders) or lease_id in self.unfinished):
-                bases.append(before[-1])
+                bases[lease_id] = before[-1]
         return bases
 
     def _direction(self, batch: Sequence[Accepted], vector: np.ndarray) -> Direction:
@@ -254,10 +331,16 @@ class MetaState:
             "applied": self.applied + count,
             "applied_tasks": self.applied_tasks + _tasks(batch),
             "applied_steps": self.applied_steps + _steps(batch),
+            "clipped": self.clipped + _clipped(lines),
             "covered": [*self._covered, first] if batch else [0],
             "bases": self._measured_from(first),
             "norms": [*self._norms, *_norms(batch)],
-            "ledger": {"offset": self.ledger.size, "lines": [*self._unwritten, *lines]},
+            "ledger": {
+                "offset": self.ledger.size,
+                "sha256": self.ledger.sha256,
+                "lines": [*self._unwritten, *lines],
+            },
+            "settings": fixed_settings(self._config),
             "rest": rest,
         }
         version = self.version + 1 if batch else 0
@@ -270,6 +353,7 @@ class MetaState:
         self.applied += count
         self.applied_tasks += _tasks(batch)
         self.applied_steps += _steps(batch)
+        self.clipped += _clipped(lines)
         self._norms.extend(_norms(batch))
         self._covered.append(batch[-1].order + 1)
         self._unwritten += lines
@@ -283,23 +367,53 @@ class MetaState:
             vector = self._manifest.join(checkpoint.init)
         except ValueError as error:
             raise CorruptFile(f"checkpoint {checkpoint.version} is of another encoder: {error}") from None
+        try:
+            conform(state, _STATE, "state")
+            self._check(vector, checkpoint)
+        except ValueError as error:
+            raise CorruptFile(f"checkpoint {checkpoint.version} cannot be gone on from: {error}") from None
         self._optimizer.restore(vector, checkpoint.optimizer)
         self.heads = checkpoint.heads
         self.applied, self.applied_tasks = state["applied"], state["applied_tasks"]
-        self.applied_steps = state["applied_steps"]
+        self.applied_steps, self.clipped = state["applied_steps"], state["clipped"]
         self._covered.extend(state["covered"])
         self._next_order = self._covered[-1]
-        self._bases = set(state["bases"])
+        self._bases = dict(state["bases"])
         self._norms.extend(state["norms"])
-        self.ledger.append(state["ledger"]["offset"], state["ledger"]["lines"])
+        before = state["ledger"]["offset"]
+        if not self.ledger.begins_with(before, state["ledger"]["sha256"]):
+            self._alert(
+                f"ledger.jsonl is not what was written, somewhere in its first {before} bytes: what it says about the "
+                "run so far may be wrong or missing, what was learned is not touched"
+            )
+        self.ledger.append(before, state["ledger"]["lines"])
         self._write_ledger()
+
+    def _check(self, vector: np.ndarray, checkpoint: Checkpoint) -> None:
+        """Raises ValueError where a checkpoint, though whole, is not of this run."""
+        state, now = checkpoint.state, fixed_settings(self._config)
+        then = {name: value for name, value in state["settings"].items() if name in now}
+        if changed := [f"{name}: {value} -> {now[name]}" for name, value in then.items() if value != now[name]]:
+            raise ValueError(f"it is of a run with other settings: {'; '.join(changed)}")
+        if not state["covered"] or state["ledger"]["offset"] < 0:
+            raise ValueError("its counts make no sense")
+        trial = MetaOptimizer(self._config.mode, self._config.meta, vector)
+        trial.step(np.zeros_like(vector))
+        found = {name: (array.size, array.dtype) for name, array in checkpoint.optimizer.items()}
+        if found and found != {name: (array.size, array.dtype) for name, array in trial.state().items()}:
+            raise ValueError(f"its optimizer is another one: {', '.join(found)}")
+        arrays = [vector, *checkpoint.optimizer.values(), *checkpoint.heads.values()]
+        if not all(np.isfinite(array).all() for array in (*arrays, np.array(state["norms"]))):
+            raise ValueError("it is not finite")
+        if any(head.ndim != 1 or head.dtype != np.float32 for head in checkpoint.heads.values()):
+            raise ValueError("its heads are not vectors")
 
     def _write_ledger(self) -> None:
         """Brings the ledger and init.safetensors up to date, now or, where the disk is full, with the next update."""
         try:
             self.ledger.append(self.ledger.size, self._unwritten)
             self._unwritten = []
-            write_atomic(self._run_dir / "init.safetensors", self._export())
+            write_atomic(self._run_dir / "init.safetensors", self._export(), "init")
         except OSError as error:
             self._alert(f"the ledger or init.safetensors could not be written and waits: {error}")
 
@@ -366,3 +480,7 @@ def _norms(batch: Sequence[Accepted]) -> list[float]:
 
 def _tasks(batch: Sequence[Accepted]) -> int:
     return sum(accepted.contribution.final for accepted in batch)
+
+
+def _clipped(lines: list[dict[str, Any]]) -> int:
+    return sum(line["clip"] < 1 for line in lines)

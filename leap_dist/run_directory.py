@@ -15,9 +15,18 @@ from typing import Any
 import torch
 
 from leap_dist import config as configuration
-from leap_dist.checkpoint import RunDirectoryBusy, lock_holder, write_atomic
 from leap_dist.config import ConfigError
+from leap_dist.files import write_atomic
+from leap_dist.redaction import redact_all
+from leap_dist.run_lock import RunDirectoryBusy, lock_holder
 from leap_dist.settings import Config
+from leap_dist.shapes import conform
+
+CONTENT = (
+    "config.yaml", "manifest.json", "checkpoints", "journal", "ledger.jsonl", "init.safetensors", "tensorboard",
+    "summary.json", "progress.png", ".lock", "profile",
+)  # fmt: skip
+"""What a run keeps in its directory."""
 
 PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tensorboard")
 
@@ -25,27 +34,48 @@ PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tens
 def prepare(run_dir: Path, config: Config) -> None:
     """Makes a new run directory, or accepts one to resume, and writes config.yaml and manifest.json.
 
-    Raises ConfigError where it cannot be written, RunDirectoryBusy where a live server holds it.
+    Raises ConfigError where it cannot be written or holds links, RunDirectoryBusy where a live server holds it.
     """
+    refuse_links(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if (holder := lock_holder(run_dir)) is not None:
             raise RunDirectoryBusy(
                 f"run-dir: {run_dir} is in use by a live server ({holder}); stop it or choose another"
             )
-        write_atomic(run_dir / "config.yaml", configuration.to_yaml(config).encode())
-        write_atomic(run_dir / "manifest.json", json.dumps(manifest(config), indent=2).encode())
+        write_atomic(run_dir / "config.yaml", configuration.to_yaml(config).encode(), "config")
+        write_atomic(run_dir / "manifest.json", json.dumps(manifest(config), indent=2).encode(), "manifest")
     except OSError as error:
         raise ConfigError(f"run-dir: {run_dir} cannot be written ({error.strerror}); choose another") from None
 
 
 def exists(run_dir: Path) -> bool:
     """Whether a run was started here."""
-    return (run_dir / "config.yaml").exists()
+    try:
+        return (run_dir / "config.yaml").exists()
+    except OSError:  # no such name can be
+        return False
+
+
+def refuse_links(run_dir: Path) -> None:
+    """Raises ConfigError where something that a run would read or write is a symbolic link, out of the directory."""
+    for name in CONTENT:
+        _refuse_link(run_dir, run_dir / name)
+        for folder, folders, files in os.walk(run_dir / name):
+            for inner in (*folders, *files):
+                _refuse_link(run_dir, Path(folder, inner))
+
+
+def _refuse_link(run_dir: Path, path: Path) -> None:
+    if path.is_symlink():
+        raise ConfigError(
+            f"run-dir: {path.relative_to(run_dir)} in {run_dir} is a symbolic link; put a copy there, or choose another"
+        )
 
 
 def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
     """The configuration to resume with. Raises ConfigError where there is no run, or a fixed setting would change."""
+    refuse_links(run_dir)
     if not exists(run_dir):
         raise ConfigError(f"resume: {run_dir} holds no run; leave --resume out to start one there")
     saved = configuration.read_yaml(run_dir / "config.yaml")
@@ -56,12 +86,30 @@ def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
     return new
 
 
+def changed_packages(run_dir: Path) -> list[str]:
+    """A line for each package whose version is not the one that the run was last started with; to be told, not refused.
+
+    To be asked before `prepare`, which notes the versions that are installed now.
+    """
+    try:
+        packages = json.loads((run_dir / "manifest.json").read_bytes())["packages"]
+        conform(packages, {...: str}, "packages")
+    except (OSError, KeyError, ValueError, TypeError, RecursionError):
+        return ["manifest.json cannot be read: whether packages have changed since the run was started is not known"]
+    installed = {name: metadata.version(name) for name in PACKAGES}
+    return [
+        f"{name} is {installed[name]}, the run was started with {ascii(packages[name])[1:-1][:40]}: the bits may differ"
+        for name in PACKAGES
+        if name in packages and packages[name] != installed[name]
+    ]
+
+
 def manifest(config: Config) -> dict[str, Any]:
     """What a reader needs to run this again: versions, revision, seed, command, hardware."""
     return {
         "leap_dist": _git_revision(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": redact_all([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": config.seed,
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -77,27 +125,33 @@ def manifest(config: Config) -> dict[str, Any]:
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     """Replaces summary.json. Raises OSError."""
-    write_atomic(run_dir / "summary.json", json.dumps(summary, indent=1).encode(), durable=False)
+    write_atomic(run_dir / "summary.json", json.dumps(summary, indent=1).encode(), "summary", durable=False)
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """summary.json as last written. Raises ConfigError where there is none that can be read."""
+    refuse_links(run_dir)
     try:
         summary = json.loads((run_dir / "summary.json").read_bytes())
-    except (OSError, ValueError):
+        json.dumps(summary, ensure_ascii=False).encode()  # what cannot be printed is damage as well
+    except (OSError, ValueError, RecursionError):
         hint = "it has not reported yet" if exists(run_dir) else "no run was started there"
         raise ConfigError(f"run-dir: {run_dir} has no summary.json; {hint}") from None
-    if not isinstance(summary, dict) or "tasks_wanted" not in summary:
-        raise ConfigError(f"run-dir: {run_dir}/summary.json is damaged, or of another version")
+    try:
+        conform(summary, {"state": str, "tasks_wanted": int}, "summary")
+    except ValueError as error:
+        raise ConfigError(f"run-dir: {run_dir}/summary.json is damaged, or of another version: {error}") from None
+    assert isinstance(summary, dict)
     return summary
 
 
 def wall_seconds(run_dir: Path) -> float:
     """Of all launches so far; 0 where that is not known."""
     try:
-        return float(read_summary(run_dir).get("wall_seconds", 0.0))
-    except (ConfigError, TypeError, ValueError):
+        seconds = float(read_summary(run_dir).get("wall_seconds", 0.0))
+    except (ConfigError, TypeError, ValueError, OverflowError):
         return 0.0
+    return seconds if 0 <= seconds < 1e10 else 0.0
 
 
 def _git_revision() -> str:

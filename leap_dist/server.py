@@ -17,17 +17,43 @@ from typing import Any
 import numpy as np
 
 from leap_dist import aggregation
-from leap_dist.checkpoint import RunLock
 from leap_dist.contribution import Ack, Contribution, Idle, Lease
+from leap_dist.failpoints import failpoint
+from leap_dist.files import CorruptFile
+from leap_dist.intake import Intake
 from leap_dist.leases import ACCEPTED, LeaseBook, OpenLease, describe
 from leap_dist.meta_state import Accepted, MetaState
 from leap_dist.models import Manifest
+from leap_dist.quarantine import Quarantine
+from leap_dist.run_lock import RunLock
 from leap_dist.settings import Config
-from leap_dist.tasks import MAX_FAILURES, TaskQueue
+from leap_dist.shapes import conform
+from leap_dist.tasks import TaskQueue
 
 log = logging.getLogger(__name__)
 
 _NOTHING = np.empty(0, np.float32)
+_MOST_GRANTED = 1_000_000  # tasks between two checkpoints; what claims more is damage
+_REST = {
+    "queue": {
+        "next": int,
+        "failures": [[int]],
+        "in_a_row": {...: int},
+        "deaths_in_a_row": {...: int},
+        "quarantined": [str],
+    },
+    "pending": [int],
+    "batch_start": int,
+    "counts": {...: int},
+    "progress": {...: int},
+    "refused": {...: int},
+    "accepted_leases": {...: int},
+}
+"""What `MetaServer._rest` returns."""
+
+LEAST_LEASES = 16  # open at once that are granted to anybody, however few workers were asked for
+LEAST_WAITING = 64  # contributions that are kept waiting at least, while no meta-update can be saved
+LONG_WAIT = 5.0  # seconds for which a worker is sent away that is one too many
 
 
 class MetaServer:
@@ -61,15 +87,22 @@ class MetaServer:
         self.alerts: deque[str] = deque(maxlen=100)
         """What a person should know, oldest first."""
         self._state = MetaState(config, run_dir, manifest, initial, self._alert)
+        self._quarantine = Quarantine()
         self._queue = TaskQueue(
-            config.games, seed=config.seed, steps=config.task_steps, replace=config.sampling == "replacement"
+            config.games,
+            self._quarantine.games,
+            seed=config.seed,
+            steps=config.task_steps,
+            replace=config.sampling == "replacement",
         )
+        self._intake = Intake(config.server.pushes_per_second, clock)
         self._leases = LeaseBook(self._state.journal, session, clock)
         self._batch_size = aggregation.batch_size(config.mode, config.meta)
         self._batched = config.mode in ("sync", "buffered")
         self._batch_start = 0  # sync: first task of the batch being gathered
-        self._counts: Counter[str] = Counter()  # partials, duplicates, leases_lost, steps (lost work included)
+        self._counts: Counter[str] = Counter()  # partials, duplicates, leases_lost, all_zero, steps (also of lost work)
         self._refused: Counter[str] = Counter()  # by reason
+        self._silent: deque[str] = deque(maxlen=100)  # incarnations whose lease expired
         self._saved_at = clock()
         self._lock = RunLock(run_dir)
         try:
@@ -83,22 +116,29 @@ class MetaServer:
     def lease(self, worker: str, incarnation: str) -> Lease | Idle:
         """Grants the next task to a worker, or says that there is none now, as when the disk is full.
 
-        A worker holds one lease at most: what it held before is taken back.
+        A worker holds one lease at most: what it held before is taken back. A quarantined worker gets none, and nobody
+        gets one while twice as many are open as workers were asked for.
         """
         self.tick()
         for held in self._leases.of(worker):
             self._lose(held, "superseded")
+        crowded = len(self._leases) >= max(LEAST_LEASES, 2 * self._config.workers)
+        if not self.finished and (crowded or worker in self._quarantine.workers):
+            return Idle(finished=False, wait=LONG_WAIT)
         if self.finished or self._missing_tasks() <= 0:
             return Idle(finished=self.finished)
-        task = self._queue.draw(self._batch_start + self._batch_size if self._config.mode == "sync" else None)
+        limit = self._batch_start + self._batch_size if self._config.mode == "sync" else None
+        task = self._queue.draw(limit, avoid=self._quarantine.failed_on(worker))
         if task is None:
             return Idle(finished=self.finished)
         try:
-            return self._leases.grant(task, worker, incarnation, self.version, self._config.server.lease_seconds)
+            lease = self._leases.grant(task, worker, incarnation, self.version, self._config.server.lease_seconds)
         except OSError as error:
             self._queue.give_back(task.index)
             self._alert(f"no lease can be granted while the journal cannot be written: {error}")
             return Idle(finished=False)
+        failpoint("lease.acknowledge")
+        return lease
 
     def snapshot(self) -> tuple[int, np.ndarray]:
         """(version, φ): published together, never apart. The vector is a copy."""
@@ -119,32 +159,18 @@ class MetaServer:
     def push(self, contribution: Contribution) -> Ack:
         """Takes a contribution. Repeated and reordered ones change nothing; a final one is durable once acknowledged.
 
-        A refusal names its reason, is counted, and leaves everything as it was, except that an unusable final
-        contribution ends its lease. "storage" means that the disk would not take it: push again later.
+        A refusal names its reason, is counted, and leaves everything as it was, except that an unusable contribution
+        ends its lease where nothing better can follow. "storage" means that the disk would not take it, "busy" that
+        the server has too much to do: push again later, after `wait` seconds.
         """
-        held = self._leases.get(contribution.lease)
-        if held is None:
-            return self._answer_closed(contribution)
-        if (contribution.worker, contribution.incarnation) != (held.lease.worker, held.lease.incarnation):
-            return self._refuse("incarnation", proceed=False)
-        if contribution.seq <= held.seq:
-            self._counts["duplicates"] += 1
-            return self._ack(True, durable=self._config.mode == "stream", reason="duplicate")
-        problem = self._examine(held.lease, contribution)
-        if problem and contribution.final:
-            self._fail(held, f"{problem} contribution")
-        if problem:
-            return self._refuse(problem, proceed=not contribution.final)
-        if contribution.final or self._config.mode == "stream":
-            return self._accept(held, contribution)
-        # Only a server that lets prefixes count needs their vectors; all others stay small, whatever is open.
-        keep = self._config.server.on_lost == "keep"
-        self._counts["partials"] += 1
-        self._note_progress(held, _owned(contribution) if keep else replace(contribution, vector=_NOTHING, start=None))
-        return self._ack(True)
+        failpoint("push.received")
+        ack = self._take(contribution)
+        failpoint("push.acknowledge")
+        return ack
 
     def fail(self, lease_id: str, incarnation: str, reason: str) -> Ack:
-        """A worker's task raised: it will run again with another seed. A game that keeps failing is quarantined."""
+        """A worker's task raised: it will run again with another seed. A game, or a worker, that keeps failing is
+        quarantined."""
         held = self._leases.get(lease_id)
         if held is None or held.lease.incarnation != incarnation:
             return self._ack(False, reason=self._leases.outcome(lease_id), proceed=False)
@@ -166,15 +192,23 @@ class MetaServer:
     def tick(self) -> None:
         """Takes back leases past their deadline, and retries a meta-update that could not be saved."""
         for held in self._leases.expired():
-            self._alert(f"lease {held.lease.id} of {held.lease.worker} ({held.lease.task.game}) expired")
+            silence = f"was not heard of for {held.lease.seconds:g} s"
+            self._alert(f"{held.lease.worker} {silence}: its task ({held.lease.task.game}) is taken back")
+            self._silent.append(held.lease.incarnation)
             self._lose(held, "expired")
+            self._blame(held, f"{held.lease.worker} {silence}")
         self._update()
 
-    def release(self, incarnation: str) -> None:
-        """Takes back at once what an incarnation holds that is known to be gone."""
+    def release(self, incarnation: str, *, crashed: bool = False) -> None:
+        """Takes back at once what an incarnation holds that is known to be gone.
+
+        `crashed`: by itself, so that the game which it played may be to blame.
+        """
         for held in self._leases.all():
             if held.lease.incarnation == incarnation:
                 self._lose(held, "worker-lost")
+                if crashed:
+                    self._blame(held, "its process died", died=True)
 
     def status(self) -> dict[str, Any]:
         """Counters and open leases, as plain data."""
@@ -190,7 +224,11 @@ class MetaServer:
             "duplicates": self._counts["duplicates"],
             "leases_lost": self._counts["leases_lost"],
             "refused": dict(self._refused),
-            "quarantined": sorted(self._queue.quarantined),
+            "clipped": self._state.clipped,
+            "all_zero": self._counts["all_zero"],
+            "quarantined": sorted(self._quarantine.games),
+            "quarantined_workers": sorted(self._quarantine.workers),
+            "silent": list(self._silent),
             "agent_steps": self._counts["steps"],
             "checkpoint_age": self._clock() - self._saved_at,
             "finished": self.finished,
@@ -208,6 +246,33 @@ class MetaServer:
 
     # Contributions -----------------------------------------------------------------------------------------------
 
+    def _take(self, contribution: Contribution) -> Ack:
+        held = self._leases.get(contribution.lease)
+        if held is None:
+            return self._answer_closed(contribution)
+        if (contribution.worker, contribution.incarnation) != (held.lease.worker, held.lease.incarnation):
+            return self._refuse("incarnation", proceed=False)
+        if contribution.seq <= held.seq:
+            self._counts["duplicates"] += 1
+            return self._ack(True, durable=self._config.mode == "stream", reason="duplicate")
+        if not contribution.final and not self._intake.admit():
+            self._extend(held, contribution.steps)
+            return self._refuse("busy", proceed=True, wait=self._intake.wait(len(self._leases)))
+        problem = self._examine(held.lease, contribution)
+        # What is cumulative and not finite stays so: there is no use in training on.
+        hopeless = contribution.final or problem in ("non-finite", "exploding")
+        if problem and hopeless:
+            self._fail(held, f"{problem} contribution")
+        if problem:
+            return self._refuse(problem, proceed=not hopeless)
+        if contribution.final or self._config.mode == "stream":
+            return self._accept(held, contribution)
+        # Only a server that lets prefixes count needs their vectors; all others stay small, whatever is open.
+        keep = self._config.server.on_lost == "keep"
+        self._counts["partials"] += 1
+        self._note_progress(held, _owned(contribution) if keep else replace(contribution, vector=_NOTHING, start=None))
+        return self._ack(True)
+
     def _examine(self, lease: Lease, contribution: Contribution) -> str:
         """Why a contribution cannot count; "" where it can."""
         vector, start, size = contribution.vector, contribution.start, self._manifest.size
@@ -221,8 +286,11 @@ class MetaServer:
             return "shape"
         if self._config.corrects_endpoint != (start is not None) or (start is not None and start.shape != (size,)):
             return "shape"
-        finite = np.isfinite(self._state.added(contribution)).all() and (start is None or np.isfinite(start).all())
-        return "" if finite else "non-finite"
+        added = self._state.added(contribution)
+        if not np.isfinite(added).all() or (start is not None and not np.isfinite(start).all()):
+            return "non-finite"
+        counts = contribution.final or self._config.mode == "stream"
+        return "exploding" if counts and self._state.norm(added) > self._state.largest_norm() else ""
 
     def _expected_size(self, lease: Lease, found: int) -> int:
         """Length that a vector should have. A game's first head may have any."""
@@ -244,17 +312,24 @@ class MetaServer:
             self._end(held, "stale")
             self._queue.give_back(held.lease.task.index)
             return self._refuse("stale", proceed=False)
+        if len(self._state.waiting) >= max(LEAST_WAITING, 4 * self._batch_size):  # no meta-update can be saved
+            self._leases.extend(held)
+            return self._refuse("busy", proceed=True, wait=LONG_WAIT)
         contribution = _owned(contribution)
         try:
             self._state.accept(held.lease, contribution)
         except OSError as error:
             self._alert(f"the contribution of {held.lease.worker} could not be stored: {error}")
             self._leases.extend(held)  # its worker is well, and will try again
-            return self._refuse("storage", proceed=True)
+            return self._refuse("storage", proceed=True, wait=1.0)
         self._note_progress(held, contribution)
+        if adds and self._config.meta_learner != "none" and not contribution.vector.any():
+            self._counts["all_zero"] += 1
+            self._alert(f"{held.lease.worker} sent nothing but zeros for {held.lease.task.game}: did it train?")
         if contribution.final:
             self._end(held, ACCEPTED)
             self._queue.succeed(held.lease.task)
+            self._quarantine.succeed(held.lease.task.game, held.lease.worker)
         else:
             self._counts["partials"] += 1
         self._update()
@@ -278,6 +353,8 @@ class MetaServer:
         outcome = self._leases.outcome(contribution.lease)
         if outcome != ACCEPTED:
             return self._refuse(outcome, proceed=False)
+        if contribution.seq > self._leases.last(contribution.lease):  # its worker was taken for lost
+            return self._refuse("prefix-counts", proceed=False)
         self._counts["duplicates"] += 1
         return self._ack(True, durable=True, reason="duplicate", proceed=False)
 
@@ -288,19 +365,26 @@ class MetaServer:
             last = replace(held.newest, final=True)
             ack = None if self._examine(held.lease, last) else self._accept(held, last)
             # A stream's prefix is in φ: where the disk has no room for what closes it, that is tried again later.
-            if ack and (ack.durable or (ack.reason == "storage" and self._config.mode == "stream")):
+            if ack and (ack.durable or (ack.wait and self._config.mode == "stream")):
                 return
         if self._leases.get(held.lease.id) is held:  # not so where it was too stale
             self._end(held, outcome)
             self._queue.give_back(held.lease.task.index)
 
     def _fail(self, held: OpenLease, reason: str) -> None:
-        game = held.lease.task.game
-        self._alert(f"{game} failed on {held.lease.worker}: {reason}")
+        self._alert(f"{held.lease.task.game} failed on {held.lease.worker}: {reason}")
         self._end(held, "failed")
-        if self._queue.fail(held.lease.task):
-            self._alert(f"{game} is quarantined after {MAX_FAILURES} failures in a row; the last one: {reason}")
-        self._update()  # sync: without the quarantined game the batch may be complete
+        self._queue.fail(held.lease.task)
+        self._blame(held, reason)
+
+    def _blame(self, held: OpenLease, reason: str, *, died: bool = False) -> None:
+        """Counts a lease that ended badly; see Quarantine."""
+        news = self._quarantine.fail(
+            held.lease.task.game, held.lease.worker, reason, granted=held.granted, now=self._clock(), died=died
+        )
+        if news:
+            self._alert(news)
+        self._update()  # sync: without a quarantined game the batch may be complete
 
     # Meta-updates ------------------------------------------------------------------------------------------------
 
@@ -353,7 +437,7 @@ class MetaServer:
         """What a restart needs besides the state of φ, once only `waiting` waits."""
         held = [held.lease.task.index for held in self._leases.all()]
         return {
-            "queue": self._queue.state(),
+            "queue": self._queue.state() | self._quarantine.state(),
             # Every task below `queue.next` that is neither here nor in the journal is done.
             "pending": sorted([*held, *self._queue.waiting, *(a.lease.task.index for a in waiting)]),
             "batch_start": batch_start,
@@ -368,7 +452,12 @@ class MetaServer:
         rest, accepted = self._state.restore()
         pending: set[int] = set()
         if rest is not None:
+            try:
+                conform(rest, _REST, "rest")
+            except ValueError as error:
+                raise CorruptFile(f"the newest checkpoint is not of this program: {error}") from None
             self._queue.restore(rest["queue"])
+            self._quarantine.restore(rest["queue"])
             self._batch_start = rest["batch_start"]
             self._counts, self._refused = Counter(rest["counts"]), Counter(rest["refused"])
             pending.update(rest["pending"])
@@ -378,17 +467,25 @@ class MetaServer:
             self._counts["steps"] += max(0, one.contribution.steps - before)
             progress[one.lease.id] = max(one.contribution.steps, before)
         finals = [one for one in accepted if one.contribution.final]
-        for lease_id in [*(rest["accepted_leases"] if rest else ()), *(one.lease.id for one in finals)]:
-            self._leases.remember(lease_id, ACCEPTED)
+        for lease_id, seq in (rest["accepted_leases"] if rest else {}).items():
+            self._leases.remember(lease_id, ACCEPTED, seq)
         for one in finals:
+            self._leases.remember(one.lease.id, ACCEPTED, one.contribution.seq)
             self._queue.succeed(one.lease.task)
+            self._quarantine.succeed(one.lease.task.game, one.lease.worker)
         done = {one.lease.task.index for one in finals}
-        orphans, highest = self._leases.reopen(done)
+        for lease_id in self._state.unmeasurable:
+            self._leases.remember(lease_id, "journal-damaged")
+        orphans, highest, warnings = self._leases.reopen(done)
+        for warning in warnings:
+            self._alert(warning)
         leased = {held.lease.task.index for held in self._leases.all()}
         for reopened in self._leases.all():
             reopened.steps = progress.get(reopened.lease.id, 0)
         known = self._queue.next
         self._queue.next = max([known, highest, *(index + 1 for index in done)])
+        if self._queue.next > known + _MOST_GRANTED:
+            raise CorruptFile(f"journal/ names task {self._queue.next - 1}, but checkpoints/ {known} tasks in all")
         self._queue.reconcile((pending | set(range(known, self._queue.next))) - done - leased)
         for lease_id, newest in list(self._state.unfinished.items()):
             held = self._leases.get(lease_id)
@@ -403,12 +500,14 @@ class MetaServer:
 
     # Answers -----------------------------------------------------------------------------------------------------
 
-    def _ack(self, accepted: bool, *, durable: bool = False, reason: str = "", proceed: bool = True) -> Ack:
-        return Ack(accepted, durable, reason, proceed, self.version)
+    def _ack(
+        self, accepted: bool, *, durable: bool = False, reason: str = "", proceed: bool = True, wait: float = 0.0
+    ) -> Ack:
+        return Ack(accepted, durable, reason, proceed, self.version, wait)
 
-    def _refuse(self, reason: str, *, proceed: bool) -> Ack:
+    def _refuse(self, reason: str, *, proceed: bool, wait: float = 0.0) -> Ack:
         self._refused[reason] += 1
-        return self._ack(False, reason=reason, proceed=proceed)
+        return self._ack(False, reason=reason, proceed=proceed, wait=wait)
 
     def _alert(self, text: str) -> None:
         if text not in list(self.alerts)[-3:]:  # what keeps failing is said once

@@ -61,6 +61,9 @@ class MetaSettings:
     contribution_clip: float = setting(
         3.0, "clip a contribution's norm at this multiple of the running median; 0 turns it off", low=0
     )
+    refuse_norm: float = setting(
+        1e6, "refuse a contribution whose norm is this multiple of the running median, or of φ's; 0 turns it off", low=0
+    )
     normalize: bool = setting(
         False, "bring every contribution's norm to the running median, instead of clipping the large ones"
     )
@@ -128,6 +131,9 @@ class ServerSettings:
     on_lost: Literal["retry", "keep"] = setting(
         "retry", "a lost lease's task is trained again, or its last partial contribution counts"
     )
+    pushes_per_second: float = setting(
+        100.0, "partial contributions that are taken; workers that push more are told to wait", above=0
+    )
     keep_checkpoints: int = setting(3, "newest checkpoints kept", low=1, high=1000)
 
 
@@ -153,6 +159,7 @@ class Config:
     )
     seed: int = setting(0, "seed of the initialization, of task sampling and of every task", low=0, high=2**31 - 1)
     address: str = setting("local", "Ray cluster: local starts one here, auto joins the running one, or HOST:PORT")
+    insecure: bool = setting(False, "join a cluster that runs without token authentication (docs/security.md)")
     leap: LeapSettings = LeapSettings()
     fomaml: FomamlSettings = FomamlSettings()
     meta: MetaSettings = MetaSettings()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
 
 from leap_dist.contribution import Task
-
-MAX_FAILURES = 3
-"""Failures of a game in a row, on whatever workers, after which it is quarantined."""
 
 
 def task(
@@ -34,10 +32,13 @@ def task(
 
 
 class TaskQueue:
-    """Hands out tasks in order: those that came back first, then new ones. Games that keep failing are left out."""
+    """Hands out tasks in order: those that came back first, then new ones. Games in `quarantined` are left out."""
 
-    def __init__(self, games: tuple[str, ...], *, seed: int, steps: int, replace: bool = False) -> None:
+    def __init__(
+        self, games: tuple[str, ...], quarantined: set[str], *, seed: int, steps: int, replace: bool = False
+    ) -> None:
         self._games = games
+        self._quarantined = quarantined
         self._replace = replace
         self._seed = seed
         self._steps = steps
@@ -45,19 +46,33 @@ class TaskQueue:
         """Index of the first task never drawn."""
         self._returned: list[int] = []  # heap
         self._failures: Counter[int] = Counter()  # by task, until it is done
-        self._in_a_row: Counter[str] = Counter()  # by game
-        self.quarantined: set[str] = set()
 
-    def draw(self, limit: int | None = None) -> Task | None:
-        """The next task with an index below `limit`; None where there is none, or every game is quarantined."""
+    def draw(self, limit: int | None = None, avoid: Container[str] = ()) -> Task | None:
+        """The next task with an index below `limit`; None where there is none, or every game is quarantined.
+
+        It is of a game in `avoid` only where no other is near.
+        """
+        put_off: list[Task] = []
+        while len(put_off) <= 2 * len(self._games) and (chosen := self._next(limit)) is not None:
+            put_off.append(chosen)
+            if chosen.game not in avoid:
+                break
+        if put_off and put_off[-1].game in avoid:
+            put_off.reverse()  # in the usual order then
+        drawn = put_off.pop() if put_off else None
+        for other in put_off:
+            self.give_back(other.index)
+        return drawn
+
+    def _next(self, limit: int | None) -> Task | None:
         while self._returned:
             chosen = self._task(heapq.heappop(self._returned))
-            if chosen.game not in self.quarantined:
+            if chosen.game not in self._quarantined:
                 return chosen
         while not self.exhausted and (limit is None or self.next < limit):
             chosen = self._task(self.next)
             self.next += 1
-            if chosen.game not in self.quarantined:
+            if chosen.game not in self._quarantined:
                 return chosen
         return None
 
@@ -65,46 +80,33 @@ class TaskQueue:
         """The task will be drawn again, with the same seed."""
         heapq.heappush(self._returned, index)
 
-    def fail(self, failed: Task) -> bool:
-        """The task will be drawn again, with another seed. True where this quarantines its game."""
+    def fail(self, failed: Task) -> None:
+        """The task will be drawn again, with another seed."""
         self._failures[failed.index] += 1
-        self._in_a_row[failed.game] += 1
         self.give_back(failed.index)
-        if self._in_a_row[failed.game] < MAX_FAILURES or failed.game in self.quarantined:
-            return False
-        self.quarantined.add(failed.game)
-        return True
 
     def succeed(self, done: Task) -> None:
-        """The task is done, and its game works."""
+        """The task is done."""
         self._failures.pop(done.index, None)
-        self._in_a_row.pop(done.game, None)
 
     @property
     def exhausted(self) -> bool:
         """No game is left to play."""
-        return self.quarantined.issuperset(self._games)
+        return self._quarantined.issuperset(self._games)
 
     @property
     def waiting(self) -> list[int]:
         """Tasks that came back and can be drawn again, ascending."""
-        return sorted(index for index in self._returned if self._task(index).game not in self.quarantined)
+        return sorted(index for index in self._returned if self._task(index).game not in self._quarantined)
 
     def state(self) -> dict[str, Any]:
         """Plain data for `restore`; the tasks that came back are the caller's to add."""
-        return {
-            "next": self.next,
-            "failures": list(self._failures.items()),
-            "in_a_row": dict(self._in_a_row),
-            "quarantined": sorted(self.quarantined),
-        }
+        return {"next": self.next, "failures": list(self._failures.items())}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes over what `state` returned."""
         self.next = state["next"]
         self._failures = Counter(dict(state["failures"]))
-        self._in_a_row = Counter(state["in_a_row"])
-        self.quarantined = set(state["quarantined"])
 
     def reconcile(self, candidates: set[int]) -> None:
         """Makes `candidates` the tasks that came back."""

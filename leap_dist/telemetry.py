@@ -20,12 +20,14 @@ import contextlib
 import itertools
 import logging
 import math
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from google.protobuf.message import DecodeError
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat import tf
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -39,8 +41,20 @@ log = logging.getLogger(__name__)
 SERVER = "server"
 _ERRORS = (OSError, tf.errors.OpError)  # of the disk, as Python and as TensorBoard's file layer report them
 RETRY_SECONDS = 60.0  # between two attempts to write after one failed
+_GAME = re.compile("[a-z0-9_]{1,80}")  # it becomes the name of a folder
 _CURVE_MEANS = ("entropy", "value_loss", "policy_loss", "loss")
-_OPS = ("steps_per_second", "workers_alive", "restarts", "duplicates", "partials", "leases_lost", "checkpoint_age")
+_OPS = (
+    "steps_per_second",
+    "workers_alive",
+    "restarts",
+    "server_restarts",
+    "duplicates",
+    "partials",
+    "leases_lost",
+    "clipped",
+    "all_zero",
+    "checkpoint_age",
+)
 
 
 class _Event(NamedTuple):
@@ -157,7 +171,7 @@ class TensorBoard:
             yield _event(SERVER, version, "meta", values)
             yield _event(SERVER, tasks[0]["total_steps"], "meta_frames", values)
             for task in tasks:
-                if task["final"]:
+                if task["final"] and _GAME.fullmatch(task["game"]):
                     yield from self._project_task(task)
 
     def _project_task(self, task: dict[str, Any]) -> Iterator[_Event]:
@@ -190,12 +204,15 @@ def _time_shares(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def _read_last_steps(folder: Path) -> dict[str, int]:
-    """The last step of every tag in the event files of a run. A record torn by a crash ends its file."""
+    """The last step of every tag in the event files of a run. A record that is torn or damaged ends its file."""
     last: dict[str, int] = {}
     for path in folder.glob("events.out.tfevents.*"):
-        for event in LegacyEventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                last[value.tag] = max(event.step, last.get(value.tag, -1))
+        if path.is_symlink() or not path.is_file():
+            continue
+        with contextlib.suppress(DecodeError, MemoryError, OverflowError):
+            for event in LegacyEventFileLoader(str(path)).Load():
+                for value in event.summary.value:
+                    last[value.tag] = max(event.step, last.get(value.tag, -1))
     return last
 
 
@@ -207,7 +224,11 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
     """One meta-update. What no task has a value for is left out."""
     done = [task for task in tasks if task["final"]]
     of_tasks = {
-        "loss": [task["curve"][-1]["means"]["loss"] for task in done if task["curve"]],
+        "loss": [
+            task["curve"][-1]["means"]["loss"]
+            for task in done
+            if task["curve"] and "loss" in task["curve"][-1]["means"]
+        ],
         "score_human_normalized": [score for task in done if (score := _normalized_score(task)) is not None],
         "gradient_norm": [task["norm"] for task in tasks],
         "path_length": [task["path"]["length"] for task in done],

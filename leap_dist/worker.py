@@ -11,6 +11,7 @@ import numpy as np
 
 from leap_dist import meta_learners
 from leap_dist.contribution import Ack, Contribution, CurvePoint, Lease
+from leap_dist.failpoints import failpoint
 from leap_dist.learners import Learner
 from leap_dist.learners.a2c import A2C
 from leap_dist.models import Manifest, add_vector, flatten
@@ -110,6 +111,7 @@ class _Run:
         self._manifest = Manifest.of(learner.shared).digest
         self._started = clock()
         self._seq = 0
+        self._quiet_until = self._started  # the server wants nothing but the end before that
         self._curve: list[CurvePoint] = []
         self._base_version, self._base = lease.version, start.vector  # the snapshot that was last heard of
         self._sends_start = config.corrects_endpoint
@@ -119,6 +121,7 @@ class _Run:
         config, learner, watch = self._config, self._learner, self._watch
         rollouts, interval = config.rollouts_per_task, config.worker.push_interval
         steps, renewed = 0, self._clock()
+        failpoint("task.start")
         for rollout in range(1, rollouts + 1):
             if rollout <= rollouts - config.held_back:
                 loss = learner.backward()
@@ -128,13 +131,16 @@ class _Run:
             else:
                 watch.measure()
             self._profiler.step()
+            failpoint("task.update")
 
             steps += learner.steps_per_update
             if rollout == rollouts:
                 break
             ack = None
-            if steps // interval > (steps - learner.steps_per_update) // interval:
+            due = steps // interval > (steps - learner.steps_per_update) // interval
+            if due and self._clock() >= self._quiet_until:
                 ack = self._push(rollout, steps)
+                self._quiet_until = self._clock() + ack.wait
                 if config.meta.shift and ack.proceed:
                     self._follow()
             elif self._clock() - renewed > config.worker.heartbeat_seconds:
@@ -192,4 +198,6 @@ class _Run:
             curve=tuple(self._curve),
         )
         with self._time("waiting"):
-            return self._server.push(contribution)
+            ack = self._server.push(contribution)
+        failpoint("task.pushed")
+        return ack

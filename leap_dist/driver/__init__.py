@@ -8,8 +8,10 @@ If the driver dies, everything dies with it, and `--resume` continues from the r
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import sys
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +22,10 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.config import ConfigError
+from leap_dist.driver.access import prepare_local, prepare_to_join
 from leap_dist.driver.actors import SERVER
 from leap_dist.driver.control import Control, Record
+from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.pool import Pool
 from leap_dist.progress import Progress
 from leap_dist.settings import Config
@@ -31,17 +35,23 @@ LOCAL_OBJECT_STORE = 512 * 2**20  # snapshots of a few megabytes need no more, a
 
 
 def connect(config: Config) -> None:
-    """Starts Ray on this machine, or joins a running cluster. Raises ConfigError where none answers."""
+    """Starts Ray on this machine, or joins a running cluster.
+
+    Raises ConfigError where none answers, or it does not let us in; see `access`.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address == "local":
+        prepare_local()
         ray.init("local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE, **common)
         return
+    address = prepare_to_join(config.address, insecure=config.insecure)
     try:
-        ray.init(config.address, **common)
-    except ConnectionError as error:
+        ray.init(address, **common)
+    except (ConnectionError, RuntimeError) as error:
         raise ConfigError(
-            f"address: no Ray cluster answers at {config.address!r} ({error}); start one, or use local"
+            f"address: the cluster at {address!r} answers, but cannot be joined from here ({error}); "
+            "run this on one of its nodes, with the same versions of Python and Ray"
         ) from None
 
 
@@ -80,17 +90,29 @@ def train(
     progress = Progress(config, wall_seconds_before)
     connect(config)
     stop = StopSignal()
+    nodes = Nodes()
     try:
         gpus = gpus_per_worker(config, ray.cluster_resources().get("GPU", 0.0))
         config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus))
-        pool = Pool(config, run_dir / "profile" if profile else None)
+        pool = Pool(config, nodes, run_dir / "profile" if profile else None)
         pool.require_room()
         server = _start_server(config, run_dir)
         pool.open(server)
-        return Control(server, pool, progress, record, stop).loop()
+        return Control(server, pool, nodes, progress, record, stop).loop()
     finally:
         stop.restore()
-        ray.shutdown()
+        if nodes.head_is_gone:
+            atexit.register(_leave_ray)
+        else:
+            nodes.close()
+            ray.shutdown()
+
+
+def _leave_ray() -> None:
+    """Ends the process without Ray's own shutting down, which would wait a minute for a head that is gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _start_server(config: Config, run_dir: Path) -> Any:

@@ -16,10 +16,12 @@ import torch
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError
 
 from envs import atari
-from leap_dist.checkpoint import CorruptFile, RunDirectoryBusy
+from leap_dist import audit
 from leap_dist.contribution import Ack, Contribution, Idle, Lease
 from leap_dist.device import prepare
+from leap_dist.files import CorruptFile
 from leap_dist.models import initialization
+from leap_dist.run_lock import RunDirectoryBusy
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
 from leap_dist.stopwatch import NoProfiler, Profiler, Stopwatch
@@ -28,6 +30,14 @@ from leap_dist.worker import Start, run_task
 log = logging.getLogger(__name__)
 
 CALL_SECONDS = 120.0  # a worker that cannot reach the server for this long gives up and is restarted
+
+
+class Gone(NamedTuple):
+    """An incarnation of a worker that has ended."""
+
+    incarnation: str
+    crashed: bool
+    """By itself: neither did its node end, nor was it told to."""
 
 
 class ServerActor:
@@ -79,19 +89,23 @@ class ServerActor:
         """See MetaServer."""
         return self._server.fail(lease_id, incarnation, reason)
 
-    def advance(self, offset: int, gone: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+    def advance(self, offset: int, gone: list[Gone]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
         """Takes back what the incarnations in `gone` hold, and makes the meta-updates that are due.
 
         Returns the status, ledger lines from byte `offset` on, and the offset to ask for next.
         """
-        for incarnation in gone:
-            self._server.release(incarnation)
+        for one in gone:
+            self._server.release(one.incarnation, crashed=one.crashed)
         self._server.tick()
         return {**self._server.status(), "server_pid": os.getpid()}, *self._server.ledger(offset)
 
     def stop(self) -> None:
         """From now on workers are told to finish."""
         self._stopping = True
+
+    def leave(self) -> None:
+        """Ends the process, and with it the hold on the run directory: where the head is gone, nobody else does."""
+        os._exit(0)
 
     def _heed_stop(self, ack: Ack) -> Ack:
         return replace(ack, proceed=False) if self._stopping else ack
@@ -122,12 +136,17 @@ class _ServerClient:
         return ack
 
     def push(self, contribution: Contribution) -> Ack:
-        """Delivers a contribution; while the server's disk is full, again and again."""
+        """Delivers a contribution; while the server's disk is full, or it has too much to do, again and again."""
+        name = {"lease": contribution.lease, "seq": contribution.seq, "final": contribution.final}
+        audit.note("pushed", **name)
         while True:
             ack: Ack = self.call("push", contribution)
-            if ack.reason != "storage" or not ack.proceed:
+            if ack.durable:
+                audit.note("durable", **name)
+            skipped = ack.reason == "busy" and not contribution.final  # the next one holds it
+            if not ack.wait or not ack.proceed or skipped:
                 return ack
-            time.sleep(1.0)
+            time.sleep(ack.wait)
 
     def snapshot(self) -> tuple[int, np.ndarray]:
         """(version, φ) as they are now."""
@@ -141,6 +160,8 @@ class Health(NamedTuple):
     """How a worker is."""
 
     pid: int
+    node: str
+    """Ray's name of its node."""
     memory_bytes: int
     """Resident."""
     seconds: dict[str, float]
@@ -173,7 +194,7 @@ class WorkerActor:
                 if isinstance(answer, Idle):
                     if answer.finished:
                         return
-                    time.sleep(pause)
+                    time.sleep(max(pause, answer.wait))
                     pause = min(2 * pause, 0.5)
                     continue
             pause = 0.05
@@ -185,7 +206,8 @@ class WorkerActor:
         statm = Path("/proc/self/statm")
         pages = int(statm.read_text().split()[1]) if statm.exists() else 0
         memory = pages * os.sysconf("SC_PAGE_SIZE")
-        return Health(os.getpid(), memory, self._time.seconds(), self._profiler.hand_over())
+        node: str = ray.get_runtime_context().get_node_id()
+        return Health(os.getpid(), node, memory, self._time.seconds(), self._profiler.hand_over())
 
     def _work(self, lease: Lease, snapshot: ray.ObjectRef[Any], head: np.ndarray | None) -> None:
         try:
@@ -199,6 +221,7 @@ class WorkerActor:
             raise  # the server's trouble, not the game's
         except Exception as error:  # whatever breaks in a task is the server's to count, not the end of the worker
             log.exception("task %s (%s) failed", lease.id, lease.task.game)
+            atari.rebuild()  # nothing that this task has played with is used again
             self._client.call("fail", lease.id, self._incarnation, f"{type(error).__name__}: {error}")
 
 

@@ -10,27 +10,33 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from leap_dist.config import ConfigError
+from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.pool import Pool, last_line
 from leap_dist.progress import Progress
+from leap_dist.redaction import redact_all
 from leap_dist.stop_signal import StopSignal
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 20.0  # how long a clean stop waits for the workers
+AWAY_SECONDS = 60.0  # how long a server may be away: Ray brings one back in seconds, where there is a cluster left
 
 Record = Callable[[list[dict[str, Any]], dict[str, Any]], None]
 """Called about twice a second with the ledger's new lines and the summary."""
 
 
 class _ServerLost(RuntimeError):
-    """The server died and cannot be restarted, or is broken."""
+    """The server, or the cluster under it, is gone for good."""
 
 
 class Control:
     """The control loop: polls the server, tends the pool, reports."""
 
-    def __init__(self, server: Any, pool: Pool, progress: Progress, record: Record, stop: StopSignal) -> None:
+    def __init__(
+        self, server: Any, pool: Pool, nodes: Nodes, progress: Progress, record: Record, stop: StopSignal
+    ) -> None:
         self._server = server
         self._pool = pool
+        self._nodes = nodes
         self._progress = progress
         self._record = record
         self._stop = stop
@@ -38,6 +44,7 @@ class Control:
         self._lines: list[dict[str, Any]] = []
         self._offset = 0
         self._server_restarts = 0
+        self._away_since: float | None = None  # the server, that is
 
     def loop(self) -> str:
         """Runs until the work is done, a stop was asked for, or the server is lost for good."""
@@ -52,10 +59,16 @@ class Control:
 
     def _loop(self) -> str:
         while not self._stop.asked:
+            if self._nodes.head_is_gone:
+                self._server.leave.remote()  # it may live on, and would keep others out of the run directory
+                raise _ServerLost("the cluster's head is gone; --resume goes on, on another cluster")
             self._pool.tend()
             self._poll()
             if self._status.get("finished"):
                 return self._wind_down("done" if self._status["complete"] else "failed")
+            if self._pool.exhausted:
+                self._pool.alerts.append("every worker is in quarantine; look into what failed on them, and resume")
+                return self._wind_down("failed")
             self._report("running")
             self._stop.wait(POLL_SECONDS)
         return self._wind_down("interrupted")
@@ -81,27 +94,36 @@ class Control:
         """Fetches status and new ledger lines. While the server restarts, what is known stays."""
         gone = list(self._pool.gone)
         try:
-            status, lines, offset = ray.get(self._server.advance.remote(self._offset, gone), timeout=60)
-        except ActorUnavailableError:
-            self._server_restarts += 1
-            self._pool.alerts.append("the server died; Ray restarts it from the run directory")
-            self._stop.wait(1.0)
-            return
-        except GetTimeoutError:
-            self._pool.alerts.append("the server has not answered for a minute")
+            status, lines, offset = ray.get(self._server.advance.remote(self._offset, gone), timeout=AWAY_SECONDS)
+        except (ActorUnavailableError, GetTimeoutError):
+            self._miss()
             return
         except (ActorDiedError, RayTaskError) as error:
             raise _ServerLost(f"the server cannot go on: {last_line(error)}") from None
+        self._away_since = None
+        self._server_restarts += self._status.get("server_pid", status["server_pid"]) != status["server_pid"]
         del self._pool.gone[: len(gone)]
         self._status, self._offset = status, offset
+        self._pool.heed(status)
         self._lines += lines
+
+    def _miss(self) -> None:
+        """The server does not answer. Raises _ServerLost where it has not done so for too long."""
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            self._pool.alerts.append("the server does not answer; where it died, Ray restarts it")
+        elif time.monotonic() - self._away_since > AWAY_SECONDS:
+            raise _ServerLost(
+                f"the server has been away for {AWAY_SECONDS:.0f} s; --resume goes on, on another cluster if need be"
+            )
+        self._stop.wait(1.0)
 
     def _report(self, state: str) -> None:
         if not self._status:
             return
         lines, self._lines = self._lines, []
         more = {
-            "alerts": [*self._status["alerts"], *self._pool.alerts],
+            "alerts": redact_all([*self._status["alerts"], *self._pool.alerts]),
             "workers": self._pool.describe(),
             "workers_alive": self._pool.alive,
             "workers_wanted": self._pool.wanted,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from leap_dist.config import ConfigError
-from leap_dist.driver.actors import WORKER
+from leap_dist.driver.actors import WORKER, Gone
+from leap_dist.driver.nodes import Nodes
 from leap_dist.settings import Config
 from leap_dist.stopwatch import breakdown, shares
 
@@ -33,6 +35,7 @@ class _Slot:
     run: ray.ObjectRef[Any] | None = None
     health: ray.ObjectRef[Any] | None = None
     pid: int | None = None
+    node: str | None = None
     memory_bytes: int | None = None
     readings: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=READINGS))
     """Of its stopwatch, oldest first."""
@@ -42,6 +45,7 @@ class _Slot:
     failures: int = 0
     not_before: float = 0.0
     done: bool = False
+    quarantined: bool = False
 
 
 class Pool:
@@ -50,14 +54,15 @@ class Pool:
     `profiles`: a folder for every worker's trace and breakdown, where they are wanted.
     """
 
-    def __init__(self, config: Config, profiles: Path | None = None) -> None:
+    def __init__(self, config: Config, nodes: Nodes, profiles: Path | None = None) -> None:
         self._config = config
         self._profiles = profiles
         self._server: Any = None
+        self._nodes = nodes
         self._slots: list[_Slot] = []
         self._reconciled = -RECONCILE_SECONDS
         self.restarts = 0
-        self.gone: list[str] = []
+        self.gone: list[Gone] = []
         """Incarnations that ended and whose leases the server has not been told to take back yet."""
         self.alerts: deque[str] = deque(maxlen=100)
 
@@ -87,21 +92,32 @@ class Pool:
         now = time.monotonic()
         if now - self._reconciled >= RECONCILE_SECONDS:
             self._reconciled = now
+            self._leave(self._nodes.view.leaving)
             while len(self._slots) < min(self.wanted, self.room()):
                 self._slots.append(_Slot(f"w{len(self._slots)}"))
         for slot in self._slots:
             if slot.run is not None:
-                self._check(slot, slot.run, now)
-            if slot.run is None and not slot.done and now >= slot.not_before:
+                self._check(slot, slot.run)
+            if slot.run is None and not (slot.done or slot.quarantined) and now >= slot.not_before:
                 self._start(slot)
 
+    def heed(self, status: dict[str, Any]) -> None:
+        """Does what the server's status asks for: replaces workers that fell silent, stops those in quarantine."""
+        for slot in self._slots:
+            if slot.run is None:
+                continue
+            if slot.name in status["quarantined_workers"]:
+                slot.quarantined = True
+                self._end(slot, crashed=False)
+            elif slot.incarnation in status["silent"]:
+                self._restart(slot, "was silent for too long")
+
     def room(self) -> int:
-        """How many workers the nodes that are alive have resources for."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        """How many workers the nodes that are alive, and stay, have resources for."""
         cpus, gpus = self._config.worker.cpus, self._config.worker.gpus
         return sum(
             int(min(node.get("CPU", 0) / cpus, node.get("GPU", 0) / gpus if gpus else float("inf")) + 1e-9)
-            for node in nodes
+            for node in self._nodes.view.alive.values()
         )
 
     def describe(self) -> list[dict[str, Any]]:
@@ -126,12 +142,17 @@ class Pool:
 
     def abandon(self) -> None:
         """Gives up all workers: what they hold is to be taken back."""
-        self.gone += [slot.incarnation for slot in self._slots]
+        self.gone += [Gone(slot.incarnation, crashed=False) for slot in self._slots]
 
     @property
     def done(self) -> bool:
-        """Every worker has been told that there is nothing left, and returned."""
-        return all(slot.done for slot in self._slots)
+        """Every worker has been told that there is nothing left, and returned; or has no process that could."""
+        return all(slot.done or slot.pid is None for slot in self._slots)
+
+    @property
+    def exhausted(self) -> bool:
+        """Every worker is in quarantine."""
+        return bool(self._slots) and all(slot.quarantined for slot in self._slots)
 
     @property
     def alive(self) -> int:
@@ -148,11 +169,11 @@ class Pool:
         slot.run = slot.actor.run.remote()
         slot.health = slot.actor.health.remote()
 
-    def _check(self, slot: _Slot, run: ray.ObjectRef[Any], now: float) -> None:
+    def _check(self, slot: _Slot, run: ray.ObjectRef[Any]) -> None:
         if slot.health is not None and ray.wait([slot.health], timeout=0)[0]:
             try:
                 health = ray.get(slot.health)
-                slot.pid, slot.memory_bytes = health.pid, health.memory_bytes
+                slot.pid, slot.node, slot.memory_bytes = health.pid, health.node, health.memory_bytes
                 slot.readings.append(health.seconds)
                 if health.profile is not None:
                     trace, slot.operators = health.profile
@@ -164,17 +185,37 @@ class Pool:
             return
         try:
             ray.get(run)
-            slot.done = True
         except RayError as error:
-            self.restarts += 1
-            slot.failures = slot.failures + 1 if now - slot.started < HEALTHY_SECONDS else 1
-            backoff = min(2.0 ** (slot.failures - 1), LONGEST_BACKOFF)
-            slot.not_before = now + backoff
-            self.gone.append(slot.incarnation)
-            self.alerts.append(f"{slot.name} died and is restarted in {backoff:.0f} s: {last_line(error)}")
-            if not isinstance(error, RayActorError):
-                ray.kill(slot.actor)  # `run` raised, but the process still lives
-        slot.actor = slot.run = slot.health = slot.pid = slot.memory_bytes = None
+            # A process that ended by itself may have been ended by its game; one whose node is gone was not.
+            died = isinstance(error, RayActorError) and "node has died" not in str(error)
+            self._restart(slot, f"died: {last_line(error)}", crashed=died and slot.node in self._nodes.view.alive)
+        else:
+            slot.done = True
+            _clear(slot)
+
+    def _leave(self, nodes: Container[str]) -> None:
+        """Moves workers away from nodes that are about to go, while there is time."""
+        for slot in self._slots:
+            if slot.run is not None and slot.node in nodes:
+                self.alerts.append(f"{slot.name} leaves its node, which is about to go")
+                slot.not_before = 0.0
+                self._end(slot, crashed=False)
+
+    def _restart(self, slot: _Slot, reason: str, *, crashed: bool = False) -> None:
+        """Ends a worker, to be started again: the later, the more often in a row that has happened."""
+        now = time.monotonic()
+        self.restarts += 1
+        slot.failures = slot.failures + 1 if now - slot.started < HEALTHY_SECONDS else 1
+        backoff = min(2.0 ** (slot.failures - 1), LONGEST_BACKOFF)
+        slot.not_before = now + backoff
+        self.alerts.append(f"{slot.name} {reason}; it is restarted in {backoff:.0f} s")
+        self._end(slot, crashed=crashed)
+
+    def _end(self, slot: _Slot, *, crashed: bool) -> None:
+        """Ends a worker, whatever it is doing: what it holds is to be taken back."""
+        self.gone.append(Gone(slot.incarnation, crashed))
+        ray.kill(slot.actor)  # of no effect on one that is dead
+        _clear(slot)
 
     def _write_profile(self, name: str, content: bytes) -> None:
         if self._profiles is None:
@@ -186,7 +227,13 @@ class Pool:
             self.alerts.append(f"{name} could not be written: {error}")
 
 
+def _clear(slot: _Slot) -> None:
+    slot.actor = slot.run = slot.health = slot.pid = slot.node = slot.memory_bytes = None
+
+
 def _state(slot: _Slot) -> str:
+    if slot.quarantined:
+        return "quarantined"
     if slot.done:
         return "done"
     if slot.run is None:

@@ -1,0 +1,119 @@
+"""Named points at which a fault can be made to happen: the process killed, a disk full. Nothing happens unless armed.
+
+    LEAP_FAILPOINTS="journal.written=kill@3,checkpoint.write=full@2-5"  python launch.py train …
+
+kills the process that reaches `journal.written` for the third time with SIGKILL, and lets the second to fifth
+checkpoint find a full disk. Where LEAP_FAILPOINTS_FIRED names a file, what fired is noted there, and what is to fire
+only once does not do so again in another process: a server that was killed and restarted comes through. For tests and
+drills only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+FILES = ("config", "manifest", "lease", "journal", "checkpoint-file", "init", "summary")
+"""What `files.write_atomic` writes."""
+WRITES = ("write", "written", "renamed", "durable")
+"""Before a file is written, when it is flushed under its temporary name, when it is renamed, when that is flushed."""
+
+POINTS = (
+    *(f"{file}.{write}" for file in FILES for write in WRITES),
+    *(f"checkpoint.{write}" for write in WRITES),
+    *(f"ledger.{write}" for write in ("write", "written", "durable")),
+    "journal.discard",  # an entry that nobody needs is about to go
+    "lease.close",  # the same of a lease
+    "update.apply",  # a meta-update is about to change φ
+    "update.applied",  # φ has changed, in memory only
+    "push.received",
+    "push.acknowledge",  # all is done, but the worker has not heard of it
+    "lease.acknowledge",
+    "task.start",  # in the worker
+    "task.update",
+    "task.pushed",
+)
+
+ACTIONS: dict[str, Callable[[str], object]] = {}
+"""kill: SIGKILL; full: the disk is; raise: an error that nobody expects; hang: for ever; slow: a tenth of a second."""
+
+
+class _Fault(NamedTuple):
+    action: str
+    first: int
+    last: int
+    text: str
+
+
+_armed: dict[str, list[_Fault]] = {}
+hits: Counter[str] = Counter()
+"""How often each point was reached in this process while any was armed."""
+
+
+def failpoint(name: str) -> None:
+    """Reaches a point. Whatever is armed there and due happens."""
+    if not _armed:
+        return
+    hits[name] += 1
+    for fault in _armed.get(name, ()):
+        if fault.first <= hits[name] <= fault.last and _note(fault):
+            ACTIONS[fault.action](name)
+
+
+def arm(text: str) -> None:
+    """Arms what `text` says, in place of what was armed before, and counts from zero. Raises ValueError."""
+    faults: dict[str, list[_Fault]] = {}
+    for part in filter(None, text.split(",")):
+        match = re.fullmatch(r"([a-z.-]+)=([a-z]+)(?:@(\d+)(?:-(\d+))?)?", part)
+        if match is None or match[1] not in POINTS or match[2] not in ACTIONS:
+            raise ValueError(f"failpoints: {part!r} is not POINT=ACTION@FIRST-LAST with one of {', '.join(ACTIONS)}")
+        first = int(match[3] or 1)
+        faults.setdefault(match[1], []).append(_Fault(match[2], first, int(match[4] or first), part))
+    _armed.clear()
+    _armed.update(faults)
+    hits.clear()
+
+
+def _note(fault: _Fault) -> bool:
+    """Notes that a fault fires, before it does. False where it is not to, having fired already."""
+    name = os.environ.get("LEAP_FAILPOINTS_FIRED")
+    if name is None:
+        return True
+    path = Path(name)
+    if fault.first == fault.last and path.exists() and fault.text in path.read_text().splitlines():
+        return False
+    with path.open("a") as file:
+        file.write(f"{fault.text}\n")
+    return True
+
+
+def _kill(name: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _full(name: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+
+def _raise(name: str) -> None:
+    raise RuntimeError(f"failpoint {name}")
+
+
+def _hang(name: str) -> None:
+    threading.Event().wait()
+
+
+def _slow(name: str) -> None:
+    time.sleep(0.1)
+
+
+ACTIONS |= {"kill": _kill, "full": _full, "raise": _raise, "hang": _hang, "slow": _slow}
+arm(os.environ.get("LEAP_FAILPOINTS", ""))
