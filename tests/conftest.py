@@ -2,15 +2,51 @@
 
 import os
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 from hypothesis import settings
+from service import SYNC, Launch
 
 torch.set_num_threads(1)
 settings.register_profile("default", deadline=None, max_examples=50)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def environment() -> Iterator[dict[str, str]]:
+    """What a launched process sees: a home of its own, and Ray's files in there too."""
+    with tempfile.TemporaryDirectory(prefix="ld") as home:  # short: Ray puts sockets below it
+        yield {**os.environ, "HOME": home, "RAY_TMPDIR": home, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def launch(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Launch]]:
+    """Starts `launch.py train` in `tmp_path / name`; whatever still runs at the end is killed."""
+    launched: list[Launch] = []
+
+    def start(name: str, *arguments: str, **more: str) -> Launch:
+        launched.append(Launch({**environment, **more}, tmp_path / name, *arguments))
+        return launched[-1]
+
+    yield start
+    for one in launched:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that others are compared with: one worker, nothing killed."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    one = Launch(environment, run_dir, *SYNC, "--workers", "1", "--profile")
+    assert one.end() == 0, one.log.read_text()
+    return run_dir

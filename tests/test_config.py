@@ -657,7 +657,7 @@ def test_resolve_returns_a_config_or_raises_configerror(preset, overrides):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_yaml_there_and_back_is_the_same_configuration(tmp_path, preset):
-    config = resolve(preset, {"agent.learning_rate": 1e-7, "workers": 5, "leap.stabilize": False, "address": "true"})
+    config = resolve(preset, {"agent.learning_rate": 1e-7, "workers": 5, "leap.stabilize": False, "address": "12:30"})
     again = read_back(write(tmp_path / "config.yaml", config))
     assert again == config
     assert resolve(preset) != config
@@ -680,7 +680,9 @@ def valid(name: str) -> st.SearchStrategy[Any]:
             max(low, above), high if math.isfinite(high) else None, allow_nan=False, allow_infinity=False
         )
         return bounded.filter(lambda value: value > above)
-    return st.text(st.characters(exclude_categories=("C", "Zl", "Zp")))  # no address holds control characters
+    assert name == "address"
+    host = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="@"), min_size=1)
+    return st.sampled_from(["local", "auto"]) | st.builds("{}:{}".format, host, st.integers(1, 65535))
 
 
 LOOSE = {"task_steps": 10**12, "server.lease_seconds": 1e300, "worker.heartbeat_seconds": 1.0, "worker.gpus": 0.0}
@@ -826,6 +828,7 @@ OTHER_VALUES = {
     "meta.staleness": "hinge",
     "meta.max_staleness": 9,
     "meta.contribution_clip": 0.0,
+    "meta.refuse_norm": 0.0,
     "meta.clip_window": 9,
     "sampling": "replacement",
     "meta.normalize": True,
@@ -862,8 +865,10 @@ PLACEMENT = {
     "workers": 77,
     "meta_updates": 500,
     "address": "auto",
+    "insecure": True,
     "worker.device": "cuda",
     "worker.threads": 3,
+    "server.pushes_per_second": 7.0,
     "worker.cpus": 3.0,
     "worker.gpus": 0.5,
     "worker.push_interval": 999,

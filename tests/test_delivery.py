@@ -223,6 +223,8 @@ REFUSALS = {
     "vector with no axis where there is none": (NONE, "shape", {"vector": np.array(1.0, np.float32)}),
     "vector of another type where there is none": (NONE, "dtype", {"vector": np.empty(0)}),
     "empty vector": ({}, "shape", {"vector": VECTOR[:0]}),
+    "exploding": ({}, "exploding", {"vector": VECTOR * np.float32(1e12), "final": True}),
+    "exploding, streamed": (STREAM, "exploding", {"vector": VECTOR * np.float32(1e12)}),
     "increment nan": (STREAM, "non-finite", {"vector": np.full(SIZE, np.nan, np.float32)}),
     "increment too large": (STREAM, "non-finite", {"vector": -LARGE}),
 }
@@ -233,7 +235,8 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_contribution_that_does_not_fit_is_refused_by_name_and_counts_nowhere(tmp_path, case, final):
     choices, reason, changes = REFUSALS[case]
-    run = config(**choices, meta_updates=4, meta__batch_size=1)
+    huge = 0 if "large" in case else 1e6
+    run = config(**choices, meta_updates=4, meta__batch_size=1, meta__refuse_norm=huge)
     server = serve(tmp_path, run)
     team = [Worker(run, "before", lambda task: 1)]
     drive(server, team, 2)  # so that the lease is not of the first version
@@ -243,15 +246,16 @@ def test_a_contribution_that_does_not_fit_is_refused_by_name_and_counts_nowhere(
         good[0] = replace(good[0], vector=LARGE if "large" in case else good[0].vector)
         server.push(good[0])
     before = observed(server)
-    ack = server.push(replace(good[2], **changes, final=final))
-    assert (ack.accepted, ack.durable, ack.reason, ack.proceed) == (False, False, reason, not final)
+    hopeless = final or reason in ("non-finite", "exploding")  # what is cumulative stays that
+    ack = server.push(replace(good[2], **{"final": final, **changes}))
+    assert (ack.accepted, ack.durable, ack.reason, ack.proceed) == (False, False, reason, not hopeless)
     after = observed(server)
     assert after.pop("refused") == {**before.pop("refused"), reason: 1}
-    if final:  # the task failed, and will be trained again
+    if hopeless:  # the task failed, and will be trained again
         assert [held["lease"] for held in before.pop("leases")] == [lease.id]
         assert after.pop("leases") == []
     assert after == before
-    if not final:
+    if not hopeless:
         assert server.push(good[2]).durable
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crashes import RUNS, Killed, assert_same_end, parts, play, team
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from protocol import (
     INITIAL,
-    MODES,
     Clock,
     Worker,
     config,
@@ -30,13 +30,9 @@ from protocol import (
     work,
 )
 
-from leap_dist import checkpoint
-from leap_dist.checkpoint import CorruptFile, pack, unpack
+from leap_dist import checkpoint, journal
 from leap_dist.contribution import Ack, Idle
-
-
-class Killed(BaseException):
-    """Stands in for SIGKILL: nothing catches it."""
+from leap_dist.files import CorruptFile, pack, unpack
 
 
 class Failpoints:
@@ -61,75 +57,6 @@ class Failpoints:
             return call(*args, **kwargs)
 
         return wrapped
-
-
-def parts(task) -> int:
-    """How many pushes a task makes in a stream."""
-    return 2 + task.index % 2
-
-
-STREAM = {"meta_updates": 1, "meta__batch_size": 3, **MODES["stream"]}
-ONE_BY_ONE = {"meta_updates": 2, "meta__batch_size": 2}
-IN_BATCHES = {"meta_updates": 3, "meta__batch_size": 2}
-HEADS = {"meta_learner": "finetune-multi"}
-RUNS = {
-    "sync": {**MODES["sync"], **IN_BATCHES},
-    "buffered": {**MODES["buffered"], **IN_BATCHES},
-    "async": {**MODES["async"], **ONE_BY_ONE, "meta__optimizer": "adam"},
-    "fedasync": {**MODES["fedasync"], **ONE_BY_ONE},
-    "async-stale": {**MODES["async"], **ONE_BY_ONE, "meta__max_staleness": 1},
-    "delayed-nesterov": {**MODES["delayed-nesterov"], **ONE_BY_ONE},
-    "stream": {**STREAM, "meta__optimizer": "adam"},
-    "buffered-heads": {**MODES["buffered"], **ONE_BY_ONE, **HEADS},
-    "stream-heads": {**STREAM, **HEADS},
-}
-"""Short, because the time of a kill at every write goes with the square of their length."""
-
-
-def team(settings, session=""):
-    """Two workers in a stream, where the order of pushes tells; three elsewhere, so that batches get stale."""
-    if settings.mode == "stream":
-        return [Worker(settings, f"w{i}{session}", parts) for i in range(2)]
-    if settings.meta.max_staleness == 1:  # what the first one does comes too late
-        return [Worker(settings, name + session, lambda task, n=n: n) for name, n in (("slow", 5), ("a", 1), ("b", 2))]
-    return [Worker(settings, f"w{i}{session}", lambda task: 1 + task.index % 2) for i in range(3)]
-
-
-def play(run_dir, config_):
-    """Workers in turn, to the end; when the server is killed, a new one is started and the workers go on.
-
-    A push that got no answer is sent again, as a worker does. Returns the server, and what was acknowledged, by
-    task and seq.
-    """
-    server, acknowledged, turn = None, set(), 0
-    workers, idle = team(config_), set()
-    while len(idle) < len(workers):
-        worker = workers[turn % len(workers)]
-        pushed = worker.todo[:1]
-        try:
-            server = server or serve(run_dir, config_)
-            answer = worker.step(server)
-        except Killed:
-            if server is not None:
-                server.close()
-            server = None
-            continue
-        turn += 1
-        if isinstance(answer, Ack) and (answer.durable or answer.reason == "duplicate"):
-            acknowledged.update((int(one.lease.split("-")[0]), one.seq) for one in pushed)
-        if answer == Idle(finished=True):
-            idle.add(worker.name)
-    return server, acknowledged
-
-
-def assert_same_end(server, run_dir, undisturbed, undisturbed_dir, where=""):
-    """φ, heads and ledger, bit for bit."""
-    assert np.array_equal(server.snapshot()[1], undisturbed.snapshot()[1]), where
-    assert ledger(run_dir) == ledger(undisturbed_dir), where
-    for game in undisturbed._config.games:
-        mine, other = server.head(game), undisturbed.head(game)
-        assert (mine is None) == (other is None), where
-        assert mine is None or np.array_equal(mine, other), where
 
 
 @pytest.fixture
@@ -292,7 +219,7 @@ def test_a_newer_format_is_refused(tmp_path):
     state = json.loads(file.read_text())
     state["format"] = 99
     file.write_text(json.dumps(state))
-    with pytest.raises(CorruptFile, match=r"format 99 is newer than 2"):
+    with pytest.raises(CorruptFile, match=r"format 99 is newer than 3"):
         serve(tmp_path, config())
 
 
@@ -322,13 +249,13 @@ def test_a_full_disk_stops_acknowledgements_and_nothing_else(tmp_path, monkeypat
     clock = Clock()
     server = serve(tmp_path / "full", run, clock=clock)
 
-    def full(path, data, **_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     lease = grant(server)
     final = contribution(lease, pull(lease.task.seed, INITIAL), seq=2)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_atomic", full)
+        patch.setattr(journal, "write_atomic", full)
         for _ in range(3):
             clock.now += 0.9 * lease.seconds
             ack = server.push(final)
@@ -363,7 +290,7 @@ def test_a_ledger_that_cannot_be_written_is_made_up_for_later(tmp_path, monkeypa
         def full(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(checkpoint.Ledger, "append", full)
+        patch.setattr(journal.Ledger, "append", full)
         finish(server, grant(server), server.snapshot()[1])
     assert server.version == 1
     assert not (tmp_path / "full" / "ledger.jsonl").read_text()

@@ -238,7 +238,7 @@ def test_a_head_that_is_not_finite_is_refused(tmp_path, mode, bad, final):
     server = serve(tmp_path, config(**HEADS, mode=mode))
     lease = grant(server)
     ack = push(server, lease, [1, bad, 1], final=final)
-    assert (ack.accepted, ack.durable, ack.reason, ack.proceed) == (False, False, "non-finite", not final)
+    assert (ack.accepted, ack.durable, ack.reason, ack.proceed) == (False, False, "non-finite", False)
     status = server.status()
     assert status["refused"] == {"non-finite": 1}
     assert status["partials"] == status["contributions_applied"] == status["contributions_waiting"] == 0
@@ -248,7 +248,13 @@ def test_a_head_that_is_not_finite_is_refused(tmp_path, mode, bad, final):
 
 def test_a_meta_update_that_is_not_finite_leaves_the_heads_too(tmp_path):
     run = config(
-        **HEADS, mode="async", meta_updates=3, meta__learning_rate=100, meta__contribution_clip=0, games="pong"
+        **HEADS,
+        mode="async",
+        meta_updates=3,
+        meta__learning_rate=100,
+        games="pong",
+        meta__contribution_clip=0,
+        meta__refuse_norm=0,
     )
     server = serve(tmp_path, run)
     push(server, grant(server), [1, 2])
@@ -275,7 +281,7 @@ def test_a_head_that_two_finite_ones_would_make_infinite_stops_the_whole_meta_up
 
 
 def test_the_pushes_of_a_lease_have_one_shape_also_where_the_first_made_no_head(tmp_path):
-    run = config(**HEADS, mode="stream", meta__learning_rate=100)
+    run = config(**HEADS, mode="stream", meta__learning_rate=100, meta__refuse_norm=0)
     server = serve(tmp_path, run)
     lease = grant(server)
     assert push(server, lease, [5, 5], shared=1e37, final=False).durable

@@ -9,8 +9,8 @@ import pytest
 
 import launch
 from leap_dist import driver, run_directory
-from leap_dist.checkpoint import RunLock
 from leap_dist.config import ConfigError, resolve
+from leap_dist.run_lock import RunLock
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,15 @@ def refused(capsys, *arguments: str) -> str:
         (["--learning-rate", "1"], r"--learning-rate: no such flag; did you mean --(agent|meta).learning-rate\?"),
         (["--worker.device", "cuda"], r"worker.device: cuda asked for, but there are 0 GPUs; use --worker.device cpu"),
         (["--worker.gpus", "0.5"], r"worker.gpus: 0.5 asked for, but there are 0 GPUs; use --worker.device cpu"),
+        (["--preset", "../quick"], r"preset: no preset '../quick'; did you mean quick\?"),
+        (["--games", "../pong"], r"games: no game '../pong'; the nearest are pong.*"),
+        (["--games", "/etc/passwd"], r"games: no game '/etc/passwd'.*"),
+        (["--address", "6379"], r"address: '6379' is none of local, auto and HOST:PORT"),
+        (["--address", "head:"], r"address: 'head:' is none of local, auto and HOST:PORT"),
+        (["--address", "head:99999"], r"address: 'head:99999' has no valid port; it is between 1 and 65535, .*"),
+        (["--address", "me:hunter2@head:6379"], r"address: takes no URL, user or password; use local, .*"),
+        (["--address", "ray://head:10001"], r"address: takes no URL, user or password; use local, auto or HOST:PORT"),
+        (["--insecure", "perhaps"], r"insecure: 'perhaps' is neither true nor false"),
         (["--resume"], r"resume: say which run with --run-dir"),
         (["--workers"], r"argument --workers: expected one argument"),
     ],
@@ -148,6 +157,15 @@ def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "insecure"),
+    [([], False), (["--insecure"], True), (["--insecure", "no"], False), (["--insecure", "--workers", "2"], True)],
+)
+def test_a_flag_of_yes_or_no_alone_means_yes(arguments, insecure):
+    config, _ = launch._resolve(launch._parser().parse_args(["train", "--preset", "smoke", *arguments]))
+    assert config.insecure is insecure
+
+
 def test_help_shows_every_setting(capsys):
     with pytest.raises(SystemExit) as caught:
         launch.main(["train", "--help"])
@@ -158,6 +176,7 @@ def test_help_shows_every_setting(capsys):
         "--mode {sync,buffered,async,fedasync,delayed-nesterov,stream}",
         "--agent.learning-rate X",
         "--meta.batch-size N",
+        "--insecure [yes|no]",
     ):
         assert flag in text
     assert "exit codes" in text

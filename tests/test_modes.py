@@ -272,7 +272,7 @@ def test_a_contribution_that_is_not_finite_might_never_have_been(mode, part, pos
             server = serve(Path(folder), chosen)
             push(server, chosen, grant(server), vectors[0], INITIAL)
             states = [bits(server)]
-            lease, start = grant(server), server.snapshot()[1]
+            lease, start = grant(server, "bad" if bad else "good"), server.snapshot()[1]
             if bad:
                 vector, spoilt = vectors[1].copy(), start.copy()
                 if part == "start" and chosen.corrects_endpoint:
@@ -280,14 +280,14 @@ def test_a_contribution_that_is_not_finite_might_never_have_been(mode, part, pos
                 else:
                     vector[MANIFEST.size + position % head if part == "head" else position] = value
                 ack = push(server, chosen, lease, vector, spoilt, final=final)
-                assert (ack.accepted, ack.reason, ack.proceed) == (False, "non-finite", not final)
+                assert (ack.accepted, ack.reason, ack.proceed) == (False, "non-finite", False)
                 assert bits(server) == states[-1]
                 assert server.version == 1
-                lease = grant(server) if final else lease  # a final one ends its lease
+                lease = grant(server, "good")  # the task goes to others first
             for seq, vector in ((2, vectors[1]), (2, vectors[2])):
                 assert push(server, chosen, lease, vector, start, seq=seq).durable
                 states.append(bits(server))
-                lease, start = server.lease("w0", "i0"), server.snapshot()[1]
+                lease, start = server.lease("good", "i0"), server.snapshot()[1]
             assert server.finished
             return states
 
@@ -309,7 +309,9 @@ def test_a_contribution_that_is_not_finite_might_never_have_been(mode, part, pos
 )
 def test_an_update_that_overflows_is_made_and_changes_nothing(tmp_path, mode, chosen, huge):
     """A contribution that is finite counts as one: its task is not run again."""
-    whole = config(mode=mode, meta_updates=3, meta__batch_size=1, meta__contribution_clip=0, **chosen)
+    whole = config(
+        mode=mode, meta_updates=3, meta__batch_size=1, meta__contribution_clip=0, meta__refuse_norm=0, **chosen
+    )
     server = serve(tmp_path, whole)
     push(server, whole, grant(server), pull(1, INITIAL), INITIAL)
     before, start = bits(server), server.snapshot()[1]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import tracemalloc
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from protocol import INITIAL, Clock, config, contribution, fast_folder, finish, grant, ledger, pull, serve, work
 
-from leap_dist.checkpoint import RunDirectoryBusy
+from leap_dist.checkpoint import CheckpointStore
 from leap_dist.contribution import Idle
+from leap_dist.models import Manifest
+from leap_dist.run_lock import RunDirectoryBusy
+from leap_dist.server import MetaServer
 from leap_dist.tasks import task
 
 OPTIMIZERS = [
@@ -274,7 +280,26 @@ def test_the_prefix_of_a_lost_lease_counts_where_that_is_asked_for(tmp_path):
     first, second = ledger(tmp_path)
     assert (first["task"], first["steps"], second["task"]) == (lost.task.index, 300, other.task.index)
     assert first["norm"] == pytest.approx(np.linalg.norm(prefix))
-    assert server.push(contribution(lost, INITIAL, seq=4)).reason == "duplicate"
+    assert server.push(contribution(lost, prefix, seq=3, final=False)).reason == "duplicate"
+
+
+@pytest.mark.parametrize("mode", ["buffered", "stream"])
+@pytest.mark.parametrize("applied", [False, True])
+def test_what_comes_after_the_prefix_that_counts_is_not_called_durable(tmp_path, mode, applied):
+    clock = Clock()
+    settings = config(mode=mode, server__on_lost="keep", meta__batch_size=1 if applied else 2)
+    server = serve(tmp_path, settings, clock=clock)
+    lease, vector = grant(server), pull(1, INITIAL)
+    assert server.push(contribution(lease, vector, seq=1, final=False)).accepted
+    clock.now += 100
+    server.tick()
+    for _ in range(2):
+        late = server.push(contribution(lease, 2 * vector, seq=2))
+        assert (late.accepted, late.durable, late.reason) == (False, False, "prefix-counts")
+        again = server.push(contribution(lease, vector, seq=1, final=False))
+        assert (again.durable, again.reason) == (True, "duplicate")
+        server.close()
+        server = serve(tmp_path, settings, clock=clock)
 
 
 def test_stale_contributions_weigh_less_and_too_stale_ones_are_refused(tmp_path):
@@ -292,13 +317,17 @@ def test_stale_contributions_weigh_less_and_too_stale_ones_are_refused(tmp_path)
 
 
 def test_an_exploding_contribution_is_clipped_and_the_ledger_says_so(tmp_path):
-    server = serve(tmp_path, config(mode="sync", meta__batch_size=3, meta__contribution_clip=3, meta_updates=1))
+    server = serve(
+        tmp_path,
+        config(mode="sync", meta__batch_size=3, meta__contribution_clip=3, meta__refuse_norm=0, meta_updates=1),
+    )
     leases = [grant(server, f"w{i}") for i in range(3)]
     vectors = [np.ones(8, np.float32), np.full(8, 1e12, np.float32), -np.ones(8, np.float32)]
     for lease, vector in zip(leases, vectors, strict=True):
         assert server.push(contribution(lease, vector)).durable
     lines = ledger(tmp_path)
     assert [line["clip"] for line in lines] == [1.0, pytest.approx(3e-12), 1.0]
+    assert server.status()["clipped"] == 1
     assert np.isfinite(server.snapshot()[1]).all()
 
 
@@ -379,3 +408,160 @@ def test_work_to_the_end_fills_the_ledger(tmp_path):
     assert [line["total_steps"] for line in lines] == [400, 400, 800, 800, 1200, 1200]
     assert len(server.ledger(0)[0]) == 6
     assert server.ledger(server.ledger(0)[1]) == ([], server.ledger(0)[1])
+
+
+# --- what too many, or broken, workers do --------------------------------------------------------------------------
+
+
+def test_a_silent_worker_is_named_and_a_game_that_silences_three_in_a_row_is_quarantined(tmp_path):
+    clock = Clock()
+    server = serve(tmp_path, config(games="pong"), clock=clock)
+    for number in range(3):
+        lease = grant(server, f"w{number}", f"i{number}")
+        clock.now += lease.seconds + 1
+        server.tick()
+        assert server.status()["silent"] == [f"i{n}" for n in range(number + 1)]
+        assert f"w{number} was not heard of for 20 s: its task (pong) is taken back" in server.alerts
+    assert server.status()["quarantined"] == ["pong"]
+    assert server.lease("w3", "i3") == Idle(finished=True)
+
+
+def test_workers_that_fall_silent_together_quarantine_nothing(tmp_path):
+    clock = Clock()
+    settings = config(meta_updates=8, workers=8)
+    server = serve(tmp_path, settings, clock=clock)
+    leases = [grant(server, f"w{n}", f"i{n}") for n in range(8)]
+    clock.now += leases[0].seconds + 1
+    server.tick()
+    assert len(server.status()["silent"]) == 8
+    assert server.status()["quarantined"] == []
+    assert sorted(grant(server, f"x{n}").task.index for n in range(8)) == sorted(lease.task.index for lease in leases)
+
+
+@pytest.mark.parametrize(("crashed", "limit"), [(True, 10), (False, None)])
+def test_a_game_that_kills_its_process_is_quarantined_but_not_one_whose_node_is_gone(tmp_path, crashed, limit):
+    clock = Clock()
+    server = serve(tmp_path, config(games="pong"), clock=clock)
+    for number in range(12):
+        if server.finished:
+            break
+        grant(server, "w0", f"i{number}")
+        clock.now += 1
+        server.release(f"i{number}", crashed=crashed)
+    assert (server.status()["quarantined"] == ["pong"]) == crashed
+    assert number == (limit if crashed else 11)
+
+
+def test_a_worker_on_which_every_game_fails_gets_no_more_leases_and_the_others_go_on(tmp_path):
+    clock = Clock()
+    settings = config(games="pong,freeway,assault,asterix", meta_updates=4)
+    server = serve(tmp_path, settings, clock=clock)
+    failed = []
+    while not isinstance(lease := server.lease("bad", "i"), Idle):
+        failed.append(lease.task.game)
+        nan = np.full(len(INITIAL), np.nan, np.float32)
+        assert server.push(replace(contribution(lease, nan), worker="bad", incarnation="i")).reason == "non-finite"
+        clock.now += 1
+        finish(server, grant(server, "good"), server.snapshot()[1])
+    assert len(set(failed)) == 3
+    assert lease == Idle(finished=False, wait=5.0)
+    assert server.status()["quarantined_workers"] == ["bad"]
+    assert server.status()["quarantined"] == []
+    assert "bad is quarantined" in "\n".join(server.alerts)
+    work(server, "good")
+    assert server.status()["complete"]
+
+
+def test_a_worker_that_fails_at_once_whatever_it_is_given_does_not_take_the_games_with_it(tmp_path):
+    """It asks again before anybody else does: what it has failed goes to others."""
+    clock = Clock()
+    server = serve(tmp_path, config(games="pong,freeway,assault,asterix", meta_updates=4), clock=clock)
+    held = grant(server, "good")
+    while not isinstance(lease := server.lease("bad", "i"), Idle):
+        clock.now += 1
+        server.fail(lease.id, "i", "RuntimeError: broken")
+    assert server.status()["quarantined_workers"] == ["bad"]
+    assert server.status()["quarantined"] == []
+    finish(server, held, INITIAL)
+    work(server, "good")
+    assert server.status()["complete"]
+
+
+def test_a_contribution_of_zeros_counts_and_is_alarmed(tmp_path):
+    server = serve(tmp_path, config(meta_updates=1, meta__batch_size=2))
+    finish(server, grant(server), INITIAL)
+    assert server.status()["all_zero"] == 0
+    assert server.push(contribution(grant(server), np.zeros(len(INITIAL), np.float32))).durable
+    assert server.status()["all_zero"] == 1
+    assert any("nothing but zeros for" in alert for alert in server.alerts)
+
+
+def test_a_meta_learner_that_sends_nothing_alarms_nobody(tmp_path):
+    server = serve(tmp_path, config(meta_learner="none"))
+    assert server.push(contribution(grant(server), np.empty(0, np.float32))).durable
+    assert server.status()["all_zero"] == 0
+    assert not server.alerts
+
+
+def test_the_largest_norm_follows_the_median_and_before_that_the_initialization(tmp_path):
+    server = serve(tmp_path, config(mode="async", meta_updates=9, meta__refuse_norm=10, meta__batch_size=1))
+    unit = np.eye(len(INITIAL), dtype=np.float32)[0]
+    usual = np.linalg.norm(INITIAL)
+    assert server.push(contribution(grant(server), unit * np.float32(10.1 * usual))).reason == "exploding"
+    assert server.push(contribution(grant(server), unit * np.float32(9.9 * usual))).durable
+    for _ in range(2):
+        assert server.push(contribution(grant(server), unit)).durable
+    assert server.push(contribution(grant(server), unit * 11)).reason == "exploding"
+    assert server.push(contribution(grant(server), unit * np.float32(9.9))).durable
+    assert server.status()["refused"] == {"exploding": 2}
+
+
+@pytest.mark.parametrize("on_lost", ["retry", "keep"])
+def test_a_flood_of_workers_is_told_to_wait_and_the_server_stays_small(tmp_path, on_lost):
+    """A hundred workers where two were asked for, each pushing a hundred vectors of 1 MB as fast as it can."""
+    clock = Clock()
+    manifest = Manifest(("weight",), ((2**18,),))
+    settings = config(workers=2, meta_updates=100, server__on_lost=on_lost)
+    server = MetaServer(settings, tmp_path, manifest=manifest, initial=np.zeros(2**18, np.float32), clock=clock)
+    answers = [server.lease(f"w{n}", "i0") for n in range(100)]
+    leases = [answer for answer in answers if not isinstance(answer, Idle)]
+    assert len(leases) == 16
+    assert {answer.wait for answer in answers if isinstance(answer, Idle)} == {5.0}
+    vector = np.ones(2**18, np.float32)
+    push = replace(contribution(leases[0], vector, final=False), manifest=manifest.digest)
+    tracemalloc.start()
+    answers = Counter()
+    for seq in range(1, 101):
+        for lease in leases:
+            ack = server.push(replace(push, lease=lease.id, worker=lease.worker, seq=seq))
+            answers[ack.reason] += 1
+            assert (ack.proceed, ack.wait) == (True, 1.0 if ack.reason else 0.0)
+    held, most = (figure / 2**20 for figure in tracemalloc.get_traced_memory())
+    tracemalloc.stop()
+    assert answers == {"": 200, "busy": 1400}, "two seconds' worth"
+    assert held < (17 if on_lost == "keep" else 1)
+    assert most < 20
+    assert server.status()["agent_steps"] == 16 * 100, "who is turned away is heard all the same"
+    clock.now += 1
+    assert server.push(replace(push, lease=leases[0].id, worker=leases[0].worker, seq=101)).accepted
+    server.close()
+
+
+def test_contributions_do_not_pile_up_while_no_meta_update_can_be_saved(tmp_path, monkeypatch):
+    settings = config(mode="async", meta_updates=100, meta__max_staleness=1000)
+    server = serve(tmp_path, settings)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "save", full)
+        for _ in range(64):
+            assert server.push(contribution(grant(server), INITIAL)).durable
+        lease = grant(server)
+        ack = server.push(contribution(lease, INITIAL))
+        assert (ack.reason, ack.proceed, ack.wait) == ("busy", True, 5.0)
+    server.tick()
+    assert server.push(contribution(lease, INITIAL)).durable
+    assert server.version == 65
+    assert server.status()["contributions_waiting"] == 0

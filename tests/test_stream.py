@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from protocol import INITIAL, MODES, Clock, Worker, config, contribution, drive, fast_folder, grant, serve
 
-from leap_dist import checkpoint
+from leap_dist import checkpoint, journal
 from leap_dist.contribution import Ack
 
 PLAIN = {
@@ -223,7 +223,7 @@ def test_after_a_restart_the_next_push_is_measured_from_the_last_one_and_a_repea
 
 
 @pytest.mark.parametrize(("damaged", "needed"), [(3, True), (4, False), (5, False)])
-def test_a_damaged_entry_stops_a_restart_only_where_it_is_needed(tmp_path, damaged, needed):
+def test_a_damaged_entry_ends_a_lease_only_where_the_next_push_is_measured_from_it(tmp_path, damaged, needed):
     run = config(**PLAIN, meta_updates=4, server__keep_checkpoints=3)
     server = serve(tmp_path, run)
     lease, worker = grant(server, "open"), Worker(run, "other", lambda task: 2)
@@ -235,15 +235,19 @@ def test_a_damaged_entry_stops_a_restart_only_where_it_is_needed(tmp_path, damag
     server.close()
     file = tmp_path / "journal" / f"contribution-{damaged:08d}.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    if needed:
-        with pytest.raises(checkpoint.CorruptFile, match="contribution-00000003"):
-            serve(tmp_path, run)
-        return
     server = serve(tmp_path, run)
     assert f"contribution-{damaged:08d}" in server.alerts[0]
+    assert not file.exists()
+    assert file.with_name(f"{file.name}.damaged").exists()
     phi = server.snapshot()[1]
-    push(server, lease, 4, final=True)
-    close_to(server.snapshot()[1], phi - 0.3 / 2 * 2)
+    if needed:
+        ack = push(server, lease, 4, final=True)
+        assert (ack.durable, ack.reason, ack.proceed) == (False, "journal-damaged", False)
+        close_to(server.snapshot()[1], phi)
+        assert grant(server, "open").task == lease.task
+    else:
+        push(server, lease, 4, final=True)
+        close_to(server.snapshot()[1], phi - 0.3 / 2 * 2)
 
 
 # --- lost workers, lost drivers, failed tasks ----------------------------------------------------------------------
@@ -305,7 +309,7 @@ def test_the_prefix_of_a_lost_worker_is_its_tasks_contribution(tmp_path, lose):
     assert by_lease(server)[lost.id][-1]["curve"], "it is the lease's last line"
     assert (server.status()["tasks"], server.status()["leases_lost"] > 0) == (1, True)
     ack = push(server, lost, 4, final=True)
-    assert (ack.accepted, ack.reason, ack.proceed) == (True, "duplicate", False)
+    assert (ack.accepted, ack.durable, ack.reason, ack.proceed) == (False, False, "prefix-counts", False)
     other = Worker(run, "other", lambda task: 2)
     drive(server, [other])
     vectors = [one.vector for one in other.sent.values() if one.final]
@@ -355,11 +359,11 @@ def test_a_lost_lease_that_the_disk_has_no_room_to_close_is_closed_later(tmp_pat
     lost = grant(server, "lost")
     push(server, lost, 1)
 
-    def full(path, data, **_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_atomic", full)
+        patch.setattr(journal, "write_atomic", full)
         server.release(lost.incarnation)
         assert server.status()["tasks"] == 0
     other = grant(server, "other")
@@ -386,7 +390,8 @@ def test_what_a_failed_task_has_pushed_stays_and_it_is_trained_again_with_anothe
         assert (ack.accepted, ack.proceed, ack.reason) == (False, False, "non-finite")
     assert np.array_equal(server.snapshot()[1], phi)
     assert push(server, failed, 3).reason == "failed"
-    again = grant(server, "failed")
+    assert grant(server, "failed").task.index == 1, "others try it first"
+    again = grant(server, "other")
     assert (again.task.index, again.task.game, again.version) == (0, failed.task.game, 1)
     assert again.task.seed != failed.task.seed
     push(server, again, 2, final=True)
@@ -463,14 +468,14 @@ def test_a_push_that_cannot_be_journaled_is_refused_and_counts_once_when_it_is_s
     drive(undisturbed, [Worker(run, "w", lambda task: 3)])
     server, worker = serve(tmp_path / "full", run, clock=clock), Worker(run, "w", lambda task: 3)
 
-    def full(path, data, **_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     while not server.finished:
         if worker.todo:
             phi, lines = server.snapshot()[1], server.ledger(0)[0]
             with monkeypatch.context() as patch:
-                patch.setattr(checkpoint, "write_atomic", full)
+                patch.setattr(journal, "write_atomic", full)
                 for _ in range(2):
                     clock.now += 0.9 * worker.lease.seconds
                     ack = worker.step(server)

@@ -29,9 +29,21 @@ def test_a_visit_counts_the_draws_of_its_game_before(replace):
         seen[drawn.game] += 1
 
 
+def test_the_queue_keeps_games_from_those_that_they_failed_on_while_there_are_others():
+    queue = TaskQueue(GAMES, set(), seed=3, steps=10)
+    tasks = [task(i, GAMES, seed=3, steps=10) for i in range(12)]
+    first, second = tasks[0].game, tasks[1].game
+    assert queue.draw(avoid={first, second}) == tasks[2]
+    assert queue.waiting == [0, 1], "put off, not lost"
+    assert queue.draw() == tasks[0]
+    assert queue.draw(avoid=set(GAMES)) == tasks[1], "nothing else is left: the usual order"
+    assert [queue.draw().index for _ in range(9)] == list(range(3, 12)), "each once"
+    assert queue.draw(limit=12, avoid=set(GAMES)) is None
+
+
 @pytest.mark.parametrize("replace", [False, True])
 def test_the_queue_hands_out_the_sequence(replace):
-    queue = TaskQueue(GAMES, seed=3, steps=10, replace=replace)
+    queue = TaskQueue(GAMES, set(), seed=3, steps=10, replace=replace)
     assert [queue.draw() for _ in range(9)] == [task(i, GAMES, seed=3, steps=10, replace=replace) for i in range(9)]
     queue.give_back(4)
     assert queue.draw() == task(4, GAMES, seed=3, steps=10, replace=replace)

@@ -30,7 +30,18 @@ TASK = {
     *("return", "human_normalized", "entropy", "value_loss", "policy_loss", "loss"),
     *("path_length", "path_energy", "term_cosine"),
 }
-OPS = {"steps_per_second", "workers_alive", "restarts", "duplicates", "partials", "leases_lost", "checkpoint_age"}
+OPS = {
+    "steps_per_second",
+    "workers_alive",
+    "restarts",
+    "server_restarts",
+    "duplicates",
+    "partials",
+    "leases_lost",
+    "clipped",
+    "all_zero",
+    "checkpoint_age",
+}
 GAMES = ("pong", "freeway", "air_raid")  # air_raid has no published scores
 
 Line = dict[str, Any]
@@ -102,7 +113,11 @@ def summary(seconds: float = 10.0, **values: Any) -> dict[str, Any]:
         "duplicates": 1,
         "leases_lost": 4,
         "refused": {"stale": 5, "manifest": 6},
+        "clipped": 3,
+        "all_zero": 0,
         "quarantined": [],
+        "quarantined_workers": ["w8"],
+        "silent": [],
         "agent_steps": 1_234_567,
         "checkpoint_age": 3.5,
         "finished": False,
@@ -119,6 +134,7 @@ def summary(seconds: float = 10.0, **values: Any) -> dict[str, Any]:
         "workers_alive": 2,
         "workers_wanted": 3,
         "restarts": 7,
+        "server_restarts": 2,
         "eta_seconds": 3723.0,
         "time_to_first_task": None,
         **values,
@@ -436,7 +452,8 @@ def test_the_table_shows_state_totals_alerts_and_workers() -> None:
     for part in (
         "tasks 9/30, meta-updates 3 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03",
         "contributions: 9 applied, 2 waiting, 11 refused (6 manifest, 5 stale) | workers 2/3, restarts 7",
-        "pitfall",
+        "pitfall, w8",
+        "checkpoint 0:00:04 old | 2 server restarts, 4 leases lost, 1 duplicates, 3 clipped, 0 all zeros",
         "! second [/]",
         "! third",
         "! fourth",
