@@ -30,7 +30,7 @@ from leap_dist.contribution import Contribution, Lease
 from leap_dist.failpoints import failpoint
 from leap_dist.files import CorruptFile, NewerFormat, pack, write_atomic
 from leap_dist.journal import Journal, Ledger
-from leap_dist.models import FRAME_SIZE, Manifest
+from leap_dist.models import FRAME_SIZE, SCALE, Manifest
 from leap_dist.settings import Config
 from leap_dist.shapes import conform
 
@@ -456,7 +456,7 @@ class MetaState:
             "frames": atari.frames,
             "size": FRAME_SIZE,
             "frame_skip": atari.frame_skip,
-            "scale": "pixels / 255",
+            "scale": SCALE,
         }
         header = {
             "version": self.version,

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 FRAME_SIZE = 84
+SCALE = "pixels / 255"
+"""From an observation's bytes to the network's input."""
 ALL_ACTIONS = 18
 """Of the Atari controller: what one policy head for all games has."""
 

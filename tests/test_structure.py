@@ -50,6 +50,7 @@ FLOORS = [
         "leap_dist.learners",
         "leap_dist.recorder",
         "leap_dist.redaction",
+        "leap_dist.weights",
     ],
     ["leap_dist.learners.rollout"],
     [

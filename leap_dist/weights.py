@@ -1,0 +1,155 @@
+"""init.safetensors, read back: the initialization of a run for whoever goes on from it.
+
+Nothing of what is read is executed, and nothing is taken on trust: checksum, metadata, names, shapes, finite values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.atari import STACKS, channels
+from leap_dist.files import CorruptFile, read_regular, unpack
+from leap_dist.models import ALL_ACTIONS, FRAME_SIZE, SCALE, ActorCritic, Encoder, Manifest, initialize, load_vector
+from leap_dist.shapes import conform
+
+_SCOPES = ("encoder", "convolutions", "model")
+_METADATA = {
+    "version": int,
+    "preset": str,
+    "meta_learner": str,
+    "shared": str,
+    "games": [str],
+    "preprocessing": {"frames": str, "size": int, "frame_skip": int, "scale": str},
+}
+"""What `MetaState` writes at least."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an encoder expects to be given: the observations that it was meta-learned on."""
+
+    frames: str
+    """The kind: "gray4" (four gray frames), "rgb1" (one RGB frame) or "rgb4" (four RGB frames)."""
+    frame_skip: int
+    """ALE frames per observation, of which the last two are max-pooled."""
+    size: int = FRAME_SIZE
+    """Height and width in pixels, resized by area averaging."""
+    scale: str = SCALE
+    """From uint8 pixels to the encoder's input."""
+    order: str = "channels first; oldest frame first, red, green and blue within a frame"
+    """Of the channels."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of an observation."""
+        return channels(self.frames)
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """The content of an init.safetensors. `read_initialization` makes and checks it."""
+
+    tensors: dict[str, np.ndarray]
+    """float32, by parameter name as in `Encoder`, and policy.* and value.* where the scope is "model"."""
+    metadata: dict[str, Any]
+    """As written with the run's newest meta-update: version, preset, meta_learner, shared, games, preprocessing."""
+    sha256: str
+    """Of the file's bytes, hexadecimal."""
+
+    @property
+    def scope(self) -> str:
+        """What was meta-learned: "encoder", "convolutions" or "model"."""
+        return str(self.metadata["shared"])
+
+    @property
+    def channels(self) -> int:
+        """Input channels of the first convolution."""
+        return int(self.tensors["conv1.weight"].shape[1])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the encoder expects."""
+        given = self.metadata["preprocessing"]
+        return Preprocessing(given["frames"], given["frame_skip"])
+
+    def vector(self, manifest: Manifest) -> np.ndarray:
+        """The flat float32 vector (manifest.size,) of the parameters that `manifest` names, of those that are here.
+
+        Raises ValueError that lists every parameter that is missing or of another shape.
+        """
+        return manifest.join({name: self.tensors[name] for name in manifest.names if name in self.tensors})
+
+    def encoder(self, *, linear_seed: int | None = None) -> InitializedEncoder:
+        """A new encoder with these parameters. Where only convolutions were meta-learned, `linear_seed` determines the
+        rest: an orthogonal linear layer, as every task of the run began with. Raises ValueError where it is missing.
+        """
+        encoder = InitializedEncoder(self.channels, self.preprocessing)
+        if self.scope == "convolutions":
+            if linear_seed is None:
+                raise ValueError(
+                    "this initialization holds the convolutions only (meta.shared convolutions), and no linear layer; "
+                    "give linear_seed=0, or any other seed, to get a fresh one"
+                )
+            initialize(encoder, torch.Generator().manual_seed(linear_seed))
+        parameters = {name: p for name, p in encoder.named_parameters() if name in self.tensors}
+        load_vector(parameters, self.vector(Manifest.of(parameters)))
+        return encoder
+
+
+class InitializedEncoder(Encoder):
+    """An `Encoder` that knows what it expects to be given."""
+
+    def __init__(self, channels: int, preprocessing: Preprocessing) -> None:
+        super().__init__(channels)
+        self.preprocessing = preprocessing
+
+
+def load_encoder(path: str | Path, *, linear_seed: int | None = None) -> InitializedEncoder:
+    """The encoder of an init.safetensors: (N, C, 84, 84) float32 in [0, 1] → (N, 256), with `.preprocessing`.
+
+    Args:
+        path: of the file; links are followed.
+        linear_seed: of the linear layer, needed (and used) only where the file holds no more than the convolutions.
+
+    Raises OSError where there is no such file, CorruptFile where it is damaged, of a newer format or not such a file,
+    ValueError where the linear layer is missing and no seed is given.
+    """
+    return read_initialization(path).encoder(linear_seed=linear_seed)
+
+
+def read_initialization(path: str | Path) -> Initialization:
+    """Reads an init.safetensors. Links are followed. Raises OSError, or CorruptFile that says what is wrong."""
+    path = Path(path)
+    data = read_regular(path.resolve())
+    tensors, metadata = unpack(data, path.name)
+    try:
+        _check(tensors, metadata)
+    except ValueError as error:
+        raise CorruptFile(f"{path.name} is no initialization that this version can read: {error}") from None
+    return Initialization(tensors, metadata, hashlib.sha256(data).hexdigest())
+
+
+def _check(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+    """Raises ValueError where the content is not what a run writes."""
+    conform(metadata, _METADATA, "metadata")
+    scope, given = metadata["shared"], metadata["preprocessing"]
+    if scope not in _SCOPES:
+        raise ValueError(f"shared is {scope[:40]!r}, which is none of {', '.join(_SCOPES)}")
+    if given["frames"] not in STACKS:
+        raise ValueError(f"frames is {given['frames'][:40]!r}, which is none of {', '.join(STACKS)}")
+    if (given["size"], given["scale"]) != (FRAME_SIZE, SCALE) or given["frame_skip"] < 1:
+        raise ValueError("its preprocessing is another one")
+    with torch.device("meta"):  # shapes only
+        shared, _ = ActorCritic(Encoder(channels(given["frames"])), ALL_ACTIONS).parameters_of(scope)
+    Manifest.of(shared).join(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype != np.float32:
+            raise ValueError(f"{name} is {tensor.dtype}, not float32")
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{name} is not finite")
