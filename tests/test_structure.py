@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,25 @@ def test_nothing_is_imported_in_a_circle():
     while ready := [name for name in graph if name not in done and graph[name] <= done | {"leap_dist", "envs"}]:
         done.update(ready)
     assert done == set(graph)
+
+
+def test_every_row_of_the_fault_matrix_names_tests_that_there_are():
+    tests = {
+        path.stem: re.findall(r"^def test_(\w+)\(", path.read_text(), re.MULTILINE)
+        for path in ROOT.glob("tests/test_*.py")
+    }
+    rows = re.findall(
+        r"^\| (\d[\d, ]*) \|[^|]*\|[^|]*\|([^|]*)\|$", (ROOT / "docs/reliability.md").read_text(), re.MULTILINE
+    )
+    assert sorted(int(number) for row, _ in rows for number in row.split(",")) == list(range(1, 35))
+    for row, cell in rows:
+        module = ""
+        named = [name for name in re.findall("`([^`]*)`", cell) if not name.startswith("python ")]
+        assert named or cell.strip() == "the same", row
+        for name in named:
+            module, _, wanted = name.rpartition(": ") if ": " in name or name in tests else (module, "", name)
+            module = module or wanted
+            if wanted in tests:  # the whole file
+                continue
+            pattern = ".*".join(re.escape(part) for part in wanted.split("…"))
+            assert any(re.fullmatch(pattern, test) for test in tests[module]), (row, name)
