@@ -1,7 +1,8 @@
-"""The command line: train | status | plot.
+"""The command line: train | evaluate | status | plot.
 
 python launch.py train --preset quick               three Atari games on this machine, a few minutes
 python launch.py train --help                       every setting, with its default
+python launch.py evaluate --init runs/demo --init scratch     does it help, on games it never saw?
 python launch.py status --run-dir runs/demo         what a run is doing, or has done
 """
 
@@ -14,6 +15,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -41,9 +43,22 @@ examples:
 presets:
 """ + "".join(f"  {name:<10} {text}\n" for name, text in PRESET_HELP.items())
 
+_EVALUATE_HELP = """\
+Trains fresh agents from each initialization on the same games with the same seeds, and compares how they learn.
+
+examples:
+  python launch.py evaluate --init runs/mine --init scratch --out reports/mine
+  python launch.py evaluate --init leap=runs/a --init tuned=runs/b/init.safetensors --init scratch \\
+      --games breakout,qbert --seeds 3 --steps 200000 --out reports/three
+
+An --init is a run directory, an init.safetensors, or scratch; LABEL= before it names its curve. Agents are set up as in
+the first one's own run, unless --preset, --config or flags say otherwise. The same command again goes on where it was
+left; with other arms, games or more seeds it adds to what is there.
+"""
+
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no", str: "TEXT", tuple[str, ...]: "NAME"}
 
-_SHORTER = {"server.on_lost": ("--on-lost",)}
+_SHORTER = {"server.on_lost": ("--on-lost",), "task_steps": ("--steps",)}
 
 _EXIT_CODES = """\
 exit codes: 0 done; 1 training could not go on (the summary says why); 2 bad input, nothing was started;
@@ -87,7 +102,7 @@ def _complain(message: str) -> NoReturn:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="launch.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="train | status | plot")
+    commands = parser.add_subparsers(required=True, metavar="train | evaluate | status | plot")
 
     train = commands.add_parser(
         "train",
@@ -110,24 +125,55 @@ def _parser() -> argparse.ArgumentParser:
     flags = _add_settings(train)
     train.set_defaults(command=_train, flags=[*flags, "--preset", "--config", "--run-dir", "--resume", "--profile"])
 
+    _add_evaluate(commands)
     status = commands.add_parser("status", help="what a run is doing, or has done", allow_abbrev=False)
     status.add_argument("--run-dir", type=Path, required=True, metavar="DIR")
     status.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     status.set_defaults(command=_status, flags=["--run-dir", "--json"])
 
-    plot = commands.add_parser("plot", help="draw progress.png anew from a run's ledger", allow_abbrev=False)
-    plot.add_argument("--run-dir", type=Path, required=True, metavar="DIR")
-    plot.add_argument("--out", type=Path, metavar="FILE", help="where to (default: DIR/progress.png)")
+    plot = commands.add_parser(
+        "plot", help="draw a run's progress.png, or an evaluation's report, anew from the files", allow_abbrev=False
+    )
+    plot.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="of a run, or of an evaluation")
+    plot.add_argument("--out", type=Path, metavar="FILE", help="of a run: where to (default: DIR/progress.png)")
     plot.set_defaults(command=_plot, flags=["--run-dir", "--out"])
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> list[str]:
-    """One flag for every setting; values stay text, `config.resolve` types and checks them."""
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="compare initializations on held-out games",
+        usage="launch.py evaluate --init [LABEL=]FILE|scratch [--init ...] [--games NAME ...] [--seeds N] [--steps N] "
+        "[--out DIR] [--SETTING VALUE ...]",
+        description=_EVALUATE_HELP,
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    which = evaluate.add_argument_group("the comparison")
+    which.add_argument("--init", action="append", required=True, metavar="[LABEL=]FILE|scratch", help="an arm")
+    which.add_argument("--seeds", type=int, default=5, metavar="N", help="runs per arm and game (default: 5)")
+    which.add_argument("--out", type=Path, metavar="DIR", help="where to (default: reports/TIME)")
+    which.add_argument("--preset", help=f"how agents are set up: {', '.join(PRESETS)} (default: as the first arm's)")
+    which.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    flags = _add_settings(evaluate, _OF_EVALUATIONS)
+    evaluate.set_defaults(command=_evaluate, flags=[*flags, "--init", "--seeds", "--out", "--preset", "--config"])
+
+
+_OF_EVALUATIONS = {
+    "games", "workers", "task_steps", "seed", "address", "insecure", "agent", "atari", "worker",
+    "server.lease_seconds",
+}  # fmt: skip
+"""Settings, and sections, that an evaluation has a use for."""
+
+
+def _add_settings(parser: argparse.ArgumentParser, wanted: Container[str] | None = None) -> list[str]:
+    """One flag for every setting, or those `wanted`; values stay text, `config.resolve` types and checks them."""
     groups: dict[str, Any] = {}
     flags = []
     for name, field, kind in configuration.fields():
-        if name == "preset":
+        if name == "preset" or (wanted is not None and name not in wanted and name.split(".")[0] not in wanted):
             continue
         section = name.rpartition(".")[0]
         if section not in groups:
@@ -212,6 +258,73 @@ def _train(parsed: argparse.Namespace) -> int:
     return {"done": DONE, "interrupted": INTERRUPTED}.get(outcome, FAILED)
 
 
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from leap_dist import arms, evaluation, transfer_report
+
+    if not 1 <= parsed.seeds <= 1000:
+        raise ConfigError(f"seeds: {parsed.seeds} is not between 1 and 1000")
+    given = _settings(parsed)
+    loaded = configuration.read_yaml(parsed.config) if parsed.config else {}
+    labels, files = arms.read(parsed.init)
+    preset = parsed.preset or (str(loaded["preset"]) if "preset" in loaded else None)
+    config = arms.resolve(given, loaded, arms.settings(files, {**loaded, **given}, preset))
+    chosen = arms.arms(labels, files, config)
+    out = parsed.out or Path("reports") / time.strftime("%Y%m%d-%H%M%S")
+    if run_directory.exists(out) and not run_directory.holds_evaluation(out):
+        raise ConfigError(f"out: {out} holds a training run; choose another")
+    runs = evaluation.plan(chosen, config, parsed.seeds)
+    left, _ = evaluation.missing(runs, config, out)
+    from leap_dist import driver, live_table  # slow to import
+
+    driver.check_hardware(config)
+    run_directory.prepare(out, config)
+    arms.write(out, chosen)
+    for note in arms.notes(chosen, config):
+        print(f"launch.py: note: {note}", file=sys.stderr)
+    if len(left) < len(runs):
+        print(f"{len(runs) - len(left)} of {len(runs)} runs are in {out} already")
+    outcome = "done"
+    if left:
+        with live_table.LiveTable() as table:
+
+            def record(lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+                with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
+                    run_directory.write_summary(out, summary)
+                table.show(summary)
+
+            before = run_directory.wall_seconds(out)
+            outcome = driver.evaluate(config, runs, out, record, wall_seconds_before=before)
+    if transfer_report.has_runs(out):
+        _report(out)
+    if outcome != "done":
+        print(f"\n{outcome}: the same command goes on with the runs that are missing")
+    return {"done": DONE, "interrupted": INTERRUPTED}.get(outcome, FAILED)
+
+
+def _report(out: Path) -> None:
+    """Builds an evaluation's report anew, and says where it is."""
+    from leap_dist import transfer_report
+
+    try:
+        warnings = transfer_report.build(out)
+    except OSError as error:
+        raise ConfigError(f"out: the report in {out} cannot be written: {error}") from None
+    for warning in warnings:
+        print(f"launch.py: note: {warning}", file=sys.stderr)
+    print(
+        f"\n  report          {out / 'report.html'}   (and report.md)\n"
+        f"  pictures        {out / 'figures'}\n"
+        f"  numbers         {out / 'results.csv'}, {out / 'results.json'}\n"
+        f"  curves          {shlex.join([_tensorboard(), '--logdir', str(out / 'tensorboard')])}"
+    )
+
+
+def _tensorboard() -> str:
+    """The command that belongs to this Python."""
+    path = Path(sys.executable).with_name("tensorboard")
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def _conclude(run_dir: Path, outcome: str, summary: dict[str, Any]) -> None:
     """Draws the picture, and says what there is and how to look at it.
 
@@ -221,8 +334,6 @@ def _conclude(run_dir: Path, outcome: str, summary: dict[str, Any]) -> None:
         picture = str(_draw(run_dir, run_dir / "progress.png"))
     except OSError as error:
         picture = f"could not be written: {error}"
-    tensorboard = Path(sys.executable).with_name("tensorboard")
-    shown = tensorboard.relative_to(Path.cwd()) if tensorboard.is_relative_to(Path.cwd()) else tensorboard
     print(
         f"\n{outcome}: {summary['tasks']} of {summary['tasks_wanted']} tasks, {summary['meta_updates']} meta-updates, "
         f"{summary['contributions_applied']} contributions, {summary['agent_steps']:,} agent steps "
@@ -230,7 +341,7 @@ def _conclude(run_dir: Path, outcome: str, summary: dict[str, Any]) -> None:
         f"  initialization  {run_dir / 'init.safetensors'}\n"
         f"  picture         {picture}\n"
         f"  ledger          {run_dir / 'ledger.jsonl'}\n"
-        f"  curves          {shlex.join([str(shown), '--logdir', str(run_dir / 'tensorboard')])}"
+        f"  curves          {shlex.join([_tensorboard(), '--logdir', str(run_dir / 'tensorboard')])}"
     )
     if outcome != "done":
         print(f"  to go on        python launch.py train --run-dir {shlex.quote(str(run_dir))} --resume")
@@ -285,6 +396,9 @@ def _plot(parsed: argparse.Namespace) -> int:
     if not run_directory.exists(parsed.run_dir):
         raise ConfigError(f"run-dir: {parsed.run_dir} holds no run")
     run_directory.refuse_links(parsed.run_dir)
+    if run_directory.holds_evaluation(parsed.run_dir):
+        _report(parsed.run_dir)
+        return DONE
     try:
         print(_draw(parsed.run_dir, parsed.out or parsed.run_dir / "progress.png"))
     except OSError as error:

@@ -77,6 +77,16 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class Episode:
+    """One that ended."""
+
+    steps: int
+    """Agent steps since the task's start."""
+    score: float
+    """Raw return."""
+
+
+@dataclass(frozen=True)
 class PathStatistics:
     """Geometry of the gradient path so far (equation 4) and of the two terms of the pull-forward gradient."""
 
@@ -114,12 +124,15 @@ class Contribution:
     path: PathStatistics
     curve: tuple[CurvePoint, ...]
     """From the start of the task, cumulative as well."""
+    episodes: tuple[Episode, ...] = ()
+    """All of the task's, with the final contribution of a task that is an evaluation."""
 
     def header(self) -> dict[str, Any]:
         """Everything but the arrays, as plain data."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("vector", "start")}
         data["path"] = dataclasses.asdict(self.path)
         data["curve"] = [point.plain() for point in self.curve]
+        data["episodes"] = [dict(vars(episode)) for episode in self.episodes]
         return data
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -132,7 +145,9 @@ class Contribution:
         conform(header, _HEADER, "contribution")
         path = _made(PathStatistics, header["path"])
         curve = tuple(_made(CurvePoint, point) for point in header["curve"])
-        fields = {**header, "path": path, "curve": curve, "vector": arrays.get("vector"), "start": arrays.get("start")}
+        episodes = tuple(_made(Episode, episode) for episode in header["episodes"])
+        fields = {**header, "path": path, "curve": curve, "episodes": episodes}
+        fields |= {"vector": arrays.get("vector"), "start": arrays.get("start")}
         if fields["vector"] is None or len(arrays) > 2:
             raise ValueError("contribution has no vector, or what it should not have")
         return _made(cls, fields)

@@ -6,10 +6,9 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from leap_dist.contribution import Contribution, Lease, Task
-from leap_dist.journal import Journal
 
 ACCEPTED = "accepted"
 _CLOSED_REMEMBERED = 1024
@@ -32,10 +31,37 @@ class OpenLease:
         return self.renewed + self.lease.seconds
 
 
+class Record(Protocol):
+    """Where open leases are recorded; see Journal."""
+
+    def open_lease(self, lease_id: str, header: dict[str, Any]) -> None:
+        """Raises OSError where that cannot be done."""
+
+    def close_lease(self, lease_id: str) -> None:
+        """Forgets it."""
+
+    def leases(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Records, and a warning for each that cannot be read."""
+
+
+class Unrecorded:
+    """No record: whoever restarts begins without leases."""
+
+    def open_lease(self, lease_id: str, header: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def close_lease(self, lease_id: str) -> None:
+        """Nothing."""
+
+    def leases(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """None."""
+        return [], []
+
+
 class LeaseBook:
     """Open leases, each recorded in the journal, and the outcome of the last thousand that are closed."""
 
-    def __init__(self, journal: Journal, session: str, clock: Callable[[], float]) -> None:
+    def __init__(self, journal: Record, session: str, clock: Callable[[], float]) -> None:
         self._journal = journal
         self._session = session
         self._clock = clock

@@ -21,6 +21,8 @@ _STYLES = {"running": "green", "done": "bold green", "interrupted": "yellow", "f
 class LiveTable:
     """Shows progress on standard output: a table that is redrawn on a terminal, plain lines elsewhere.
 
+    Of a training run and of an evaluation: the summary says which it is.
+
     Args:
         console: where to write.
         seconds: not on a terminal, the time between two lines while no task ends.
@@ -67,7 +69,7 @@ class LiveTable:
         # Not with rich, which ends the process where the reader of a pipe is gone.
         new = [alert for alert in summary["alerts"] if alert not in self._alerts]
         self._alerts = summary["alerts"]
-        for text in (f"{_progress(summary)} | {_contributions(summary)}", *(f"  ! {alert}" for alert in new[-3:])):
+        for text in (f"{_progress(summary)} | {_counts(summary)}", *(f"  ! {alert}" for alert in new[-3:])):
             print(text, file=self._console.file, flush=True)
 
 
@@ -76,12 +78,15 @@ def render(summary: dict[str, Any]) -> Group:
 
     The workers come last: where there are more than the terminal has lines, rich cuts off the end.
     """
+    what = "evaluation" if _evaluates(summary) else f"{summary['meta_learner']}, mode {summary['mode']}"
     state = Text.assemble(
         (summary["state"], _STYLES.get(summary["state"], "bold")),
-        f"  preset {summary['preset']}, {summary['meta_learner']}, mode {summary['mode']}, updated ",
+        f"  preset {summary['preset']}, {what}, updated ",
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["updated"])),
     )
-    parts: list[RenderableType] = [state, Text(_progress(summary)), Text(_contributions(summary)), _health(summary)]
+    parts: list[RenderableType] = [state, Text(_progress(summary)), Text(_counts(summary))]
+    if not _evaluates(summary):
+        parts.append(_health(summary))
     if out := [*summary["quarantined"], *summary["quarantined_workers"]]:
         parts.append(Text("quarantined after repeated failures: " + ", ".join(out), style="red"))
     parts += [Text(f"! {alert}", style="yellow") for alert in summary["alerts"][-3:]]
@@ -90,19 +95,26 @@ def render(summary: dict[str, Any]) -> Group:
 
 def _progress(summary: dict[str, Any]) -> str:
     left = summary["eta_seconds"]
+    updates = "" if _evaluates(summary) else f", meta-updates {summary['meta_updates']}"
     return (
-        f"tasks {summary['tasks']}/{summary['tasks_wanted']}, meta-updates {summary['meta_updates']}"
+        f"{'runs' if _evaluates(summary) else 'tasks'} {summary['tasks']}/{summary['tasks_wanted']}{updates}"
         f" | agent steps {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
         f" | elapsed {_duration(summary['wall_seconds'])}, ETA {_duration(left) if left is not None else 'unknown'}"
     )
 
 
-def _contributions(summary: dict[str, Any]) -> str:
+def _evaluates(summary: dict[str, Any]) -> bool:
+    return summary.get("kind") == "evaluation"
+
+
+def _counts(summary: dict[str, Any]) -> str:
+    workers = f"workers {summary['workers_alive']}/{summary['workers_wanted']}, restarts {summary['restarts']}"
+    if _evaluates(summary):
+        return f"{len(summary['given_up'])} given up, {summary['leases_lost']} begun again | {workers}"
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary["refused"].items()))
     return (
         f"contributions: {summary['contributions_applied']} applied, {summary['contributions_waiting']} waiting, "
-        f"{sum(summary['refused'].values())} refused{f' ({reasons})' if reasons else ''}"
-        f" | workers {summary['workers_alive']}/{summary['workers_wanted']}, restarts {summary['restarts']}"
+        f"{sum(summary['refused'].values())} refused{f' ({reasons})' if reasons else ''} | {workers}"
     )
 
 
@@ -140,7 +152,7 @@ def _worker_table(summary: dict[str, Any]) -> Table:
 def _lease_cells(lease: dict[str, Any]) -> tuple[str, ...]:
     scores = [point["score"] for point in lease["curve"] if point["score"] is not None]
     return (
-        lease["game"],
+        f"{lease['game']}, {lease['arm']}, seed {lease['seed']}" if "arm" in lease else lease["game"],
         f"{lease['steps'] / lease['steps_wanted']:.0%}",
         f"{lease['steps'] / lease['seconds']:,.0f}" if lease["seconds"] else "",
         f"{scores[-1]:,.1f}" if scores else "",

@@ -123,6 +123,23 @@ class Fomaml(MetaLearner):
         return flatten(self._gradient) / max(1, self._measured)
 
 
+class Unwatched(MetaLearner):
+    """Does not even measure the path: of an evaluation, which takes as long as training alone."""
+
+    def __init__(self) -> None:
+        """Knows no learner."""
+
+    def observe(self, loss: Tensor) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+    def report(self) -> tuple[Tensor, PathStatistics]:
+        """Nothing."""
+        return torch.empty(0), PathStatistics(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
 _CLASSES: dict[str, type[MetaLearner]] = {
     "leap": Leap,
     "reptile": EndPoint,

@@ -25,8 +25,9 @@ from leap_dist.shapes import conform
 CONTENT = (
     "config.yaml", "manifest.json", "checkpoints", "journal", "ledger.jsonl", "init.safetensors", "tensorboard",
     "summary.json", "progress.png", ".lock", "profile",
+    "arms.json", "runs", "figures", "report.md", "report.html", "results.csv", "results.json",
 )  # fmt: skip
-"""What a run keeps in its directory."""
+"""What a run, or an evaluation, keeps in its directory."""
 
 PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tensorboard")
 
@@ -57,6 +58,14 @@ def exists(run_dir: Path) -> bool:
         return False
 
 
+def holds_evaluation(folder: Path) -> bool:
+    """Whether an evaluation was started here."""
+    try:
+        return (folder / "arms.json").exists()
+    except OSError:
+        return False
+
+
 def refuse_links(run_dir: Path) -> None:
     """Raises ConfigError where something that a run would read or write is a symbolic link, out of the directory."""
     for name in CONTENT:
@@ -78,6 +87,8 @@ def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
     refuse_links(run_dir)
     if not exists(run_dir):
         raise ConfigError(f"resume: {run_dir} holds no run; leave --resume out to start one there")
+    if holds_evaluation(run_dir):
+        raise ConfigError(f"resume: {run_dir} holds an evaluation; go on with it by the same evaluate command")
     saved = configuration.read_yaml(run_dir / "config.yaml")
     old = configuration.resolve(str(saved.get("preset")), saved)
     new = configuration.resolve(old.preset, saved, overrides)

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from leap_dist import meta_learners
-from leap_dist.contribution import Ack, Contribution, CurvePoint, Lease
+from leap_dist.contribution import Ack, Contribution, CurvePoint, Episode, Lease
 from leap_dist.failpoints import failpoint
 from leap_dist.learners import Learner
 from leap_dist.learners.a2c import A2C
@@ -40,6 +40,10 @@ class Start:
     """φ, of the lease's version."""
     head: np.ndarray | None = None
     """What earlier tasks of the game added to its head, where heads persist and there were any."""
+    scope: str | None = None
+    """Of the parameters in `vector`; None: the configuration's."""
+    evaluation: bool = False
+    """Nothing is pulled forward then, and every single episode is told of at the end."""
 
 
 def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatch | None = None) -> Learner:
@@ -53,7 +57,7 @@ def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatc
         agent=config.agent,
         settings=config.atari,
         worker=config.worker,
-        scope=config.scope,
+        scope=start.scope or config.scope,
         head_seed=int(own_seed) if config.keeps_heads else None,
         head_change=start.head,
         stopwatch=stopwatch,
@@ -107,12 +111,13 @@ class _Run:
         self._clock = clock
         self._profiler = profiler
         self._time = stopwatch
-        self._watch = meta_learners.make(config, learner)
+        self._watch = meta_learners.Unwatched() if start.evaluation else meta_learners.make(config, learner)
         self._manifest = Manifest.of(learner.shared).digest
         self._started = clock()
         self._seq = 0
         self._quiet_until = self._started  # the server wants nothing but the end before that
         self._curve: list[CurvePoint] = []
+        self._episodes: list[Episode] | None = [] if start.evaluation else None
         self._base_version, self._base = lease.version, start.vector  # the snapshot that was last heard of
         self._sends_start = config.corrects_endpoint
 
@@ -175,6 +180,8 @@ class _Run:
     def _push(self, updates: int, steps: int, *, final: bool = False) -> Ack:
         """Delivers what there is so far, in a new array."""
         progress = self._learner.progress()
+        if self._episodes is not None:
+            self._episodes += map(Episode, progress.ended, progress.scores)
         if progress.means:
             score = float(np.mean(progress.scores)) if progress.scores else None
             self._curve.append(CurvePoint(steps, len(progress.scores), score, progress.means))
@@ -196,6 +203,7 @@ class _Run:
             start=self._base if self._sends_start else None,
             path=path,
             curve=tuple(self._curve),
+            episodes=tuple(self._episodes) if final and self._episodes else (),
         )
         with self._time("waiting"):
             ack = self._server.push(contribution)

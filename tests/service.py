@@ -1,4 +1,4 @@
-"""The service as a user starts it: `launch.py train` in a process of its own, on a real Ray."""
+"""The service as a user starts it: `launch.py train` or `evaluate` in a process of its own, on a real Ray."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ SYNC = ["--preset", "smoke", "--mode", "sync", "--meta-updates", "5", "--meta.ba
 
 
 class Launch:
-    """A running `launch.py train`, in a process group of its own."""
+    """A running `launch.py train`, or `evaluate` where arguments say what with, in a process group of its own."""
 
     def __init__(self, environment: dict[str, str], run_dir: Path, *arguments: str) -> None:
         self.run_dir = run_dir
         self.log = run_dir.with_suffix(".log")
-        command = [sys.executable, "launch.py", "train", "--run-dir", str(run_dir), *arguments]
+        which = ["evaluate", "--out"] if "--init" in arguments else ["train", "--run-dir"]
+        command = [sys.executable, "launch.py", *which, str(run_dir), *arguments]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

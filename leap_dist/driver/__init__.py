@@ -13,9 +13,10 @@ import logging
 import os
 import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -23,10 +24,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.config import ConfigError
 from leap_dist.driver.access import prepare_local, prepare_to_join
-from leap_dist.driver.actors import SERVER
+from leap_dist.driver.actors import EVALUATION, SERVER
 from leap_dist.driver.control import Control, Record
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.pool import Pool
+from leap_dist.evaluation import Run
 from leap_dist.progress import Progress
 from leap_dist.settings import Config
 from leap_dist.stop_signal import StopSignal
@@ -87,6 +89,33 @@ def train(
     Raises RunDirectoryBusy or CorruptFile where the server cannot use the run directory, ConfigError where there is no
     cluster or it lacks what is asked for.
     """
+    start = _Start(SERVER, (config, run_dir, uuid.uuid4().hex), run_dir)
+    return _operate(config, start, record, wall_seconds_before, run_dir / "profile" if profile else None)
+
+
+def evaluate(
+    config: Config, runs: Sequence[Run], out: Path, record: Record, *, wall_seconds_before: float = 0.0
+) -> str:
+    """Makes the runs of an evaluation that are not in `out` yet. Returns "done", "interrupted" or "failed".
+
+    Signals and errors are those of `train`.
+    """
+    config = replace(config, workers=min(config.workers, len(runs)))
+    return _operate(config, _Start(EVALUATION, (config, list(runs), out), out), record, wall_seconds_before)
+
+
+class _Start(NamedTuple):
+    """How to start a server."""
+
+    actor: Any
+    arguments: tuple[Any, ...]
+    folder: Path
+
+
+def _operate(
+    config: Config, start: _Start, record: Record, wall_seconds_before: float = 0.0, profiles: Path | None = None
+) -> str:
+    """Server, workers and control loop, until the work is done."""
     progress = Progress(config, wall_seconds_before)
     connect(config)
     stop = StopSignal()
@@ -94,9 +123,9 @@ def train(
     try:
         gpus = gpus_per_worker(config, ray.cluster_resources().get("GPU", 0.0))
         config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus))
-        pool = Pool(config, nodes, run_dir / "profile" if profile else None)
+        pool = Pool(config, nodes, profiles)
         pool.require_room()
-        server = _start_server(config, run_dir)
+        server = _start_server(start)
         pool.open(server)
         return Control(server, pool, nodes, progress, record, stop).loop()
     finally:
@@ -115,13 +144,13 @@ def _leave_ray() -> None:
     os._exit(1)
 
 
-def _start_server(config: Config, run_dir: Path) -> Any:
-    """On the driver's own node, if it has room: the run directory is there."""
+def _start_server(start: _Start) -> Any:
+    """On the driver's own node, if it has room: the folder is there."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    server = SERVER.options(scheduling_strategy=here).remote(config, run_dir, uuid.uuid4().hex)
+    server = start.actor.options(scheduling_strategy=here).remote(*start.arguments)
     problem = ray.get(server.problem.remote())
     if isinstance(problem, OSError):
-        raise ConfigError(f"run-dir: {run_dir} cannot be used: {problem}")
+        raise ConfigError(f"run-dir: {start.folder} cannot be used: {problem}")
     if problem is not None:
         raise problem
     return server

@@ -16,9 +16,11 @@ import torch
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError
 
 from envs import atari
-from leap_dist import audit
+from leap_dist import arms, audit
+from leap_dist.config import ConfigError
 from leap_dist.contribution import Ack, Contribution, Idle, Lease
 from leap_dist.device import prepare
+from leap_dist.evaluation import EvaluationServer, Run
 from leap_dist.files import CorruptFile
 from leap_dist.models import initialization
 from leap_dist.run_lock import RunDirectoryBusy
@@ -40,42 +42,46 @@ class Gone(NamedTuple):
     """By itself: neither did its node end, nor was it told to."""
 
 
-class ServerActor:
-    """A MetaServer behind Ray. Ray restarts it after a crash; the run directory holds all it needs."""
+class Grant(NamedTuple):
+    """A lease, and what its task starts from."""
 
-    def __init__(self, config: Config, run_dir: Path, session: str) -> None:
+    lease: Lease
+    vector: ray.ObjectRef[Any]
+    start: Start
+    """Without its vector."""
+
+
+_NO_VECTOR = np.empty(0, np.float32)
+
+
+class _Actor:
+    """A server behind Ray, which restarts it after a crash: its folder holds all it needs."""
+
+    def __init__(self, *arguments: Any) -> None:
         torch.set_num_threads(1)
         self._stopping = False
-        self._snapshots: dict[int, ray.ObjectRef[Any]] = {}
         self._problem: Exception | None = None
         try:
-            channels = atari.channels(config.atari.frames)
-            manifest, initial = initialization(channels, config.seed, config.scope)
-            self._server = MetaServer(config, run_dir, manifest=manifest, initial=initial, session=session)
-        except (RunDirectoryBusy, CorruptFile, OSError) as error:
+            self._server = self._make(*arguments)
+        except (RunDirectoryBusy, CorruptFile, ConfigError, OSError) as error:
             self._problem = error  # a constructor that raised would reach the driver as the text of a traceback
+
+    def _make(self, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+    def _grant(self, lease: Lease) -> Grant:
+        raise NotImplementedError
 
     def problem(self) -> Exception | None:
         """Why the server cannot work, if so."""
         return self._problem
 
-    def lease(self, worker: str, incarnation: str) -> Idle | tuple[Lease, ray.ObjectRef[Any], np.ndarray | None]:
-        """A lease with a reference to the snapshot that it starts from, and the game's head where heads persist."""
+    def lease(self, worker: str, incarnation: str) -> Idle | Grant:
+        """A lease with what it starts from."""
         if self._stopping:
             return Idle(finished=True)
         lease = self._server.lease(worker, incarnation)
-        return lease if isinstance(lease, Idle) else (lease, self.snapshot()[1], self._server.head(lease.task.game))
-
-    def snapshot(self) -> tuple[int, ray.ObjectRef[Any]]:
-        """(version, φ), one object per version, fetched once per node.
-
-        The one before is kept for workers that are still fetching it.
-        """
-        version = self._server.version
-        if version not in self._snapshots:
-            newest = dict(list(self._snapshots.items())[-1:])
-            self._snapshots = {**newest, version: ray.put(self._server.snapshot()[1])}
-        return version, self._snapshots[version]
+        return lease if isinstance(lease, Idle) else self._grant(lease)
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
         """See MetaServer."""
@@ -87,10 +93,11 @@ class ServerActor:
 
     def fail(self, lease_id: str, incarnation: str, reason: str) -> Ack:
         """See MetaServer."""
-        return self._server.fail(lease_id, incarnation, reason)
+        ack: Ack = self._server.fail(lease_id, incarnation, reason)
+        return ack
 
     def advance(self, offset: int, gone: list[Gone]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-        """Takes back what the incarnations in `gone` hold, and makes the meta-updates that are due.
+        """Takes back what the incarnations in `gone` hold, and does what is due.
 
         Returns the status, ledger lines from byte `offset` on, and the offset to ask for next.
         """
@@ -104,11 +111,46 @@ class ServerActor:
         self._stopping = True
 
     def leave(self) -> None:
-        """Ends the process, and with it the hold on the run directory: where the head is gone, nobody else does."""
+        """Ends the process, and with it the hold on the folder: where the head is gone, nobody else does."""
         os._exit(0)
 
     def _heed_stop(self, ack: Ack) -> Ack:
         return replace(ack, proceed=False) if self._stopping else ack
+
+
+class ServerActor(_Actor):
+    """A MetaServer behind Ray."""
+
+    def _make(self, config: Config, run_dir: Path, session: str) -> MetaServer:
+        self._snapshots: dict[int, ray.ObjectRef[Any]] = {}
+        manifest, initial = initialization(atari.channels(config.atari.frames), config.seed, config.scope)
+        return MetaServer(config, run_dir, manifest=manifest, initial=initial, session=session)
+
+    def _grant(self, lease: Lease) -> Grant:
+        return Grant(lease, self.snapshot()[1], Start(_NO_VECTOR, self._server.head(lease.task.game)))
+
+    def snapshot(self) -> tuple[int, ray.ObjectRef[Any]]:
+        """(version, φ), one object per version, fetched once per node.
+
+        The one before is kept for workers that are still fetching it.
+        """
+        version = self._server.version
+        if version not in self._snapshots:
+            newest = dict(list(self._snapshots.items())[-1:])
+            self._snapshots = {**newest, version: ray.put(self._server.snapshot()[1])}
+        return version, self._snapshots[version]
+
+
+class EvaluationActor(_Actor):
+    """An EvaluationServer behind Ray."""
+
+    def _make(self, config: Config, runs: list[Run], out: Path) -> EvaluationServer:
+        chosen = {run.arm.label: run.arm for run in runs}
+        return EvaluationServer(config, runs, arms.vectors(list(chosen.values())), out)
+
+    def _grant(self, lease: Lease) -> Grant:
+        vector, scope = self._server.start(lease)
+        return Grant(lease, ray.put(vector), Start(_NO_VECTOR, scope=scope, evaluation=True))
 
 
 class _ServerClient:
@@ -198,7 +240,7 @@ class WorkerActor:
                     pause = min(2 * pause, 0.5)
                     continue
             pause = 0.05
-            self._work(*answer)
+            self._work(answer)
 
     @ray.method(concurrency_group="io")  # answers while `run` is busy
     def health(self) -> Health:
@@ -209,10 +251,11 @@ class WorkerActor:
         node: str = ray.get_runtime_context().get_node_id()
         return Health(os.getpid(), node, memory, self._time.seconds(), self._profiler.hand_over())
 
-    def _work(self, lease: Lease, snapshot: ray.ObjectRef[Any], head: np.ndarray | None) -> None:
+    def _work(self, grant: Grant) -> None:
+        lease = grant.lease
         try:
             with self._time("waiting"):
-                start = Start(ray.get(snapshot), head)
+                start = replace(grant.start, vector=ray.get(grant.vector))
         except ObjectLostError:
             return  # the server restarted since; its next lease comes with a new reference
         try:
@@ -227,4 +270,5 @@ class WorkerActor:
 
 # Calls to the server are never retried by Ray, which may run them twice and out of order; `_ServerClient` does it.
 SERVER: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(ServerActor)
+EVALUATION: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(EvaluationActor)
 WORKER: Any = ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={"io": 1})(WorkerActor)  # type: ignore[call-overload]

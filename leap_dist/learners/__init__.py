@@ -19,6 +19,8 @@ class Progress:
 
     scores: tuple[float, ...]
     means: dict[str, float]
+    ended: tuple[int, ...] = ()
+    """For each score, the agent steps since the task's start at which it was made."""
 
 
 class Learner(Protocol):

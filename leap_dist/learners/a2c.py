@@ -104,6 +104,7 @@ class A2C:
         self._rollout.see(self._env.reset(environments))
         self._lives = self._env.lives
         self._episode_returns = np.zeros(agent.envs)
+        self._steps = 0
         self._reset_progress()
 
     def backward(self) -> Tensor:
@@ -131,7 +132,7 @@ class A2C:
         if self._parts is not None:
             names = ("loss", "policy_loss", "value_loss", "entropy")
             means = dict(zip(names, (self._parts / self._rollouts).tolist(), strict=True))
-        report = Progress(tuple(self._finished), means)
+        report = Progress(tuple(self._finished), means, tuple(self._ended))
         self._reset_progress()
         return report
 
@@ -141,6 +142,7 @@ class A2C:
 
     def _reset_progress(self) -> None:
         self._finished: list[float] = []
+        self._ended: list[int] = []
         self._parts: Tensor | None = None
         self._rollouts = 0
 
@@ -176,8 +178,10 @@ class A2C:
         self._rollout.discounts[t] = np.where(ended, 0.0, self._agent.discount)
         self._lives = step.lives
         self._episode_returns += step.rewards
+        self._steps += len(done)
         if done.any():
             self._finished.extend(self._episode_returns[done].tolist())
+            self._ended.extend([self._steps] * int(done.sum()))
             self._episode_returns[done] = 0.0
 
 
