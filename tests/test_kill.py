@@ -17,7 +17,8 @@ from protocol import config, fast_folder, ledger, serve
 from leap_dist import failpoints
 
 CONTEXT = multiprocessing.get_context("fork")  # the libraries are loaded already
-POINTS = [point for point in failpoints.POINTS if not point.startswith(("task.", "config.", "manifest.", "summary."))]
+_OTHERS = ("task.", "config.", "manifest.", "summary.", "transfer-")
+POINTS = [point for point in failpoints.POINTS if not point.startswith(_OTHERS)]
 """Those that a server reaches."""
 
 

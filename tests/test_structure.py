@@ -29,6 +29,7 @@ GROUND = (
     "live_table",
     "report",
     "ray_token",
+    "transfer",
 )
 FLOORS = [
     ["envs", "envs.games", "envs.emulator", "envs.frames", "envs.atari"],
