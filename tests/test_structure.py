@@ -29,6 +29,7 @@ GROUND = (
     "live_table",
     "report",
     "ray_token",
+    "statistics",
     "transfer",
 )
 FLOORS = [
