@@ -1,9 +1,11 @@
-"""The command line: train | evaluate | status | plot.
+"""The command line: train | evaluate | status | plot | export.
 
 python launch.py train --preset quick               three Atari games on this machine, a few minutes
 python launch.py train --help                       every setting, with its default
 python launch.py evaluate --init runs/demo --init scratch     does it help, on games it never saw?
 python launch.py status --run-dir runs/demo         what a run is doing, or has done
+python launch.py export --init runs/demo/init.safetensors --to sb3 --out policy
+                                                    the initialization for another library
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ def _complain(message: str) -> NoReturn:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="launch.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="train | evaluate | status | plot")
+    commands = parser.add_subparsers(required=True, metavar="train | evaluate | status | plot | export")
 
     train = commands.add_parser(
         "train",
@@ -137,6 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="of a run, or of an evaluation")
     plot.add_argument("--out", type=Path, metavar="FILE", help="of a run: where to (default: DIR/progress.png)")
     plot.set_defaults(command=_plot, flags=["--run-dir", "--out"])
+
+    _add_export(commands)
     return parser
 
 
@@ -166,6 +170,20 @@ _OF_EVALUATIONS = {
     "server.lease_seconds",
 }  # fmt: skip
 """Settings, and sections, that an evaluation has a use for."""
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser("export", help="write an initialization for another library", allow_abbrev=False)
+    export.add_argument("--init", type=Path, required=True, metavar="FILE", help="init.safetensors of a run")
+    export.add_argument("--to", required=True, metavar="LIBRARY", help="sb3 (Stable-Baselines3), torch or cleanrl")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to; a new directory")
+    export.add_argument(
+        "--linear-seed",
+        type=int,
+        metavar="N",
+        help="seed of a fresh linear layer, where only the convolutions were meta-learned (meta.shared convolutions)",
+    )
+    export.set_defaults(command=_export, flags=["--init", "--to", "--out", "--linear-seed"])
 
 
 def _add_settings(parser: argparse.ArgumentParser, wanted: Container[str] | None = None) -> list[str]:
@@ -403,6 +421,14 @@ def _plot(parsed: argparse.Namespace) -> int:
         print(_draw(parsed.run_dir, parsed.out or parsed.run_dir / "progress.png"))
     except OSError as error:
         raise ConfigError(f"run-dir: the picture of {parsed.run_dir} cannot be drawn: {error}") from None
+    return DONE
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from leap_dist.export import export
+
+    names = export(parsed.init, parsed.to, parsed.out, linear_seed=parsed.linear_seed)
+    print(f"{parsed.out}: {', '.join(names)}")
     return DONE
 
 

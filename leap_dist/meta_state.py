@@ -463,7 +463,10 @@ class MetaState:
             "preset": self._config.preset,
             "meta_learner": self._config.meta_learner,
             "shared": self._config.scope,
+            "mode": self._config.mode,
             "games": list(self._config.games),
+            "task_steps": self._config.task_steps,
+            "agent_steps": self.applied_steps,
             "preprocessing": preprocessing,
         }
         return pack(self._manifest.split(self.vector), header)

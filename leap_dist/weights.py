@@ -6,6 +6,7 @@ Nothing of what is read is executed, and nothing is taken on trust: checksum, me
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from leap_dist.files import CorruptFile, read_regular, unpack
 from leap_dist.models import ALL_ACTIONS, FRAME_SIZE, SCALE, ActorCritic, Encoder, Manifest, initialize, load_vector
 from leap_dist.shapes import conform
 
+_ORDER = {
+    "gray4": "oldest frame first",
+    "rgb1": "red, green, blue",
+    "rgb4": "oldest frame first; red, green, blue within a frame",
+}
 _SCOPES = ("encoder", "convolutions", "model")
 _METADATA = {
     "version": int,
@@ -28,6 +34,8 @@ _METADATA = {
     "preprocessing": {"frames": str, "size": int, "frame_skip": int, "scale": str},
 }
 """What `MetaState` writes at least."""
+_MORE = {"mode": str, "task_steps": int, "agent_steps": int}
+"""What it writes besides, since version 0.1."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,11 @@ class Preprocessing:
     """Height and width in pixels, resized by area averaging."""
     scale: str = SCALE
     """From uint8 pixels to the encoder's input."""
-    order: str = "channels first; oldest frame first, red, green and blue within a frame"
-    """Of the channels."""
+
+    @property
+    def order(self) -> str:
+        """Of the channels, which come first, before height and width."""
+        return _ORDER[self.frames]
 
     @property
     def channels(self) -> int:
@@ -58,7 +69,8 @@ class Initialization:
     tensors: dict[str, np.ndarray]
     """float32, by parameter name as in `Encoder`, and policy.* and value.* where the scope is "model"."""
     metadata: dict[str, Any]
-    """As written with the run's newest meta-update: version, preset, meta_learner, shared, games, preprocessing."""
+    """As written with the run's newest meta-update: version (meta-updates), preset, meta_learner, shared, games,
+    preprocessing, and of newer files mode, task_steps, and agent_steps, which is how many went into it."""
     sha256: str
     """Of the file's bytes, hexadecimal."""
 
@@ -126,7 +138,7 @@ def load_encoder(path: str | Path, *, linear_seed: int | None = None) -> Initial
 def read_initialization(path: str | Path) -> Initialization:
     """Reads an init.safetensors. Links are followed. Raises OSError, or CorruptFile that says what is wrong."""
     path = Path(path)
-    data = read_regular(path.resolve())
+    data = read_regular(Path(os.path.realpath(path)))
     tensors, metadata = unpack(data, path.name)
     try:
         _check(tensors, metadata)
@@ -137,7 +149,8 @@ def read_initialization(path: str | Path) -> Initialization:
 
 def _check(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
     """Raises ValueError where the content is not what a run writes."""
-    conform(metadata, _METADATA, "metadata")
+    more = {name: shape for name, shape in _MORE.items() if name in metadata}
+    conform(metadata, {**_METADATA, **more}, "metadata")
     scope, given = metadata["shared"], metadata["preprocessing"]
     if scope not in _SCOPES:
         raise ValueError(f"shared is {scope[:40]!r}, which is none of {', '.join(_SCOPES)}")

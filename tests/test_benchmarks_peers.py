@@ -123,10 +123,13 @@ def test_a_missing_environment_is_said_before_anything_is_measured(tmp_path):
     assert "make bench" in done.stderr
 
 
-def test_an_arm_that_fails_says_why_in_one_line():
+def test_an_arm_that_fails_says_why_in_one_line(tmp_path):
     arm = peers.Arm("sb3", "dummy")
+    bare = tmp_path / "python"  # an interpreter without any packages
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
     with pytest.raises(SystemExit, match=r"make bench.*No module named 'stable_baselines3'"):
-        peers.measure(GIVEN, arm, {"sb3": Path(sys.executable)}, "pong")
+        peers.measure(GIVEN, arm, {"sb3": bare}, "pong")
 
 
 def test_what_takes_too_long_is_ended():

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in [ROOT / "launch.py", *ROOT.glob("leap_dist/**/*.py"), *ROOT.glob("envs/**/*.py")]
+    if "exports" not in path.parts  # they are copied to other programs, and import nothing of ours
 }
 GROUND = (
     "leap",
@@ -58,6 +59,7 @@ FLOORS = [
     ["leap_dist.learners.rollout"],
     [
         "leap_dist.learners.a2c",
+        "leap_dist.export",
         "leap_dist.meta_learners",
         "leap_dist.meta_state",
         "leap_dist.progress",

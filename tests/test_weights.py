@@ -13,24 +13,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save
+from written import CHANNELS, written
 
 import leap_dist
 from leap_dist import files
-from leap_dist.config import resolve
 from leap_dist.files import CorruptFile, NewerFormat, pack, unpack
 from leap_dist.models import Encoder, Manifest, initialization, load_vector
-from leap_dist.server import MetaServer
 from leap_dist.weights import InitializedEncoder, load_encoder, read_initialization
-
-CHANNELS = {"gray4": 4, "rgb1": 3, "rgb4": 12}
-
-
-def written(folder: Path, frames: str = "gray4", **settings: Any) -> Path:
-    """What the server of a real run writes, with the initialization of seed 3."""
-    config = resolve("smoke", {"atari.frames": frames, **settings})
-    manifest, initial = initialization(CHANNELS[frames], 3, config.scope)
-    MetaServer(config, folder, manifest=manifest, initial=initial)
-    return folder / "init.safetensors"
 
 
 @pytest.mark.parametrize("frames", CHANNELS)

@@ -1,0 +1,41 @@
+"""Atari environments of Stable-Baselines3 that show what the encoder was trained on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import gymnasium
+from gymnasium.wrappers import ResizeObservation
+from stable_baselines3.common import atari_wrappers
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
+
+gymnasium.register_envs(ale_py)
+PREPROCESSING = json.loads(Path(__file__).with_name("preprocessing.json").read_text())
+EMULATOR = {"frameskip": 1, "repeat_action_probability": 0.0}
+"""ALE's own environments skip frames and repeat actions by default; here the wrappers skip, and nothing is sticky."""
+
+
+def make(game: str, count: int, *, seed: int = 0, **kwargs: Any) -> VecEnv:
+    """`count` environments of a game such as "Breakout", for training: lives end episodes, rewards are −1, 0 or 1.
+
+    `kwargs` go on to Stable-Baselines3, such as `vec_env_cls=SubprocVecEnv`.
+    """
+    shared = {"n_envs": count, "seed": seed, "env_kwargs": EMULATOR, **kwargs}
+    frames, skip = PREPROCESSING["frames"], PREPROCESSING["frame_skip"]
+    if frames == "gray4":
+        envs = make_atari_env(f"ALE/{game}-v5", wrapper_kwargs={"frame_skip": skip}, **shared)
+    else:  # make_atari_env would make them gray
+        envs = make_vec_env(f"ALE/{game}-v5", wrapper_class=colour, **shared)
+    return envs if frames == "rgb1" else VecFrameStack(envs, 4)
+
+
+def colour(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """What Stable-Baselines3's AtariWrapper does, but for the colours, which stay."""
+    env = atari_wrappers.NoopResetEnv(env, noop_max=30)
+    env = atari_wrappers.MaxAndSkipEnv(env, skip=PREPROCESSING["frame_skip"])
+    env = atari_wrappers.EpisodicLifeEnv(env)
+    if "FIRE" in env.unwrapped.get_action_meanings():  # type: ignore[attr-defined]
+        env = atari_wrappers.FireResetEnv(env)
+    return atari_wrappers.ClipRewardEnv(ResizeObservation(env, (PREPROCESSING["size"], PREPROCESSING["size"])))

@@ -1,0 +1,55 @@
+"""The encoder as a features extractor of Stable-Baselines3, and an actor-critic policy that begins with it."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from safetensors.torch import load_file
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+WEIGHTS = Path(__file__).with_name("encoder.safetensors")
+
+
+class LeapEncoder(BaseFeaturesExtractor):
+    """Observations (N, C, 84, 84), which Stable-Baselines3 has divided by 255, to features (N, 256).
+
+    Raises ValueError for observations of another shape or type than those that the encoder was trained on.
+    """
+
+    def __init__(self, observation_space: gymnasium.spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=256)
+        channels = load_file(WEIGHTS)["conv1.weight"].shape[1]
+        if observation_space.shape != (channels, 84, 84) or observation_space.dtype != np.uint8:
+            raise ValueError(
+                f"observations are {observation_space.dtype} {observation_space.shape}, but the encoder was trained on "
+                f"uint8 {(channels, 84, 84)}; environments.py makes such"
+            )
+        self.conv1 = nn.Conv2d(channels, 16, kernel_size=8, stride=4)
+        self.conv2 = nn.Conv2d(16, 32, kernel_size=4, stride=2)
+        self.linear = nn.Linear(32 * 9 * 9, 256)
+        self.load()
+
+    def load(self) -> None:
+        """Goes back to the initialization."""
+        self.load_state_dict(load_file(WEIGHTS))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Features of observations."""
+        hidden = self.conv1(observations).relu()
+        hidden = self.conv2(hidden).relu()
+        features: Tensor = self.linear(hidden.flatten(1)).relu()
+        return features
+
+
+class LeapPolicy(ActorCriticCnnPolicy):
+    """For A2C and PPO: the encoder, and fresh linear policy and value heads on it. Everything is trained."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": LeapEncoder, "net_arch": [], **kwargs})
+        # With ortho_init, its default, Stable-Baselines3 has drawn all weights anew, those of the extractor too.
+        for module in self.modules():
+            if isinstance(module, LeapEncoder):
+                module.load()
