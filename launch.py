@@ -248,15 +248,16 @@ def _train(parsed: argparse.Namespace) -> int:
     run_directory.prepare(run_dir, config)
     before = run_directory.wall_seconds(run_dir)
 
-    board = telemetry.TensorBoard(run_dir)
+    board = telemetry.TensorBoard(run_dir, agreement_interval=config.telemetry.agreement_interval)
+    board.begin(config)
     board.text("config", redact(f"```yaml\n{configuration.to_yaml(config)}```"))
     board.text("manifest", redact(f"```json\n{(run_dir / 'manifest.json').read_text()}\n```"))
     latest: dict[str, Any] = {}
     with live_table.LiveTable() as table:
 
-        def record(lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+        def record(lines: list[dict[str, Any]], summary: dict[str, Any], plays: list[Any]) -> None:
             latest.update(summary)
-            board.record(lines, summary)
+            board.record(lines, summary, plays)
             with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
                 run_directory.write_summary(run_dir, summary)
             table.show(summary)

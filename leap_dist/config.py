@@ -31,7 +31,7 @@ class ConfigError(ValueError):
 
 # What may change when a run is resumed: how long, where and how it runs. All other settings define what is learned.
 _FREE_ON_RESUME = {"preset", "workers", "meta_updates", "address", "insecure"}
-_FREE_SECTIONS_ON_RESUME = {"worker", "server"}
+_FREE_SECTIONS_ON_RESUME = {"worker", "server", "telemetry"}
 
 
 def fields(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:

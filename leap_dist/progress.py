@@ -22,7 +22,7 @@ class Progress:
         self._before = wall_seconds_before
         self._started = time.monotonic()
         self._first_task: float | None = None
-        self._window: deque[tuple[float, int]] = deque()  # (time, agent steps)
+        self._step_rate, self._push_rate = _Rate(), _Rate()
         self._begun: tuple[float, float] | None = None  # (time, tasks' worth of work done)
 
     def summary(self, status: dict[str, Any], state: str, more: dict[str, Any]) -> dict[str, Any]:
@@ -38,18 +38,12 @@ class Progress:
             "meta_learner": self._config.meta_learner,
             "updated": time.time(),
             "wall_seconds": self._before + now - self._started,
-            "steps_per_second": self._rate(now, status["agent_steps"]),
+            "steps_per_second": self._step_rate(now, status["agent_steps"]),
+            "pushes_per_second": self._push_rate(now, status["pushes"]),
             "eta_seconds": self._eta(now, status),
             "time_to_first_task": self._first_task,
             **more,
         }
-
-    def _rate(self, now: float, steps: int) -> float:
-        self._window.append((now, steps))
-        while now - self._window[0][0] > WINDOW_SECONDS:
-            self._window.popleft()
-        then, steps_then = self._window[0]
-        return (steps - steps_then) / (now - then) if now > then else 0.0
 
     def _eta(self, now: float, status: dict[str, Any]) -> float | None:
         """Seconds to go, None before the first sign of work."""
@@ -60,3 +54,19 @@ class Progress:
         then, done_then = self._begun
         left = status["tasks_wanted"] - done
         return (now - then) * left / (done - done_then) if done > done_then else None
+
+
+class _Rate:
+    """Of a counter, per second, over the last WINDOW_SECONDS."""
+
+    def __init__(self) -> None:
+        self._window: deque[tuple[float, int]] = deque()  # (time, count)
+
+    def __call__(self, now: float, count: int) -> float:
+        if self._window and count < self._window[-1][1]:  # the server was restarted, and has counted less than before
+            self._window.clear()
+        self._window.append((now, count))
+        while now - self._window[0][0] > WINDOW_SECONDS:
+            self._window.popleft()
+        then, count_then = self._window[0]
+        return (count - count_then) / (now - then) if now > then else 0.0

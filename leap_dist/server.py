@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from leap_dist import aggregation
+from leap_dist.agreement import Agreement
 from leap_dist.contribution import Ack, Contribution, Idle, Lease
+from leap_dist.durations import Durations
 from leap_dist.failpoints import failpoint
 from leap_dist.files import CorruptFile
 from leap_dist.intake import Intake
@@ -104,6 +106,8 @@ class MetaServer:
         self._refused: Counter[str] = Counter()  # by reason
         self._silent: deque[str] = deque(maxlen=100)  # incarnations whose lease expired
         self._saved_at = clock()
+        self._push_times, self._update_times = Durations(), Durations()
+        self._agreement = Agreement(manifest.size)
         self._lock = RunLock(run_dir)
         try:
             self._restore()
@@ -164,7 +168,8 @@ class MetaServer:
         the server has too much to do: push again later, after `wait` seconds.
         """
         failpoint("push.received")
-        ack = self._take(contribution)
+        with self._push_times:
+            ack = self._take(contribution)
         failpoint("push.acknowledge")
         return ack
 
@@ -231,6 +236,10 @@ class MetaServer:
             "silent": list(self._silent),
             "agent_steps": self._counts["steps"],
             "checkpoint_age": self._clock() - self._saved_at,
+            "pushes": self._push_times.count,
+            "push_ms": self._push_times.milliseconds(),
+            "update_ms": self._update_times.milliseconds(),
+            "agreement_between_games": self._agreement.cosines(),
             "finished": self.finished,
             "alerts": list(self.alerts),
             "leases": [describe(held, self._clock()) for held in self._leases.all()],
@@ -425,13 +434,17 @@ class MetaServer:
         """Makes every meta-update that is due. One that cannot be saved waits for the next call."""
         while not self._complete and (count := self._ready()):
             following = self._batch_start + self._batch_size
+            batch = self._state.waiting[:count]
             try:
-                self._state.update(count, self._rest(self._state.waiting[count:], following))
+                with self._update_times:
+                    self._state.update(count, self._rest(self._state.waiting[count:], following))
             except OSError as error:
                 self._alert(f"meta-update {self.version + 1} could not be saved and waits: {error}")
                 return
             self._batch_start = following
             self._saved_at = self._clock()
+            for one in batch:
+                self._agreement.add(one.lease.task.game, one.vector[: self._manifest.size], one.norm)
 
     def _rest(self, waiting: list[Accepted], batch_start: int) -> dict[str, Any]:
         """What a restart needs besides the state of φ, once only `waiting` waits."""

@@ -138,6 +138,16 @@ class ServerSettings:
 
 
 @dataclass(frozen=True)
+class TelemetrySettings:
+    """Pictures in TensorBoard (docs/monitoring.md)."""
+
+    gif_interval: int = setting(5, "visits of a game from one GIF of play to the next; 0 for none", low=0)
+    agreement_interval: int = setting(
+        5, "meta-updates from one heat map of the agreement between games to the next, at least; 0 for none", low=0
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that determines a run."""
 
@@ -167,6 +177,7 @@ class Config:
     atari: AtariSettings = AtariSettings()
     worker: WorkerSettings = WorkerSettings()
     server: ServerSettings = ServerSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
     def max_staleness(self) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from leap_dist import meta_learners
 from leap_dist.contribution import Ack, Contribution, CurvePoint, Episode, Lease
 from leap_dist.failpoints import failpoint
+from leap_dist.film import Film, NoFilm
 from leap_dist.learners import Learner
 from leap_dist.learners.a2c import A2C
 from leap_dist.models import Manifest, add_vector, flatten
@@ -73,10 +74,11 @@ def run_task(
     clock: Callable[[], float] = time.monotonic,
     stopwatch: Stopwatch | None = None,
     profiler: Profiler | NoProfiler | None = None,
+    film: Film | NoFilm | None = None,
 ) -> Ack | None:
     """Trains one task from φ and pushes contributions, the last of them final.
 
-    `stopwatch` and `profiler` may go from task to task; they only watch.
+    `stopwatch`, `profiler` and `film` may go from task to task; they only watch.
 
     Returns the answer to the final push, or None where the server took the lease away in the meantime: the rest of
     the task is not trained then. Whatever the learner or the server raises goes to the caller.
@@ -85,7 +87,8 @@ def run_task(
     with stopwatch("starting"):
         learner = make_learner(config, lease, start, stopwatch)
     try:
-        return _Run(lease, start, learner, config, server, clock, stopwatch, profiler or NoProfiler()).train()
+        run = _Run(lease, start, learner, config, server, clock, stopwatch, profiler or NoProfiler(), film or NoFilm())
+        return run.train()
     finally:
         learner.close()
 
@@ -103,6 +106,7 @@ class _Run:
         clock: Callable[[], float],
         stopwatch: Stopwatch,
         profiler: Profiler | NoProfiler,
+        film: Film | NoFilm,
     ) -> None:
         self._lease = lease
         self._learner = learner
@@ -110,6 +114,7 @@ class _Run:
         self._server = server
         self._clock = clock
         self._profiler = profiler
+        self._film = film
         self._time = stopwatch
         self._watch = meta_learners.Unwatched() if start.evaluation else meta_learners.make(config, learner)
         self._manifest = Manifest.of(learner.shared).digest
@@ -126,8 +131,11 @@ class _Run:
         config, learner, watch = self._config, self._learner, self._watch
         rollouts, interval = config.rollouts_per_task, config.worker.push_interval
         steps, renewed = 0, self._clock()
+        filmed_from = self._film.start(self._lease)
         failpoint("task.start")
         for rollout in range(1, rollouts + 1):
+            if rollout == filmed_from:
+                learner.show(self._film.see)
             if rollout <= rollouts - config.held_back:
                 loss = learner.backward()
                 with self._time("leap"):
@@ -156,7 +164,10 @@ class _Run:
                 if not ack.proceed:
                     return None
         watch.finish()
-        return self._push(rollouts, steps, final=True)
+        ack = self._push(rollouts, steps, final=True)
+        if ack.durable:
+            self._film.finish(self._lease)
+        return ack
 
     def _follow(self) -> None:
         """Continual trajectory shifting (Shin et al. 2021): moves along with φ since it was last heard of.

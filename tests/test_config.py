@@ -875,6 +875,8 @@ PLACEMENT = {
     "worker.heartbeat_seconds": 1.0,
     "server.lease_seconds": 99.0,
     "server.keep_checkpoints": 9,
+    "telemetry.gif_interval": 3,
+    "telemetry.agreement_interval": 3,
 }
 
 

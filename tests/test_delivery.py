@@ -259,10 +259,14 @@ def test_a_contribution_that_does_not_fit_is_refused_by_name_and_counts_nowhere(
         assert server.push(good[2]).durable
 
 
+CHANGING = ("checkpoint_age", "alerts", "pushes", "push_ms", "update_ms")
+"""Of the status: what a refusal may change."""
+
+
 def observed(server):
     """All of a server that a refusal must leave alone, and what it may change."""
     games = server._config.games
-    status = {k: v for k, v in server.status().items() if k not in ("checkpoint_age", "alerts")}
+    status = {k: v for k, v in server.status().items() if k not in CHANGING}
     return {
         **status,
         "phi": server.snapshot()[1].tolist(),

@@ -39,6 +39,7 @@ from leap_dist.files import CorruptFile, pack, unpack
 from leap_dist.journal import Journal, Ledger
 from leap_dist.leases import LeaseBook
 from leap_dist.settings import Config
+from leap_dist.telemetry.projection import Projection
 
 Rng = np.random.Generator
 Case = Callable[[Rng, int], None]
@@ -509,9 +510,7 @@ def fuzz_ledger(folder: Path, runs: dict[str, list[Run]]) -> Case:
         found, offset = Ledger(folder / "ledger.jsonl").read(0)
         require(offset <= len(data), "an offset beyond the file")
         require(kind < 0.5 or len(found) >= len(lines) - 1, "sound lines are lost")
-        board = telemetry.TensorBoard.__new__(telemetry.TensorBoard)
-        board._steps = Counter()
-        for event in board._project(found):
+        for event in Projection().events(found):
             require(event.run == "server" or event.run.removeprefix("game/").isidentifier(), f"a folder {event.run!r}")
         report_tasks(found)
 
@@ -543,7 +542,7 @@ def fuzz_events(folder: Path, runs: dict[str, list[Run]]) -> Case:
     """TensorBoard's files: a damaged record ends its file, so that only steps are known that were written."""
     lines = [json.loads(line) for line in runs["async"][2].files["ledger.jsonl"].splitlines()][:3]
     board = telemetry.TensorBoard(folder)
-    board._pending += board._project(lines)
+    board._pending += Projection().events(lines)
     board.close()
     files = {path: path.read_bytes() for path in folder.rglob("events.*")}
     whole = telemetry.TensorBoard(folder)

@@ -22,6 +22,7 @@ from leap_dist.contribution import Ack, Contribution, Idle, Lease
 from leap_dist.device import prepare
 from leap_dist.evaluation import EvaluationServer, Run
 from leap_dist.files import CorruptFile
+from leap_dist.film import Film, Play
 from leap_dist.models import initialization
 from leap_dist.run_lock import RunDirectoryBusy
 from leap_dist.server import MetaServer
@@ -210,6 +211,8 @@ class Health(NamedTuple):
     """See Stopwatch."""
     profile: tuple[bytes, str] | None
     """The profiler's trace and its table of operators, given once."""
+    plays: list[Play]
+    """What was filmed since the last time, given once."""
 
 
 class WorkerActor:
@@ -222,9 +225,13 @@ class WorkerActor:
         self._client = _ServerClient(server)
         self._time = Stopwatch()
         self._profiler = Profiler(self._time) if profile else NoProfiler()
+        self._film = Film(config)
 
-    def run(self) -> None:
-        """Works until the server has no more tasks. Raises when the server is gone for good."""
+    def run(self) -> list[Play]:
+        """Works until the server has no more tasks. Returns what was filmed and not asked for yet.
+
+        Raises when the server is gone for good.
+        """
         worker = self._config.worker
         prepare(
             worker.device, worker.threads, worker.gpus
@@ -235,7 +242,7 @@ class WorkerActor:
                 answer = self._client.call("lease", self._name, self._incarnation)
                 if isinstance(answer, Idle):
                     if answer.finished:
-                        return
+                        return self._film.hand_over()
                     time.sleep(max(pause, answer.wait))
                     pause = min(2 * pause, 0.5)
                     continue
@@ -249,7 +256,8 @@ class WorkerActor:
         pages = int(statm.read_text().split()[1]) if statm.exists() else 0
         memory = pages * os.sysconf("SC_PAGE_SIZE")
         node: str = ray.get_runtime_context().get_node_id()
-        return Health(os.getpid(), node, memory, self._time.seconds(), self._profiler.hand_over())
+        profile, plays = self._profiler.hand_over(), self._film.hand_over()
+        return Health(os.getpid(), node, memory, self._time.seconds(), profile, plays)
 
     def _work(self, grant: Grant) -> None:
         lease = grant.lease
@@ -259,7 +267,9 @@ class WorkerActor:
         except ObjectLostError:
             return  # the server restarted since; its next lease comes with a new reference
         try:
-            run_task(lease, start, self._config, self._client, stopwatch=self._time, profiler=self._profiler)
+            run_task(
+                lease, start, self._config, self._client, stopwatch=self._time, profiler=self._profiler, film=self._film
+            )
         except RayError:
             raise  # the server's trouble, not the game's
         except Exception as error:  # whatever breaks in a task is the server's to count, not the end of the worker

@@ -12,6 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from leap_dist.config import ConfigError
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.pool import Pool, last_line
+from leap_dist.film import Play
 from leap_dist.progress import Progress
 from leap_dist.redaction import redact_all
 from leap_dist.stop_signal import StopSignal
@@ -20,8 +21,8 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 20.0  # how long a clean stop waits for the workers
 AWAY_SECONDS = 60.0  # how long a server may be away: Ray brings one back in seconds, where there is a cluster left
 
-Record = Callable[[list[dict[str, Any]], dict[str, Any]], None]
-"""Called about twice a second with the ledger's new lines and the summary."""
+Record = Callable[[list[dict[str, Any]], dict[str, Any], list[Play]], None]
+"""Called about twice a second with the ledger's new lines, the summary, and what workers have filmed."""
 
 
 class _ServerLost(RuntimeError):
@@ -130,4 +131,4 @@ class Control:
             "restarts": self._pool.restarts,
             "server_restarts": self._server_restarts,
         }
-        self._record(lines, self._progress.summary(self._status, state, more))
+        self._record(lines, self._progress.summary(self._status, state, more), self._pool.plays())

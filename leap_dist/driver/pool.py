@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayError
 from leap_dist.config import ConfigError
 from leap_dist.driver.actors import WORKER, Gone
 from leap_dist.driver.nodes import Nodes
+from leap_dist.film import Play
 from leap_dist.settings import Config
 from leap_dist.stopwatch import breakdown, shares
 
@@ -65,6 +66,7 @@ class Pool:
         self.gone: list[Gone] = []
         """Incarnations that ended and whose leases the server has not been told to take back yet."""
         self.alerts: deque[str] = deque(maxlen=100)
+        self._plays: list[Play] = []
 
     def require_room(self) -> None:
         """Raises ConfigError where no node can take a worker; notes where fewer fit than were asked for."""
@@ -133,6 +135,11 @@ class Pool:
             for slot in self._slots
         ]
 
+    def plays(self) -> list[Play]:
+        """What workers have filmed since the last call."""
+        plays, self._plays = self._plays, []
+        return plays
+
     def write_breakdowns(self) -> None:
         """Into the folder for profiles: where each worker's time went, and the costliest operators."""
         for slot in self._slots:
@@ -175,6 +182,7 @@ class Pool:
                 health = ray.get(slot.health)
                 slot.pid, slot.node, slot.memory_bytes = health.pid, health.node, health.memory_bytes
                 slot.readings.append(health.seconds)
+                self._plays += health.plays
                 if health.profile is not None:
                     trace, slot.operators = health.profile
                     self._write_profile(f"{slot.name}.trace.json.gz", trace)
@@ -184,7 +192,7 @@ class Pool:
         if not ray.wait([run], timeout=0)[0]:
             return
         try:
-            ray.get(run)
+            self._plays += ray.get(run)
         except RayError as error:
             # A process that ended by itself may have been ended by its game; one whose node is gone was not.
             died = isinstance(error, RayActorError) and "node has died" not in str(error)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 
@@ -46,6 +47,12 @@ class Learner(Protocol):
 
     def progress(self) -> Progress:
         """Reports what happened since the last call, and starts afresh."""
+
+    def show(self, see: Callable[[np.ndarray], None]) -> None:
+        """From now on calls `see` with each picture of what it is learning from, uint8 (C, H, W), where it has any.
+
+        The picture may be a view into memory that is used again.
+        """
 
     def close(self) -> None:
         """Frees what the task holds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -61,6 +61,9 @@ class A2C:
         self.stopwatch = stopwatch or Stopwatch()
         self._agent = agent
         self._life_loss = settings.life_loss
+        colours, _ = atari.STACKS[settings.frames]
+        self._newest = slice(colours.start - colours.stop, None)  # of an observation's channels
+        self._see: Callable[[np.ndarray], None] | None = None
         self._env = atari.make(
             game,
             agent.envs,
@@ -136,6 +139,10 @@ class A2C:
         self._reset_progress()
         return report
 
+    def show(self, see: Callable[[np.ndarray], None]) -> None:
+        """Shows the first environment's newest frame after every step, (1, 84, 84) in gray or (3, 84, 84) in colour."""
+        self._see = see
+
     def close(self) -> None:
         """Gives the emulators back."""
         self._env.close()
@@ -165,6 +172,8 @@ class A2C:
             with acting:
                 self._rollout.see(step.observations)
                 self._take(t, step)
+            if self._see is not None:
+                self._see(step.observations[0, self._newest])
 
     def _take(self, t: int, step: atari.Step) -> None:
         """Training rewards and discounts of one step, and the episodes that it ended."""

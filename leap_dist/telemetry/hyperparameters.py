@@ -1,0 +1,41 @@
+"""A run's settings as TensorBoard's hyperparameters, so that runs can be compared by them."""
+
+from __future__ import annotations
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import summary as summaries
+
+from leap_dist.config import fixed_settings
+from leap_dist.settings import Config
+
+METRICS = (
+    "meta/score_human_normalized",
+    "meta/score_iqm",
+    "meta/loss",
+    "meta/path_length",
+    "meta/agreement",
+    "ops/steps_per_second",
+)
+"""Shown beside the settings, with their last values."""
+
+
+def session_start(config: Config) -> list[Summary.Value]:
+    """What the comparison is about, and this run's settings: those that cannot change while it goes on."""
+    settings = {
+        # Text, because a switch or a list of games would otherwise pass for a number, or not be taken at all.
+        name: value if isinstance(value, int | float) and not isinstance(value, bool) else _text(value)
+        for name, value in fixed_settings(config).items()
+    }
+    experiment, start, _ = summaries.hparams(settings, dict.fromkeys(METRICS))
+    return [*experiment.value, *start.value]
+
+
+def session_end() -> list[Summary.Value]:
+    """The run succeeded."""
+    return list(summaries.hparams({}, {})[2].value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,136 @@
+"""From ledger lines and the driver's summary to points of curves."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from envs.games import human_normalized
+from leap_dist.telemetry.tags import CURVE, OPS
+
+SERVER = "server"
+GAME = re.compile("[a-z0-9_]{1,80}")  # it becomes the name of a folder
+
+
+class Event(NamedTuple):
+    """Values of one run at one step."""
+
+    run: str
+    step: int
+    values: list[Summary.Value]
+
+
+class Projection:
+    """What the ledger says, as events. It has to see all lines from the first one on: a game's steps add up."""
+
+    def __init__(self) -> None:
+        self._steps: Counter[str] = Counter()  # by game, in all lines so far
+        self._scores: dict[str, float] = {}  # by game, human-normalized, of its newest task that has one
+
+    def events(self, lines: list[dict[str, Any]]) -> Iterator[Event]:
+        """Of the next lines, in whole meta-updates."""
+        for version, group in itertools.groupby(lines, key=lambda line: int(line["version_after"])):
+            tasks = list(group)
+            values = _meta_values(tasks) | self._over_games(tasks)
+            yield _event(SERVER, version, "meta", values)
+            yield _event(SERVER, tasks[0]["total_steps"], "meta_frames", values)
+            for task in tasks:
+                if task["final"] and GAME.fullmatch(task["game"]):
+                    yield from self._of_task(task)
+
+    def _over_games(self, tasks: list[dict[str, Any]]) -> dict[str, float]:
+        """How the games stand, each by its newest task: the mean of the middle half of them, and its ends."""
+        for task in tasks:
+            if task["final"] and (score := _normalized_score(task)) is not None:
+                self._scores[task["game"]] = score
+        if not self._scores:
+            return {}
+        scores = sorted(self._scores.values())
+        cut = len(scores) // 4
+        lower, upper = np.percentile(scores, (25, 75))
+        middle = sum(scores[cut : len(scores) - cut]) / (len(scores) - 2 * cut)
+        return {"score_iqm": middle, "score_lower_quartile": float(lower), "score_upper_quartile": float(upper)}
+
+    def _of_task(self, task: dict[str, Any]) -> Iterator[Event]:
+        game, path = task["game"], task["path"]
+        by_step: defaultdict[int, dict[str, float]] = defaultdict(dict)
+        for point in task["curve"]:
+            by_step[point["steps"]] = _curve_values(game, point)
+        by_step[task["steps"]] |= {
+            "path_length": path["length"],
+            "path_energy": path["energy"],
+            "loss_term_norm": path["loss_term_norm"],
+            "path_term_norm": path["path_term_norm"],
+            "term_cosine": path["cosine"],
+            "pull_norm": task["norm"],
+        }
+        for step, values in by_step.items():
+            yield _event(f"game/{game}", self._steps[game] + step, "task", values)
+        self._steps[game] += task["steps"]  # also where the points were written long ago: the next task starts there
+
+
+def operations(summary: dict[str, Any], failures: int) -> Event:
+    """How the service does, by the driver's summary; `failures` are those to write event files."""
+    values = {
+        **summary,
+        **{f"{kind}_ms_{name}": value for kind in ("push", "update") for name, value in summary[f"{kind}_ms"].items()},
+        "write_failures": failures,
+    }
+    refused = {f"refused/{reason}": count for reason, count in summary["refused"].items()}
+    known = {name: values[name] for name in OPS if name in values}  # no percentile before there was anything to time
+    return _event(SERVER, int(summary["wall_seconds"]), "ops", known | refused | _time_shares(summary))
+
+
+def _time_shares(summary: dict[str, Any]) -> dict[str, float]:
+    """Where the workers' time went in the last minute, as a mean over the workers that have told."""
+    told = [worker["time_share"] for worker in summary["workers"] if worker["time_share"]]
+    return {f"time_share/{part}": sum(shares[part] for shares in told) / len(told) for part in told[0]} if told else {}
+
+
+def _event(run: str, step: int, group: str, values: dict[str, float]) -> Event:
+    return Event(run, step, [Summary.Value(tag=f"{group}/{name}", simple_value=v) for name, v in values.items()])
+
+
+def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
+    """One meta-update. What no task has a value for is left out."""
+    done = [task for task in tasks if task["final"]]
+    of_tasks = {
+        "loss": [
+            task["curve"][-1]["means"]["loss"]
+            for task in done
+            if task["curve"] and "loss" in task["curve"][-1]["means"]
+        ],
+        "score_human_normalized": [score for task in done if (score := _normalized_score(task)) is not None],
+        "gradient_norm": [task["norm"] for task in tasks],
+        "path_length": [task["path"]["length"] for task in done],
+        "path_energy": [task["path"]["energy"] for task in done],
+        "loss_term_norm": [task["path"]["loss_term_norm"] for task in tasks],
+        "path_term_norm": [task["path"]["path_term_norm"] for task in tasks],
+        "term_cosine": [task["path"]["cosine"] for task in tasks],
+        "staleness": [task["staleness"] for task in tasks],
+        "staleness_weight": [task["weight"] for task in tasks],
+        "clip": [task["clip"] for task in tasks],
+    }
+    means = {name: sum(values) / len(values) for name, values in of_tasks.items() if values}
+    return means | {"update_norm": tasks[0]["update_norm"], "agreement": tasks[0]["agreement"]}
+
+
+def _normalized_score(task: dict[str, Any]) -> float | None:
+    """Human-normalized return at the task's end: of its last curve point in which an episode ended."""
+    scores = [point["score"] for point in task["curve"] if point["score"] is not None]
+    return human_normalized(task["game"], scores[-1]) if scores else None
+
+
+def _curve_values(game: str, point: dict[str, Any]) -> dict[str, float]:
+    values = {name: point["means"][name] for name in CURVE if name in point["means"]}
+    if point["score"] is not None:
+        values["return"] = point["score"]
+        if (normalized := human_normalized(game, point["score"])) is not None:
+            values["human_normalized"] = normalized
+    return values

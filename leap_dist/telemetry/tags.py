@@ -1,0 +1,122 @@
+"""Every tag that TensorBoard shows of a run, and the layout of its custom scalars. docs/monitoring.md explains them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import summary as summaries
+
+META = (
+    "loss",
+    "score_human_normalized",
+    "score_iqm",
+    "score_lower_quartile",
+    "score_upper_quartile",
+    "update_norm",
+    "gradient_norm",
+    "path_length",
+    "path_energy",
+    "loss_term_norm",
+    "path_term_norm",
+    "term_cosine",
+    "staleness",
+    "staleness_weight",
+    "clip",
+    "agreement",
+)
+"""Of run `server`, as meta/… and as meta_frames/…"""
+
+CURVE = ("return", "human_normalized", "loss", "policy_loss", "value_loss", "entropy")
+"""Of a game's run, as task/…, at several points of a task."""
+
+PATH = ("path_length", "path_energy", "loss_term_norm", "path_term_norm", "term_cosine", "pull_norm")
+"""Of a game's run, as task/…, at the end of a task."""
+
+OPS = (
+    "steps_per_second",
+    "pushes_per_second",
+    "push_ms_p50",
+    "push_ms_p99",
+    "update_ms_p50",
+    "update_ms_p99",
+    "workers_alive",
+    "workers_wanted",
+    "restarts",
+    "server_restarts",
+    "contributions_waiting",
+    "duplicates",
+    "partials",
+    "leases_lost",
+    "clipped",
+    "all_zero",
+    "checkpoint_age",
+    "write_failures",
+)
+"""Of run `server`, as ops/…; refused/<reason> and time_share/<part> besides."""
+
+AGREEMENT = "meta/agreement_between_games"
+"""The picture of run `server`."""
+
+PLAY = "play"
+"""The picture of a game's run, as play/<game>."""
+
+_EVERY_GAME = {
+    "return": "task/return$",
+    "human-normalized score": "task/human_normalized$",
+    "entropy": "task/entropy$",
+    "value loss": "task/value_loss$",
+    "loss": "task/loss$",
+}
+_EVERY_PATH = {
+    "length": "task/path_length$",
+    "energy": "task/path_energy$",
+    "loss term": "task/loss_term_norm$",
+    "path term": "task/path_term_norm$",
+    "cosine between loss term and path term": "task/term_cosine$",
+    "norm of the pull": "task/pull_norm$",
+}
+
+
+def custom_scalars() -> Summary:
+    """The layout: categories of charts of some tags each. Lines' are regular expressions, a margin's are not."""
+
+    def lines(*patterns: str) -> list[Any]:
+        return ["Multiline", list(patterns)]
+
+    layout = {
+        "meta-learning": {
+            "human-normalized score over all games: interquartile mean and quartiles": [
+                "Margin",
+                ["meta/score_iqm", "meta/score_lower_quartile", "meta/score_upper_quartile"],
+            ],
+            "loss": lines("meta/loss$"),
+            "norm: of the mean pull, of the update": lines("meta/gradient_norm$", "meta/update_norm$"),
+            "agreement within a meta-update": lines("meta/agreement$"),
+            "staleness, and the weight that it leaves": lines("meta/staleness$", "meta/staleness_weight$"),
+            "factor of the norm clip": lines("meta/clip$"),
+        },
+        "path geometry": {
+            "mean length": lines("meta/path_length$"),
+            "mean energy": lines("meta/path_energy$"),
+            "mean norm: loss term, path term": lines("meta/loss_term_norm$", "meta/path_term_norm$"),
+            "mean cosine between them": lines("meta/term_cosine$"),
+            **{f"per game: {title}": lines(pattern) for title, pattern in _EVERY_PATH.items()},
+        },
+        "per game": {title: lines(pattern) for title, pattern in _EVERY_GAME.items()},
+        "operations": {
+            "agent steps per second": lines("ops/steps_per_second$"),
+            "pushes per second": lines("ops/pushes_per_second$"),
+            "milliseconds of a push": lines("ops/push_ms_p(50|99)$"),
+            "milliseconds of a meta-update": lines("ops/update_ms_p(50|99)$"),
+            "workers: alive, wanted": lines("ops/workers_(alive|wanted)$"),
+            "restarts: of workers, of the server": lines("ops/(server_)?restarts$"),
+            "leases lost, duplicates": lines("ops/(leases_lost|duplicates)$"),
+            "contributions waiting": lines("ops/contributions_waiting$"),
+            "refused, by reason": lines("ops/refused/"),
+            "seconds since the last checkpoint": lines("ops/checkpoint_age$"),
+            "where the workers' time goes": lines("ops/time_share/"),
+        },
+    }
+    summary: Summary = summaries.custom_scalars(layout)
+    return summary
