@@ -51,4 +51,4 @@ class Agreement:
         norms = {game: float(np.linalg.norm(mean)) for game, mean in self._means.items()}
         games = sorted(game for game, norm in norms.items() if norm > 0)
         unit = np.array([self._means[game] / norms[game] for game in games]).reshape(len(games), DIMENSIONS)
-        return {"games": games, "cosines": np.clip(unit @ unit.T, -1, 1).round(4).tolist()}
+        return {"games": games, "cosines": np.clip(unit @ unit.T, -1, 1).astype(float).round(4).tolist()}
