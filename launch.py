@@ -278,7 +278,7 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
-    from leap_dist import arms, evaluation, transfer_report
+    from leap_dist import arms, evaluation
 
     if not 1 <= parsed.seeds <= 1000:
         raise ConfigError(f"seeds: {parsed.seeds} is not between 1 and 1000")
@@ -306,14 +306,14 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     if left:
         with live_table.LiveTable() as table:
 
-            def record(lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+            def record(lines: list[dict[str, Any]], summary: dict[str, Any], plays: list[Any]) -> None:
                 with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
                     run_directory.write_summary(out, summary)
                 table.show(summary)
 
             before = run_directory.wall_seconds(out)
             outcome = driver.evaluate(config, runs, out, record, wall_seconds_before=before)
-    if transfer_report.has_runs(out):
+    if any(out.glob("runs/*/*/*.json")):
         _report(out)
     if outcome != "done":
         print(f"\n{outcome}: the same command goes on with the runs that are missing")

@@ -3,8 +3,8 @@
     python -m benchmarks.evaluation
     python -m benchmarks.evaluation --preset paper --games pong breakout --repeats 9
 
-Both arms make whole tasks in this process, on one thread, in turn, with the same seed: `evaluation` is what a worker does with
-a lease, `training` is the learner in a bare loop.
+Both arms make whole tasks in this process, on one thread, in turn, with the same seed: `evaluation` is what a worker
+does with a lease, `training` is the learner in a bare loop.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +11,16 @@ from typing import Any
 import numpy as np
 
 from leap_dist import config as configuration
+from leap_dist import transfer
 from leap_dist.config import ConfigError
-from leap_dist.files import DAMAGE, CorruptFile, read_regular, write_atomic
+from leap_dist.files import CorruptFile, write_atomic
 from leap_dist.models import ALL_ACTIONS, ActorCritic, Encoder, Manifest
 from leap_dist.presets import PRESETS
 from leap_dist.settings import Config
-from leap_dist.shapes import conform
 from leap_dist.weights import Initialization, read_initialization
 
 SCRATCH = "scratch"
 """The arm that starts from a fresh random encoder."""
-
-LABEL = re.compile("[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
-"""It becomes the name of a folder."""
 
 _SECTIONS = ("agent", "atari")  # what makes a learner, besides its start
 _HELD_OUT = ("breakout", "qbert", "space_invaders")
@@ -102,7 +98,7 @@ def settings(files: Sequence[_Given], given: Mapping[str, Any], preset: str | No
 
 def resolve(given: Mapping[str, Any], loaded: Mapping[str, Any], base: Mapping[str, Any]) -> Config:
     """The evaluation's configuration: flags over the file over `base`. Raises ConfigError."""
-    fixed = {"meta_learner": "none", "mode": "buffered", "games": _HELD_OUT}
+    fixed = {"meta_learner": "none", "mode": "buffered", "telemetry.gif_interval": 0, "games": _HELD_OUT}
     base = dict(base)
     preset = str(base.pop("preset"))
     return configuration.resolve(preset, fixed, base, {n: v for n, v in loaded.items() if n != "preset"}, given)
@@ -132,17 +128,12 @@ def _vector(arm: Arm) -> np.ndarray:
 
 def write(out: Path, chosen: Sequence[Arm]) -> None:
     """Notes the arms in `out`/arms.json, before those that are there from earlier commands. Raises ConfigError."""
-    path = out / "arms.json"
-    try:
-        before = json.loads(read_regular(path))["arms"]
-        conform(before, [{"label": str}], "arms")
-    except (*DAMAGE, CorruptFile, OSError):  # it only says how they are called: the results know what they are
-        before = []
+    before, _ = transfer.describe_arms(out)
     labels = {arm.label for arm in chosen}
     kept = [arm for arm in before if arm["label"] not in labels]
     content = json.dumps({"arms": [*(arm.describe() for arm in chosen), *kept]}, indent=1)
     try:
-        write_atomic(path, content.encode(), "arms")
+        write_atomic(out / "arms.json", content.encode(), "arms")
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror}); choose another") from None
 
@@ -167,10 +158,10 @@ def _parse(spec: str) -> tuple[str, Path | None]:
         location /= "init.safetensors"
     if not label:
         label = location.absolute().parent.name if location.name == "init.safetensors" else location.stem
-    if not LABEL.fullmatch(label):
-        raise ConfigError(
-            f"init: {label[:60]!r} cannot be a label; use up to 40 letters, digits and . _ + - in LABEL=PATH"
-        )
+    try:
+        transfer.require_label(label)
+    except ValueError as error:
+        raise ConfigError(f"init: {error}; say LABEL=PATH") from None
     if path == SCRATCH:
         return label, None
     return label, location

@@ -76,7 +76,7 @@ def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], 
     """
     left, warnings = [], []
     for index, run in enumerate(runs):
-        path = transfer.path(out, run.arm.label, run.game, run.seed)
+        path = transfer.path_of(out, run.arm.label, run.game, run.seed)
         try:
             _, identity = transfer.load(path)
         except FileNotFoundError:
@@ -190,6 +190,9 @@ class EvaluationServer:
             run = self._runs[held.lease.task.index]
             try:
                 transfer.save(self._out, _result(run, contribution), run.identity(self._config))
+            except ValueError as error:
+                self._fail(held, f"its result is none: {error}")
+                return self._refuse("invalid")
             except OSError as error:
                 self._alert(f"the result of {run.name} could not be stored: {error}")
                 return _ack(False, reason="storage", wait=RETRY_SECONDS)
@@ -204,9 +207,7 @@ class EvaluationServer:
         held = self._leases.get(lease_id)
         if held is None or held.lease.incarnation != incarnation:
             return _ack(False, reason=self._leases.outcome(lease_id), proceed=False)
-        self._alert(f"{self._runs[held.lease.task.index].name} failed on {held.lease.worker}: {reason}")
-        self._lose(held, "failed")
-        self._blame(held, reason)
+        self._fail(held, reason)
         return _ack(True, proceed=False)
 
     # What the driver calls ---------------------------------------------------------------------------------------
@@ -270,6 +271,11 @@ class EvaluationServer:
         self._counts["leases_lost"] += outcome != "failed"
         self._leases.end(held, outcome)
         heapq.heappush(self._left, held.lease.task.index)
+
+    def _fail(self, held: OpenLease, reason: str) -> None:
+        self._alert(f"{self._runs[held.lease.task.index].name} failed on {held.lease.worker}: {reason}")
+        self._lose(held, "failed")
+        self._blame(held, reason)
 
     def _blame(self, held: OpenLease, reason: str, *, died: bool = False) -> None:
         """Counts a lease that ended badly. A run that keeps failing is given up; so is a game, and a worker."""

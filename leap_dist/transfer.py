@@ -79,12 +79,17 @@ def save(out: Path, run: TransferRun, identity: dict[str, Any]) -> None:
         "curve": list(run.curve),
     }
     _parse(content)
-    path = out / "runs" / run.arm / run.game / f"{run.seed}.json"
+    path = path_of(out, run.arm, run.game, run.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = json.dumps(content | {"sha256": json_digest(content)})
     write_atomic(path, data.encode(), "transfer-run")
     for folder in path.parents[1:4]:  # their names too have to be there after a crash
         sync_directory(folder)
+
+
+def path_of(out: Path, arm: str, game: str, seed: int) -> Path:
+    """Where a run is kept."""
+    return out / "runs" / arm / game / f"{seed}.json"
 
 
 def load(path: Path) -> tuple[TransferRun, dict[str, Any]]:

@@ -131,7 +131,7 @@ def test_a_damaged_result_is_run_again_and_said_so(tmp_path):
     server = serve(tmp_path)
     finish(server)
     server.close()
-    path = transfer.path(tmp_path, "other", "freeway", 0)
+    path = transfer.path_of(tmp_path, "other", "freeway", 0)
     path.write_bytes(path.read_bytes().replace(b"180", b"181"))
     server = serve(tmp_path)
     assert [alert for alert in server.alerts if "other on freeway with seed 0 is run again" in alert]
@@ -198,11 +198,11 @@ def test_repeated_and_old_messages_change_nothing(tmp_path):
     lease = grant(server)
     end = contribution(lease, seq=2)
     server.push(end)
-    before = transfer.path(tmp_path, "scratch", "pong", 0).read_bytes()
+    before = transfer.path_of(tmp_path, "scratch", "pong", 0).read_bytes()
     ack = server.push(end)
     assert (ack.accepted, ack.durable, ack.reason) == (True, True, "duplicate")
     assert server.push(replace(end, episodes=(), seconds=9.0)).reason == "duplicate"
-    assert transfer.path(tmp_path, "scratch", "pong", 0).read_bytes() == before
+    assert transfer.path_of(tmp_path, "scratch", "pong", 0).read_bytes() == before
     other = grant(server)
     assert server.push(replace(contribution(other), incarnation="old")).reason == "incarnation"
 
@@ -376,7 +376,7 @@ def test_arms_of_earlier_commands_stay_noted(tmp_path):
             r"init: nowhere.safetensors cannot be read \(No such file or directory\).*",
         ),
         (["--init", "=x"], r"init: x cannot be read .*"),
-        (["--init", "../../etc=scratch"], r"init: '../../etc' cannot be a label; .*"),
+        (["--init", "../../etc=scratch"], r"init: arm '../../etc' is not up to 40 letters, .*; say LABEL=PATH"),
         (["--init", "scratch", "--init", "scratch"], r"init: there are two of the label 'scratch'; .*"),
         (["--init", "scratch", "--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
         (["--init", "scratch", "--seeds", "0"], r"seeds: 0 is not between 1 and 1000"),

@@ -72,6 +72,8 @@ FLOORS = [
         "leap_dist.telemetry",
     ],
     ["leap_dist.server", "leap_dist.worker"],
+    ["leap_dist.arms"],
+    ["leap_dist.evaluation"],
     ["leap_dist.driver.actors", "leap_dist.driver.access", "leap_dist.driver.nodes"],
     ["leap_dist.driver.pool"],
     ["leap_dist.driver.control"],
