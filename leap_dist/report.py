@@ -16,7 +16,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from envs.games import reference_scores
 
 # Okabe and Ito's colours, which the colour-blind tell apart; without yellow, faint on white, and black, the mean's.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "h")
 _RANDOM_PLAY: dict[str, Any] = {"color": "0.55", "linestyle": "--", "linewidth": 1.0}
 _ONE_TASK: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4.5, "markeredgewidth": 0, "alpha": 0.5}
@@ -73,7 +73,7 @@ def _draw(tasks: dict[str, list[_Task]], title: str) -> Figure:
     (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
     last = max(task.version for of_game in tasks.values() for task in of_game)
     for index, (game, of_game) in enumerate(tasks.items()):
-        _draw_returns(upper.add_subplot(rows, columns, index + 1), game, of_game, _COLOURS[index % len(_COLOURS)], last)
+        _draw_returns(upper.add_subplot(rows, columns, index + 1), game, of_game, COLOURS[index % len(COLOURS)], last)
     upper.legend(handles=_RETURNS_LEGEND, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     _draw_lengths(lower.add_subplot(), tasks, last)
     return figure
@@ -129,8 +129,8 @@ def _means(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
 def _style(index: int) -> dict[str, Any]:
     """Colour and marker of the game at that place: together different for 60 games."""
     return {
-        "color": _COLOURS[index % len(_COLOURS)],
-        "marker": _MARKERS[index // len(_COLOURS) % len(_MARKERS)],
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": _MARKERS[index // len(COLOURS) % len(_MARKERS)],
         "markersize": 4,
         "linewidth": 1.2,
     }

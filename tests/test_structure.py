@@ -33,6 +33,7 @@ GROUND = (
     "transfer",
     "durations",
     "agreement",
+    "transfer_page",
 )
 FLOORS = [
     ["envs", "envs.games", "envs.emulator", "envs.frames", "envs.atari"],
@@ -60,9 +61,17 @@ FLOORS = [
         "leap_dist.telemetry.tags",
         "leap_dist.telemetry.heatmap",
         "leap_dist.telemetry.hyperparameters",
+        "leap_dist.transfer_results",
     ],
-    ["leap_dist.learners.rollout", "leap_dist.telemetry.projection"],
     [
+        "leap_dist.learners.rollout",
+        "leap_dist.telemetry.projection",
+        "leap_dist.transfer_text",
+        "leap_dist.transfer_figures",
+        "leap_dist.transfer_tensorboard",
+    ],
+    [
+        "leap_dist.transfer_report",
         "leap_dist.learners.a2c",
         "leap_dist.export",
         "leap_dist.meta_learners",
