@@ -7,7 +7,7 @@ et al. (2021), "Deep Reinforcement Learning at the Edge of the Statistical Preci
 all the same: as if the runs of each were repeated until all games have equally many. Scores with a NaN give NaN.
 
 A resample is told by its *counts*: how often it drew each run, (repetitions, runs) for each game. So a point estimate
-is the resample that draws every run once, means of resamples are products of matrices, and orders are found once.
+is the resample that draws every run once, means of resamples are products of matrices, and no resample is sorted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ REPETITIONS = 10_000
 LEVEL = 0.95
 """Of all intervals."""
 _CHUNK = 2**17
-"""Numbers in an array of a chunk of resamples, which fits into the processor's cache; at least one resample."""
+"""Numbers in an array of a chunk of resamples, so that it fits into the processor's cache."""
+_CHUNK_RESAMPLES = 32
+"""At least, so that what is done once per chunk, such as ordering the scores, does not count."""
 
 
 class Interval(NamedTuple):
@@ -193,7 +195,7 @@ def _bootstrap(
 ) -> Band:
     """The point and the percentile interval of what `of` makes of the counts; `sizes` are the numbers of runs."""
     point = np.asarray(of(_once(sizes))[0])
-    chunk = max(1, _CHUNK // (sum(sizes) * point.size))
+    chunk = max(_CHUNK_RESAMPLES, _CHUNK // (sum(sizes) * point.size))
     samples = [of(_draw(sizes, rng, min(chunk, repetitions - done))) for done in range(0, repetitions, chunk)]
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(np.concatenate(samples), (tail, 100 - tail), axis=0)

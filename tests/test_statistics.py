@@ -196,10 +196,10 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch):
     seen: list[int] = []
     draw = statistics._draw
     monkeypatch.setattr(statistics, "_draw", lambda *given: seen.append(given[2]) or draw(*given))
-    monkeypatch.setattr(statistics, "_CHUNK", 7 * 15 * 4)
+    monkeypatch.setattr(statistics, "_CHUNK", 40 * 15 * 4)
     found = statistics.band(statistics.mean, curves, rng(), 20_003)
     assert sum(seen) == 20_003
-    assert set(seen) == {7, 20_003 % 7}
+    assert set(seen) == {40, 20_003 % 40}
     monkeypatch.undo()
     whole = statistics.band(statistics.mean, curves, rng(), 20_003)
     np.testing.assert_array_equal(found.point, whole.point)
