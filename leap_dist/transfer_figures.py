@@ -99,7 +99,7 @@ def _profiles(results: Results) -> Figure:
 
 
 def _aggregates(results: Results) -> Figure:
-    height = 0.9 + 0.26 * len(results.arms)
+    height = max(1.6, 0.9 + 0.26 * len(results.arms))  # inches of a row; its label needs as much
     figure = _figure(11.0, 2 * height + 0.4)
     for row, measure in enumerate(MEASURES):
         for column, name in enumerate(AGGREGATES):
