@@ -163,10 +163,12 @@ def _any_reference(results: Results) -> bool:
 
 def _legend(figure: Figure, results: Results, extra: list[Line2D] | None = None) -> None:
     handles = [Line2D([], [], linewidth=1.8, label=arm, **_look(results, arm)) for arm in results.arms]
+    handles += extra or []
+    inches = 0.9 + 0.085 * max(len(str(handle.get_label())) for handle in handles)  # of the longest entry
     figure.legend(
-        handles=[*handles, *(extra or [])],
+        handles=handles,
         loc="outside lower center",
-        ncols=max(1, int(figure.get_figwidth() / 1.4)),  # inches that an entry takes
+        ncols=max(1, int(figure.get_figwidth() / inches)),
         fontsize=9,
         frameon=False,
         handlelength=3,
