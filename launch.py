@@ -322,10 +322,10 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
 def _report(out: Path) -> None:
     """Builds an evaluation's report anew, and says where it is."""
-    from leap_dist import transfer_report
+    from leap_dist.transfer.report import build
 
     try:
-        warnings = transfer_report.build(out)
+        warnings = build(out)
     except OSError as error:
         raise ConfigError(f"out: the report in {out} cannot be written: {error}") from None
     for warning in warnings:

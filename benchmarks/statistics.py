@@ -19,9 +19,10 @@ import numpy as np
 
 from benchmarks.harness import Report, interleaved, parser
 from envs.games import SETS, human_normalized, reference_scores
-from leap_dist import statistics, transfer_report
-from leap_dist.transfer import TransferRun, save
-from leap_dist.transfer_results import AGGREGATES
+from leap_dist import statistics
+from leap_dist.transfer import report as transfer_report
+from leap_dist.transfer.results import AGGREGATES
+from leap_dist.transfer.runs import TransferRun, save
 
 HELD_OUT = ("breakout", "pong", "qbert", "seaquest", "space_invaders")
 ARMS = ("leap", "finetune", "scratch", "reptile", "fomaml", "multi")

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from leap_dist import config as configuration
-from leap_dist import transfer
 from leap_dist.config import ConfigError
 from leap_dist.files import CorruptFile, write_atomic
 from leap_dist.models import ALL_ACTIONS, ActorCritic, Encoder, Manifest
 from leap_dist.presets import PRESETS
 from leap_dist.settings import Config
+from leap_dist.transfer.runs import describe_arms, require_label
 from leap_dist.weights import Initialization, read_initialization
 
 SCRATCH = "scratch"
@@ -128,7 +128,7 @@ def _vector(arm: Arm) -> np.ndarray:
 
 def write(out: Path, chosen: Sequence[Arm]) -> None:
     """Notes the arms in `out`/arms.json, before those that are there from earlier commands. Raises ConfigError."""
-    before, _ = transfer.describe_arms(out)
+    before, _ = describe_arms(out)
     labels = {arm.label for arm in chosen}
     kept = [arm for arm in before if arm["label"] not in labels]
     content = json.dumps({"arms": [*(arm.describe() for arm in chosen), *kept]}, indent=1)
@@ -159,7 +159,7 @@ def _parse(spec: str) -> tuple[str, Path | None]:
     if not label:
         label = location.absolute().parent.name if location.name == "init.safetensors" else location.stem
     try:
-        transfer.require_label(label)
+        require_label(label)
     except ValueError as error:
         raise ConfigError(f"init: {error}; say LABEL=PATH") from None
     if path == SCRATCH:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs import atari
-from leap_dist import transfer
 from leap_dist.arms import Arm
 from leap_dist.config import ConfigError, to_dict
 from leap_dist.contribution import Ack, Contribution, Idle, Lease, Task
@@ -27,7 +26,7 @@ from leap_dist.models import initialization
 from leap_dist.quarantine import Quarantine
 from leap_dist.run_lock import RunLock
 from leap_dist.settings import Config
-from leap_dist.transfer import TransferRun
+from leap_dist.transfer.runs import TransferRun, load, path_of, save
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +75,9 @@ def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], 
     """
     left, warnings = [], []
     for index, run in enumerate(runs):
-        path = transfer.path_of(out, run.arm.label, run.game, run.seed)
+        path = path_of(out, run.arm.label, run.game, run.seed)
         try:
-            _, identity = transfer.load(path)
+            _, identity = load(path)
         except FileNotFoundError:
             left.append(index)
         except (CorruptFile, OSError) as error:
@@ -189,7 +188,7 @@ class EvaluationServer:
         if contribution.final:
             run = self._runs[held.lease.task.index]
             try:
-                transfer.save(self._out, _result(run, contribution), run.identity(self._config))
+                save(self._out, _result(run, contribution), run.identity(self._config))
             except ValueError as error:
                 self._fail(held, f"its result is none: {error}")
                 return self._refuse("invalid")

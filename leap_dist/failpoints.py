@@ -21,7 +21,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-FILES = ("config", "manifest", "arms", "transfer-run", "lease", "journal", "checkpoint-file", "init", "summary")
+FILES = (
+    "config",
+    "manifest",
+    "lease",
+    "journal",
+    "checkpoint-file",
+    "init",
+    "summary",
+    "arms",
+    "transfer-run",
+    "transfer-report",
+)
 """What `files.write_atomic` writes."""
 WRITES = ("write", "written", "renamed", "durable")
 """Before a file is written, when it is flushed under its temporary name, when it is renamed, when that is flushed."""

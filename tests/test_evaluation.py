@@ -15,13 +15,14 @@ from test_launch import no_ray, refused  # noqa: F401
 from test_weights import written
 
 import launch
-from leap_dist import arms, evaluation, failpoints, transfer
+from leap_dist import arms, evaluation, failpoints
 from leap_dist.arms import Arm
 from leap_dist.config import ConfigError, resolve, to_yaml
 from leap_dist.contribution import Contribution, CurvePoint, Episode, Idle, Lease, PathStatistics
 from leap_dist.evaluation import EvaluationServer, plan
 from leap_dist.models import initialization
 from leap_dist.settings import Config
+from leap_dist.transfer import runs as transfer
 from leap_dist.worker import Start, run_task
 
 SCRATCH = Arm("scratch", "scratch", "encoder")

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leap_dist import failpoints, transfer
+from leap_dist import failpoints
 from leap_dist.files import CorruptFile, NewerFormat, json_digest
-from leap_dist.transfer import TransferRun, describe_arms, load, load_all, save
+from leap_dist.transfer import runs as transfer
+from leap_dist.transfer.runs import TransferRun, describe_arms, load, load_all, save
 
 IDENTITY = {"budget": 1000, "init": {"sha256": "ab"}, "games": ["pong"]}
 

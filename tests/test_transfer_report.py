@@ -21,12 +21,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from envs.games import SETS, human_normalized, reference_scores
-from leap_dist import failpoints, statistics, transfer_figures
+from leap_dist import failpoints, statistics
 from leap_dist.config import ConfigError
-from leap_dist.transfer import TransferRun, save
-from leap_dist.transfer_page import Bullets, Heading, Paragraph, Table, Verbatim, markdown, page
-from leap_dist.transfer_report import COLUMNS, build
-from leap_dist.transfer_results import AGGREGATES, SEED, Results, compute
+from leap_dist.transfer import figures
+from leap_dist.transfer.page import Bullets, Heading, Paragraph, Table, Verbatim, markdown, page
+from leap_dist.transfer.report import COLUMNS, build
+from leap_dist.transfer.results import AGGREGATES, SEED, Results, compute
+from leap_dist.transfer.runs import TransferRun, save
 
 FEW = 200
 """Bootstrap samples."""
@@ -419,7 +420,7 @@ def three() -> Results:
 
 
 def test_curves_have_a_panel_for_every_game_and_one_for_all(three: Results):
-    figure = transfer_figures._curves(three)
+    figure = figures._curves(three)
     assert [axes.get_title() for axes in figure.axes] == ["air_raid", "breakout", "pong", "IQM of 2 games"]
     for axes in figure.axes:
         assert axes.get_xlabel() == "agent steps"
@@ -436,22 +437,22 @@ def test_curves_have_a_panel_for_every_game_and_one_for_all(three: Results):
 
 
 def test_arms_are_told_apart_without_colours_too(three: Results):
-    looks = [transfer_figures._look(three, arm) for arm in three.arms]
+    looks = [figures._look(three, arm) for arm in three.arms]
     assert len({look["color"] for look in looks}) == len({look["linestyle"] for look in looks}) == 3
-    lines = transfer_figures._curves(three).axes[0].lines
+    lines = figures._curves(three).axes[0].lines
     assert [to_hex(line.get_color()).upper() for line in lines] == [look["color"] for look in looks]
     many = compute(evaluation(tuple(f"arm{i:02}" for i in range(30)), ("pong",), (0,)), 2)
-    assert len({str(transfer_figures._look(many, arm)) for arm in many.arms}) == 30
+    assert len({str(figures._look(many, arm)) for arm in many.arms}) == 30
 
 
 def test_the_other_pictures_say_what_they_show(three: Results):
-    profiles = transfer_figures._profiles(three)
+    profiles = figures._profiles(three)
     assert [axes.get_title() for axes in profiles.axes] == ["final return", "area under the curve"]
     assert {"human-normalized score τ", "fraction of runs above τ"} <= set(texts(profiles))
-    aggregates = transfer_figures._aggregates(three)
+    aggregates = figures._aggregates(three)
     assert len(aggregates.axes) == 8
     assert {"IQM", "median", "mean", "optimality gap (less is better)", "human-normalized"} <= set(texts(aggregates))
-    improvement = transfer_figures._improvement(three)
+    improvement = figures._improvement(three)
     assert "P(better than scratch)" in texts(improvement)
     assert {"leap", "reptile"} <= set(texts(improvement))
     (bar, _) = improvement.axes[0].patches
@@ -461,7 +462,7 @@ def test_the_other_pictures_say_what_they_show(three: Results):
 
 @pytest.mark.parametrize("games", [("pong",), SETS["seed24"]])
 def test_pictures_are_whole_pngs_whatever_the_number_of_games(games: tuple[str, ...]):
-    for data in transfer_figures.pictures(compute(evaluation(games=games, seeds=(0, 1)), 20)).values():
+    for data in figures.pictures(compute(evaluation(games=games, seeds=(0, 1)), 20)).values():
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             assert image.format == "PNG"

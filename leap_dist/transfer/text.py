@@ -8,8 +8,8 @@ from typing import Any
 
 from leap_dist import statistics
 from leap_dist.statistics import Interval
-from leap_dist.transfer_page import Block, Bullets, Heading, Paragraph, Picture, Table, Verbatim
-from leap_dist.transfer_results import AGGREGATES, MEASURES, SEED, Cell, Results
+from leap_dist.transfer.page import Block, Bullets, Heading, Paragraph, Picture, Table, Verbatim
+from leap_dist.transfer.results import AGGREGATES, MEASURES, SEED, Cell, Results
 
 TITLE = "Transfer to held-out games"
 _NONE = "–"

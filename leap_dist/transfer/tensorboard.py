@@ -21,7 +21,7 @@ from torch.utils.tensorboard import FileWriter
 
 from leap_dist.files import remove
 from leap_dist.statistics import Band
-from leap_dist.transfer_results import Results
+from leap_dist.transfer.results import Results
 
 _ALL_GAMES = "iqm"
 _FIELDS = Band._fields  # which are also the last parts of the tags

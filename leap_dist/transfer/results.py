@@ -15,7 +15,7 @@ import numpy as np
 from envs.games import human_normalized
 from leap_dist import statistics
 from leap_dist.statistics import Band, Interval
-from leap_dist.transfer import TransferRun
+from leap_dist.transfer.runs import TransferRun
 
 MEASURES = ("final", "auc")
 AGGREGATES = {

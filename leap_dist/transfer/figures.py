@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from envs.games import reference_scores
 from leap_dist.report import COLOURS
 from leap_dist.statistics import Band, Interval
-from leap_dist.transfer_results import AGGREGATES, MEASURES, Results
+from leap_dist.transfer.results import AGGREGATES, MEASURES, Results
 
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _RANDOM_PLAY: dict[str, Any] = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}

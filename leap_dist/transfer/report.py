@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from leap_dist import statistics, transfer_figures, transfer_tensorboard
+from leap_dist import statistics
 from leap_dist.config import ConfigError
 from leap_dist.files import CorruptFile, read_regular, reason, remove, write_atomic
-from leap_dist.transfer import describe_arms, load_all
-from leap_dist.transfer_page import Verbatim, markdown, page
-from leap_dist.transfer_results import SEED, Results, Row, compute
-from leap_dist.transfer_text import TITLE, blocks
+from leap_dist.transfer import figures, tensorboard
+from leap_dist.transfer.page import Verbatim, markdown, page
+from leap_dist.transfer.results import SEED, Results, Row, compute
+from leap_dist.transfer.runs import describe_arms, load_all
+from leap_dist.transfer.text import TITLE, blocks
 
 FORMAT = 1
 COLUMNS = (
@@ -62,7 +63,7 @@ def build(out: Path, repetitions: int = statistics.REPETITIONS) -> list[str]:
     attached, more = _attached(out)
     results = compute(runs, repetitions)
     warnings = [*warnings, *more, *results.warnings]
-    pictures = transfer_figures.pictures(results)
+    pictures = figures.pictures(results)
 
     (out / "figures").mkdir(exist_ok=True)
     for name in _FIGURES:
@@ -75,7 +76,7 @@ def build(out: Path, repetitions: int = statistics.REPETITIONS) -> list[str]:
     _write(out / "report.html", page(TITLE, found).encode())
     _write(out / "results.csv", _table(results.rows).encode())
     _write(out / "results.json", _json(results, described, warnings, repetitions).encode())
-    transfer_tensorboard.write(results, out / "tensorboard" / "eval")
+    tensorboard.write(results, out / "tensorboard" / "eval")
     return warnings
 
 
