@@ -1,8 +1,7 @@
 """Leap meta-learning of Atari initializations, as a service on Ray.
 
-For use as a library, these names come with the package, and are imported when they are first asked for, so that
-`import leap_dist` alone costs nothing: `load_encoder` and `read_initialization` (docs/weights.md), `PullForward`,
-`MetaServer` and `resolve` (docs/library.md), and `CorruptFile`, which reading a damaged file raises.
+The names in `_LIBRARY` are for programs that use it as a library: docs/weights.md and docs/library.md. They are
+imported when they are first asked for, so that `import leap_dist` alone costs nothing.
 """
 
 from importlib import import_module
@@ -11,12 +10,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LIBRARY = {
+    "Config": "leap_dist.settings",
+    "Contribution": "leap_dist.contribution",
     "CorruptFile": "leap_dist.files",
+    "Lease": "leap_dist.contribution",
+    "Manifest": "leap_dist.models",
     "MetaServer": "leap_dist.server",
+    "MetaSettings": "leap_dist.settings",
     "PullForward": "leap_dist.leap",
+    "flatten": "leap_dist.models",
     "load_encoder": "leap_dist.weights",
+    "load_vector": "leap_dist.models",
     "read_initialization": "leap_dist.weights",
-    "resolve": "leap_dist.config",
 }
 
 

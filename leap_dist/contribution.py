@@ -127,6 +127,29 @@ class Contribution:
     episodes: tuple[Episode, ...] = ()
     """All of the task's, with the final contribution of a task that is an evaluation."""
 
+    @classmethod
+    def whole(cls, lease: Lease, manifest: str, vector: np.ndarray, path: PathStatistics | None = None) -> Contribution:
+        """All that comes of a lease, sent when its task is done: for programs with a training loop of their own.
+
+        `manifest` is the manifest's digest. Not for what the server corrects by the path's start (fedasync, ρ).
+        """
+        return cls(
+            lease=lease.id,
+            worker=lease.worker,
+            incarnation=lease.incarnation,
+            manifest=manifest,
+            base_version=lease.version,
+            seq=1,
+            final=True,
+            updates=0,
+            steps=lease.task.steps,
+            seconds=0.0,
+            vector=vector,
+            start=None,
+            path=path or PathStatistics(0.0, 0.0, 0.0, 0.0, 0.0),
+            curve=(),
+        )
+
     def header(self) -> dict[str, Any]:
         """Everything but the arrays, as plain data."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("vector", "start")}

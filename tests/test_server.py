@@ -12,10 +12,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from protocol import INITIAL, Clock, config, contribution, fast_folder, finish, grant, ledger, pull, serve, work
+from protocol import (
+    INITIAL,
+    MANIFEST,
+    Clock,
+    config,
+    contribution,
+    fast_folder,
+    finish,
+    grant,
+    ledger,
+    pull,
+    serve,
+    work,
+)
 
 from leap_dist.checkpoint import CheckpointStore
-from leap_dist.contribution import Idle
+from leap_dist.contribution import Contribution, Idle
 from leap_dist.models import Manifest
 from leap_dist.run_lock import RunDirectoryBusy
 from leap_dist.server import MetaServer
@@ -565,3 +578,18 @@ def test_contributions_do_not_pile_up_while_no_meta_update_can_be_saved(tmp_path
     assert server.push(contribution(lease, INITIAL)).durable
     assert server.version == 65
     assert server.status()["contributions_waiting"] == 0
+
+
+def test_a_whole_contribution_counts_as_one_that_was_pushed_in_full(tmp_path):
+    """What a program with a training loop of its own sends gives the same φ."""
+    settings = config(mode="sync")
+    one, other = serve(tmp_path / "one", settings), serve(tmp_path / "other", settings)
+    while not isinstance(lease := one.lease("w0", "i0"), Idle):
+        vector = pull(lease.task.seed, one.snapshot()[1])
+        ack = one.push(Contribution.whole(lease, MANIFEST.digest, vector))
+        assert ack.durable
+        assert not ack.proceed
+    work(other)
+    assert one.finished
+    assert np.array_equal(one.snapshot()[1], other.snapshot()[1])
+    assert one.status()["agent_steps"] == settings.tasks * settings.task_steps
