@@ -139,7 +139,8 @@ def read_initialization(path: str | Path) -> Initialization:
     """Reads an init.safetensors. Links are followed. Raises OSError, or CorruptFile that says what is wrong."""
     path = Path(path)
     data = read_regular(Path(os.path.realpath(path)))
-    tensors, metadata = unpack(data, path.name)
+    found, metadata = unpack(data, path.name)
+    tensors = dict(sorted(found.items()))  # reading gives them in another order in every process
     try:
         _check(tensors, metadata)
     except ValueError as error:

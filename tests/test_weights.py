@@ -107,7 +107,10 @@ def changed(path: Path, **metadata: Any) -> None:
     ("metadata", "message"),
     [
         ({"shared": "decoder"}, "shared is 'decoder', which is none of encoder, convolutions, model"),
-        ({"shared": "convolutions"}, "encoder differs: linear.weight: .* instead of nothing"),
+        (
+            {"shared": "convolutions"},
+            "encoder differs: linear.bias: .* instead of nothing; linear.weight: .* instead of nothing",
+        ),
         ({"shared": "model"}, r"encoder differs: policy.weight: missing instead of \(18, 256\)"),
         ({"games": "pong"}, "metadata.games is of a wrong type: str"),
         ({"version": True}, "metadata.version is of a wrong type: bool"),
