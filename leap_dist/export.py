@@ -174,9 +174,7 @@ def _facts(initialization: Initialization, run_dir: Path) -> dict[str, str]:
         meta = config.meta
         facts |= {
             "meta-optimizer": f"{meta.optimizer}, learning rate {meta.learning_rate:g}, |B| = {meta.batch_size}",
-            "rewards in training": {"bound": "within ±5", "sign": "their sign", "none": "raw"}[
-                config.agent.reward_clip
-            ],
+            "rewards in training": _REWARDS[config.agent.reward_clip],
             "sticky actions": f"{config.atari.sticky_actions:g}",
             "seed": str(config.seed),
             **_manifest(run_dir),

@@ -306,6 +306,7 @@ def test_the_model_card(exported, to):
         "| agent steps per task | 400 |",
         "| agent steps in all | 0 |",
         "| meta-optimizer | adam, learning rate 0.001, \\|B\\| = 2 |",
+        "| rewards in training | −1, 0 or 1 |",
         "Four gray frames",
         "with 4 frames to an agent step",
         "oldest frame first.",
