@@ -58,6 +58,9 @@ class ToyLearner:
         """Nothing."""
         return Progress((), {})
 
+    def show(self, see: Callable[[np.ndarray], None]) -> None:
+        """There is nothing to see."""
+
     def close(self) -> None:
         """Nothing to free."""
 

@@ -416,7 +416,7 @@ def test_progress_reports_a_rollout_that_only_measures_as_well():
 
 def test_the_learner_implements_the_protocol():
     methods = [name for name, _ in inspect.getmembers(Learner, inspect.isfunction) if not name.startswith("_")]
-    assert set(methods) == {"backward", "step", "evaluate", "progress", "close"}
+    assert set(methods) == {"backward", "step", "evaluate", "progress", "show", "close"}
     for name in methods:
         wanted = inspect.signature(getattr(Learner, name), eval_str=True)
         assert inspect.signature(getattr(A2C, name), eval_str=True) == wanted

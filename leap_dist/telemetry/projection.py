@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -47,7 +48,8 @@ class Projection:
     def _over_games(self, tasks: list[dict[str, Any]]) -> dict[str, float]:
         """How the games stand, each by its newest task: the mean of the middle half of them, and its ends."""
         for task in tasks:
-            if task["final"] and (score := _normalized_score(task)) is not None:
+            score = _normalized_score(task) if task["final"] else None
+            if score is not None and math.isfinite(score):
                 self._scores[task["game"]] = score
         if not self._scores:
             return {}
