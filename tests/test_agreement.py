@@ -59,6 +59,14 @@ def test_the_same_direction_is_one_and_the_opposite_minus_one_whatever_the_norm(
     )
 
 
+def test_pulls_of_different_layers_have_nothing_in_common_though_all_their_numbers_are_positive() -> None:
+    agreement, pull = Agreement(100_000), np.zeros((2, 100_000), np.float32)
+    pull[0, :50_000] = pull[1, 50_000:] = 1
+    agreement.add("first", pull[0], norm(pull[0]))
+    agreement.add("second", pull[1], norm(pull[1]))
+    assert abs(agreement.cosines()["cosines"][0][1]) < 5 / np.sqrt(DIMENSIONS)
+
+
 def test_every_visit_counts_by_its_direction_and_old_ones_fade() -> None:
     first, second = RNG(0).normal(size=(2, 100)).astype(np.float32)  # fewer than the projection has: it is exact
     agreement = Agreement(100)

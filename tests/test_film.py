@@ -108,6 +108,17 @@ def test_the_last_eight_seconds_are_filmed(steps: int, frame_skip: int, first: i
     assert film.hand_over() == []
 
 
+def test_a_picture_may_be_a_view_into_memory_that_is_used_again() -> None:
+    film, screen = Film(config()), np.zeros((1, 84, 84), np.uint8)
+    film.start(lease(0))
+    for picture in moving(100, 1):
+        screen[:] = picture
+        film.see(screen)
+    film.finish(lease(0))
+    (play,) = film.hand_over()
+    assert play.gif == encode(moving(100, 1)[::2], 2 * 4 * 1000 / 60)
+
+
 def test_a_task_that_was_broken_off_leaves_nothing_to_the_next() -> None:
     film = Film(config())
     film.start(lease(0))

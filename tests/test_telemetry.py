@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from boards import curves, ledger, line, merge, newest_files, point, shown, summary, write
 from protocol import Clock
@@ -82,6 +83,24 @@ def test_values_of_a_meta_update(tmp_path: Path) -> None:
     for name, value in expected.items():
         assert points["server", f"meta/{name}"] == [(1, pytest.approx(value))], name
         assert points["server", f"meta_frames/{name}"] == [(1000, pytest.approx(value))], name
+
+
+def test_over_all_games_each_counts_by_its_newest_task_and_the_outer_quarters_do_not(tmp_path: Path) -> None:
+    games = ("alien", "amidar", "assault", "asterix", "breakout", "freeway", "pong", "qbert")
+    updates = [
+        [line(game, 1, [point(300, 10.0 * k)]) for k, game in enumerate(games)],
+        [line("pong", 2, [point(300, 21.0)]), line("freeway", 2, [point(300, None)]), line("air_raid", 2, [])],
+    ]
+    write(tmp_path, updates).close()
+    found = shown(tmp_path)
+    newest = {game: human_normalized(game, 10.0 * k) for k, game in enumerate(games)}
+    for version in (1, 2):
+        scores = np.sort([score for score in newest.values() if score is not None])
+        assert len(scores) == 8
+        expected = {"iqm": scores[2:6].mean(), "lower_quartile": np.percentile(scores, 25)}
+        for name, value in {**expected, "upper_quartile": np.percentile(scores, 75)}.items():
+            assert found["server", f"meta/score_{name}"][version - 1] == (version, pytest.approx(value))
+        newest["pong"] = human_normalized("pong", 21.0)
 
 
 def test_values_of_tasks_when_games_alternate(tmp_path: Path) -> None:
