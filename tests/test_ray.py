@@ -55,6 +55,22 @@ def test_the_run_directory_holds_all_that_was_promised(undisturbed: Path) -> Non
     assert len(curves(undisturbed)["server", "meta/path_length"]) == 5
 
 
+def test_a_run_has_its_pictures_times_settings_and_end(undisturbed: Path) -> None:
+    """All that comes from another process than the one that writes TensorBoard's files."""
+    root = undisturbed / "tensorboard"
+    server = EventAccumulator(str(root / "server"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in server.Images("meta/agreement_between_games")] == [5]
+    for name in ("push_ms_p50", "push_ms_p99", "update_ms_p50", "update_ms_p99", "pushes_per_second"):
+        assert server.Scalars(f"ops/{name}")[-1].value > 0, name
+    assert "_hparams_/session_end_info" in server.PluginTagToContent("hparams")
+    for game in ("pong", "freeway"):
+        (film,) = EventAccumulator(str(root / "game" / game)).Reload().Images(f"play/{game}")
+        assert (film.step, film.width, film.height) == (500, 84, 84)
+        assert film.encoded_image_string.startswith(b"GIF89a")
+    matrix = json.loads((undisturbed / "summary.json").read_text())["agreement_between_games"]
+    assert matrix["games"] == ["freeway", "pong"]
+
+
 def test_a_profile_says_where_the_time_went(undisturbed: Path) -> None:
     trace = json.loads(gzip.decompress((undisturbed / "profile" / "w0.trace.json.gz").read_bytes()))
     named = {event.get("name") for event in trace["traceEvents"] if event.get("cat") == "user_annotation"}
