@@ -234,10 +234,15 @@ def _resolve(parsed: argparse.Namespace) -> tuple[Config, Path]:
     preset = parsed.preset or str(loaded.get("preset", "paper"))
     loaded.pop("preset", None)
     config = configuration.resolve(preset, loaded, _settings(parsed))
-    run_dir = parsed.run_dir or Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = parsed.run_dir or Path("runs") / f"{preset}-{_now()}"
     if run_directory.exists(run_dir):
         raise ConfigError(f"run-dir: {run_dir} already holds a run; add --resume to go on with it, or choose another")
     return config, run_dir
+
+
+def _now() -> str:
+    """For names of folders."""
+    return time.strftime("%Y%m%d-%H%M%S")
 
 
 def _train(parsed: argparse.Namespace) -> int:
@@ -245,7 +250,7 @@ def _train(parsed: argparse.Namespace) -> int:
     from leap_dist import driver, live_table, telemetry  # slow to import, and no other command needs Ray
 
     driver.check_hardware(config)
-    run_directory.prepare(run_dir, config)
+    run_directory.prepare(run_dir, config, patience=run_directory.ORPHAN_SECONDS if parsed.resume else 0.0)
     before = run_directory.wall_seconds(run_dir)
 
     board = telemetry.TensorBoard(run_dir, agreement_interval=config.telemetry.agreement_interval)
@@ -288,7 +293,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     preset = parsed.preset or (str(loaded["preset"]) if "preset" in loaded else None)
     config = arms.resolve(given, loaded, arms.settings(files, {**loaded, **given}, preset))
     chosen = arms.arms(labels, files, config)
-    out = parsed.out or Path("reports") / time.strftime("%Y%m%d-%H%M%S")
+    out = parsed.out or Path("reports") / _now()
     if run_directory.exists(out) and not run_directory.holds_evaluation(out):
         raise ConfigError(f"out: {out} holds a training run; choose another")
     runs = evaluation.plan(chosen, config, parsed.seeds)
@@ -296,7 +301,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     from leap_dist import driver, live_table  # slow to import
 
     driver.check_hardware(config)
-    run_directory.prepare(out, config)
+    run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
     arms.write(out, chosen)
     for note in arms.notes(chosen, config):
         print(f"launch.py: note: {note}", file=sys.stderr)

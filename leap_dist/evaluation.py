@@ -128,7 +128,7 @@ class EvaluationServer:
         self._failures: Counter[int] = Counter()  # by run
         self._deaths: Counter[int] = Counter()  # by run
         self._given_up: set[int] = set()
-        self._counts: Counter[str] = Counter()  # steps, leases_lost, duplicates
+        self._counts: Counter[str] = Counter()  # steps, pushes, leases_lost, duplicates
         self._refused: Counter[str] = Counter()  # by reason
         self._silent: deque[str] = deque(maxlen=100)  # incarnations whose lease expired
         self._lock = RunLock(out)
@@ -184,6 +184,7 @@ class EvaluationServer:
         if contribution.seq <= held.seq:
             self._counts["duplicates"] += 1
             return _ack(True, reason="duplicate")
+        self._counts["pushes"] += 1
         self._extend(held, contribution.steps)
         if contribution.final:
             run = self._runs[held.lease.task.index]
@@ -252,6 +253,7 @@ class EvaluationServer:
             "quarantined_workers": sorted(self._quarantine.workers),
             "silent": list(self._silent),
             "agent_steps": self._counts["steps"],
+            "pushes": self._counts["pushes"],
             "alerts": list(self.alerts),
             "leases": [self._describe(held) for held in open_leases],
         }

@@ -32,15 +32,21 @@ CONTENT = (
 PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tensorboard")
 
 
-def prepare(run_dir: Path, config: Config) -> None:
+ORPHAN_SECONDS = 10.0
+"""That a server may outlive its killed driver by."""
+
+
+def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
     """Makes a new run directory, or accepts one to resume, and writes config.yaml and manifest.json.
+
+    Where a live server holds it, waits for that to end for up to `patience` seconds.
 
     Raises ConfigError where it cannot be written or holds links, RunDirectoryBusy where a live server holds it.
     """
     refuse_links(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if (holder := lock_holder(run_dir)) is not None:
+        if (holder := _holder_after(run_dir, patience)) is not None:
             raise RunDirectoryBusy(
                 f"run-dir: {run_dir} is in use by a live server ({holder}); stop it or choose another"
             )
@@ -48,6 +54,14 @@ def prepare(run_dir: Path, config: Config) -> None:
         write_atomic(run_dir / "manifest.json", json.dumps(manifest(config), indent=2).encode(), "manifest")
     except OSError as error:
         raise ConfigError(f"run-dir: {run_dir} cannot be written ({error.strerror}); choose another") from None
+
+
+def _holder_after(run_dir: Path, patience: float) -> str | None:
+    """Who still holds the run directory after so many seconds; None as soon as nobody does."""
+    deadline = time.monotonic() + patience
+    while (holder := lock_holder(run_dir)) is not None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return holder
 
 
 def exists(run_dir: Path) -> bool:

@@ -99,7 +99,7 @@ def test_missing_config_file(capsys, tmp_path):
 
 
 def test_no_command_and_unknown_command(capsys):
-    assert "train | status | plot" in refused(capsys)
+    assert "train | evaluate | status | plot | export" in refused(capsys)
     assert "invalid choice: 'trian'" in refused(capsys, "trian")
 
 
