@@ -12,7 +12,7 @@ train: .venv/installed
 
 test: .venv/installed-dev lint types
 	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist worksteal
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m ray --numprocesses 2 --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

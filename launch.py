@@ -297,7 +297,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     if run_directory.exists(out) and not run_directory.holds_evaluation(out):
         raise ConfigError(f"out: {out} holds a training run; choose another")
     runs = evaluation.plan(chosen, config, parsed.seeds)
-    left, _ = evaluation.missing(runs, config, out)
+    evaluation.missing(runs, config, out)  # what stands against it is said before anything is written
     from leap_dist import driver, live_table  # slow to import
 
     driver.check_hardware(config)
@@ -305,6 +305,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     arms.write(out, chosen)
     for note in arms.notes(chosen, config):
         print(f"launch.py: note: {note}", file=sys.stderr)
+    left, _ = evaluation.missing(runs, config, out)
     if len(left) < len(runs):
         print(f"{len(runs) - len(left)} of {len(runs)} runs are in {out} already")
     outcome = "done"

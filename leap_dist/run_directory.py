@@ -39,7 +39,7 @@ ORPHAN_SECONDS = 10.0
 def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
     """Makes a new run directory, or accepts one to resume, and writes config.yaml and manifest.json.
 
-    Where a live server holds it, waits for that to end for up to `patience` seconds.
+    Where a live server holds it whose driver is silent, waits up to `patience` seconds for it to follow the driver.
 
     Raises ConfigError where it cannot be written or holds links, RunDirectoryBusy where a live server holds it.
     """
@@ -57,11 +57,21 @@ def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
 
 
 def _holder_after(run_dir: Path, patience: float) -> str | None:
-    """Who still holds the run directory after so many seconds; None as soon as nobody does."""
-    deadline = time.monotonic() + patience
-    while (holder := lock_holder(run_dir)) is not None and time.monotonic() < deadline:
+    """Who still holds the run directory after so many seconds, or once a driver reports; None where nobody does."""
+    deadline, reported = time.monotonic() + patience, _reported(run_dir)
+    while (holder := lock_holder(run_dir)) is not None:
+        if time.monotonic() >= deadline or _reported(run_dir) != reported:
+            return holder
         time.sleep(0.1)
-    return holder
+    return None
+
+
+def _reported(run_dir: Path) -> int:
+    """When a driver last wrote the summary; 0 for never. Only to be compared with itself."""
+    try:
+        return (run_dir / "summary.json").stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def exists(run_dir: Path) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import launch
 from leap_dist import driver, run_directory
 from leap_dist.config import ConfigError, resolve
-from leap_dist.run_lock import RunLock
+from leap_dist.run_lock import RunDirectoryBusy, RunLock
 
 
 @pytest.fixture(autouse=True)
@@ -120,11 +120,35 @@ def test_a_directory_that_holds_a_run_already(capsys, tmp_path):
     assert "already holds a run; add --resume" in line
 
 
-def test_a_directory_that_a_live_server_holds(capsys, tmp_path):
+def test_a_directory_that_a_live_server_holds(capsys, monkeypatch, tmp_path):
     run_directory.prepare(tmp_path, resolve("smoke"))
     lock = RunLock(tmp_path)
+    monkeypatch.setattr(run_directory, "ORPHAN_SECONDS", 0.2)
     line = refused(capsys, "train", "--resume", "--run-dir", str(tmp_path))
     assert re.match(r"run-dir: .* is in use by a live server \(process \d+ on .+\); stop it or choose another", line)
+    lock.release()
+
+
+def test_a_resume_waits_for_the_server_of_a_driver_that_was_killed(monkeypatch, tmp_path):
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    lock = RunLock(tmp_path)
+    waited = []
+    monkeypatch.setattr(run_directory.time, "sleep", lambda seconds: (waited.append(seconds), lock.release()))
+    run_directory.prepare(tmp_path, resolve("smoke"), patience=60.0)
+    assert len(waited) == 1
+
+
+def test_a_resume_does_not_wait_for_a_run_whose_driver_lives(monkeypatch, tmp_path):
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    run_directory.write_summary(tmp_path, {"state": "running"})
+    lock = RunLock(tmp_path)
+    reports = iter(range(3))
+    monkeypatch.setattr(
+        run_directory.time, "sleep", lambda _: run_directory.write_summary(tmp_path, {"report": next(reports)})
+    )
+    with pytest.raises(RunDirectoryBusy, match=r"in use by a live server"):
+        run_directory.prepare(tmp_path, resolve("smoke"), patience=60.0)
+    assert next(reports) == 1, "it waited no longer than for one report"
     lock.release()
 
 

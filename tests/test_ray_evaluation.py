@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,10 +35,12 @@ def test_an_evaluation_that_is_killed_goes_on_and_ends_as_if_nothing_had_been(la
     killed.process.kill()
     killed.end()
     before = results(killed.run_dir)
-    assert 1 <= len(before) < 8
+    assert 1 <= len(before) < 7
     again = launch("killed", *comparison, "--workers", "2")
     assert again.end() == 0, again.log.read_text()
-    assert f"{len(before)} of 8 runs are in {killed.run_dir} already" in again.log.read_text()
+    found = re.search(r"(\d) of 8 runs are in .* already", again.log.read_text())
+    assert found, again.log.read_text()
+    assert int(found[1]) >= len(before)  # a server outlives its driver by a moment
     after = results(killed.run_dir)
     assert {name: after[name] for name in before} == before
     whole = launch("whole", *comparison, "--workers", "1")
