@@ -131,25 +131,24 @@ def test_a_directory_that_a_live_server_holds(capsys, monkeypatch, tmp_path):
 
 def test_a_resume_waits_for_the_server_of_a_driver_that_was_killed(monkeypatch, tmp_path):
     run_directory.prepare(tmp_path, resolve("smoke"))
-    lock = RunLock(tmp_path)
-    waited = []
-    monkeypatch.setattr(run_directory.time, "sleep", lambda seconds: (waited.append(seconds), lock.release()))
+    holders = iter(["process 1", "process 1", None])
+    monkeypatch.setattr(run_directory, "lock_holder", lambda _: next(holders))
     run_directory.prepare(tmp_path, resolve("smoke"), patience=60.0)
-    assert len(waited) == 1
+    assert list(holders) == []
 
 
 def test_a_resume_does_not_wait_for_a_run_whose_driver_lives(monkeypatch, tmp_path):
     run_directory.prepare(tmp_path, resolve("smoke"))
-    run_directory.write_summary(tmp_path, {"state": "running"})
-    lock = RunLock(tmp_path)
-    reports = iter(range(3))
-    monkeypatch.setattr(
-        run_directory.time, "sleep", lambda _: run_directory.write_summary(tmp_path, {"report": next(reports)})
-    )
-    with pytest.raises(RunDirectoryBusy, match=r"in use by a live server"):
+    asked = []
+
+    def held(run_dir):
+        run_directory.write_summary(run_dir, {"reports": asked.append("process 1")})
+        return "process 1"
+
+    monkeypatch.setattr(run_directory, "lock_holder", held)
+    with pytest.raises(RunDirectoryBusy, match=r"in use by a live server \(process 1\)"):
         run_directory.prepare(tmp_path, resolve("smoke"), patience=60.0)
-    assert next(reports) == 1, "it waited no longer than for one report"
-    lock.release()
+    assert len(asked) == 1
 
 
 def test_resume_refuses_what_would_change_the_run(capsys, tmp_path):
