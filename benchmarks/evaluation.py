@@ -10,6 +10,7 @@ does with a lease, `training` is the learner in a bare loop.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.harness import Report, interleaved, parser
@@ -37,10 +38,10 @@ class _Taker:
 
 def main() -> None:
     """Measures and prints."""
-    command = parser(__doc__, repeats=9)
+    command = parser(__doc__, repeats=25)
     command.add_argument("--preset", default="quick")
     command.add_argument("--games", nargs="+", default=[])
-    command.add_argument("--steps", type=int, default=10_000, help="agent steps of every task")
+    command.add_argument("--steps", type=int, default=4_000, help="agent steps of every task")
     given = command.parse_args()
     settings = {"games": given.games, "task_steps": given.steps, "worker.device": "cpu", "meta_learner": "none"}
     config = resolve(given.preset, {name: value for name, value in settings.items() if value})
@@ -64,7 +65,7 @@ def measure(game: str, config: Config, repeats: int, report: Report) -> None:
             learner.step()
         learner.close()
 
-    def rate(task: Any) -> float:
+    def rate(task: Callable[[], object]) -> float:
         started = time.perf_counter()
         task()
         return config.task_steps / (time.perf_counter() - started)
