@@ -187,12 +187,13 @@ def test_games_that_cannot_count_are_named_with_the_reason(tmp_path: Path):
     runs = [*evaluation(games=("breakout", "air_raid", "pong")), run("leap", "qbert", 0)]
     build(write(tmp_path, runs), FEW)
     data = results_json(tmp_path)
-    assert data["excluded"] == {"air_raid": "no published human score", "qbert": "no run of scratch"}
+    reason = "no run of scratch in which an episode ended"
+    assert data["excluded"] == {"air_raid": "no published human score", "qbert": reason}
     assert data["counted"] == ["breakout", "pong"]
     assert set(data["cells"]) == {"air_raid", "breakout", "pong", "qbert"}
     text = (tmp_path / "report.md").read_text()
     assert "- air_raid: no published human score" in text
-    assert "- qbert: no run of scratch" in text
+    assert "- qbert: no run of scratch in which an episode ended" in text
     assert "| qbert | " in text
     assert [row["human_normalized_auc"] for row in rows(tmp_path) if row["game"] == "air_raid"] == [""] * 6
 
@@ -221,7 +222,7 @@ def test_nothing_but_runs_without_episodes(tmp_path: Path):
     runs = [without_episodes("leap", "pong", 0), without_episodes("scratch", "pong", 0)]
     warnings = build(write(tmp_path, runs), FEW)
     assert "no episode ended" in warnings[0]
-    assert results_json(tmp_path)["excluded"] == {"pong": "no run of leap, scratch"}
+    assert results_json(tmp_path)["excluded"] == {"pong": "no run of leap, scratch in which an episode ended"}
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def _why_excluded(game: str, of_arms: dict[str, list[Row]], arms: tuple[str, ...
     if human_normalized(game, 0.0) is None:
         return "no published human score"
     lacking = [arm for arm in arms if arm not in of_arms]
-    return f"no run of {', '.join(lacking)}" if lacking else ""
+    return f"no run of {', '.join(lacking)} in which an episode ended" if lacking else ""
 
 
 _Counted = dict[str, dict[str, list[Row]]]
