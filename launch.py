@@ -172,6 +172,11 @@ _OF_EVALUATIONS = {
 """Settings, and sections, that an evaluation has a use for."""
 
 
+def _is_wanted(name: str, wanted: Container[str]) -> bool:
+    """Whether a setting, or its section, is among `wanted`."""
+    return name in wanted or name.split(".")[0] in wanted
+
+
 def _add_export(commands: Any) -> None:
     export = commands.add_parser("export", help="write an initialization for another library", allow_abbrev=False)
     export.add_argument("--init", type=Path, required=True, metavar="FILE", help="init.safetensors of a run")
@@ -191,7 +196,7 @@ def _add_settings(parser: argparse.ArgumentParser, wanted: Container[str] | None
     groups: dict[str, Any] = {}
     flags = []
     for name, field, kind in configuration.fields():
-        if name == "preset" or (wanted is not None and name not in wanted and name.split(".")[0] not in wanted):
+        if name == "preset" or (wanted is not None and not _is_wanted(name, wanted)):
             continue
         section = name.rpartition(".")[0]
         if section not in groups:
@@ -289,6 +294,8 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         raise ConfigError(f"seeds: {parsed.seeds} is not between 1 and 1000")
     given = _settings(parsed)
     loaded = configuration.read_yaml(parsed.config) if parsed.config else {}
+    others = {name for name, *_ in configuration.fields() if name != "preset" and not _is_wanted(name, _OF_EVALUATIONS)}
+    loaded = {name: value for name, value in loaded.items() if name not in others}  # of a file that is for training
     labels, files = arms.read(parsed.init)
     preset = parsed.preset or (str(loaded["preset"]) if "preset" in loaded else None)
     config = arms.resolve(given, loaded, arms.settings(files, {**loaded, **given}, preset))

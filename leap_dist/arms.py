@@ -93,15 +93,15 @@ def settings(files: Sequence[_Given], given: Mapping[str, Any], preset: str | No
                     f"say which it is with --{name.replace('_', '-')}"
                 )
     wanted = {name: value for name, value in base.items() if name.split(".")[0] in _SECTIONS}
-    return {"preset": base["preset"], "task_steps": base["task_steps"], **wanted}
+    return {"preset": base.get("preset", "paper"), **{n: base[n] for n in ("task_steps",) if n in base}, **wanted}
 
 
 def resolve(given: Mapping[str, Any], loaded: Mapping[str, Any], base: Mapping[str, Any]) -> Config:
     """The evaluation's configuration: flags over the file over `base`. Raises ConfigError."""
-    fixed = {"meta_learner": "none", "mode": "buffered", "telemetry.gif_interval": 0, "games": _HELD_OUT}
-    base = dict(base)
-    preset = str(base.pop("preset"))
-    return configuration.resolve(preset, fixed, base, {n: v for n, v in loaded.items() if n != "preset"}, given)
+    preset = str(base["preset"])
+    fixed = {"meta_learner": "none", "mode": "buffered", "telemetry.gif_interval": 0}
+    layers = ({name: value for name, value in layer.items() if name != "preset"} for layer in (base, loaded, given))
+    return configuration.resolve(preset, {"games": _HELD_OUT}, *layers, fixed)
 
 
 def arms(labels: Sequence[str], files: Sequence[_Given], config: Config) -> list[Arm]:

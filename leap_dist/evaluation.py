@@ -6,7 +6,7 @@ what an arm changes is the start alone. Every run is a file, so an evaluation go
 
 from __future__ import annotations
 
-import heapq
+import bisect
 import logging
 import time
 from collections import Counter, deque
@@ -133,7 +133,7 @@ class EvaluationServer:
         self._silent: deque[str] = deque(maxlen=100)  # incarnations whose lease expired
         self._lock = RunLock(out)
         try:
-            self._left, warnings = missing(self._runs, config, out)  # a heap, being ascending
+            self._left, warnings = missing(self._runs, config, out)  # ascending
         except BaseException:
             self._lock.release()
             raise
@@ -151,7 +151,9 @@ class EvaluationServer:
             return Idle(finished=self.finished, wait=0.0 if self.finished else REST_SECONDS)
         if not self._left:
             return Idle(finished=False)  # a run that others are at may come back
-        index = heapq.heappop(self._left)
+        avoid = self._quarantine.failed_on(worker)  # a worker that breaks everything must not use up a run's attempts
+        index = next((i for i in self._left if self._runs[i].game not in avoid), self._left[0])
+        self._left.remove(index)
         run = self._runs[index]
         # The same for every arm: heads, actions and environments differ between seeds and games alone.
         own_seed = int(np.random.SeedSequence((run.seed, *run.game.encode())).generate_state(1)[0])
@@ -271,7 +273,7 @@ class EvaluationServer:
     def _lose(self, held: OpenLease, outcome: str) -> None:
         self._counts["leases_lost"] += outcome != "failed"
         self._leases.end(held, outcome)
-        heapq.heappush(self._left, held.lease.task.index)
+        bisect.insort(self._left, held.lease.task.index)
 
     def _fail(self, held: OpenLease, reason: str) -> None:
         self._alert(f"{self._runs[held.lease.task.index].name} failed on {held.lease.worker}: {reason}")

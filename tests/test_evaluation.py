@@ -15,7 +15,7 @@ from test_launch import no_ray, refused  # noqa: F401
 from test_weights import written
 
 import launch
-from leap_dist import arms, evaluation, failpoints
+from leap_dist import arms, driver, evaluation, failpoints
 from leap_dist.arms import Arm
 from leap_dist.config import ConfigError, resolve, to_yaml
 from leap_dist.contribution import Contribution, CurvePoint, Episode, Idle, Lease, PathStatistics
@@ -230,7 +230,7 @@ def test_a_run_that_keeps_failing_is_given_up_and_the_others_are_made(tmp_path):
         assert lease.task.index == 0
         assert not server.fail(lease.id, lease.incarnation, "broken").proceed
         if attempt < 2:
-            other = grant(server, f"w{attempt}", "i1")
+            other = grant(server, f"other{attempt}", "i1")  # the one on which it failed plays something else
             assert other.task.index == 0
             server.release("i1")
     status = server.status()
@@ -240,6 +240,18 @@ def test_a_run_that_keeps_failing_is_given_up_and_the_others_are_made(tmp_path):
     assert status["finished"]
     assert not status["complete"]
     assert status["tasks"] == 6 - len(status["given_up"])
+
+
+def test_a_worker_on_which_everything_fails_is_stopped_before_any_game_is_given_up(tmp_path):
+    server = serve(tmp_path, seeds=2, games=("pong", "freeway", "breakout"))
+    failed = []
+    while isinstance(lease := server.lease("broken", "i0"), Lease):
+        failed.append(lease.task.game)
+        server.fail(lease.id, "i0", "broken")
+    assert failed == ["pong", "freeway", "breakout"]
+    status = server.status()
+    assert (status["quarantined_workers"], status["quarantined"], status["given_up"]) == (["broken"], [], [])
+    assert finish(server, "well") == 12
 
 
 # --- the learners --------------------------------------------------------------------------------------------------
@@ -352,6 +364,36 @@ def test_arms_that_were_trained_otherwise_need_a_word(tmp_path):
     with pytest.raises(ConfigError, match=r"agent\.envs: one was trained with 3, two with 4; .* --agent.envs"):
         arms.settings(files, {}, None)
     assert arms.settings(files, {"agent.envs": "4"}, None)["preset"] == "smoke"
+
+
+def test_what_only_training_uses_is_not_taken_from_a_file(tmp_path, capsys, monkeypatch):
+    """A run's own config.yaml is of use: its meta-learner, mode and what goes with them are left out."""
+    run = trained_run(tmp_path / "run", meta_learner="fomaml")
+    seen = {}
+
+    def stop(config, *_, **__):
+        seen["config"] = config
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(driver, "check_hardware", stop)
+    arguments = ["--init", "scratch", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out")]
+    assert refused(capsys, "evaluate", *arguments) == "enough"
+    assert (seen["config"].meta_learner, seen["config"].held_back, seen["config"].preset) == ("none", 0, "smoke")
+    streamed = tmp_path / "stream.yaml"
+    streamed.write_text("preset: smoke\nmode: stream\nmeta:\n  shift: true\n")
+    assert (
+        refused(capsys, "evaluate", "--init", "scratch", "--config", str(streamed), "--out", str(tmp_path / "o"))
+        == "enough"
+    )
+    streamed.write_text("preset: smoke\nagent:\n  env: 3\n")
+    assert "agent.env: no such setting" in refused(capsys, "evaluate", "--init", "scratch", "--config", str(streamed))
+
+
+def test_a_run_directory_with_a_foreign_config_is_no_traceback(tmp_path):
+    run = trained_run(tmp_path / "mine")
+    (run / "config.yaml").write_text("some: thing\n")
+    _, files = arms.read([str(run)])
+    assert arms.settings(files, {}, None) == {"preset": "paper"}
 
 
 def test_games_that_an_arm_was_trained_on_are_named():
