@@ -95,9 +95,12 @@ class LeaseBook:
         now = self._clock()
         return [held for held in self._open.values() if held.deadline < now]
 
-    def extend(self, held: OpenLease) -> None:
-        """Moves the deadline."""
+    def extend(self, held: OpenLease, steps: int = 0) -> int:
+        """Moves the deadline, `steps` agent steps into the task. Returns how many of them are new."""
         held.renewed = self._clock()
+        new = max(0, steps - held.steps)
+        held.steps += new
+        return new
 
     def end(self, held: OpenLease, outcome: str) -> None:
         """Closes a lease and remembers how it ended."""

@@ -354,9 +354,7 @@ class MetaServer:
         self._state.forget(held.lease.id)
 
     def _extend(self, held: OpenLease, steps: int) -> None:
-        self._counts["steps"] += max(0, steps - held.steps)
-        held.steps = max(held.steps, steps)
-        self._leases.extend(held)
+        self._counts["steps"] += self._leases.extend(held, steps)
 
     def _answer_closed(self, contribution: Contribution) -> Ack:
         outcome = self._leases.outcome(contribution.lease)
