@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from leap_dist import labels
 from leap_dist.settings import Config
 
 
@@ -28,6 +29,12 @@ def _address(address: str) -> Iterator[str]:
 
 def _running(config: Config) -> Iterator[str]:
     worker, server = config.worker, config.server
+    if config.min_workers > config.workers:
+        yield f"min_workers: {config.min_workers} is more than workers, {config.workers}; use at most that"
+    try:
+        labels.parse(worker.labels)
+    except ValueError as error:
+        yield f"worker.labels: {error}; write, for example, pool=spot"
     if worker.device == "cpu" and worker.gpus > 0:
         yield f"worker.gpus: {worker.gpus} asked for with worker.device cpu; use device cuda or gpus 0"
     steps = config.agent.envs * config.agent.unroll

@@ -30,7 +30,7 @@ class ConfigError(ValueError):
 
 
 # What may change when a run is resumed: how long, where and how it runs. All other settings define what is learned.
-_FREE_ON_RESUME = {"preset", "workers", "meta_updates", "address", "insecure"}
+_FREE_ON_RESUME = {"preset", "workers", "min_workers", "wait_for_nodes", "meta_updates", "address", "insecure"}
 _FREE_SECTIONS_ON_RESUME = {"worker", "server", "telemetry"}
 
 
@@ -112,7 +112,8 @@ def _typed(name: str, value: Any) -> Any:
         return value
     if get_origin(kind) is tuple:
         items = value.replace(",", " ").split() if isinstance(value, str) else value
-        if not isinstance(items, list | tuple) or not items or not all(isinstance(item, str) for item in items):
+        wrong = not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items)
+        if wrong or (not items and field.default):
             raise ConfigError(f"{name}: {_shown(value)} is not a list of names")
         return tuple(items)
     if kind is bool:

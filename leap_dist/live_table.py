@@ -15,7 +15,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-_STYLES = {"running": "green", "done": "bold green", "interrupted": "yellow", "failed": "bold red", "died": "bold red"}
+_STYLES = {
+    "running": "green",
+    "waiting": "yellow",
+    "done": "bold green",
+    "interrupted": "yellow",
+    "failed": "bold red",
+    "died": "bold red",
+}
 
 
 class LiveTable:
@@ -69,7 +76,8 @@ class LiveTable:
         # Not with rich, which ends the process where the reader of a pipe is gone.
         new = [alert for alert in summary["alerts"] if alert not in self._alerts]
         self._alerts = summary["alerts"]
-        for text in (f"{_progress(summary)} | {_counts(summary)}", *(f"  ! {alert}" for alert in new[-3:])):
+        now = summary.get("waiting") or f"{_progress(summary)} | {_counts(summary)}"
+        for text in (now, *(f"  ! {alert}" for alert in new[-3:])):
             print(text, file=self._console.file, flush=True)
 
 
@@ -84,7 +92,8 @@ def render(summary: dict[str, Any]) -> Group:
         f"  preset {summary['preset']}, {what}, updated ",
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["updated"])),
     )
-    parts: list[RenderableType] = [state, Text(_progress(summary)), Text(_counts(summary))]
+    waiting = [Text(summary["waiting"], style="yellow")] if summary.get("waiting") else []
+    parts: list[RenderableType] = [state, *waiting, Text(_progress(summary)), Text(_counts(summary))]
     if not _evaluates(summary):
         parts.append(_health(summary))
     if out := [*summary["quarantined"], *summary["quarantined_workers"]]:

@@ -119,6 +119,7 @@ class WorkerSettings:
     threads: int = setting(1, "torch threads per worker", low=1, high=256)
     cpus: float = setting(1.0, "CPUs that Ray reserves per worker", above=0)
     gpus: float = setting(0.0, "GPUs that Ray reserves per worker; fractions share a GPU", low=0)
+    labels: tuple[str, ...] = setting((), "labels that a node must have to get workers: pool=spot, or pool!=stable")
     push_interval: int = setting(50_000, "agent steps between two partial contributions", low=1)
     heartbeat_seconds: float = setting(2.0, "seconds between two renewals of the lease", above=0)
 
@@ -133,6 +134,9 @@ class ServerSettings:
     )
     pushes_per_second: float = setting(
         100.0, "partial contributions that are taken; workers that push more are told to wait", above=0
+    )
+    storage: Literal["shared", "node"] = setting(
+        "shared", "where the run directory is: on storage that every node of a cluster shares, or on the driver's alone"
     )
     keep_checkpoints: int = setting(3, "newest checkpoints kept", low=1, high=1000)
 
@@ -153,7 +157,8 @@ class Config:
 
     preset: str = setting("paper", "the preset that the other values started from")
     games: tuple[str, ...] = setting(("seed24",), "games to train on: names, or the sets seed24, camera25")
-    workers: int = setting(2, "workers to run; fewer where the cluster has no room", low=1, high=100_000)
+    workers: int = setting(2, "workers to run at most; fewer while the cluster has no room", low=1, high=100_000)
+    min_workers: int = setting(1, "workers that must fit before training starts", low=1, high=100_000)
     meta_updates: int = setting(
         100, "length of the run: this many times |B| tasks, which sync and buffered make as many meta-updates of", low=1
     )
@@ -170,6 +175,9 @@ class Config:
     seed: int = setting(0, "seed of the initialization, of task sampling and of every task", low=0, high=2**31 - 1)
     address: str = setting("local", "Ray cluster: local starts one here, auto joins the running one, or HOST:PORT")
     insecure: bool = setting(False, "join a cluster that runs without token authentication (docs/security.md)")
+    wait_for_nodes: bool = setting(
+        False, "wait for nodes to join while too few workers fit (an autoscaler that is known of is always waited for)"
+    )
     leap: LeapSettings = LeapSettings()
     fomaml: FomamlSettings = FomamlSettings()
     meta: MetaSettings = MetaSettings()

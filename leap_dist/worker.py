@@ -47,6 +47,27 @@ class Start:
     """Nothing is pulled forward then, and every single episode is told of at the end."""
 
 
+class Notice:
+    """That a worker has to be gone soon. May be given from another thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._by: float | None = None
+
+    def give(self, seconds: float) -> None:
+        """The worker has so many seconds left."""
+        self._by = self._clock() + seconds
+
+    @property
+    def given(self) -> bool:
+        """It has been."""
+        return self._by is not None
+
+    def leaves_time_for(self, seconds: float) -> bool:
+        """Whether what takes so many seconds from now can still be done."""
+        return self._by is None or self._clock() + seconds <= self._by
+
+
 def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatch | None = None) -> Learner:
     """The learner for a lease's task."""
     # A head that persists begins as the run and the game determine it, whichever task comes first.
@@ -75,19 +96,23 @@ def run_task(
     stopwatch: Stopwatch | None = None,
     profiler: Profiler | NoProfiler | None = None,
     film: Film | NoFilm | None = None,
+    notice: Notice | None = None,
 ) -> Ack | None:
     """Trains one task from φ and pushes contributions, the last of them final.
 
-    `stopwatch`, `profiler` and `film` may go from task to task; they only watch.
+    `stopwatch`, `profiler` and `film` may go from task to task; they only watch. Once `notice` is given, the task goes
+    on only while its end can be expected in time.
 
-    Returns the answer to the final push, or None where the server took the lease away in the meantime: the rest of
-    the task is not trained then. Whatever the learner or the server raises goes to the caller.
+    Returns the answer to the final push, or None where the rest of the task is not trained: the server took the lease
+    away in the meantime, or the task is to be handed over, with its path so far where prefixes count. Whatever the
+    learner or the server raises goes to the caller.
     """
     stopwatch = stopwatch or Stopwatch()
     with stopwatch("starting"):
         learner = make_learner(config, lease, start, stopwatch)
     try:
-        run = _Run(lease, start, learner, config, server, clock, stopwatch, profiler or NoProfiler(), film or NoFilm())
+        watchers = stopwatch, profiler or NoProfiler(), film or NoFilm()
+        run = _Run(lease, start, learner, config, server, clock, *watchers, notice or Notice())
         return run.train()
     finally:
         learner.close()
@@ -107,7 +132,9 @@ class _Run:
         stopwatch: Stopwatch,
         profiler: Profiler | NoProfiler,
         film: Film | NoFilm,
+        notice: Notice,
     ) -> None:
+        self._notice = notice
         self._lease = lease
         self._learner = learner
         self._config = config
@@ -149,6 +176,9 @@ class _Run:
             steps += learner.steps_per_update
             if rollout == rollouts:
                 break
+            if self._notice.given and not self._notice.leaves_time_for(self._left(rollout, rollouts)):
+                self._hand_over(rollout, steps)
+                return None
             ack = None
             due = steps // interval > (steps - learner.steps_per_update) // interval
             if due and self._clock() >= self._quiet_until:
@@ -168,6 +198,15 @@ class _Run:
         if ack.durable:
             self._film.finish(self._lease)
         return ack
+
+    def _left(self, done: int, rollouts: int) -> float:
+        """Seconds to the end of the task, at the speed so far."""
+        return (self._clock() - self._started) / done * (rollouts - done)
+
+    def _hand_over(self, updates: int, steps: int) -> None:
+        """Leaves the task to another worker; where prefixes count, so does all that was trained."""
+        if self._config.server.on_lost == "keep":
+            self._push(updates, steps)
 
     def _follow(self) -> None:
         """Continual trajectory shifting (Shin et al. 2021): moves along with φ since it was last heard of.

@@ -15,8 +15,9 @@ from leap_dist.server import MetaServer
 from leap_dist.stop_signal import StopSignal
 
 ROOT = Path(__file__).parent.parent
-SHOWN = {"progress.py": 1, "run_directory.py": 1, "live_table.py": 1, "launch.py": 1}
-"""Where the wall clock is read: a summary's and a manifest's time, a table's, a run directory's name."""
+SHOWN = {"progress.py": 1, "run_directory.py": 1, "live_table.py": 1, "launch.py": 1, "nodes.py": 1}
+"""Where the wall clock is read: a summary's and a manifest's time, a table's, a run directory's name; and once for each
+node that leaves, at a time which Ray gives by it."""
 
 
 @pytest.fixture

@@ -671,6 +671,8 @@ def valid(name: str) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(kind))
     if name == "games":
         return st.lists(st.sampled_from([*available(), *SETS]), min_size=1, max_size=5)
+    if name == "worker.labels":
+        return st.lists(st.from_regex(r"[a-z]{1,4}!?=[a-z0-9]{1,4}", fullmatch=True), max_size=3)
     if kind is bool:
         return st.booleans()
     if kind is int:
@@ -808,6 +810,7 @@ CONTEXT = {
     "meta.shift": {"mode": "stream"},
     "fomaml.rollouts": {"task_steps": 10**9},
     "meta.endpoint_correction": {"leap.metric": "energy"},
+    "min_workers": {"workers": 100_000},
 }
 """What else has to be set for a setting to have a meaning."""
 
@@ -863,6 +866,10 @@ OTHER_VALUES = {
 }
 PLACEMENT = {
     "workers": 77,
+    "min_workers": 7,
+    "wait_for_nodes": True,
+    "worker.labels": ("pool=spot", "zone!=b"),
+    "server.storage": "node",
     "meta_updates": 500,
     "address": "auto",
     "insecure": True,

@@ -57,6 +57,16 @@ def refused(capsys, *arguments: str) -> str:
         (["--learning-rate", "1"], r"--learning-rate: no such flag; did you mean --(agent|meta).learning-rate\?"),
         (["--worker.device", "cuda"], r"worker.device: cuda asked for, but there are 0 GPUs; use --worker.device cpu"),
         (["--worker.gpus", "0.5"], r"worker.gpus: 0.5 asked for, but there are 0 GPUs; use --worker.device cpu"),
+        (["--min-workers", "3"], r"min_workers: 3 is more than workers, 2; use at most that"),
+        (
+            ["--worker.labels", "spot"],
+            r"worker.labels: spot is neither LABEL=VALUE nor LABEL!=VALUE; write, .*",
+        ),
+        (
+            ["--worker.labels", "pool=a", "pool!=b"],
+            r"worker.labels: pool is given twice; write, .*pool=spot",
+        ),
+        (["--server.storage", "nod"], r"server.storage: 'nod' is none of shared, node; did you mean node\?"),
         (["--preset", "../quick"], r"preset: no preset '../quick'; did you mean quick\?"),
         (["--games", "../pong"], r"games: no game '../pong'; the nearest are pong.*"),
         (["--games", "/etc/passwd"], r"games: no game '/etc/passwd'.*"),

@@ -81,7 +81,8 @@ class Server:
 LEASE = Lease("l", Task(0, "pong", 0, 1, 100), "w0", "i0", 0, 60.0)
 
 
-def play(monkeypatch, *, answers=(), seconds=0.0, **settings):
+def play(monkeypatch, *, answers=(), seconds=0.0, notice=None, **settings):
+    """`notice`: (update during which it is given, seconds that it leaves)."""
     tape: list[str] = []
     clock, server = Clock(), Server(tape, answers)
     made = []
@@ -92,8 +93,52 @@ def play(monkeypatch, *, answers=(), seconds=0.0, **settings):
 
     monkeypatch.setattr(worker, "make_learner", make)
     run = config(agent__envs=4, agent__unroll=5, task_steps=100, **settings)
-    ack = worker.run_task(LEASE, worker.Start(np.zeros(2, np.float32)), run, server, clock=clock)
+    given = worker.Notice(clock)
+    if notice is not None:
+        step = Quadratic.step
+
+        def step_and_notice(self):
+            step(self)
+            if tape.count("step") == notice[0]:
+                given.give(notice[1])
+
+        monkeypatch.setattr(Quadratic, "step", step_and_notice)
+    start = worker.Start(np.zeros(2, np.float32))
+    ack = worker.run_task(LEASE, start, run, server, clock=clock, notice=given)
     return tape, server.received, ack, made[0]
+
+
+@pytest.mark.parametrize("on_lost", ["retry", "keep"])
+def test_a_worker_that_has_to_leave_ends_its_task_where_there_is_time(monkeypatch, on_lost):
+    settings = {"server__on_lost": on_lost, "worker__heartbeat_seconds": 1000.0, "server__lease_seconds": 3000.0}
+    tape, received, ack, _ = play(monkeypatch, seconds=10.0, notice=(2, 30.0), **settings)
+    assert tape.count("step") == 5, "three updates of ten seconds fit into thirty"
+    assert ack.durable
+    assert received[-1].final
+
+
+@pytest.mark.parametrize(("on_lost", "sent"), [("retry", []), ("keep", [(False, 2, 40)])])
+def test_else_it_hands_it_over_at_once_and_its_path_so_far_where_that_counts(monkeypatch, on_lost, sent):
+    settings = {"server__on_lost": on_lost, "worker__heartbeat_seconds": 1000.0, "server__lease_seconds": 3000.0}
+    tape, received, ack, _ = play(monkeypatch, seconds=10.0, notice=(2, 29.0), **settings)
+    assert tape.count("step") == 2
+    assert ack is None
+    assert [(c.final, c.updates, c.steps) for c in received] == sent
+    assert tape[-1] == "close"
+
+
+def test_one_that_falls_behind_hands_over_on_the_way(monkeypatch):
+    backward = Quadratic.backward
+
+    def slower_and_slower(self):
+        self.seconds += 10.0
+        return backward(self)
+
+    monkeypatch.setattr(Quadratic, "backward", slower_and_slower)
+    settings = {"worker__heartbeat_seconds": 1000.0, "server__lease_seconds": 3000.0}
+    tape, _, ack, _ = play(monkeypatch, notice=(1, 41.0), **settings)  # 10 s an update so far, then 20, 30 …
+    assert ack is None
+    assert tape.count("step") == 2
 
 
 def test_the_order_of_things(monkeypatch):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import ray
 import torch
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.config import ConfigError
@@ -28,11 +29,14 @@ from leap_dist.driver.actors import EVALUATION, SERVER
 from leap_dist.driver.control import Control, Record
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.pool import Pool
+from leap_dist.driver.preflight import check_nodes
+from leap_dist.driver.room import total_with_autoscaler
 from leap_dist.evaluation import Run
 from leap_dist.progress import Progress
 from leap_dist.settings import Config
 from leap_dist.stop_signal import StopSignal
 
+CODE = Path(__file__).parents[2]
 LOCAL_OBJECT_STORE = 512 * 2**20  # snapshots of a few megabytes need no more, and Ray would reserve a third of memory
 
 
@@ -48,6 +52,8 @@ def connect(config: Config) -> None:
         ray.init("local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE, **common)
         return
     address = prepare_to_join(config.address, insecure=config.insecure)
+    if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # `ray job submit` ships its working directory
+        common["runtime_env"] = {"py_modules": [str(CODE / name) for name in ("leap_dist", "envs")]}
     try:
         ray.init(address, **common)
     except (ConnectionError, RuntimeError) as error:
@@ -120,11 +126,15 @@ def _operate(
     connect(config)
     stop = StopSignal()
     nodes = Nodes()
+    pool = None
     try:
-        gpus = gpus_per_worker(config, ray.cluster_resources().get("GPU", 0.0))
+        gpus = gpus_per_worker(config, total_with_autoscaler("GPU", list(nodes.view.staying.values())))
         config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus))
         pool = Pool(config, nodes, profiles)
         pool.require_room()
+        if config.address != "local":
+            shared = start.folder if config.server.storage == "shared" else None
+            pool.alerts += check_nodes(nodes.view.staying, shared)
         server = _start_server(start)
         pool.open(server)
         return Control(server, pool, nodes, progress, record, stop).loop()
@@ -133,6 +143,8 @@ def _operate(
         if nodes.head_is_gone:
             atexit.register(_leave_ray)
         else:
+            if pool is not None:
+                pool.close()
             nodes.close()
             ray.shutdown()
 

@@ -7,11 +7,14 @@ asks for none is joined only where that was said. See docs/security.md.
 from __future__ import annotations
 
 import os
+import platform
 
 import grpc
+import ray
+from ray._common.usage.usage_lib import get_cluster_metadata
 from ray._private import ray_constants, services
 from ray._private.grpc_utils import init_grpc_channel
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, GcsClient  # type: ignore[attr-defined]
 from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
@@ -36,7 +39,7 @@ def prepare_to_join(address: str, *, insecure: bool) -> str:
     """Makes sure that `ray.init` of the address that is returned will be let in, by a cluster that asks for a token.
 
     Raises ConfigError where nothing answers there, the cluster runs without authentication and `insecure` is not set,
-    there is no token, or the cluster refuses it.
+    there is no token, the cluster refuses it, or was started with another version of Ray or Python.
     """
     try:
         found = services.canonicalize_bootstrap_address(address)
@@ -51,6 +54,7 @@ def prepare_to_join(address: str, *, insecure: bool) -> str:
                 f"address: the cluster at {found!r} runs without token authentication, so whoever reaches it can run "
                 "code here; start it with RAY_AUTH_MODE=token, or give --insecure"
             )
+        _require_versions(found)
         return found
     token = ray_token.find()
     if token is None:
@@ -61,7 +65,27 @@ def prepare_to_join(address: str, *, insecure: bool) -> str:
     _set_mode("token")
     if not _lets_in(found, address):
         raise ConfigError(f"address: the cluster at {found!r} refused the token of {token.source}; get the one it has")
+    _require_versions(found)
     return found
+
+
+def _require_versions(found: str) -> None:
+    """Raises ConfigError where the cluster runs another Ray or Python: neither talks to the other."""
+    try:
+        there = get_cluster_metadata(GcsClient(address=found))
+        theirs = {"Ray": str(there["ray_version"]), "Python": str(there["python_version"])}
+    except Exception:  # not a public interface: joining says so too, in more words
+        return
+    ours = {"Ray": ray.__version__, "Python": platform.python_version()}
+    if theirs != ours:
+        raise ConfigError(
+            f"address: the cluster at {found!r} runs {_listed(theirs)}, this is {_listed(ours)}; install the same "
+            "here, or start this on one of its nodes"
+        )
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return " and ".join(f"{name} {version[:40]}" for name, version in versions.items())
 
 
 def _set_mode(mode: str) -> None:

@@ -28,7 +28,7 @@ from leap_dist.run_lock import RunDirectoryBusy
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
 from leap_dist.stopwatch import NoProfiler, Profiler, Stopwatch
-from leap_dist.worker import Start, run_task
+from leap_dist.worker import Notice, Start, run_task
 
 log = logging.getLogger(__name__)
 
@@ -226,9 +226,10 @@ class WorkerActor:
         self._time = Stopwatch()
         self._profiler = Profiler(self._time) if profile else NoProfiler()
         self._film = Film(config)
+        self._notice = Notice()
 
     def run(self) -> list[Play]:
-        """Works until the server has no more tasks. Returns what was filmed and not asked for yet.
+        """Works until the server has no more tasks, or it has to leave. Returns what was filmed and not asked for yet.
 
         Raises when the server is gone for good.
         """
@@ -237,7 +238,7 @@ class WorkerActor:
             worker.device, worker.threads, worker.gpus
         )  # not in the constructor: it is for the thread that computes
         pause = 0.05
-        while True:
+        while not self._notice.given:
             with self._time("waiting"):
                 answer = self._client.call("lease", self._name, self._incarnation)
                 if isinstance(answer, Idle):
@@ -248,6 +249,12 @@ class WorkerActor:
                     continue
             pause = 0.05
             self._work(answer)
+        return self._film.hand_over()
+
+    @ray.method(concurrency_group="io")
+    def leave(self, seconds: float) -> None:
+        """Tells the worker to be gone in so many seconds; see run_task. It takes no further task."""
+        self._notice.give(seconds)
 
     @ray.method(concurrency_group="io")  # answers while `run` is busy
     def health(self) -> Health:
@@ -268,7 +275,14 @@ class WorkerActor:
             return  # the server restarted since; its next lease comes with a new reference
         try:
             run_task(
-                lease, start, self._config, self._client, stopwatch=self._time, profiler=self._profiler, film=self._film
+                lease,
+                start,
+                self._config,
+                self._client,
+                stopwatch=self._time,
+                profiler=self._profiler,
+                film=self._film,
+                notice=self._notice,
             )
         except RayError:
             raise  # the server's trouble, not the game's

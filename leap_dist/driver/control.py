@@ -70,7 +70,7 @@ class Control:
             if self._pool.exhausted:
                 self._pool.alerts.append("every worker is in quarantine; look into what failed on them, and resume")
                 return self._wind_down("failed")
-            self._report("running")
+            self._report("waiting" if self._pool.waiting else "running")
             self._stop.wait(POLL_SECONDS)
         return self._wind_down("interrupted")
 
@@ -125,6 +125,7 @@ class Control:
         lines, self._lines = self._lines, []
         more = {
             "alerts": redact_all([*self._status["alerts"], *self._pool.alerts]),
+            "waiting": self._pool.waiting if state == "waiting" else "",
             "workers": self._pool.describe(),
             "workers_alive": self._pool.alive,
             "workers_wanted": self._pool.wanted,

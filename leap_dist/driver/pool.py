@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Container
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from ray.exceptions import RayActorError, RayError
 from leap_dist.config import ConfigError
 from leap_dist.driver.actors import WORKER, Gone
 from leap_dist.driver.nodes import Nodes
+from leap_dist.driver.room import Need, ask_autoscaler, autoscaler_groups, most_that_fit, no_room
 from leap_dist.film import Play
 from leap_dist.settings import Config
 from leap_dist.stopwatch import breakdown, shares
 
-RECONCILE_SECONDS = 5.0
+LEAVE_SECONDS = 5.0  # before its node goes, a worker should be gone
+PLACED_SECONDS = 60.0  # in which a worker that fits should have started
 LONGEST_BACKOFF = 30.0  # seconds before a worker that keeps dying is started again
 HEALTHY_SECONDS = 60.0  # a worker that lived this long does not keep dying
 READINGS = 120  # of a worker's stopwatch that are kept, about a minute's
@@ -43,8 +45,12 @@ class _Slot:
     operators: str | None = None
     """The profiler's table, once it is here."""
     started: float = 0.0
+    placed: bool = True
+    """It has started, or is not known to be late."""
     failures: int = 0
     not_before: float = 0.0
+    gone_by: float | None = None
+    """When its node goes, once the worker has been told."""
     done: bool = False
     quarantined: bool = False
 
@@ -52,16 +58,21 @@ class _Slot:
 class Pool:
     """Keeps as many workers running as were asked for and fit, and replaces those that die.
 
+    None starts before as many fit as there must be at least.
+
     `profiles`: a folder for every worker's trace and breakdown, where they are wanted.
     """
 
     def __init__(self, config: Config, nodes: Nodes, profiles: Path | None = None) -> None:
         self._config = config
+        self._need = Need.of(config)
         self._profiles = profiles
         self._server: Any = None
         self._nodes = nodes
         self._slots: list[_Slot] = []
-        self._reconciled = -RECONCILE_SECONDS
+        self._begun = False
+        self._room: int | None = None  # as last told of
+        self._asked = False  # an autoscaler, for nodes
         self.restarts = 0
         self.gone: list[Gone] = []
         """Incarnations that ended and whose leases the server has not been told to take back yet."""
@@ -69,39 +80,64 @@ class Pool:
         self._plays: list[Play] = []
 
     def require_room(self) -> None:
-        """Raises ConfigError where no node can take a worker; notes where fewer fit than were asked for."""
-        fits = self.room()
-        if fits == 0:
-            wanted = self._config.worker
-            raise ConfigError(
-                f"worker.cpus: no node has room for a worker with {wanted.cpus:g} CPUs and {wanted.gpus:g} GPUs; "
-                f"the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs"
-            )
-        if fits < self.wanted:
+        """Raises ConfigError where too few workers fit, and nothing may bring more; asks for what may come."""
+        fits, least, bring = self.room(), self._config.min_workers, autoscaler_groups()
+        self._asked = bring is not None or self._config.wait_for_nodes
+        most = max(fits, most_that_fit(self._need, bring)) if bring is not None else fits
+        if most < least and not (self._config.wait_for_nodes and bring is None):
+            nodes = list(self._nodes.view.staying.values())
+            raise ConfigError(no_room(self._need, least, most, nodes, bring is not None))
+        if self._asked:
+            ask_autoscaler(self._need, self.wanted)
+        elif fits < self.wanted:
             self.alerts.append(f"{self.wanted} workers asked for, {fits} fit; a lower worker.cpus shares processors")
 
     def open(self, server: Any) -> None:
         """From now on `tend` starts workers for `server`."""
         self._server = server
 
+    def close(self) -> None:
+        """Takes back what was asked of an autoscaler."""
+        if self._asked:
+            ask_autoscaler(self._need, 0)
+
     @property
     def wanted(self) -> int:
         """Workers asked for."""
         return self._config.workers
 
+    @property
+    def waiting(self) -> str:
+        """What is waited for, where no worker can start yet; else empty."""
+        if self._begun:
+            return ""
+        nodes = len(self._nodes.view.staying)
+        return (
+            f"waiting for nodes: {self.room()} workers with {self._need} fit on the {nodes} there are, "
+            f"{self._config.min_workers} must"
+        )
+
     def tend(self) -> None:
         """Starts, checks and replaces workers; never waits."""
-        now = time.monotonic()
-        if now - self._reconciled >= RECONCILE_SECONDS:
-            self._reconciled = now
-            self._leave(self._nodes.view.leaving)
-            while len(self._slots) < min(self.wanted, self.room()):
-                self._slots.append(_Slot(f"w{len(self._slots)}"))
+        now, fits = time.monotonic(), self.room()
+        self._note_room(fits)
+        self._leave(self._nodes.view.leaving)
+        if self._begun:
+            self._slots += [_Slot(f"w{number}") for number in range(len(self._slots), min(self.wanted, fits))]
+        free = fits - sum(slot.run is not None and slot.gone_by is None for slot in self._slots)
         for slot in self._slots:
             if slot.run is not None:
                 self._check(slot, slot.run)
-            if slot.run is None and not (slot.done or slot.quarantined) and now >= slot.not_before:
+            elif not (slot.done or slot.quarantined) and now >= slot.not_before and free > 0:
+                free -= 1
                 self._start(slot)
+
+    def _note_room(self, fits: int) -> None:
+        self._begun = self._begun or fits >= self._config.min_workers
+        fits = min(fits, self.wanted)
+        if self._room is not None and fits != self._room:
+            self.alerts.append(f"{fits} of {self.wanted} workers fit now, {self._room} did before")
+        self._room = fits
 
     def heed(self, status: dict[str, Any]) -> None:
         """Does what the server's status asks for: replaces workers that fell silent, stops those in quarantine."""
@@ -115,12 +151,8 @@ class Pool:
                 self._restart(slot, "was silent for too long")
 
     def room(self) -> int:
-        """How many workers the nodes that are alive, and stay, have resources for."""
-        cpus, gpus = self._config.worker.cpus, self._config.worker.gpus
-        return sum(
-            int(min(node.get("CPU", 0) / cpus, node.get("GPU", 0) / gpus if gpus else float("inf")) + 1e-9)
-            for node in self._nodes.view.alive.values()
-        )
+        """How many workers the nodes that are there, and stay, have resources for."""
+        return sum(self._need.fits(node.resources, node.labels) for node in self._nodes.view.staying.values())
 
     def describe(self) -> list[dict[str, Any]]:
         """Every worker as plain data."""
@@ -129,6 +161,7 @@ class Pool:
                 "name": slot.name,
                 "state": _state(slot),
                 "pid": slot.pid,
+                "node": slot.node,
                 "memory_bytes": slot.memory_bytes,
                 "time_share": shares(slot.readings[-1], slot.readings[0]) if slot.readings else {},
             }
@@ -164,12 +197,14 @@ class Pool:
     @property
     def alive(self) -> int:
         """Workers whose process has answered."""
-        return sum(_state(slot) == "running" for slot in self._slots)
+        return sum(slot.pid is not None for slot in self._slots)
 
     def _start(self, slot: _Slot) -> None:
-        worker = WORKER.options(num_cpus=self._config.worker.cpus, num_gpus=self._config.worker.gpus)
+        need = self._need
+        worker = WORKER.options(num_cpus=need.cpus, num_gpus=need.gpus, label_selector=need.labels or None)
         slot.incarnation = uuid.uuid4().hex
         slot.readings.clear()
+        slot.placed = True
         profile = self._profiles is not None and slot.operators is None
         slot.actor = worker.remote(slot.name, slot.incarnation, self._config, self._server, profile)
         slot.started = time.monotonic()
@@ -189,6 +224,11 @@ class Pool:
                 slot.health = slot.actor.health.remote()
             except RayError:
                 slot.health = None  # `run` fails too, and says why
+        if slot.placed and slot.pid is None and time.monotonic() - slot.started > PLACED_SECONDS:
+            slot.placed = False
+            self.alerts.append(
+                f"{slot.name} has not started for {PLACED_SECONDS:.0f} s: other programs may use what the nodes have"
+            )
         if not ray.wait([run], timeout=0)[0]:
             return
         try:
@@ -196,17 +236,30 @@ class Pool:
         except RayError as error:
             # A process that ended by itself may have been ended by its game; one whose node is gone was not.
             died = isinstance(error, RayActorError) and "node has died" not in str(error)
-            self._restart(slot, f"died: {last_line(error)}", crashed=died and slot.node in self._nodes.view.alive)
+            self._restart(slot, f"died: {last_line(error)}", crashed=died and slot.node in self._nodes.view.staying)
         else:
-            slot.done = True
-            _clear(slot)
+            if slot.gone_by is None:
+                slot.done = True
+                _clear(slot)
+            else:
+                self._end(slot, crashed=False)
 
-    def _leave(self, nodes: Container[str]) -> None:
-        """Moves workers away from nodes that are about to go, while there is time."""
+    def _leave(self, leaving: Mapping[str, float]) -> None:
+        """Tells workers whose node is about to go, and ends those that are still there when it does.
+
+        They end their task, where there is time for that, or hand it over; then they start again elsewhere.
+        """
+        now = time.monotonic()
         for slot in self._slots:
-            if slot.run is not None and slot.node in nodes:
-                self.alerts.append(f"{slot.name} leaves its node, which is about to go")
+            if slot.run is None or slot.node is None or slot.node not in leaving:
+                continue
+            if slot.gone_by is None:
+                slot.gone_by = leaving[slot.node]
+                left = max(0.0, slot.gone_by - LEAVE_SECONDS - now)
+                slot.actor.leave.remote(left)
                 slot.not_before = 0.0
+                self.alerts.append(f"{slot.name} leaves its node, which is about to go, within {left:.0f} s")
+            elif now >= slot.gone_by:
                 self._end(slot, crashed=False)
 
     def _restart(self, slot: _Slot, reason: str, *, crashed: bool = False) -> None:
@@ -236,7 +289,7 @@ class Pool:
 
 
 def _clear(slot: _Slot) -> None:
-    slot.actor = slot.run = slot.health = slot.pid = slot.node = slot.memory_bytes = None
+    slot.actor = slot.run = slot.health = slot.pid = slot.node = slot.memory_bytes = slot.gone_by = None
 
 
 def _state(slot: _Slot) -> str:
@@ -245,7 +298,9 @@ def _state(slot: _Slot) -> str:
     if slot.done:
         return "done"
     if slot.run is None:
-        return "restarting" if slot.failures else "starting"
+        return "no room" if time.monotonic() >= slot.not_before else "restarting"
+    if slot.gone_by is not None:
+        return "leaving"
     return "running" if slot.pid is not None else "starting"
 
 

@@ -1,0 +1,114 @@
+"""Looks at every node before training starts: does it share the run directory's storage, and run the same packages?"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from leap_dist.config import ConfigError
+from leap_dist.driver.nodes import Node
+
+ANSWER_SECONDS = 60.0  # in which every node should have answered; the first process on a node takes a while
+PACKAGES = ("torch", "numpy", "ale-py", "gymnasium", "safetensors")
+"""That a worker computes with."""
+
+
+class Seen(NamedTuple):
+    """What a node said."""
+
+    content: str | None
+    """Of the probe file, None where it is not there."""
+    versions: dict[str, str | None]
+    """By package, None where it is missing."""
+
+
+def check_nodes(nodes: Mapping[str, Node], folder: Path | None) -> list[str]:
+    """Asks every node. Returns what a person should know but nothing stops at.
+
+    `folder`: an existing directory that all nodes should share; None: they need not.
+
+    Raises ConfigError where a node does not share the folder, or lacks a package.
+    """
+    here = {name: metadata.version(name) for name in PACKAGES}
+    with _probe(folder) as (path, content):
+        seen, silent = _ask(list(nodes), path)
+    warnings = [f"{nodes[name].host} has not answered for {ANSWER_SECONDS:.0f} s" for name in silent]
+    for name, answer in seen.items():
+        host = nodes[name].host
+        if folder is not None and answer.content != content:
+            raise ConfigError(
+                f"run-dir: {folder} is not shared with node {host}; put it on storage that every node has, give a URL, "
+                "or say --server.storage node, with which only this node can resume the run"
+            )
+        if missing := [package for package in PACKAGES if answer.versions[package] is None]:
+            raise ConfigError(
+                f"address: node {host} lacks {', '.join(missing)}; install this project's requirements.txt there"
+            )
+        if other := [package for package in PACKAGES if answer.versions[package] != here[package]]:
+            theirs = ", ".join(f"{package} {answer.versions[package]} (here {here[package]})" for package in other)
+            warnings.append(f"node {host} has {theirs}: the bits may differ")
+    return warnings
+
+
+@contextlib.contextmanager
+def _probe(folder: Path | None) -> Iterator[tuple[str, str]]:
+    """A file of our own in the folder, while it is looked for: its path and content."""
+    content = secrets.token_hex(16)
+    if folder is None:
+        yield "", content
+        return
+    path = folder / f".probe-{content[:8]}"
+    try:
+        path.write_text(content)
+    except OSError as error:
+        raise ConfigError(f"run-dir: {folder} cannot be written ({error.strerror}); choose another") from None
+    try:
+        yield str(path), content
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _ask(names: list[str], path: str) -> tuple[dict[str, Seen], list[str]]:
+    """What each node said, and those that did not in time, or went while they were asked."""
+
+    # Defined in here so that Ray ships it whole: a node then needs nothing of ours to answer.
+    def look(path: str, packages: tuple[str, ...]) -> tuple[str | None, dict[str, str | None]]:
+        import importlib.metadata
+        import pathlib
+
+        versions: dict[str, str | None] = {}
+        for package in packages:
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                versions[package] = None
+        try:
+            return pathlib.Path(path).read_text(), versions
+        except OSError:
+            return None, versions
+
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(look)
+    asked = {
+        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(
+            path, PACKAGES
+        ): name
+        for name in names
+    }
+    done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+    for reference in silent:
+        ray.cancel(reference, force=True)
+    seen, gone = {}, [asked[reference] for reference in silent]
+    for reference in done:
+        try:
+            seen[asked[reference]] = Seen(*ray.get(reference))
+        except RayError:
+            gone.append(asked[reference])
+    return seen, gone
