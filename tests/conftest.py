@@ -1,10 +1,12 @@
 """Shared by all tests: the repository on the path, and one thread, so that results do not depend on the machine."""
 
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -50,3 +52,31 @@ def undisturbed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
     one = Launch(environment, run_dir, *SYNC, "--workers", "1", "--profile")
     assert one.end() == 0, one.log.read_text()
     return run_dir
+
+
+@pytest.fixture
+def cluster(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without CPUs, which soon notices that a node is dead; workers that are started on its nodes take their
+    time."""
+    from ray.cluster_utils import Cluster  # slow to import, and only some tests need Ray
+
+    from leap_dist.driver import access
+
+    for name in ("HOME", "RAY_TMPDIR"):
+        monkeypatch.setenv(name, environment[name])
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # put back afterwards
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
+    access._set_mode("token")
+    monkeypatch.setenv("LEAP_FAILPOINTS", "task.update=slow@1-1000000")
+    started = Cluster(shutdown_at_exit=False)
+    started.add_node(num_cpus=0, include_dashboard=False, _system_config=NOTICED_SOON)
+    yield started
+    started.shutdown()
+
+
+NOTICED_SOON = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 300,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
