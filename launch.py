@@ -166,8 +166,8 @@ def _add_evaluate(commands: Any) -> None:
 
 
 _OF_EVALUATIONS = {
-    "games", "workers", "task_steps", "seed", "address", "insecure", "agent", "atari", "worker",
-    "server.lease_seconds",
+    "games", "workers", "min_workers", "wait_for_nodes", "task_steps", "seed", "address", "insecure", "agent", "atari",
+    "worker", "server.lease_seconds", "server.storage",
 }  # fmt: skip
 """Settings, and sections, that an evaluation has a use for."""
 

@@ -95,6 +95,7 @@ def train(
     Raises RunDirectoryBusy or CorruptFile where the server cannot use the run directory, ConfigError where there is no
     cluster or it lacks what is asked for.
     """
+    run_dir = run_dir.absolute()  # the server's process starts elsewhere
     start = _Start(SERVER, (config, run_dir, uuid.uuid4().hex), run_dir)
     return _operate(config, start, record, wall_seconds_before, run_dir / "profile" if profile else None)
 
@@ -106,7 +107,9 @@ def evaluate(
 
     Signals and errors are those of `train`.
     """
-    config = replace(config, workers=min(config.workers, len(runs)))
+    workers = min(config.workers, len(runs))
+    config = replace(config, workers=workers, min_workers=min(config.min_workers, workers))
+    out = out.absolute()
     return _operate(config, _Start(EVALUATION, (config, list(runs), out), out), record, wall_seconds_before)
 
 
