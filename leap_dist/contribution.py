@@ -118,7 +118,10 @@ class Contribution:
     seconds: float
     """Wall time so far."""
     vector: np.ndarray
-    """Float32, flat: of the shared parameters, and then of the game's head where heads persist."""
+    """Float32, flat: of the shared parameters, and then of the game's head where heads persist.
+
+    Empty in what is not final, and `start` is None, where no prefix counts: nobody would read it.
+    """
     start: np.ndarray | None
     """φ_lease, float32, flat, where the server corrects for the end point (ρ, fedasync)."""
     path: PathStatistics

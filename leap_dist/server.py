@@ -277,7 +277,7 @@ class MetaServer:
         if contribution.final or self._config.mode == "stream":
             return self._accept(held, contribution)
         # Only a server that lets prefixes count needs their vectors; all others stay small, whatever is open.
-        keep = self._config.server.on_lost == "keep"
+        keep = self._config.prefixes_count
         self._counts["partials"] += 1
         self._note_progress(held, _owned(contribution) if keep else replace(contribution, vector=_NOTHING, start=None))
         return self._ack(True)
@@ -291,6 +291,8 @@ class MetaServer:
             return "base-version"
         if vector.dtype != np.float32 or (start is not None and start.dtype != np.float32):
             return "dtype"
+        if not (contribution.final or self._config.prefixes_count) and vector.shape == (0,) and start is None:
+            return ""  # nobody would read it, so it was not sent
         if vector.shape != (self._expected_size(lease, vector.size),):
             return "shape"
         if self._config.corrects_endpoint != (start is not None) or (start is not None and start.shape != (size,)):

@@ -221,6 +221,11 @@ class Config:
         return self.mode == "fedasync" or self.meta.endpoint_correction > 0
 
     @property
+    def prefixes_count(self) -> bool:
+        """What a task has so far may come into φ, so that the server needs the vectors of partial contributions."""
+        return self.mode == "stream" or self.server.on_lost == "keep"
+
+    @property
     def keeps_heads(self) -> bool:
         """Each game has a head of its own that lasts from task to task."""
         return self.meta_learner == "finetune-multi"

@@ -238,6 +238,10 @@ class _Run:
         self._seq += 1
         with self._time("leap"):
             vector, path = self._watch.report()
+            # What is not finite goes all the same: the server ends the task then.
+            bare = not (final or self._config.prefixes_count) and bool(vector.isfinite().all())
+            if bare:
+                vector = vector.new_empty(0)
         contribution = Contribution(
             lease=self._lease.id,
             worker=self._lease.worker,
@@ -250,7 +254,7 @@ class _Run:
             steps=steps,
             seconds=self._clock() - self._started,
             vector=vector.cpu().numpy(),
-            start=self._base if self._sends_start else None,
+            start=self._base if self._sends_start and not bare else None,
             path=path,
             curve=tuple(self._curve),
             episodes=tuple(self._episodes) if final and self._episodes else (),

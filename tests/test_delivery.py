@@ -22,10 +22,10 @@ VECTOR, START = np.ones(SIZE, np.float32), INITIAL
 # --- law 11 --------------------------------------------------------------------------------------------------------
 
 
-def deliver(order, choices):
+def deliver(order, choices, bare=()):
     """Three leases with three pushes each, the last one final, delivered in that order (index = 3 · lease + seq − 1).
 
-    Returns what may depend on it, and the counters.
+    Those in `bare` that are not final go without their vectors. Returns what may depend on it, and the counters.
     """
     with fast_folder() as folder:
         run = config(**choices, meta_updates=1, meta__batch_size=3)
@@ -35,6 +35,9 @@ def deliver(order, choices):
             lease = grant(server, name, name)
             start, head = server.snapshot()[1], server.head(lease.task.game)
             pushes += Worker(run, name, lambda task: 3).train(lease, start, head)
+        for index in bare:
+            if not pushes[index].final:
+                pushes[index] = replace(pushes[index], vector=pushes[index].vector[:0], start=None)
         for index in order:
             assert server.push(pushes[index]).accepted
         heads = {game: server.head(game) for game in run.games}
@@ -198,6 +201,31 @@ def test_a_run_whose_games_are_all_quarantined_ends_incomplete(tmp_path, mode):
     assert (status["finished"], status["complete"], status["tasks"]) == (True, False, 0)
 
 
+# --- what nobody reads is not sent ---------------------------------------------------------------------------------
+
+BARE = [mode for mode in MODES if mode != "stream"]
+
+
+@settings(max_examples=60)
+@given(order=deliveries(), mode=st.sampled_from(BARE), bare=st.sets(st.integers(0, 8)))
+def test_partials_without_vectors_leave_the_same_initialization_ledger_and_counts(order, mode, bare):
+    """Any of the pushes that are not final, sent without what the server would drop."""
+    found = deliver(order, MODES[mode], bare)
+    once = deliver(order, MODES[mode])
+    assert_same(found, once, order)
+    assert {k: v for k, v in found[3].items() if k not in CHANGING} == {
+        k: v for k, v in once[3].items() if k not in CHANGING
+    }
+
+
+@pytest.mark.parametrize("mode", BARE)
+def test_a_final_contribution_without_its_vector_is_refused(tmp_path, mode):
+    server = serve(tmp_path, config(**MODES[mode]))
+    lease = grant(server)
+    (last,) = Worker(server._config).train(lease, server.snapshot()[1], None)
+    assert server.push(replace(last, vector=last.vector[:0], start=None)).reason == "shape"
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 LARGE = np.array([3e38, *[0] * (SIZE - 1)], np.float32)
@@ -222,7 +250,12 @@ REFUSALS = {
     "vector with no axis": ({}, "shape", {"vector": np.array(1.0, np.float32)}),
     "vector with no axis where there is none": (NONE, "shape", {"vector": np.array(1.0, np.float32)}),
     "vector of another type where there is none": (NONE, "dtype", {"vector": np.empty(0)}),
-    "empty vector": ({}, "shape", {"vector": VECTOR[:0]}),
+    "empty vector": ({"server__on_lost": "keep"}, "shape", {"vector": VECTOR[:0]}),
+    "empty vector, streamed": (STREAM, "shape", {"vector": VECTOR[:0]}),
+    "empty vector with a start": (FEDASYNC, "shape", {"vector": VECTOR[:0], "start": START}),
+    "empty vector with two axes": ({}, "shape", {"vector": np.empty((0, 1), np.float32)}),
+    "empty vector of another type": ({}, "dtype", {"vector": np.empty(0)}),
+    "empty vector of another encoder": ({}, "manifest", {"vector": VECTOR[:0], "manifest": "0" * 16}),
     "exploding": ({}, "exploding", {"vector": VECTOR * np.float32(1e12), "final": True}),
     "exploding, streamed": (STREAM, "exploding", {"vector": VECTOR * np.float32(1e12)}),
     "increment nan": (STREAM, "non-finite", {"vector": np.full(SIZE, np.nan, np.float32)}),

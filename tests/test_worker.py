@@ -164,7 +164,7 @@ def test_the_order_of_things(monkeypatch):
 
 def test_contributions_are_cumulative_prefixes_of_the_path(monkeypatch):
     """θ_i = 0.9^i θ_0, so f and every segment are known in closed form."""
-    _, received, _, learner = play(monkeypatch, worker__push_interval=40)
+    _, received, _, learner = play(monkeypatch, worker__push_interval=40, server__on_lost="keep")
     start = np.array([3.0, 4.0])
     for contribution in received:
         expected = np.zeros(2)
@@ -214,6 +214,31 @@ def test_a_worker_that_lost_its_lease_stops_training(monkeypatch, interval):
     assert ack is None
     assert tape[-2:] == ["push" if interval == 40 else "renew", "close"]
     assert tape.count("backward") == 2
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"mode": "sync"}, {"mode": "fedasync", "meta_learner": "reptile"}, {"meta_learner": "fomaml"}]
+)
+def test_what_nobody_reads_is_not_sent(monkeypatch, settings):
+    """The numbers that say how the path goes are, and the end of it is whole."""
+    choices = {"worker__push_interval": 40, "fomaml__rollouts": 2, **settings}
+    _, received, _, _ = play(monkeypatch, **choices)
+    _, whole, _, _ = play(monkeypatch, **choices, server__on_lost="keep")
+    assert [(c.vector.size, c.start) for c in received[:-1]] == [(0, None)] * 2
+    assert [c.vector.size for c in whole] == [2] * 3
+    assert [c.header() for c in received] == [c.header() for c in whole]
+    assert np.array_equal(received[-1].vector, whole[-1].vector)
+
+
+def test_what_is_not_finite_is_sent_so_that_the_server_ends_the_task(monkeypatch):
+    def broken(self):
+        with torch.no_grad():
+            self.encoder.weight.mul_(np.inf)
+
+    monkeypatch.setattr(Quadratic, "step", broken)
+    _, received, _, _ = play(monkeypatch, worker__push_interval=40, meta_learner="reptile")
+    assert [c.vector.size for c in received] == [2, 2, 2]
+    assert not np.isfinite(received[0].vector).any()
 
 
 @pytest.mark.parametrize("interval", [20, 25, 50, 99, 100])
@@ -415,7 +440,9 @@ def test_a_shift_moves_the_encoder_and_leaves_head_and_optimizer_as_they_are(mon
 )
 def test_phi_at_the_lease_is_sent_along_where_the_server_corrects_for_it(monkeypatch, settings, sent):
     tape: list[str] = []
-    run = config(agent__envs=4, agent__unroll=5, task_steps=60, worker__push_interval=20, **settings)
+    run = config(
+        agent__envs=4, agent__unroll=5, task_steps=60, worker__push_interval=20, server__on_lost="keep", **settings
+    )
     monkeypatch.setattr(worker, "make_learner", lambda *_: Quadratic(tape, Clock(), 0.0))
     server = Server(tape, snapshots=[(1, PHI + 1), (2, PHI + 2)])
     worker.run_task(LEASE, worker.Start(PHI.copy()), run, server)
