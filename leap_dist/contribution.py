@@ -206,4 +206,4 @@ class Ack:
     version: int
     """The server's present version."""
     wait: float = 0.0
-    """Seconds to wait at least before the next push, or before this one again: the server has too much to do."""
+    """Seconds to wait at least before the next report, or before this push again: the server has too much to do."""

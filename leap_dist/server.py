@@ -26,6 +26,7 @@ from leap_dist.intake import Intake
 from leap_dist.leases import ACCEPTED, LeaseBook, OpenLease, describe
 from leap_dist.meta_state import Accepted, MetaState
 from leap_dist.models import Manifest
+from leap_dist.pace import Pace
 from leap_dist.quarantine import Quarantine
 from leap_dist.run_lock import RunLock
 from leap_dist.settings import Config
@@ -53,6 +54,7 @@ _REST = {
 }
 """What `MetaServer._rest` returns."""
 
+_PART_OF_LEASE = 0.25  # for which a worker is told to stay silent at most
 LEAST_LEASES = 16  # open at once that are granted to anybody, however few workers were asked for
 LEAST_WAITING = 64  # contributions that are kept waiting at least, while no meta-update can be saved
 LONG_WAIT = 5.0  # seconds for which a worker is sent away that is one too many
@@ -68,6 +70,7 @@ class MetaServer:
         initial: φ₀, used only where the run directory holds no checkpoint yet.
         session: names this launch; leases of other sessions are dropped, their workers being gone.
         clock: monotonic seconds.
+        work: seconds of work so far; see Pace. None: no more than what the clock says of each call.
 
     Raises RunDirectoryBusy where another server holds the directory, CorruptFile where nothing in it can be used or it
     belongs to another encoder.
@@ -82,6 +85,7 @@ class MetaServer:
         initial: np.ndarray,
         session: str = "",
         clock: Callable[[], float] = time.monotonic,
+        work: Callable[[], float] | None = None,
     ) -> None:
         self._config = config
         self._manifest = manifest
@@ -98,6 +102,8 @@ class MetaServer:
             replace=config.sampling == "replacement",
         )
         self._intake = Intake(config.server.pushes_per_second, clock)
+        longest_wait = _PART_OF_LEASE * config.server.lease_seconds
+        self._pace = Pace(config.server.busy_share, longest_wait, clock, work or (lambda: 0.0))
         self._leases = LeaseBook(self._state.journal, session, clock)
         self._batch_size = aggregation.batch_size(config.mode, config.meta)
         self._batched = config.mode in ("sync", "buffered")
@@ -123,6 +129,10 @@ class MetaServer:
         A worker holds one lease at most: what it held before is taken back. A quarantined worker gets none, and nobody
         gets one while twice as many are open as workers were asked for.
         """
+        with self._pace.call():
+            return self._lease(worker, incarnation)
+
+    def _lease(self, worker: str, incarnation: str) -> Lease | Idle:
         self.tick()
         for held in self._leases.of(worker):
             self._lose(held, "superseded")
@@ -154,22 +164,26 @@ class MetaServer:
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
         """Extends a lease, `steps` agent steps into its task. `proceed` is False where it is no longer held."""
-        held = self._leases.get(lease_id)
-        if held is None or held.lease.incarnation != incarnation:
-            return self._ack(False, reason=self._leases.outcome(lease_id), proceed=False)
-        self._extend(held, steps)
-        return self._ack(True)
+        with self._pace.call(report=True):
+            held = self._leases.get(lease_id)
+            if held is None or held.lease.incarnation != incarnation:
+                return self._ack(False, reason=self._leases.outcome(lease_id), proceed=False)
+            self._extend(held, steps)
+            return self._ack(True, wait=self._pace.wait(len(self._leases)))
 
     def push(self, contribution: Contribution) -> Ack:
         """Takes a contribution. Repeated and reordered ones change nothing; a final one is durable once acknowledged.
 
         A refusal names its reason, is counted, and leaves everything as it was, except that an unusable contribution
         ends its lease where nothing better can follow. "storage" means that the disk would not take it, "busy" that
-        the server has too much to do: push again later, after `wait` seconds.
+        the server has too much to do: push again later, after `wait` seconds. Whose task goes on may be told to wait
+        in any case.
         """
         failpoint("push.received")
-        with self._push_times:
+        with self._pace.call(report=not contribution.final), self._push_times:
             ack = self._take(contribution)
+        if ack.accepted and not contribution.final and ack.proceed:
+            ack = replace(ack, wait=max(ack.wait, self._pace.wait(len(self._leases))))
         failpoint("push.acknowledge")
         return ack
 
@@ -196,6 +210,10 @@ class MetaServer:
 
     def tick(self) -> None:
         """Takes back leases past their deadline, and retries a meta-update that could not be saved."""
+        with self._pace.call():
+            self._tick()
+
+    def _tick(self) -> None:
         for held in self._leases.expired():
             silence = f"was not heard of for {held.lease.seconds:g} s"
             self._alert(f"{held.lease.worker} {silence}: its task ({held.lease.task.game}) is taken back")
@@ -217,6 +235,10 @@ class MetaServer:
 
     def status(self) -> dict[str, Any]:
         """Counters and open leases, as plain data."""
+        with self._pace.call():
+            return self._status()
+
+    def _status(self) -> dict[str, Any]:
         return {
             "meta_updates": self.version,
             "tasks": self._state.applied_tasks,
@@ -239,6 +261,8 @@ class MetaServer:
             "pushes": self._push_times.count,
             "push_ms": self._push_times.milliseconds(),
             "update_ms": self._update_times.milliseconds(),
+            "pace_seconds": self._pace.wait(len(self._leases)),
+            "busy_share": self._pace.busy_share,
             "agreement_between_games": self._agreement.cosines(),
             "finished": self.finished,
             "alerts": list(self.alerts),

@@ -138,6 +138,12 @@ class ServerSettings:
     storage: Literal["shared", "node"] = setting(
         "shared", "where the run directory is: on storage that every node of a cluster shares, or on the driver's alone"
     )
+    busy_share: float = setting(
+        0.5,
+        "part of the server's time that its work may take; beyond it running tasks are told to report more rarely",
+        above=0,
+        high=1,
+    )
     keep_checkpoints: int = setting(3, "newest checkpoints kept", low=1, high=1000)
 
 

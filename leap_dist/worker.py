@@ -148,6 +148,7 @@ class _Run:
         self._started = clock()
         self._seq = 0
         self._quiet_until = self._started  # the server wants nothing but the end before that
+        self._longest_silence = lease.seconds / 4  # whatever the server wants
         self._curve: list[CurvePoint] = []
         self._episodes: list[Episode] | None = [] if start.evaluation else None
         self._base_version, self._base = lease.version, start.vector  # the snapshot that was last heard of
@@ -157,7 +158,7 @@ class _Run:
         """The whole task; see run_task."""
         config, learner, watch = self._config, self._learner, self._watch
         rollouts, interval = config.rollouts_per_task, config.worker.push_interval
-        steps, renewed = 0, self._clock()
+        steps, pushed, renewed = 0, 0, self._clock()
         filmed_from = self._film.start(self._lease)
         failpoint("task.start")
         for rollout in range(1, rollouts + 1):
@@ -180,17 +181,16 @@ class _Run:
                 self._hand_over(rollout, steps)
                 return None
             ack = None
-            due = steps // interval > (steps - learner.steps_per_update) // interval
-            if due and self._clock() >= self._quiet_until:
-                ack = self._push(rollout, steps)
-                self._quiet_until = self._clock() + ack.wait
+            if steps // interval > pushed // interval and self._clock() >= self._quiet_until:
+                ack, pushed = self._push(rollout, steps), steps
                 if config.meta.shift and ack.proceed:
                     self._follow()
-            elif self._clock() - renewed > config.worker.heartbeat_seconds:
+            elif self._must_renew(self._clock() - renewed):
                 with self._time("waiting"):
                     ack = self._server.renew(self._lease.id, self._lease.incarnation, steps)
             if ack is not None:
                 renewed = self._clock()
+                self._quiet_until = max(self._quiet_until, renewed + ack.wait)
                 if not ack.proceed:
                     return None
         watch.finish()
@@ -205,8 +205,14 @@ class _Run:
 
     def _hand_over(self, updates: int, steps: int) -> None:
         """Leaves the task to another worker; where prefixes count, so does all that was trained."""
-        if self._config.server.on_lost == "keep":
+        if self._config.prefixes_count:
             self._push(updates, steps)
+
+    def _must_renew(self, silence: float) -> bool:
+        """Whether the server has to hear of the task again, after so many seconds."""
+        if self._clock() < self._quiet_until:
+            return silence > self._longest_silence
+        return silence > self._config.worker.heartbeat_seconds
 
     def _follow(self) -> None:
         """Continual trajectory shifting (Shin et al. 2021): moves along with φ since it was last heard of.

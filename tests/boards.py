@@ -91,6 +91,8 @@ def summary(seconds: float = 10.0, **values: Any) -> dict[str, Any]:
         "checkpoint_age": 3.5,
         "pushes": 100,
         "push_ms": {"p50": 1.5, "p99": 9.0},
+        "pace_seconds": 0.5,
+        "busy_share": 0.25,
         "update_ms": {"p50": 20.0, "p99": 30.0},
         "agreement_between_games": {"games": [], "cosines": []},
         "finished": False,

@@ -57,9 +57,18 @@ def config(**settings: Any) -> Config:
     return resolve("smoke", {name.replace("__", "."): value for name, value in settings.items()})
 
 
-def serve(run_dir: Path, settings: Config, *, clock: Clock | None = None, session: str = "s") -> MetaServer:
+def serve(
+    run_dir: Path,
+    settings: Config,
+    *,
+    clock: Clock | None = None,
+    session: str = "s",
+    work: Callable[[], float] | None = None,
+) -> MetaServer:
     run_dir.mkdir(exist_ok=True)
-    return MetaServer(settings, run_dir, manifest=MANIFEST, initial=INITIAL, session=session, clock=clock or Clock())
+    return MetaServer(
+        settings, run_dir, manifest=MANIFEST, initial=INITIAL, session=session, clock=clock or Clock(), work=work
+    )
 
 
 def pull(seed: int, start: np.ndarray) -> np.ndarray:

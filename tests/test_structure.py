@@ -18,6 +18,7 @@ GROUND = (
     "leap",
     "quarantine",
     "intake",
+    "pace",
     "models",
     "optimizers",
     "staleness",

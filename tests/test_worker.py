@@ -55,6 +55,9 @@ class Quadratic:
 
 
 class Server:
+    wait = 0.0
+    """Seconds that it tells workers to stay away."""
+
     def __init__(self, tape: list[str], answers: Sequence[bool] = (), snapshots: Sequence[tuple] = ()) -> None:
         self.tape, self.answers, self.received = tape, list(answers), []
         self.snapshots = list(snapshots)
@@ -75,7 +78,7 @@ class Server:
         return version, np.array(vector, np.float32)
 
     def answer(self, durable=False):
-        return Ack(True, durable, "", self.answers.pop(0) if self.answers else True, 0)
+        return Ack(True, durable, "", self.answers.pop(0) if self.answers else True, 0, self.wait)
 
 
 LEASE = Lease("l", Task(0, "pong", 0, 1, 100), "w0", "i0", 0, 60.0)
@@ -92,7 +95,7 @@ def play(monkeypatch, *, answers=(), seconds=0.0, notice=None, **settings):
         return made[-1]
 
     monkeypatch.setattr(worker, "make_learner", make)
-    run = config(agent__envs=4, agent__unroll=5, task_steps=100, **settings)
+    run = config(agent__envs=4, agent__unroll=5, **{"task_steps": 100, **settings})
     given = worker.Notice(clock)
     if notice is not None:
         step = Quadratic.step
@@ -186,6 +189,28 @@ def test_the_final_loss_closes_the_last_segment(monkeypatch):
 def test_the_lease_is_renewed_when_nothing_is_pushed_for_a_while(monkeypatch):
     tape, _, _, _ = play(monkeypatch, worker__push_interval=1000, worker__heartbeat_seconds=2.0, seconds=1.1)
     assert [event for event in tape if event in ("renew", "final")] == ["renew", "renew", "final"]
+
+
+@pytest.mark.parametrize(("wait", "pushed"), [(0.0, [2, 4, 6, 8]), (3.0, [2, 5, 8]), (7.0, [2, 9]), (7.5, [2])])
+def test_a_worker_stays_away_for_as_long_as_it_is_told(monkeypatch, wait, pushed):
+    """A push is due after every second update; one that has to wait is made up for as soon as it may be."""
+    monkeypatch.setattr(Server, "wait", wait)
+    choices = {"worker__push_interval": 40, "worker__heartbeat_seconds": 6.6, "task_steps": 200}
+    _, received, ack, _ = play(monkeypatch, **choices, seconds=1.0)
+    assert [c.updates for c in received] == [*pushed, 10], "the end waits for nothing"
+    assert ack.durable
+
+
+@pytest.mark.parametrize(
+    ("wait", "seconds", "renewed"),
+    [(0.0, 1.0, [*range(1, 10)]), (0.5, 1.0, [*range(1, 10)]), (2.5, 1.0, [1, 4, 7]), (100.0, 4.0, [1, 5, 9])],
+)
+def test_a_renewal_waits_too_but_never_for_longer_than_a_quarter_of_the_lease(monkeypatch, wait, seconds, renewed):
+    monkeypatch.setattr(Server, "wait", wait)
+    choices = {"worker__push_interval": 1000, "worker__heartbeat_seconds": 0.9, "task_steps": 200}
+    tape, received, _, _ = play(monkeypatch, **choices, seconds=seconds)
+    assert [tape[:i].count("backward") for i, event in enumerate(tape) if event == "renew"] == renewed
+    assert len(received) == 1
 
 
 def test_the_lease_is_renewed_while_held_back_rollouts_are_played(monkeypatch):

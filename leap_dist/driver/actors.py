@@ -125,7 +125,7 @@ class ServerActor(_Actor):
     def _make(self, config: Config, run_dir: Path, session: str) -> MetaServer:
         self._snapshots: dict[int, ray.ObjectRef[Any]] = {}
         manifest, initial = initialization(atari.channels(config.atari.frames), config.seed, config.scope)
-        return MetaServer(config, run_dir, manifest=manifest, initial=initial, session=session)
+        return MetaServer(config, run_dir, manifest=manifest, initial=initial, session=session, work=time.process_time)
 
     def _grant(self, lease: Lease) -> Grant:
         return Grant(lease, self.snapshot()[1], Start(_NO_VECTOR, self._server.head(lease.task.game)))
@@ -187,7 +187,7 @@ class _ServerClient:
             if ack.durable:
                 audit.note("durable", **name)
             skipped = ack.reason == "busy" and not contribution.final  # the next one holds it
-            if not ack.wait or not ack.proceed or skipped:
+            if ack.accepted or not ack.wait or not ack.proceed or skipped:
                 return ack
             time.sleep(ack.wait)
 

@@ -1,0 +1,101 @@
+"""How often running tasks may report: as they like, until that takes more of the server's time than it should.
+
+The server measures what a report (a renewal, a contribution that is not final) costs it, and what everything else
+takes, and tells whoever reports how long to stay away, so that
+
+    open leases × cost of a report / interval  ≤  share − what everything else takes
+
+Final contributions are never told to wait. Below that load nobody is told anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+WINDOW_SECONDS = 5.0
+"""That a measurement takes at least; and at least two of the intervals that it is about."""
+LEAST_PART = 0.1
+"""Of the share, which is left to reports however busy the server is with everything else."""
+
+
+class Pace:
+    """Measures a server's calls, which `with pace.call(…)` has to be put around, and says how long to stay away.
+
+    Args:
+        share: of the server's time that all of its work together should take at most, as far as reports decide it.
+        longest: seconds to stay away at most: a lease has to outlive several of them.
+        clock: monotonic seconds.
+        work: seconds of work so far, of which what happens between two calls counts for the second one. The default is
+            the processor time of this process, for a process that is the server and nothing else: what Ray does to
+            deliver a call is in it.
+    """
+
+    def __init__(
+        self,
+        share: float,
+        longest: float,
+        clock: Callable[[], float] = time.monotonic,
+        work: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._share = share
+        self._longest = longest
+        self._clock = clock
+        self._work = work
+        self._worked = work()  # when the last call ended
+        self._inside = False
+        self._since = clock()
+        self._on_reports = self._on_others = 0.0  # seconds, since then
+        self._reports = 0
+        self._cost = 0.0  # seconds of a report
+        self._left = share  # for reports
+        self._pacing = False
+        self._told = 0.0
+        self.busy_share = 0.0
+        """Part of the server's time that everything took, when that was measured last."""
+
+    @contextlib.contextmanager
+    def call(self, *, report: bool = False) -> Iterator[None]:
+        """Around one call to the server. A call inside of another one is part of it."""
+        if self._inside:
+            yield
+            return
+        self._inside = True
+        started, worked = self._clock(), self._work()
+        try:
+            yield
+        finally:
+            self._inside = False
+            now, done = self._clock(), self._work()
+            # A call that waits for the disk does no work, but nobody else is served meanwhile.
+            seconds = worked - self._worked + max(now - started, done - worked)
+            self._worked = done
+            if report:
+                self._on_reports += seconds
+                self._reports += 1
+            else:
+                self._on_others += seconds
+            self._measure(now)
+
+    def wait(self, leases: int) -> float:
+        """Seconds to stay away after a report, with so many leases open; 0 where the server has time enough."""
+        self._told = min(leases * self._cost / self._left, self._longest) if self._pacing else 0.0
+        return self._told
+
+    def _measure(self, now: float) -> None:
+        length = max(WINDOW_SECONDS, 2 * self._told)
+        elapsed = now - self._since
+        flood = not self._pacing and self._on_reports > self._left * length  # too much already, long before the end
+        if elapsed < length and not flood:
+            return
+        if self._reports:
+            cost = self._on_reports / self._reports
+            self._cost = 0.5 * (self._cost + cost) if self._cost else cost
+        if elapsed >= length:
+            self._left = max(self._share - self._on_others / elapsed, LEAST_PART * self._share)
+            self.busy_share = (self._on_reports + self._on_others) / elapsed
+        # Paced reports take all that is left. Where they take less than half, they would come as rarely by themselves.
+        part = self._on_reports / max(elapsed, 1e-9) / self._left
+        self._pacing = part > (0.5 if self._pacing else 1.0)
+        self._since, self._on_reports, self._on_others, self._reports = now, 0.0, 0.0, 0
