@@ -22,14 +22,16 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from leap_dist import config as configuration
-from leap_dist import report, run_directory
+from leap_dist import report, run_directory, working_copy
 from leap_dist.config import ConfigError
 from leap_dist.files import CorruptFile
 from leap_dist.journal import Ledger
 from leap_dist.presets import PRESET_HELP, PRESETS
 from leap_dist.redaction import redact
-from leap_dist.run_lock import RunDirectoryBusy, lock_holder
+from leap_dist.remote_lock import LockLost
+from leap_dist.run_lock import RunDirectoryBusy
 from leap_dist.settings import Config
+from leap_dist.storage import is_url
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -40,6 +42,7 @@ examples:
   python launch.py train --preset quick
   python launch.py train --preset fast --games pong,freeway --workers 4 --run-dir runs/mine
   python launch.py train --preset paper --address auto --run-dir /shared/leap      (on a running Ray cluster)
+  python launch.py train --preset fast --run-dir s3://bucket/mine                  (kept in object storage)
   python launch.py train --run-dir runs/mine --resume --meta-updates 200
 
 presets:
@@ -94,6 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped at once; everything accepted is on disk, --resume goes on from there", file=sys.stderr)
         return INTERRUPTED
+    except LockLost as error:
+        print(f"launch.py: error: {error}", file=sys.stderr)
+        return FAILED
     return code
 
 
@@ -119,7 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     run = train.add_argument_group("the run")
     run.add_argument("--preset", help=f"where all settings start from: {', '.join(PRESETS)} (default: paper)")
     run.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings, laid over the preset")
-    run.add_argument("--run-dir", type=Path, metavar="DIR", help="where it is written (default: runs/PRESET-TIME)")
+    run.add_argument(
+        "--run-dir",
+        type=working_copy.location,
+        metavar="DIR",
+        help="where it is written: a directory, or a URL as in s3://bucket/run (default: runs/PRESET-TIME)",
+    )
     run.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, with its own settings")
     run.add_argument(
         "--profile", action="store_true", help="write each worker's trace and time breakdown to DIR/profile"
@@ -129,19 +140,28 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_evaluate(commands)
     status = commands.add_parser("status", help="what a run is doing, or has done", allow_abbrev=False)
-    status.add_argument("--run-dir", type=Path, required=True, metavar="DIR")
+    status.add_argument("--run-dir", type=working_copy.location, required=True, metavar="DIR")
     status.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     status.set_defaults(command=_status, flags=["--run-dir", "--json"])
 
     plot = commands.add_parser(
         "plot", help="draw a run's progress.png, or an evaluation's report, anew from the files", allow_abbrev=False
     )
-    plot.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="of a run, or of an evaluation")
+    plot.add_argument(
+        "--run-dir", type=working_copy.location, required=True, metavar="DIR", help="of a run, or of an evaluation"
+    )
     plot.add_argument("--out", type=Path, metavar="FILE", help="of a run: where to (default: DIR/progress.png)")
     plot.set_defaults(command=_plot, flags=["--run-dir", "--out"])
 
     _add_export(commands)
     return parser
+
+
+def _directory(text: str) -> Path:
+    """For what is not kept at a URL."""
+    if is_url(text):
+        _complain("out: a URL is for runs only; give a directory on this machine, and copy it afterwards")
+    return Path(text)
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -158,7 +178,7 @@ def _add_evaluate(commands: Any) -> None:
     which = evaluate.add_argument_group("the comparison")
     which.add_argument("--init", action="append", required=True, metavar="[LABEL=]FILE|scratch", help="an arm")
     which.add_argument("--seeds", type=int, default=5, metavar="N", help="runs per arm and game (default: 5)")
-    which.add_argument("--out", type=Path, metavar="DIR", help="where to (default: reports/TIME)")
+    which.add_argument("--out", type=_directory, metavar="DIR", help="where to (default: reports/TIME)")
     which.add_argument("--preset", help=f"how agents are set up: {', '.join(PRESETS)} (default: as the first arm's)")
     which.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
     flags = _add_settings(evaluate, _OF_EVALUATIONS)
@@ -179,9 +199,11 @@ def _is_wanted(name: str, wanted: Container[str]) -> bool:
 
 def _add_export(commands: Any) -> None:
     export = commands.add_parser("export", help="write an initialization for another library", allow_abbrev=False)
-    export.add_argument("--init", type=Path, required=True, metavar="FILE", help="init.safetensors of a run")
+    export.add_argument(
+        "--init", type=working_copy.location, required=True, metavar="FILE", help="init.safetensors of a run"
+    )
     export.add_argument("--to", required=True, metavar="LIBRARY", help="sb3 (Stable-Baselines3), torch or cleanrl")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to; a new directory")
+    export.add_argument("--out", type=_directory, required=True, metavar="DIR", help="where to; a new directory")
     export.add_argument(
         "--linear-seed",
         type=int,
@@ -224,25 +246,24 @@ def _settings(parsed: argparse.Namespace) -> dict[str, Any]:
     return {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def _resolve(parsed: argparse.Namespace) -> tuple[Config, Path]:
-    """The configuration and run directory that the flags ask for. Raises ConfigError."""
+def _resolve(parsed: argparse.Namespace) -> tuple[Config, working_copy.Run]:
+    """The configuration and the run that the flags ask for. Raises ConfigError."""
     if parsed.resume:
         if parsed.run_dir is None:
             raise ConfigError("resume: say which run with --run-dir")
         if parsed.preset or parsed.config:
             raise ConfigError("resume: a run keeps its preset and config; leave --preset and --config out")
-        config = run_directory.load_config(parsed.run_dir, _settings(parsed))
-        for line in run_directory.changed_packages(parsed.run_dir):
+        run = working_copy.open_run(parsed.run_dir, resume=True)
+        with run.naming():
+            config = run_directory.load_config(run.folder, _settings(parsed))
+        for line in run_directory.changed_packages(run.folder):
             print(f"launch.py: warning: {line}", file=sys.stderr)
-        return config, parsed.run_dir
+        return config, run
     loaded = configuration.read_yaml(parsed.config) if parsed.config else {}
     preset = parsed.preset or str(loaded.get("preset", "paper"))
     loaded.pop("preset", None)
     config = configuration.resolve(preset, loaded, _settings(parsed))
-    run_dir = parsed.run_dir or Path("runs") / f"{preset}-{_now()}"
-    if run_directory.exists(run_dir):
-        raise ConfigError(f"run-dir: {run_dir} already holds a run; add --resume to go on with it, or choose another")
-    return config, run_dir
+    return config, working_copy.open_run(parsed.run_dir or Path("runs") / f"{preset}-{_now()}", resume=False)
 
 
 def _now() -> str:
@@ -251,13 +272,22 @@ def _now() -> str:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    config, run_dir = _resolve(parsed)
-    from leap_dist import driver, live_table, telemetry  # slow to import, and no other command needs Ray
+    config, run = _resolve(parsed)
+    from leap_dist import driver  # slow to import, and no other command needs Ray
 
     driver.check_hardware(config)
-    run_directory.prepare(run_dir, config, patience=run_directory.ORPHAN_SECONDS if parsed.resume else 0.0)
-    before = run_directory.wall_seconds(run_dir)
+    with run, run.naming():
+        patience = run_directory.ORPHAN_SECONDS if parsed.resume else 0.0
+        run_directory.prepare(run.folder, config, patience=patience)
+        run.publish()
+        return _meta_train(config, run, profile=parsed.profile)
 
+
+def _meta_train(config: Config, run: working_copy.Run, *, profile: bool) -> int:
+    from leap_dist import driver, live_table, telemetry
+
+    run_dir = run.folder
+    before = run_directory.wall_seconds(run_dir)
     board = telemetry.TensorBoard(run_dir, agreement_interval=config.telemetry.agreement_interval)
     board.begin(config)
     board.text("config", redact(f"```yaml\n{configuration.to_yaml(config)}```"))
@@ -266,6 +296,7 @@ def _train(parsed: argparse.Namespace) -> int:
     with live_table.LiveTable() as table:
 
         def record(lines: list[dict[str, Any]], summary: dict[str, Any], plays: list[Any]) -> None:
+            summary = run.report(summary)
             latest.update(summary)
             board.record(lines, summary, plays)
             with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
@@ -273,7 +304,9 @@ def _train(parsed: argparse.Namespace) -> int:
             table.show(summary)
 
         try:
-            outcome = driver.train(config, run_dir, record, wall_seconds_before=before, profile=parsed.profile)
+            outcome = driver.train(
+                config, run_dir, record, wall_seconds_before=before, profile=profile, remote=run.remote
+            )
         except KeyboardInterrupt:  # the second one: nobody else says any more how this ended
             if latest:
                 with contextlib.suppress(OSError):
@@ -281,9 +314,9 @@ def _train(parsed: argparse.Namespace) -> int:
             raise
         finally:
             board.close()
-    _conclude(run_dir, outcome, latest)
-    if parsed.profile:
-        _show_profiles(run_dir / "profile")
+    _conclude(run, outcome, latest)
+    if profile:
+        _show_profiles(run)
     return {"done": DONE, "interrupted": INTERRUPTED}.get(outcome, FAILED)
 
 
@@ -357,47 +390,51 @@ def _tensorboard() -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _conclude(run_dir: Path, outcome: str, summary: dict[str, Any]) -> None:
+def _conclude(run: working_copy.Run, outcome: str, summary: dict[str, Any]) -> None:
     """Draws the picture, and says what there is and how to look at it.
 
     The summary is the one that was shown last, not the one on disk: a full disk may hold an older one, or none.
     """
     try:
-        picture = str(_draw(run_dir, run_dir / "progress.png"))
+        _draw(run.folder, run.folder / "progress.png", run.folder.name if run.remote is None else run.shown)
+        picture = f"{run.shown}/progress.png"
     except OSError as error:
         picture = f"could not be written: {error}"
     print(
         f"\n{outcome}: {summary['tasks']} of {summary['tasks_wanted']} tasks, {summary['meta_updates']} meta-updates, "
         f"{summary['contributions_applied']} contributions, {summary['agent_steps']:,} agent steps "
         f"in {summary['wall_seconds']:.0f} s\n"
-        f"  initialization  {run_dir / 'init.safetensors'}\n"
+        f"  initialization  {run.shown}/init.safetensors\n"
         f"  picture         {picture}\n"
-        f"  ledger          {run_dir / 'ledger.jsonl'}\n"
-        f"  curves          {shlex.join([_tensorboard(), '--logdir', str(run_dir / 'tensorboard')])}"
+        f"  ledger          {run.shown}/ledger.jsonl\n"
+        f"  curves          {shlex.join([_tensorboard(), '--logdir', f'{run.shown}/tensorboard'])}"
     )
     if outcome != "done":
-        print(f"  to go on        python launch.py train --run-dir {shlex.quote(str(run_dir))} --resume")
+        print(f"  to go on        python launch.py train --run-dir {shlex.quote(run.shown)} --resume")
         for alert in summary["alerts"][-3:] if outcome == "failed" else ():
             print(f"  why             {alert}")
 
 
-def _show_profiles(folder: Path) -> None:
+def _show_profiles(run: working_copy.Run) -> None:
     """Where the workers' time went; the operators stay in the files."""
-    for path in sorted(folder.glob("*.txt")):
+    for path in sorted((run.folder / "profile").glob("*.txt")):
         name, shares, *_ = path.read_text().split("\n\n")
         print(f"\n{name}\n{shares}")
-    print(f"\n  traces          {folder}/*.trace.json.gz   (open them at ui.perfetto.dev, or in chrome://tracing)")
+    print(
+        f"\n  traces          {run.shown}/profile/*.trace.json.gz   (open them at ui.perfetto.dev, or in chrome://tracing)"
+    )
 
 
-def _draw(run_dir: Path, path: Path) -> Path:
+def _draw(run_dir: Path, path: Path, name: str) -> Path:
     lines, _ = Ledger(run_dir / "ledger.jsonl").read(0)
-    report.progress_picture(lines, path, f"Leap meta-training: {run_dir.name}")
+    report.progress_picture(lines, path, f"Leap meta-training: {name}")
     return path
 
 
 def _status(parsed: argparse.Namespace) -> int:
-    summary = run_directory.read_summary(parsed.run_dir)
-    if summary["state"] not in ("done", "interrupted", "failed") and not _alive(parsed.run_dir):
+    with working_copy.reading(parsed.run_dir, "config.yaml", "summary.json") as run_dir:
+        summary = run_directory.read_summary(run_dir)
+    if summary["state"] not in run_directory.ENDED and not working_copy.is_alive(parsed.run_dir):
         summary["state"] = "died"
     if parsed.json:
         print(json.dumps(summary))
@@ -416,32 +453,28 @@ def _status(parsed: argparse.Namespace) -> int:
     return DONE
 
 
-def _alive(run_dir: Path) -> bool:
-    """Whether a server holds the run directory; yes where that cannot be told."""
-    try:
-        return lock_holder(run_dir) is not None
-    except OSError:
-        return True
-
-
 def _plot(parsed: argparse.Namespace) -> int:
-    if not run_directory.exists(parsed.run_dir):
-        raise ConfigError(f"run-dir: {parsed.run_dir} holds no run")
-    run_directory.refuse_links(parsed.run_dir)
-    if run_directory.holds_evaluation(parsed.run_dir):
-        _report(parsed.run_dir)
-        return DONE
-    try:
-        print(_draw(parsed.run_dir, parsed.out or parsed.run_dir / "progress.png"))
-    except OSError as error:
-        raise ConfigError(f"run-dir: the picture of {parsed.run_dir} cannot be drawn: {error}") from None
+    if isinstance(parsed.run_dir, working_copy.Url) and parsed.out is None:
+        raise ConfigError("out: say with --out where the picture of a run at a URL is to go")
+    with working_copy.reading(parsed.run_dir, "config.yaml", "ledger.jsonl") as run_dir:
+        if not run_directory.exists(run_dir):
+            raise ConfigError(f"run-dir: {run_dir} holds no run")
+        run_directory.refuse_links(run_dir)
+        if run_directory.holds_evaluation(run_dir):
+            _report(run_dir)
+            return DONE
+        try:
+            print(_draw(run_dir, parsed.out or run_dir / "progress.png", run_dir.name))
+        except OSError as error:
+            raise ConfigError(f"run-dir: the picture of {run_dir} cannot be drawn: {error}") from None
     return DONE
 
 
 def _export(parsed: argparse.Namespace) -> int:
     from leap_dist.export import export
 
-    names = export(parsed.init, parsed.to, parsed.out, linear_seed=parsed.linear_seed)
+    init = working_copy.initialization(parsed.init) if isinstance(parsed.init, working_copy.Url) else parsed.init
+    names = export(init, parsed.to, parsed.out, linear_seed=parsed.linear_seed)
     print(f"{parsed.out}: {', '.join(names)}")
     return DONE
 

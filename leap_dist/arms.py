@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from leap_dist import config as configuration
+from leap_dist import working_copy
 from leap_dist.config import ConfigError
 from leap_dist.files import CorruptFile, write_atomic
 from leap_dist.models import ALL_ACTIONS, ActorCritic, Encoder, Manifest
 from leap_dist.presets import PRESETS
 from leap_dist.settings import Config
+from leap_dist.storage import is_url
 from leap_dist.transfer.runs import describe_arms, require_label
 from leap_dist.weights import Initialization, read_initialization
+from leap_dist.working_copy import Url
 
 SCRATCH = "scratch"
 """The arm that starts from a fresh random encoder."""
@@ -32,7 +35,7 @@ class Arm:
 
     label: str
     source: str
-    """Path of the file, or `scratch`."""
+    """Path or URL of the file, or `scratch`."""
     scope: str
     """What the file holds, see `ActorCritic.parameters_of`."""
     sha256: str = ""
@@ -52,23 +55,25 @@ class _Given:
     label: str
     path: Path
     content: Initialization
+    source: str
+    """What a person knows it by."""
 
 
 def read(specs: Sequence[str]) -> tuple[list[str], list[_Given]]:
     """Labels in order, and the files behind those that are not `scratch`.
 
-    A spec is `scratch`, PATH or LABEL=PATH, where PATH may be a run directory. Raises ConfigError on a label that is
-    none, or is there twice, and on a file that is not a whole initialization.
+    A spec is `scratch`, PATH or LABEL=PATH, where PATH may be a run directory, or a URL. Raises ConfigError on a label
+    that is none, or is there twice, and on a file that is not a whole initialization.
     """
     labels: list[str] = []
     files: list[_Given] = []
     for spec in specs:
-        label, path = _parse(spec)
+        label, path, source = _parse(spec)
         if label in labels:
             raise ConfigError(f"init: there are two of the label {label!r}; give one another name with LABEL=PATH")
         labels.append(label)
         if path is not None:
-            files.append(_Given(label, path, _read(path)))
+            files.append(_Given(label, path, _read(path), source))
     return labels, files
 
 
@@ -119,7 +124,7 @@ def vectors(chosen: Sequence[Arm]) -> dict[str, np.ndarray]:
 
 
 def _vector(arm: Arm) -> np.ndarray:
-    content = _read(Path(arm.source))
+    content = _read(working_copy.initialization(Url(arm.source)) if is_url(arm.source) else Path(arm.source))
     if content.sha256 != arm.sha256:
         raise ConfigError(f"init: {arm.source} has changed in the meantime; keep a copy of what is to be evaluated")
     shared, _ = ActorCritic(Encoder(content.channels), ALL_ACTIONS).parameters_of(content.scope)
@@ -147,13 +152,14 @@ def notes(chosen: Sequence[Arm], config: Config) -> list[str]:
     ]
 
 
-def _parse(spec: str) -> tuple[str, Path | None]:
+def _parse(spec: str) -> tuple[str, Path | None, str]:
+    """Label, path, and what a person knows it by."""
     label, equals, path = spec.partition("=")
-    if not equals:
+    if not equals or is_url(spec):
         if spec == SCRATCH:
-            return SCRATCH, None
+            return SCRATCH, None, SCRATCH
         label, path = "", spec
-    location = Path(path)
+    location = working_copy.initialization(Url(path)) if is_url(path) else Path(path)
     if location.is_dir():
         location /= "init.safetensors"
     if not label:
@@ -163,8 +169,8 @@ def _parse(spec: str) -> tuple[str, Path | None]:
     except ValueError as error:
         raise ConfigError(f"init: {error}; say LABEL=PATH") from None
     if path == SCRATCH:
-        return label, None
-    return label, location
+        return label, None, SCRATCH
+    return label, location, path if is_url(path) else str(location.absolute())
 
 
 def _read(path: Path) -> Initialization:
@@ -200,4 +206,4 @@ def _arm(file: _Given, config: Config) -> Arm:
                 f"atari.{name}: {shown} is not what {file.label} was trained on; use --atari.{name.replace('_', '-')} "
                 f"{seen[name]}"
             )
-    return Arm(file.label, str(file.path.absolute()), content.scope, content.sha256, content.metadata)
+    return Arm(file.label, file.source, content.scope, content.sha256, content.metadata)

@@ -30,6 +30,7 @@ from leap_dist.files import (
     unpack,
     write_atomic,
 )
+from leap_dist.mirror import NO_MIRROR, NoMirror
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class Checkpoint:
 class CheckpointStore:
     """`checkpoints/NNNNNN/` with {init,optimizer,heads}.safetensors and, written last, state.json."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path, keep: int, mirror: NoMirror = NO_MIRROR) -> None:
         """Creates the directory. Raises OSError."""
         self._directory = directory
         self._keep = keep
+        self._mirror = mirror
         directory.mkdir(parents=True, exist_ok=True)
 
     def versions(self) -> list[int]:
@@ -79,8 +81,10 @@ class CheckpointStore:
                 "state": checkpoint.state,
             }
             state["sha256"] = json_digest(state)
-            write_atomic(temporary / "state.json", json.dumps(state).encode(), "checkpoint-file")
+            marker = json.dumps(state).encode()
+            write_atomic(temporary / "state.json", marker, "checkpoint-file")
             failpoint("checkpoint.written")
+            self._mirror.checkpoint(checkpoint.version, {**files, "state.json": marker})
             if os.path.lexists(final):  # a checkpoint that did not load, and could not be set aside
                 remove(final)
             os.replace(temporary, final)
@@ -92,6 +96,7 @@ class CheckpointStore:
         failpoint("checkpoint.durable")
         for version in self.versions()[: -self._keep]:
             remove(self._directory / f"{version:06d}")
+            self._mirror.retire(version)
 
     def load_newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, or None, with one warning for each newer one that is not.

@@ -32,6 +32,7 @@ FILES = (
     "arms",
     "transfer-run",
     "transfer-report",
+    "object",
 )
 """What `files.write_atomic` writes."""
 WRITES = ("write", "written", "renamed", "durable")

@@ -26,6 +26,7 @@ from leap_dist.files import (
     unpack,
     write_atomic,
 )
+from leap_dist.mirror import NO_MIRROR, NoMirror
 from leap_dist.shapes import conform
 
 log = logging.getLogger(__name__)
@@ -34,16 +35,24 @@ log = logging.getLogger(__name__)
 class Journal:
     """Accepted contributions that a kept checkpoint may still lack, and the leases that are open: one file each."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, mirror: NoMirror = NO_MIRROR) -> None:
         """Creates the directory. Raises OSError."""
         self._directory = directory
+        self._mirror = mirror
+        self._discarded: list[int] = []
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(".*.tmp"):  # of a write that a crash cut short
             remove(leftover)
 
     def write(self, order: int, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
         """Durable when this returns. Raises OSError, and then there is no such entry."""
-        write_atomic(self._path(order), pack(arrays, {**header, "order": order}), "journal")
+        data = pack(arrays, {**header, "order": order})
+        write_atomic(self._path(order), data, "journal")
+        try:
+            self._mirror.entry(order, data)
+        except OSError:
+            remove(self._path(order))
+            raise
 
     def orders(self) -> list[int]:
         """Of the entries there are, ascending."""
@@ -64,10 +73,17 @@ class Journal:
         set_aside(self._path(order))
 
     def discard(self, order: int) -> None:
-        """Removes an entry; where that fails it stays, harmlessly."""
+        """Removes an entry, in the mirror with the next `sweep`; where that fails it stays, harmlessly."""
+        self._discarded.append(order)
         with contextlib.suppress(OSError):
             failpoint("journal.discard")
             self._path(order).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Removes what was discarded in the mirror too: together, because each request takes its time."""
+        if self._discarded:
+            self._mirror.discard(self._discarded)
+            self._discarded = []
 
     def open_lease(self, lease_id: str, header: dict[str, Any]) -> None:
         """Records a granted lease, so that a restarted server still knows it. Raises OSError."""
@@ -119,8 +135,9 @@ LINE: dict[Any, Any] = {
 class Ledger:
     """`ledger.jsonl`: one line per applied contribution, appended after the checkpoint that holds it is durable."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mirror: NoMirror = NO_MIRROR) -> None:
         self._path = path
+        self._mirror = mirror
         self._size = self._on_disk
         self._sum: hashlib._Hash | None = None  # of the bytes so far
 
@@ -153,6 +170,7 @@ class Ledger:
             failpoint("ledger.written")
             os.fsync(file.fileno())
         failpoint("ledger.durable")
+        self._mirror.segment(start, text)
         sum_.update(text)
         self._size, self._sum = start + len(text), sum_
 

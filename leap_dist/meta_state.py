@@ -30,6 +30,7 @@ from leap_dist.contribution import Contribution, Lease
 from leap_dist.failpoints import failpoint
 from leap_dist.files import CorruptFile, NewerFormat, pack, write_atomic
 from leap_dist.journal import Journal, Ledger
+from leap_dist.mirror import NO_MIRROR, NoMirror
 from leap_dist.models import FRAME_SIZE, SCALE, Manifest
 from leap_dist.settings import Config
 from leap_dist.shapes import conform
@@ -69,15 +70,22 @@ class MetaState:
     """
 
     def __init__(
-        self, config: Config, run_dir: Path, manifest: Manifest, initial: np.ndarray, alert: Callable[[str], None]
+        self,
+        config: Config,
+        run_dir: Path,
+        manifest: Manifest,
+        initial: np.ndarray,
+        alert: Callable[[str], None],
+        mirror: NoMirror = NO_MIRROR,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
         self._manifest = manifest
         self._alert = alert
-        self._checkpoints = CheckpointStore(run_dir / "checkpoints", config.server.keep_checkpoints)
-        self.journal = Journal(run_dir / "journal")
-        self.ledger = Ledger(run_dir / "ledger.jsonl")
+        self._mirror = mirror
+        self._checkpoints = CheckpointStore(run_dir / "checkpoints", config.server.keep_checkpoints, mirror)
+        self.journal = Journal(run_dir / "journal", mirror)
+        self.ledger = Ledger(run_dir / "ledger.jsonl", mirror)
         self._optimizer = MetaOptimizer(config.mode, config.meta, initial)
         self.heads: dict[str, np.ndarray] = {}
         """By game, what training has added to the head that the game began with, where heads persist."""
@@ -183,6 +191,7 @@ class MetaState:
 
         What is damaged in the journal is set aside, with an alert: its task is trained again.
         """
+        self._mirror.catch_up()
         checkpoint, warnings = self._checkpoints.load_newest()
         for warning in warnings:
             self._alert(warning)
@@ -293,6 +302,7 @@ class MetaState:
                 self.journal.discard(orders.popleft())
             if not orders:
                 del self._entries[lease_id]
+        self.journal.sweep()
 
     def _measured_from(self, first: int) -> dict[str, int]:
         """By lease, the journal's entry before `first` that pushes from there on are, or will be, measured from."""

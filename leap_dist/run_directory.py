@@ -18,7 +18,7 @@ from leap_dist import config as configuration
 from leap_dist.config import ConfigError
 from leap_dist.files import write_atomic
 from leap_dist.redaction import redact_all
-from leap_dist.run_lock import RunDirectoryBusy, lock_holder
+from leap_dist.run_lock import RunDirectoryBusy, lock_holder, other_host
 from leap_dist.settings import Config
 from leap_dist.shapes import conform
 
@@ -35,11 +35,18 @@ PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tens
 ORPHAN_SECONDS = 10.0
 """That a server may outlive its killed driver by."""
 
+WATCH_SECONDS = 6.0
+"""In which a live driver reports several times, also where a file system shows that late."""
+
+ENDED = ("done", "interrupted", "failed")
+"""States of a run that no driver works on."""
+
 
 def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
     """Makes a new run directory, or accepts one to resume, and writes config.yaml and manifest.json.
 
     Where a live server holds it whose driver is silent, waits up to `patience` seconds for it to follow the driver.
+    Where it was last held on another host, whose lock may not be seen here, watches for reports as long as it takes.
 
     Raises ConfigError where it cannot be written or holds links, RunDirectoryBusy where a live server holds it.
     """
@@ -49,6 +56,10 @@ def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
         if (holder := _holder_after(run_dir, patience)) is not None:
             raise RunDirectoryBusy(
                 f"run-dir: {run_dir} is in use by a live server ({holder}); stop it or choose another"
+            )
+        if (holder := _holder_elsewhere(run_dir, max(patience, WATCH_SECONDS))) is not None:
+            raise RunDirectoryBusy(
+                f"run-dir: {run_dir} is in use from another host ({holder}); stop it or choose another"
             )
         write_atomic(run_dir / "config.yaml", configuration.to_yaml(config).encode(), "config")
         write_atomic(run_dir / "manifest.json", json.dumps(manifest(config), indent=2).encode(), "manifest")
@@ -69,9 +80,40 @@ def _holder_after(run_dir: Path, patience: float) -> str | None:
 def _reported(run_dir: Path) -> int:
     """When a driver last wrote the summary; 0 for never. Only to be compared with itself."""
     try:
-        return (run_dir / "summary.json").stat().st_mtime_ns
+        with (run_dir / "summary.json").open("rb") as file:  # opened, because a shared file system asks anew then
+            return os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return 0
+
+
+def is_alive(run_dir: Path) -> bool:
+    """Whether somebody works on a run that has not ended; yes where that cannot be told.
+
+    Where the lock names another host, a driver there has a few seconds to report.
+    """
+    try:
+        return lock_holder(run_dir) is not None or _holder_elsewhere(run_dir, WATCH_SECONDS) is not None
+    except OSError:
+        return True
+
+
+def _holder_elsewhere(run_dir: Path, seconds: float) -> str | None:
+    """Who on another host works on it, as far as reports tell that appear within so many seconds."""
+    if (holder := other_host(run_dir)) is None or _ended(run_dir):
+        return None
+    deadline, reported = time.monotonic() + seconds, _reported(run_dir)
+    while time.monotonic() < deadline:
+        time.sleep(0.25)
+        if _reported(run_dir) != reported:
+            return holder
+    return None
+
+
+def _ended(run_dir: Path) -> bool:
+    try:
+        return read_summary(run_dir)["state"] in ENDED
+    except ConfigError:
+        return False
 
 
 def exists(run_dir: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -39,6 +40,16 @@ def lock_holder(run_dir: Path) -> str | None:
         return None
     with path.open() as file:
         return None if _flock(file, fcntl.LOCK_SH, attempts=1) else _holder(run_dir)
+
+
+def other_host(run_dir: Path) -> str | None:
+    """Who last held the lock, where that is a process of another host: a lock there may not be seen here."""
+    try:
+        holder = _holder(run_dir)
+    except OSError:
+        return None
+    match = re.fullmatch(r"process \d+ on (\S+)", holder)
+    return holder if match and match[1] != socket.gethostname() else None
 
 
 def _flock(file: TextIO, kind: int, *, attempts: int) -> bool:

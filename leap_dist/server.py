@@ -25,6 +25,7 @@ from leap_dist.files import CorruptFile
 from leap_dist.intake import Intake
 from leap_dist.leases import ACCEPTED, LeaseBook, OpenLease, describe
 from leap_dist.meta_state import Accepted, MetaState
+from leap_dist.mirror import NO_MIRROR, NoMirror
 from leap_dist.models import Manifest
 from leap_dist.pace import Pace
 from leap_dist.quarantine import Quarantine
@@ -71,6 +72,7 @@ class MetaServer:
         session: names this launch; leases of other sessions are dropped, their workers being gone.
         clock: monotonic seconds.
         work: seconds of work so far; see Pace. None: no more than what the clock says of each call.
+        mirror: where the run directory is kept too, if anywhere.
 
     Raises RunDirectoryBusy where another server holds the directory, CorruptFile where nothing in it can be used or it
     belongs to another encoder.
@@ -86,13 +88,14 @@ class MetaServer:
         session: str = "",
         clock: Callable[[], float] = time.monotonic,
         work: Callable[[], float] | None = None,
+        mirror: NoMirror = NO_MIRROR,
     ) -> None:
         self._config = config
         self._manifest = manifest
         self._clock = clock
         self.alerts: deque[str] = deque(maxlen=100)
         """What a person should know, oldest first."""
-        self._state = MetaState(config, run_dir, manifest, initial, self._alert)
+        self._state = MetaState(config, run_dir, manifest, initial, self._alert, mirror)
         self._quarantine = Quarantine()
         self._queue = TaskQueue(
             config.games,

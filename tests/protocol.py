@@ -15,6 +15,7 @@ import numpy as np
 
 from leap_dist.config import resolve
 from leap_dist.contribution import Ack, Contribution, CurvePoint, Idle, Lease, PathStatistics, Task
+from leap_dist.mirror import NO_MIRROR, NoMirror
 from leap_dist.models import Manifest
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
@@ -64,10 +65,18 @@ def serve(
     clock: Clock | None = None,
     session: str = "s",
     work: Callable[[], float] | None = None,
+    mirror: NoMirror = NO_MIRROR,
 ) -> MetaServer:
     run_dir.mkdir(exist_ok=True)
     return MetaServer(
-        settings, run_dir, manifest=MANIFEST, initial=INITIAL, session=session, clock=clock or Clock(), work=work
+        settings,
+        run_dir,
+        manifest=MANIFEST,
+        initial=INITIAL,
+        session=session,
+        clock=clock or Clock(),
+        work=work,
+        mirror=mirror,
     )
 
 

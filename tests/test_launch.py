@@ -181,9 +181,9 @@ def test_resume_lets_length_and_placement_change(tmp_path):
 def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
     (tmp_path / "c.yaml").write_text("preset: quick\nworkers: 5\nmeta: {batch_size: 7}\n")
     parsed = launch._parser().parse_args(["train", "--config", str(tmp_path / "c.yaml"), "--workers", "9"])
-    config, run_dir = launch._resolve(parsed)
+    config, run = launch._resolve(parsed)
     assert (config.preset, config.workers, config.meta.batch_size, config.task_steps) == ("quick", 9, 7, 10_000)
-    assert run_dir.name.startswith("quick-")
+    assert run.folder.name.startswith("quick-")
     assert launch._resolve(launch._parser().parse_args(["train", "--games", "pong,qbert", "seed24"]))[0].games[:2] == (
         "pong",
         "qbert",

@@ -32,6 +32,7 @@ from leap_dist.driver.pool import Pool
 from leap_dist.driver.preflight import check_nodes
 from leap_dist.driver.room import total_with_autoscaler
 from leap_dist.evaluation import Run
+from leap_dist.mirror import Remote
 from leap_dist.progress import Progress
 from leap_dist.settings import Config
 from leap_dist.stop_signal import StopSignal
@@ -85,18 +86,26 @@ def check_hardware(config: Config) -> None:
 
 
 def train(
-    config: Config, run_dir: Path, record: Record, *, wall_seconds_before: float = 0.0, profile: bool = False
+    config: Config,
+    run_dir: Path,
+    record: Record,
+    *,
+    wall_seconds_before: float = 0.0,
+    profile: bool = False,
+    remote: Remote | None = None,
 ) -> str:
     """Meta-trains until all meta-updates are made. Returns "done", "interrupted" or "failed".
 
-    With `profile`, every worker's trace and breakdown go to `run_dir/profile`.
+    With `profile`, every worker's trace and breakdown go to `run_dir/profile`. With `remote`, `run_dir` is a working
+    copy on this node, and what makes the run durable is kept there too.
 
     SIGINT or SIGTERM once: workers stop at their next report, everything accepted is on disk. Twice: KeyboardInterrupt.
     Raises RunDirectoryBusy or CorruptFile where the server cannot use the run directory, ConfigError where there is no
     cluster or it lacks what is asked for.
     """
     run_dir = run_dir.absolute()  # the server's process starts elsewhere
-    start = _Start(SERVER, (config, run_dir, uuid.uuid4().hex), run_dir)
+    movable = remote is None and config.server.storage == "shared"
+    start = _Start(SERVER, (config, run_dir, uuid.uuid4().hex, remote), run_dir, movable)
     return _operate(config, start, record, wall_seconds_before, run_dir / "profile" if profile else None)
 
 
@@ -110,7 +119,8 @@ def evaluate(
     workers = min(config.workers, len(runs))
     config = replace(config, workers=workers, min_workers=min(config.min_workers, workers))
     out = out.absolute()
-    return _operate(config, _Start(EVALUATION, (config, list(runs), out), out), record, wall_seconds_before)
+    start = _Start(EVALUATION, (config, list(runs), out), out, movable=config.server.storage == "shared")
+    return _operate(config, start, record, wall_seconds_before)
 
 
 class _Start(NamedTuple):
@@ -119,6 +129,8 @@ class _Start(NamedTuple):
     actor: Any
     arguments: tuple[Any, ...]
     folder: Path
+    movable: bool
+    """Other nodes have the folder too."""
 
 
 def _operate(
@@ -136,8 +148,7 @@ def _operate(
         pool = Pool(config, nodes, profiles)
         pool.require_room()
         if config.address != "local":
-            shared = start.folder if config.server.storage == "shared" else None
-            pool.alerts += check_nodes(nodes.view.staying, shared)
+            pool.alerts += check_nodes(nodes.view.staying, start.folder if start.movable else None)
         server = _start_server(start)
         pool.open(server)
         return Control(server, pool, nodes, progress, record, stop).loop()
@@ -161,7 +172,7 @@ def _leave_ray() -> None:
 
 def _start_server(start: _Start) -> Any:
     """On the driver's own node, if it has room: the folder is there."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=start.movable)
     server = start.actor.options(scheduling_strategy=here).remote(*start.arguments)
     problem = ray.get(server.problem.remote())
     if isinstance(problem, OSError):

@@ -23,6 +23,7 @@ from leap_dist.device import prepare
 from leap_dist.evaluation import EvaluationServer, Run
 from leap_dist.files import CorruptFile
 from leap_dist.film import Film, Play
+from leap_dist.mirror import Remote, connect
 from leap_dist.models import initialization
 from leap_dist.run_lock import RunDirectoryBusy
 from leap_dist.server import MetaServer
@@ -122,10 +123,18 @@ class _Actor:
 class ServerActor(_Actor):
     """A MetaServer behind Ray."""
 
-    def _make(self, config: Config, run_dir: Path, session: str) -> MetaServer:
+    def _make(self, config: Config, run_dir: Path, session: str, remote: Remote | None = None) -> MetaServer:
         self._snapshots: dict[int, ray.ObjectRef[Any]] = {}
         manifest, initial = initialization(atari.channels(config.atari.frames), config.seed, config.scope)
-        return MetaServer(config, run_dir, manifest=manifest, initial=initial, session=session, work=time.process_time)
+        return MetaServer(
+            config,
+            run_dir,
+            manifest=manifest,
+            initial=initial,
+            session=session,
+            work=time.process_time,
+            mirror=connect(remote, run_dir),
+        )
 
     def _grant(self, lease: Lease) -> Grant:
         return Grant(lease, self.snapshot()[1], Start(_NO_VECTOR, self._server.head(lease.task.game)))
