@@ -92,6 +92,12 @@ def _endpoint(config: Config) -> Iterator[str]:
             yield f"{reason} those of leap.metric length, whose segments do not telescope; use leap.metric energy"
         if mode == "stream":
             yield f"{reason} the increments of mode stream; use mode async, or meta.shift in its place"
+    if config.corrects_endpoint and config.worker.wire != "float32":
+        asked = "mode fedasync" if mode == "fedasync" else f"meta.endpoint_correction {rho:g}"
+        yield (
+            f"worker.wire: {config.worker.wire} does not go with {asked}, where φ travels with each contribution and "
+            "its rounding would not come back with the next one; use float32"
+        )
     if mode == "fedasync" and learner == "leap" and leap.loss_weight != 0:
         yield (
             "mode: fedasync mixes φ with the end point θ_K and has no place for the loss term of leap; use "

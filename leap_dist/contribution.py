@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from leap_dist.quantization import Quantized, quantize
 from leap_dist.shapes import conform, shape_of
 
 
@@ -129,6 +130,8 @@ class Contribution:
     """From the start of the task, cumulative as well."""
     episodes: tuple[Episode, ...] = ()
     """All of the task's, with the final contribution of a task that is an evaluation."""
+    packed: Quantized | None = None
+    """What `vector` is computed from, where the contribution travels and is stored in fewer bits: instead of it."""
 
     @classmethod
     def whole(cls, lease: Lease, manifest: str, vector: np.ndarray, path: PathStatistics | None = None) -> Contribution:
@@ -153,16 +156,38 @@ class Contribution:
             curve=(),
         )
 
+    def quantized(self, bits: int) -> Contribution:
+        """The same in 16 or 8 bits a number: its vector is the rounded one, for whoever has it and whoever gets it.
+
+        Not for what has a `start`. Raises ValueError.
+        """
+        if self.start is not None:
+            raise ValueError("a contribution with the start of its path is not packed")
+        packed = quantize(self.vector, bits)
+        return dataclasses.replace(self, vector=packed.vector, packed=packed)
+
+    def owned(self) -> Contribution:
+        """The same, to be kept: Ray's arrays are read-only views into its object store, and must not be.
+
+        What was packed is not any more, as its vector is nobody else's already.
+        """
+        if self.packed is not None:
+            return dataclasses.replace(self, packed=None)
+        start = None if self.start is None else np.array(self.start)
+        return dataclasses.replace(self, vector=np.array(self.vector), start=start)
+
     def header(self) -> dict[str, Any]:
         """Everything but the arrays, as plain data."""
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("vector", "start")}
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _ARRAYS}
         data["path"] = dataclasses.asdict(self.path)
         data["curve"] = [point.plain() for point in self.curve]
         data["episodes"] = [dict(vars(episode)) for episode in self.episodes]
         return data
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `header` leaves out."""
+        """What `header` leaves out: of what is packed codes and scales, and no vector."""
+        if self.packed is not None:
+            return self.packed._asdict()
         return {"vector": self.vector} | ({} if self.start is None else {"start": self.start})
 
     @classmethod
@@ -173,12 +198,22 @@ class Contribution:
         curve = tuple(_made(CurvePoint, point) for point in header["curve"])
         episodes = tuple(_made(Episode, episode) for episode in header["episodes"])
         fields = {**header, "path": path, "curve": curve, "episodes": episodes}
-        fields |= {"vector": arrays.get("vector"), "start": arrays.get("start")}
-        if fields["vector"] is None or len(arrays) > 2:
+        if arrays.keys() == {"codes", "scales"}:
+            packed = Quantized(**arrays)
+            packed.check()
+            return _made(cls, {**fields, "vector": packed.vector, "start": None, "packed": packed})
+        if "vector" not in arrays or not arrays.keys() <= {"vector", "start"}:
             raise ValueError("contribution has no vector, or what it should not have")
-        return _made(cls, fields)
+        return _made(cls, {**fields, "vector": arrays["vector"], "start": arrays.get("start"), "packed": None})
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What is packed travels packed."""
+        if self.packed is None:
+            return super().__reduce_ex__(protocol)
+        return Contribution.of, (self.header(), self.arrays())
 
 
+_ARRAYS = ("vector", "start", "packed")
 _LEASE = shape_of(Lease)
 _HEADER = shape_of(Contribution)
 _T = TypeVar("_T")

@@ -142,13 +142,13 @@ class MetaState:
         sizes = (len(a.vector) - self._manifest.size for a in self.waiting if a.lease.task.game == game)
         return next(sizes, None)
 
-    def accept(self, lease: Lease, contribution: Contribution) -> None:
+    def accept(self, lease: Lease, contribution: Contribution, arrays: dict[str, np.ndarray] | None = None) -> None:
         """Durable when this returns. Raises OSError, and then it was not accepted.
 
-        The contribution's arrays are kept.
+        The contribution's arrays are kept. What is stored are `arrays`, which it was received with: maybe packed ones.
         """
         header = {"lease": asdict(lease), "contribution": contribution.header()}
-        self.journal.write(self._next_order, contribution.arrays(), header)
+        self.journal.write(self._next_order, contribution.arrays() if arrays is None else arrays, header)
         self._append(lease, contribution)
 
     def forget(self, lease_id: str) -> None:
@@ -239,7 +239,8 @@ class MetaState:
         """An entry of the journal; None where it is damaged, and set aside. Raises NewerFormat."""
         try:
             arrays, header = self.journal.read(order)
-            lease, contribution = Lease.of(header["lease"]), Contribution.of(header["contribution"], arrays)
+            lease = Lease.of(header["lease"])
+            contribution = Contribution.of(header["contribution"], arrays).owned()
             if problem := self._misfit(lease, contribution):
                 raise ValueError(problem)
         except NewerFormat:

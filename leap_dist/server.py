@@ -306,7 +306,9 @@ class MetaServer:
         # Only a server that lets prefixes count needs their vectors; all others stay small, whatever is open.
         keep = self._config.prefixes_count
         self._counts["partials"] += 1
-        self._note_progress(held, _owned(contribution) if keep else replace(contribution, vector=_NOTHING, start=None))
+        self._note_progress(
+            held, contribution.owned() if keep else replace(contribution, vector=_NOTHING, start=None, packed=None)
+        )
         return self._ack(True)
 
     def _examine(self, lease: Lease, contribution: Contribution) -> str:
@@ -353,9 +355,9 @@ class MetaServer:
         if len(self._state.waiting) >= max(LEAST_WAITING, 4 * self._batch_size):  # no meta-update can be saved
             self._leases.extend(held)
             return self._refuse("busy", proceed=True, wait=LONG_WAIT)
-        contribution = _owned(contribution)
+        arrays, contribution = contribution.arrays(), contribution.owned()
         try:
-            self._state.accept(held.lease, contribution)
+            self._state.accept(held.lease, contribution, arrays)
         except OSError as error:
             self._alert(f"the contribution of {held.lease.worker} could not be stored: {error}")
             self._leases.extend(held)  # its worker is well, and will try again
@@ -553,9 +555,3 @@ class MetaServer:
         if text not in list(self.alerts)[-3:]:  # what keeps failing is said once
             log.warning(text)
             self.alerts.append(text)
-
-
-def _owned(contribution: Contribution) -> Contribution:
-    """A contribution that may be kept: Ray's arrays are read-only views into its object store, and must not be."""
-    start = None if contribution.start is None else np.array(contribution.start)
-    return replace(contribution, vector=np.array(contribution.vector), start=start)

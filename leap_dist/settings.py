@@ -120,6 +120,9 @@ class WorkerSettings:
     cpus: float = setting(1.0, "CPUs that Ray reserves per worker", above=0)
     gpus: float = setting(0.0, "GPUs that Ray reserves per worker; fractions share a GPU", low=0)
     labels: tuple[str, ...] = setting((), "labels that a node must have to get workers: pool=spot, or pool!=stable")
+    wire: Literal["float32", "int16", "int8"] = setting(
+        "float32", "how a contribution travels and is stored: in fewer bits it is rounded, by half a step at most"
+    )
     push_interval: int = setting(50_000, "agent steps between two partial contributions", low=1)
     heartbeat_seconds: float = setting(2.0, "seconds between two renewals of the lease", above=0)
 
@@ -225,6 +228,11 @@ class Config:
     def corrects_endpoint(self) -> bool:
         """The server needs to know where a contribution's path started."""
         return self.mode == "fedasync" or self.meta.endpoint_correction > 0
+
+    @property
+    def wire_bits(self) -> int:
+        """Of a number that a worker sends."""
+        return {"float32": 32, "int16": 16, "int8": 8}[self.worker.wire]
 
     @property
     def prefixes_count(self) -> bool:

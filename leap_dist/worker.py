@@ -265,6 +265,9 @@ class _Run:
             curve=tuple(self._curve),
             episodes=tuple(self._episodes) if final and self._episodes else (),
         )
+        if self._config.wire_bits < 32:
+            with self._time("leap"):
+                contribution = contribution.quantized(self._config.wire_bits)
         with self._time("waiting"):
             ack = self._server.push(contribution)
         failpoint("task.pushed")

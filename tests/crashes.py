@@ -31,6 +31,7 @@ RUNS = {
     "stream": {**STREAM, "meta__optimizer": "adam"},
     "buffered-heads": {**MODES["buffered"], **ONE_BY_ONE, **HEADS},
     "stream-heads": {**STREAM, **HEADS},
+    "stream-int8": {**STREAM, "worker__wire": "int8"},
 }
 """Short, because the time of a kill at every write goes with the square of their length."""
 

@@ -171,7 +171,7 @@ class Worker:
         cumulative = np.cumsum(parts, axis=0, dtype=np.float32)
         if self._config.meta_learner == "none":
             cumulative = np.empty((count, 0), np.float32)
-        return [
+        sent = [
             replace(
                 contribution(lease, cumulative[k], seq=k + 1, final=k + 1 == count),
                 steps=self._config.task_steps * (k + 1) // count,
@@ -179,6 +179,7 @@ class Worker:
             )
             for k in range(count)
         ]
+        return sent if self._config.wire_bits == 32 else [one.quantized(self._config.wire_bits) for one in sent]
 
 
 def drive(server: MetaServer, workers: Sequence[Worker], turns: int | None = None) -> None:

@@ -880,6 +880,7 @@ PLACEMENT = {
     "worker.cpus": 3.0,
     "worker.gpus": 0.5,
     "worker.push_interval": 999,
+    "worker.wire": "int8",
     "worker.heartbeat_seconds": 1.0,
     "server.lease_seconds": 99.0,
     "server.keep_checkpoints": 9,

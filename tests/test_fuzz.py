@@ -34,7 +34,7 @@ from leap_dist import config as configuration
 from leap_dist import driver, report, run_directory, telemetry
 from leap_dist.checkpoint import CheckpointStore
 from leap_dist.config import ConfigError
-from leap_dist.contribution import Ack
+from leap_dist.contribution import Ack, Contribution
 from leap_dist.files import CorruptFile, pack, unpack
 from leap_dist.journal import Journal, Ledger
 from leap_dist.leases import LeaseBook
@@ -272,6 +272,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "stream": {"mode": "stream", "meta_updates": 2, "meta__batch_size": 3, "meta__optimizer": "adam"},
     "buffered-heads": {"mode": "buffered", "meta_updates": 4, "meta__batch_size": 2, "meta_learner": "finetune-multi"},
     "stream-heads": {"mode": "stream", "meta_updates": 2, "meta__batch_size": 3, "meta_learner": "finetune-multi"},
+    "stream-int8": {"mode": "stream", "meta_updates": 2, "meta__batch_size": 3, "worker__wire": "int8"},
+    "buffered-int16": {"mode": "buffered", "meta_updates": 4, "meta__batch_size": 2, "worker__wire": "int16"},
 }
 TURNS = (4, 9, 14)
 
@@ -450,6 +452,36 @@ def fuzz_journal(folder: Path, runs: dict[str, list[Run]]) -> Case:
                 require(all(np.array_equal(arrays[n], wanted[n]) for n in wanted), "other arrays")
         finally:
             (folder / name).write_bytes(files[name])
+
+    return case
+
+
+def fuzz_contributions(folder: Path, runs: dict[str, list[Run]]) -> Case:
+    """Header and arrays as they come over the wire, packed or not, with one part changed."""
+    files = [d for name in RUNS for n, d in runs[name][1].files.items() if n.startswith("journal/contribution")]
+    samples = [(arrays, header["contribution"]) for arrays, header in (unpack(data, "good") for data in files)]
+    others = [array for arrays, _ in samples for array in arrays.values()]
+    kinds = (np.float32, np.float64, np.int8, np.int16, np.int64, np.uint8, np.bool_, ">i2", "S3", object)
+
+    def case(rng: Rng, number: int) -> None:
+        arrays, header = (dict(part) for part in pick(rng, samples))
+        name, kind = pick(rng, list(arrays)), rng.random()
+        if kind < 0.3:
+            header = mangle(header, rng)
+        elif kind < 0.5:
+            arrays[name] = arrays[name].astype(pick(rng, kinds))
+        elif kind < 0.7:
+            arrays[name] = pick(rng, (arrays[name][:-1], arrays[name][None], arrays[name].repeat(40), arrays[name][:0]))
+        elif kind < 0.8:
+            del arrays[name]
+        else:
+            arrays[pick(rng, ("vector", "start", "codes", "scales", "packed", "x"))] = pick(rng, others)
+        with contextlib.suppress(ValueError):
+            found = Contribution.of(header, arrays)
+            require(found.arrays().keys() == arrays.keys() - ({"start"} if found.packed else set()), "other arrays")
+            require(all(found.arrays()[n] is arrays[n] for n in arrays), "other arrays")
+            require(found.packed is None or found.vector.dtype == np.float32, "no vector")
+            require(found.packed is None or found.vector.shape == found.packed.codes.shape, "another length")
 
     return case
 
@@ -871,6 +903,7 @@ LOADERS: dict[str, tuple[int, Callable[[Path, dict[str, list[Run]]], Case]]] = {
     "packed-header": (2000, fuzz_packed_header),
     "checkpoints": (2000, fuzz_checkpoints),
     "journal": (3000, fuzz_journal),
+    "contributions": (1500, fuzz_contributions),
     "leases": (1500, fuzz_leases),
     "ledger": (1500, fuzz_ledger),
     "pictures": (3, fuzz_pictures),

@@ -47,7 +47,7 @@ FLOORS = [
         "leap_dist.run_lock",
         "leap_dist.labels",
     ],
-    ["leap_dist.combinations", "leap_dist.files"],
+    ["leap_dist.combinations", "leap_dist.files", "leap_dist.quantization"],
     ["leap_dist.config"],
     [f"leap_dist.{name}" for name in GROUND] + ["leap_dist.stop_signal"],
     [

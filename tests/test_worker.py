@@ -255,6 +255,19 @@ def test_what_nobody_reads_is_not_sent(monkeypatch, settings):
     assert np.array_equal(received[-1].vector, whole[-1].vector)
 
 
+@pytest.mark.parametrize(("wire", "kind"), [("int16", np.int16), ("int8", np.int8)])
+def test_contributions_are_packed_where_that_is_asked_for(monkeypatch, wire, kind):
+    choices = {"worker__push_interval": 40, "server__on_lost": "keep"}
+    _, received, _, _ = play(monkeypatch, **choices, worker__wire=wire)
+    _, exact, _, _ = play(monkeypatch, **choices)
+    for one, other in zip(received, exact, strict=True):
+        assert one.packed.codes.dtype == kind
+        assert np.array_equal(one.vector, other.quantized(8 * np.dtype(kind).itemsize).vector)
+        np.testing.assert_allclose(one.vector, other.vector, atol=np.abs(other.vector).max() / 254 * 1.01)
+    _, received, _, _ = play(monkeypatch, worker__push_interval=40, worker__wire=wire)
+    assert [c.vector.size for c in received] == [0, 0, 2]
+
+
 def test_what_is_not_finite_is_sent_so_that_the_server_ends_the_task(monkeypatch):
     def broken(self):
         with torch.no_grad():
