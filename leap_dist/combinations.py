@@ -50,6 +50,11 @@ def _running(config: Config) -> Iterator[str]:
             f"task_steps: {config.task_steps} is less than {rollouts} rollouts of agent.envs × agent.unroll = {steps} "
             f"steps; {needed}"
         )
+    if server.gather_seconds > server.lease_seconds / 4:
+        yield (
+            f"server.gather_seconds: {server.gather_seconds:.12g} is more than a quarter of a lease of "
+            f"{server.lease_seconds:.12g} s, which would expire on the way; use at most {server.lease_seconds / 4:.12g}"
+        )
     if server.lease_seconds < 3 * worker.heartbeat_seconds * (1 - 1e-9):
         yield (
             f"server.lease_seconds: {server.lease_seconds:.12g} is under three heartbeats of "

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -224,6 +224,15 @@ def _made(cls: Callable[..., _T], fields: dict[str, Any]) -> _T:
         return cls(**fields)
     except TypeError as error:
         raise ValueError(f"a field is unknown: {error}") from None
+
+
+class Renewal(NamedTuple):
+    """A lease to be extended."""
+
+    lease: str
+    incarnation: str
+    steps: int
+    """Agent steps into its task."""
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,11 @@ def set_aside(path: Path) -> None:
         os.replace(path, next(name for name in names if not os.path.lexists(name)))
 
 
-def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True) -> None:
+def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True, listed: bool = True) -> None:
     """Replaces `path` by `data` in one step. Raises OSError, and then the old content is still there.
 
-    `point` is the first half of the names of the failpoints on the way.
+    `point` is the first half of the names of the failpoints on the way. With `listed` False the content is durable, but
+    not the name: that takes `sync_directory`, once for several files.
     """
     failpoint(f"{point}.write")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -91,6 +92,8 @@ def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True) -
         temporary.unlink(missing_ok=True)
         raise
     failpoint(f"{point}.renamed")
+    if not listed:
+        return
     if durable:
         sync_directory(path.parent)
     failpoint(f"{point}.durable")

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from leap_dist.files import (
     reason,
     remove,
     set_aside,
+    sync_directory,
     unpack,
     write_atomic,
 )
@@ -40,19 +42,37 @@ class Journal:
         self._directory = directory
         self._mirror = mirror
         self._discarded: list[int] = []
+        self._together = self._unlisted = False
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(".*.tmp"):  # of a write that a crash cut short
             remove(leftover)
 
     def write(self, order: int, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
-        """Durable when this returns. Raises OSError, and then there is no such entry."""
+        """Durable when this returns, but see `together`. Raises OSError, and then there is no such entry."""
         data = pack(arrays, {**header, "order": order})
-        write_atomic(self._path(order), data, "journal")
+        write_atomic(self._path(order), data, "journal", listed=not self._together)
+        self._unlisted |= self._together
         try:
             self._mirror.entry(order, data)
         except OSError:
             remove(self._path(order))
             raise
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Entries written in here are durable after the next `settle`."""
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+
+    def settle(self) -> None:
+        """Makes every entry durable that is not. Raises OSError."""
+        if self._unlisted:
+            sync_directory(self._directory)
+            self._unlisted = False
+            failpoint("journal.durable")
 
     def orders(self) -> list[int]:
         """Of the entries there are, ascending."""

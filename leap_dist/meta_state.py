@@ -161,6 +161,7 @@ class MetaState:
         `rest` is stored along, for `restore` to return. Raises OSError where the checkpoint cannot be saved; φ and the
         optimizer are as before then, and the contributions go on waiting.
         """
+        self.journal.settle()
         # In the order of the tasks, whatever order they arrived in: the same contributions give the same bits.
         batch = sorted(self.waiting[:count], key=lambda accepted: accepted.lease.task.index)
         before, optimizer_before, heads_before = self.vector, self._optimizer.state(), self.heads
@@ -330,7 +331,9 @@ class MetaState:
         if self._config.keeps_heads:
             for game in sorted({a.lease.task.game for a in batch}):
                 pulls = [a.vector[self._manifest.size :] for a in batch if a.lease.task.game == game]
-                change = -staleness.weighted_mean(pulls, [1.0] * len(pulls), len(pulls))
+                # In a stream each adds to those before it, and two may be of one task.
+                count = 1 if self._config.mode == "stream" else len(pulls)
+                change = -staleness.weighted_mean(pulls, [1.0] * len(pulls), count)
                 heads[game] = heads[game] + change if game in heads else change
         return heads
 

@@ -56,8 +56,8 @@ class Pace:
         """Part of the server's time that everything took, when that was measured last."""
 
     @contextlib.contextmanager
-    def call(self, *, report: bool = False) -> Iterator[None]:
-        """Around one call to the server. A call inside of another one is part of it."""
+    def call(self, *, reports: int = 0) -> Iterator[None]:
+        """Around one call to the server, of so many reports. A call inside of another one is part of it."""
         if self._inside:
             yield
             return
@@ -71,9 +71,9 @@ class Pace:
             # A call that waits for the disk does no work, but nobody else is served meanwhile.
             seconds = worked - self._worked + max(now - started, done - worked)
             self._worked = done
-            if report:
+            if reports:
                 self._on_reports += seconds
-                self._reports += 1
+                self._reports += reports
             else:
                 self._on_others += seconds
             self._measure(now)

@@ -141,6 +141,12 @@ class ServerSettings:
     storage: Literal["shared", "node"] = setting(
         "shared", "where the run directory is: on storage that every node of a cluster shares, or on the driver's alone"
     )
+    gather_seconds: float = setting(
+        0.0,
+        "seconds for which what the workers of a node report is gathered, to go to the server together; 0: each worker "
+        "talks to the server itself",
+        low=0,
+    )
     busy_share: float = setting(
         0.5,
         "part of the server's time that its work may take; beyond it running tasks are told to report more rarely",

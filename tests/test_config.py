@@ -877,6 +877,7 @@ PLACEMENT = {
     "worker.threads": 3,
     "server.pushes_per_second": 7.0,
     "server.busy_share": 0.25,
+    "server.gather_seconds": 3.0,
     "worker.cpus": 3.0,
     "worker.gpus": 0.5,
     "worker.push_interval": 999,

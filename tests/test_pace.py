@@ -72,7 +72,7 @@ class Simulation:
                 heapq.heappush(self.calls, (due + self.gap, worker))
                 continue
             self._work(self.cost / 2)
-            with self.pace.call(report=True):
+            with self.pace.call(reports=1):
                 self._work(self.cost / 2)
                 wait = self.pace.wait(len(self.heard))
             on_reports += self.cost
@@ -164,7 +164,7 @@ def test_a_call_within_a_call_counts_once_and_one_that_raises_counts_too():
     def broken():
         with pace.call():
             now[0] += 2.0
-            with pace.call(report=True):
+            with pace.call(reports=1):
                 now[0] += 1.0
             raise ValueError("x")
 

@@ -52,6 +52,7 @@ FLOORS = [
     [f"leap_dist.{name}" for name in GROUND] + ["leap_dist.stop_signal"],
     [
         "leap_dist.aggregation",
+        "leap_dist.aggregator",
         "leap_dist.tasks",
         "leap_dist.leases",
         "leap_dist.learners",
@@ -86,7 +87,8 @@ FLOORS = [
         "leap_dist.run_directory",
         "leap_dist.telemetry",
     ],
-    ["leap_dist.server", "leap_dist.worker", "leap_dist.working_copy"],
+    ["leap_dist.worker", "leap_dist.examination", "leap_dist.working_copy"],
+    ["leap_dist.server"],
     ["leap_dist.arms"],
     ["leap_dist.evaluation"],
     ["leap_dist.driver.actors", "leap_dist.driver.access", "leap_dist.driver.nodes"],

@@ -18,7 +18,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError
 from envs import atari
 from leap_dist import arms, audit
 from leap_dist.config import ConfigError
-from leap_dist.contribution import Ack, Contribution, Idle, Lease
+from leap_dist.contribution import Ack, Contribution, Idle, Lease, Renewal
 from leap_dist.device import prepare
 from leap_dist.evaluation import EvaluationServer, Run
 from leap_dist.files import CorruptFile
@@ -138,6 +138,10 @@ class ServerActor(_Actor):
 
     def _grant(self, lease: Lease) -> Grant:
         return Grant(lease, self.snapshot()[1], Start(_NO_VECTOR, self._server.head(lease.task.game)))
+
+    def push_together(self, contributions: list[Contribution], renewals: list[Renewal]) -> list[Ack]:
+        """See MetaServer."""
+        return [self._heed_stop(ack) for ack in self._server.push_together(contributions, renewals)]
 
     def snapshot(self) -> tuple[int, ray.ObjectRef[Any]]:
         """(version, φ), one object per version, fetched once per node.
