@@ -32,7 +32,7 @@ from benchmarks import clients
 from benchmarks.harness import Report, progress
 from envs import atari
 from leap_dist.contribution import Ack, Idle, Lease
-from leap_dist.driver.actors import _ServerClient
+from leap_dist.driver.actors import ServerClient
 from leap_dist.models import initialization
 from leap_dist.run_lock import lock_holder
 from leap_dist.server import MetaServer
@@ -197,7 +197,7 @@ class Clients:
 
         def one(name: str) -> list[Pushed]:
             counting = Counting(server)
-            client = _ServerClient(counting)
+            client = ServerClient(counting)
             pushed = []
             for _ in range(leases):
                 answer = client.call("lease", name, "i")

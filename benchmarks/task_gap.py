@@ -102,7 +102,7 @@ def play(config: Config, run_dir: Path, tasks: int) -> Tape:
     tape = Tape()
     prepare("cpu", 1, 0)
     server = clients.server_of(config, run_dir)
-    worker = WorkerActor("w0", uuid.uuid4().hex, config, server, False)
+    worker = WorkerActor("w0", uuid.uuid4().hex, config, server, {}, False)
     for _ in range(tasks):
         answer = worker._client.call("lease", "w0", worker._incarnation)
         assert not isinstance(answer, Idle)

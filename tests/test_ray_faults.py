@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from protocol import ledger
-from service import ROOT, SYNC, Launch, same_result
+from service import ROOT, SYNC, Launch, playing, same_result
 
 from leap_dist import audit
 
@@ -73,3 +76,30 @@ def test_workers_on_which_every_game_fails_are_stopped_and_the_run_says_why(laun
     assert (summary["state"], summary["quarantined_workers"], summary["quarantined"]) == ("failed", ["w0"], [])
     assert summary["workers"][0]["state"] == "quarantined"
     assert "why             every worker is in quarantine; look into what failed on them" in run.log.read_text()
+
+
+def processes(title: str, home: str) -> list[int]:
+    """Of a Ray that was started with this HOME, by what they call themselves."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if title in (folder / "cmdline").read_text() and f"HOME={home}\0" in (folder / "environ").read_text():
+                found.append(int(folder.name))
+        except OSError:  # it has ended, or is somebody else's
+            continue
+    return found
+
+
+def test_aggregators_change_nothing_and_one_that_is_killed_loses_nothing(
+    launch: Callable[..., Launch], undisturbed: Path, environment: dict[str, str]
+) -> None:
+    slow = {"LEAP_FAILPOINTS": "task.update=slow@1-1000000"}
+    run = launch("gathered", *SYNC, "--workers", "2", "--server.gather-seconds", "0.7", **slow)
+    run.wait_for(playing)
+    (aggregator,) = processes("ray::AggregatorActor", environment["HOME"])
+    os.kill(aggregator, signal.SIGKILL)
+    assert run.end() == 0, run.log.read_text()
+    same_result(run.run_dir, undisturbed)
+    alone = json.loads((undisturbed / "summary.json").read_text())
+    assert run.summary()["pushes"] < alone["pushes"], "several at a time"
+    assert run.summary()["restarts"] == 0

@@ -92,7 +92,7 @@ FLOORS = [
     ["leap_dist.arms"],
     ["leap_dist.evaluation"],
     ["leap_dist.driver.actors", "leap_dist.driver.access", "leap_dist.driver.nodes"],
-    ["leap_dist.driver.room", "leap_dist.driver.preflight"],
+    ["leap_dist.driver.room", "leap_dist.driver.preflight", "leap_dist.driver.aggregators"],
     ["leap_dist.driver.pool"],
     ["leap_dist.driver.control"],
     ["leap_dist.driver"],

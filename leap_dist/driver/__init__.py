@@ -117,7 +117,8 @@ def evaluate(
     Signals and errors are those of `train`.
     """
     workers = min(config.workers, len(runs))
-    config = replace(config, workers=workers, min_workers=min(config.min_workers, workers))
+    server = replace(config.server, gather_seconds=0.0)  # there is nothing to gather
+    config = replace(config, workers=workers, min_workers=min(config.min_workers, workers), server=server)
     out = out.absolute()
     start = _Start(EVALUATION, (config, list(runs), out), out, movable=config.server.storage == "shared")
     return _operate(config, start, record, wall_seconds_before)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 import torch
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
 
 from envs import atari
 from leap_dist import arms, audit
@@ -167,11 +168,15 @@ class EvaluationActor(_Actor):
         return Grant(lease, ray.put(vector), Start(_NO_VECTOR, scope=scope, evaluation=True))
 
 
-class _ServerClient:
-    """The server as a running task sees it: calls are retried over restarts, which the protocol makes harmless."""
+class ServerClient:
+    """The server as a running task sees it: calls are retried over restarts, which the protocol makes harmless.
 
-    def __init__(self, server: Any) -> None:
+    What a task reports goes through `aggregator`, where there is one that works.
+    """
+
+    def __init__(self, server: Any, aggregator: Any = None) -> None:
         self._server = server
+        self._aggregator = aggregator
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Calls the server. Raises ActorUnavailableError when it stays away for CALL_SECONDS, ActorDiedError when it
@@ -188,7 +193,7 @@ class _ServerClient:
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
         """Extends the lease."""
-        ack: Ack = self.call("renew", lease_id, incarnation, steps)
+        ack: Ack = self._report("renew", lease_id, incarnation, steps)
         return ack
 
     def push(self, contribution: Contribution) -> Ack:
@@ -196,7 +201,7 @@ class _ServerClient:
         name = {"lease": contribution.lease, "seq": contribution.seq, "final": contribution.final}
         audit.note("pushed", **name)
         while True:
-            ack: Ack = self.call("push", contribution)
+            ack: Ack = self._report("push", contribution)
             if ack.durable:
                 audit.note("durable", **name)
             skipped = ack.reason == "busy" and not contribution.final  # the next one holds it
@@ -210,6 +215,21 @@ class _ServerClient:
             version, reference = self.call("snapshot")
             with contextlib.suppress(ObjectLostError):  # the server restarted; it has a new one
                 return version, ray.get(reference)
+
+    def hurry(self) -> None:
+        """From now on every report goes straight to the server: it is to be there when this worker is gone."""
+        self._aggregator = None
+
+    def _report(self, method: str, *arguments: Any) -> Any:
+        aggregator = self._aggregator
+        if aggregator is not None:
+            try:
+                return ray.get(getattr(aggregator, method).remote(*arguments))
+            except RayError as error:  # whether or not it was delivered: the protocol makes that harmless
+                log.warning("the node's aggregator does not answer: %s", error)
+                if isinstance(error, ActorDiedError):
+                    self._aggregator = None
+        return self.call(method, *arguments)
 
 
 class Health(NamedTuple):
@@ -229,13 +249,24 @@ class Health(NamedTuple):
 
 
 class WorkerActor:
-    """Trains one leased task after the other. With `profile` it records some updates of the first."""
+    """Trains one leased task after the other. With `profile` it records some updates of the first.
 
-    def __init__(self, name: str, incarnation: str, config: Config, server: Any, profile: bool) -> None:
+    `aggregators`: by node, where there are any.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        incarnation: str,
+        config: Config,
+        server: Any,
+        aggregators: Mapping[str, Any],
+        profile: bool,
+    ) -> None:
         self._name = name
         self._incarnation = incarnation
         self._config = config
-        self._client = _ServerClient(server)
+        self._client = ServerClient(server, aggregators.get(ray.get_runtime_context().get_node_id()))
         self._time = Stopwatch()
         self._profiler = Profiler(self._time) if profile else NoProfiler()
         self._film = Film(config)
@@ -267,6 +298,7 @@ class WorkerActor:
     @ray.method(concurrency_group="io")
     def leave(self, seconds: float) -> None:
         """Tells the worker to be gone in so many seconds; see run_task. It takes no further task."""
+        self._client.hurry()
         self._notice.give(seconds)
 
     @ray.method(concurrency_group="io")  # answers while `run` is busy

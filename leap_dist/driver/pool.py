@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayError
 
 from leap_dist.config import ConfigError
 from leap_dist.driver.actors import WORKER, Gone
+from leap_dist.driver.aggregators import Aggregators
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.room import Need, ask_autoscaler, autoscaler_groups, most_that_fit, no_room
 from leap_dist.film import Play
@@ -69,6 +70,7 @@ class Pool:
         self._profiles = profiles
         self._server: Any = None
         self._nodes = nodes
+        self._aggregators = Aggregators(config.server.gather_seconds)
         self._slots: list[_Slot] = []
         self._begun = False
         self._room: int | None = None  # as last told of
@@ -122,6 +124,7 @@ class Pool:
         now, fits = time.monotonic(), self.room()
         self._note_room(fits)
         self._leave(self._nodes.view.leaving)
+        self._aggregators.follow(self._hosts(), self._server)
         if self._begun:
             self._slots += [_Slot(f"w{number}") for number in range(len(self._slots), min(self.wanted, fits))]
         free = fits - sum(slot.run is not None and slot.gone_by is None for slot in self._slots)
@@ -152,7 +155,12 @@ class Pool:
 
     def room(self) -> int:
         """How many workers the nodes that are there, and stay, have resources for."""
-        return sum(self._need.fits(node.resources, node.labels) for node in self._nodes.view.staying.values())
+        return sum(self._hosts().values())
+
+    def _hosts(self) -> dict[str, int]:
+        """The nodes that have room for workers, and for how many."""
+        nodes = self._nodes.view.staying.items()
+        return {name: fits for name, node in nodes if (fits := self._need.fits(node.resources, node.labels))}
 
     def describe(self) -> list[dict[str, Any]]:
         """Every worker as plain data."""
@@ -206,7 +214,8 @@ class Pool:
         slot.readings.clear()
         slot.placed = True
         profile = self._profiles is not None and slot.operators is None
-        slot.actor = worker.remote(slot.name, slot.incarnation, self._config, self._server, profile)
+        aggregators = self._aggregators.handles
+        slot.actor = worker.remote(slot.name, slot.incarnation, self._config, self._server, aggregators, profile)
         slot.started = time.monotonic()
         slot.run = slot.actor.run.remote()
         slot.health = slot.actor.health.remote()
