@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from protocol import INITIAL, contribution
+
+from leap_dist.contribution import Ack, Lease, Task
+from leap_dist.driver import actors
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,3 +32,17 @@ def test_whatever_messages_are_lost_each_contribution_counts_once(environment: d
     for direction in ("requests", "replies"):
         assert 0.16 < found[f"{direction} lost (ActorUnavailableError)"] / found["requests sent"] < 0.34
     assert found["duplicates that the server recognized"] == found["replies lost (ActorUnavailableError)"]
+
+
+def test_a_push_is_sent_again_where_it_was_not_taken_and_not_where_only_the_next_one_is_to_wait(monkeypatch) -> None:
+    """Without Ray: the answers are made up."""
+    sent = contribution(Lease("000000-00000000", Task(0, "pong", 0, 1, 100), "w0", "i0", 0, 60.0), INITIAL)
+    accepted, full = Ack(True, True, "", True, 0, wait=7.0), Ack(False, False, "storage", True, 0, wait=1.0)
+    answers, slept = [accepted, full, full, accepted], []
+    client = actors._ServerClient(None)
+    monkeypatch.setattr(client, "call", lambda *_: answers.pop(0))
+    monkeypatch.setattr(actors.time, "sleep", slept.append)
+    assert client.push(sent) == accepted
+    assert (len(answers), slept) == (3, [])
+    assert client.push(sent) == accepted
+    assert (len(answers), slept) == (0, [1.0, 1.0])
