@@ -454,7 +454,7 @@ def _status(parsed: argparse.Namespace) -> int:
 
 
 def _plot(parsed: argparse.Namespace) -> int:
-    if isinstance(parsed.run_dir, working_copy.Url) and parsed.out is None:
+    if working_copy.is_remote(parsed.run_dir) and parsed.out is None:
         raise ConfigError("out: say with --out where the picture of a run at a URL is to go")
     with working_copy.reading(parsed.run_dir, "config.yaml", "ledger.jsonl") as run_dir:
         if not run_directory.exists(run_dir):
@@ -474,7 +474,8 @@ def _export(parsed: argparse.Namespace) -> int:
     from leap_dist.export import export
 
     init = working_copy.initialization(parsed.init) if isinstance(parsed.init, working_copy.Url) else parsed.init
-    names = export(init, parsed.to, parsed.out, linear_seed=parsed.linear_seed)
+    with working_copy.naming(init, str(parsed.init)):
+        names = export(init, parsed.to, parsed.out, linear_seed=parsed.linear_seed)
     print(f"{parsed.out}: {', '.join(names)}")
     return DONE
 

@@ -72,7 +72,7 @@ class Run:
 
     def naming(self) -> contextlib.AbstractContextManager[None]:
         """In it, errors say what a person knows, and not where the working copy is."""
-        return _naming(self.folder, self.shown)
+        return naming(self.folder, self.shown)
 
     def publish(self) -> None:
         """Lets others see that there is a run. Raises ConfigError."""
@@ -132,7 +132,7 @@ class RemoteRun(Run):
         """See Run."""
         with self._trouble():
             for name in ("config.yaml", "manifest.json"):
-                self._storage.put(name, (self.folder / name).read_bytes())
+                self._copy(name)
         self._threads[1].start()
 
     def report(self, summary: dict[str, Any]) -> dict[str, Any]:
@@ -271,6 +271,11 @@ def open_run(where: Location, *, resume: bool) -> Run:
     return Run(where)
 
 
+def is_remote(where: Location) -> bool:
+    """Whether a run is kept there in the way of object storage, whatever it was called by."""
+    return isinstance(where, Url) or is_kept(where)
+
+
 def is_kept(folder: Path) -> bool:
     """Whether a directory is what a file:// URL leads to: a run is kept there, but nobody works in it."""
     try:
@@ -295,7 +300,7 @@ def reading(where: Location, *wanted: str, field: str = "run-dir") -> Iterator[P
     with tempfile.TemporaryDirectory(prefix="leap-dist-read-") as temporary:
         folder = Path(temporary) / (re.sub(r"[^A-Za-z0-9_.-]", "-", storage.url.rpartition("/")[2]) or "run")
         folder.mkdir()
-        with _naming(folder, storage.url):
+        with naming(folder, storage.url):
             _fetch(storage, folder, wanted, field)
             yield folder
 
@@ -350,7 +355,7 @@ def _fetch(storage: Storage, folder: Path, wanted: tuple[str, ...], field: str) 
 
 
 @contextlib.contextmanager
-def _naming(folder: Path, shown: str) -> Iterator[None]:
+def naming(folder: Path, shown: str) -> Iterator[None]:
     """Lets errors say what a person knows, and not where the copy is."""
     try:
         yield

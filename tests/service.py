@@ -18,13 +18,16 @@ SYNC = ["--preset", "smoke", "--mode", "sync", "--meta-updates", "5", "--meta.ba
 
 
 class Launch:
-    """A running `launch.py train`, or `evaluate` where arguments say what with, in a process group of its own."""
+    """A running `launch.py train`, or `evaluate` where arguments say what with, in a process group of its own.
 
-    def __init__(self, environment: dict[str, str], run_dir: Path, *arguments: str) -> None:
+    `scheme`: of the URL that it is given in place of the directory.
+    """
+
+    def __init__(self, environment: dict[str, str], run_dir: Path, *arguments: str, scheme: str = "") -> None:
         self.run_dir = run_dir
         self.log = run_dir.with_suffix(".log")
         which = ["evaluate", "--out"] if "--init" in arguments else ["train", "--run-dir"]
-        command = [sys.executable, "launch.py", *which, str(run_dir), *arguments]
+        command = [sys.executable, "launch.py", *which, f"{scheme}{run_dir}", *arguments]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
