@@ -24,7 +24,7 @@ from leap_dist.shapes import conform
 
 CONTENT = (
     "config.yaml", "manifest.json", "checkpoints", "journal", "ledger.jsonl", "init.safetensors", "tensorboard",
-    "summary.json", "progress.png", ".lock", "profile",
+    "ledger", "summary.json", "progress.png", ".lock", "profile",
     "arms.json", "runs", "figures", "report.md", "report.html", "results.csv", "results.json",
 )  # fmt: skip
 """What a run, or an evaluation, keeps in its directory."""

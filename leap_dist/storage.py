@@ -11,6 +11,7 @@ import difflib
 import errno
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,16 +24,19 @@ from leap_dist.config import ConfigError
 from leap_dist.files import remove, write_atomic
 from leap_dist.redaction import redact
 
-CALL_SECONDS = 20.0  # for one object, before which its size is not counted
+CALL_SECONDS = 10.0  # for one object, besides its size: workers wait for the server, and it for this
 BYTES_PER_SECOND = 500_000.0  # that a connection has at least; a slower one is taken for broken
+REST_SECONDS = (
+    2.0  # after a call without an answer, in which others are not even tried: what waits elsewhere gets its turn
+)
 LARGE = 100 * 2**20  # bytes that an object may well have
 
 _S3 = {
-    "config_kwargs": {"connect_timeout": 5, "read_timeout": 15, "retries": {"max_attempts": 2}},
+    "config_kwargs": {"connect_timeout": 5, "read_timeout": 8, "retries": {"max_attempts": 2}},
     "use_listings_cache": False,
     "skip_instance_cache": True,
 }
-_GCS = {"timeout": 15, "use_listings_cache": False, "skip_instance_cache": True}
+_GCS = {"timeout": 8, "use_listings_cache": False, "skip_instance_cache": True}
 SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "file": ("", {}),
     "memory": ("", {}),
@@ -57,6 +61,8 @@ class Storage:
         self.url = url
         self._filesystem = filesystem
         self._root = root.rstrip("/")
+        self._rests_until = 0.0
+        self._sizes: dict[str, int] = {}
 
     @property
     def folder(self) -> Path | None:
@@ -70,23 +76,24 @@ class Storage:
         """
         self._call(name, lambda path: self._put(path, data), len(data))
 
-    def get(self, name: str, most: int = LARGE) -> bytes:
-        """An object's content; more than `most` bytes may be too slow. Raises FileNotFoundError, OSError."""
-        data: bytes = self._call(name, self._filesystem.cat_file, most)
+    def get(self, name: str) -> bytes:
+        """An object's content; a large one has to be among the `names` asked for. Raises FileNotFoundError, OSError."""
+        data: bytes = self._call(name, self._filesystem.cat_file, self._sizes.get(name, 0))
         return data
 
     def find(self, name: str) -> bytes | None:
         """A small object's content, None where there is none. Raises OSError."""
         try:
-            return self.get(name, 0)
+            return self.get(name)
         except FileNotFoundError:
             return None
 
     def names(self, below: str = "") -> list[str]:
         """Of all objects, or those in a folder, sorted; without those that could lead elsewhere. Raises OSError."""
         found = self._call(below, self._find, 0)
-        inner = (path.removeprefix(self._root).lstrip("/") for path in found)
-        return sorted(name for name in inner if all(_PART.fullmatch(part) for part in name.split("/")))
+        sizes = {path.removeprefix(self._root).lstrip("/"): size for path, size in found.items()}
+        self._sizes |= sizes
+        return sorted(name for name in sizes if all(_PART.fullmatch(part) for part in name.split("/")))
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes objects; those that are not there do not matter. Raises OSError."""
@@ -108,10 +115,11 @@ class Storage:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(Path(path), data, "object")
 
-    def _find(self, path: str) -> list[str]:
+    def _find(self, path: str) -> dict[str, int]:
+        """Sizes, by path."""
         self._filesystem.invalidate_cache()
-        paths: list[str] = self._filesystem.find(path)
-        return paths
+        found: dict[str, dict[str, Any]] = self._filesystem.find(path, detail=True)
+        return {name: int(about.get("size") or 0) for name, about in found.items()}
 
     def _remove(self, names: list[str]) -> None:
         paths = [f"{self._root}/{name}" for name in names]
@@ -128,6 +136,8 @@ class Storage:
 
     def _call(self, name: str, call: Callable[[str], _Result], size: int) -> _Result:
         """The result of a call on a path, which runs in a thread of its own: there is no other way to stop waiting."""
+        if time.monotonic() < self._rests_until:
+            raise TimeoutError(errno.ETIMEDOUT, "no answer a moment ago")
         path = f"{self._root}/{name}" if name else self._root
         outcome: list[_Result] = []
         trouble: list[BaseException] = []
@@ -145,6 +155,7 @@ class Storage:
         if outcome:
             return outcome[0]
         if not trouble:
+            self._rests_until = time.monotonic() + REST_SECONDS
             raise TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:.0f} s")
         error = trouble[0]
         if isinstance(error, FileNotFoundError) or not isinstance(error, Exception):

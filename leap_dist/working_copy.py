@@ -146,14 +146,14 @@ class RemoteRun(Run):
     ) -> None:
         """Puts all that has changed, or after an error only the summary, and gives the run back."""
         self._close(release=False)
-        if self._lost is not None:
-            return
-        if kind is None:
-            self._copy_the_last()
-        else:
-            with contextlib.suppress(OSError):
-                self._copy("summary.json")
-        self._close(release=True)
+        if self._lost is None:
+            if kind is None:
+                self._copy_the_last()
+            else:
+                with contextlib.suppress(OSError):
+                    self._copy("summary.json")
+            self._close(release=True)
+        self._tidy()
 
     def _close(self, *, release: bool) -> None:
         """Ends the threads, and with `release` says that the run is free."""
@@ -250,7 +250,7 @@ class RemoteRun(Run):
             raise ConfigError(f"run-dir: {self.shown} cannot be used: {error.strerror or error}") from None
 
     def _tidy(self) -> None:
-        """Removes the working copy when the process ends; the URL has it all."""
+        """Removes the working copy; the URL has it all."""
         if not self._keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -343,6 +343,8 @@ def is_alive(where: Location) -> bool:
 
 def _fetch(storage: Storage, folder: Path, wanted: tuple[str, ...], field: str) -> None:
     try:
+        if storage.folder is not None:
+            run_directory.refuse_links(storage.folder)
         names = storage.names()
         there = {name: name for name in names if name in wanted}
         if not there:

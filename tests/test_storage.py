@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -110,6 +111,13 @@ def test_storage_that_never_answers_is_given_up_in_bounded_time(monkeypatch: pyt
     with pytest.raises(TimeoutError, match="no answer within 0 s"):
         bucket.storage.put("name", b"")
     assert time.monotonic() - begun < 5
+    count = len(bucket.requests)
+    there = bucket.storage
+    with pytest.raises(TimeoutError, match="no answer within 0 s"):
+        there.get("name")
+    with pytest.raises(TimeoutError, match="no answer a moment ago"):
+        there.get("name")
+    assert len(bucket.requests) == count + 1, "and not tried again at once: the server has others to serve"
     forever.set()
 
 
@@ -297,6 +305,30 @@ def test_a_directory_with_a_live_server_in_it_is_not_taken_by_its_url(tmp_path: 
     with pytest.raises(RunDirectoryBusy, match="live server"):
         run.__enter__()
     lock.release()
+
+
+def test_the_server_of_a_working_copy_stays_on_the_driver_s_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where else would the folder be."""
+    import ray
+
+    from leap_dist import driver
+
+    class Actor:
+        problem: Any
+
+        def options(self, scheduling_strategy: Any) -> Any:
+            self.chosen = scheduling_strategy
+            return self
+
+        def remote(self, *_: object) -> Any:
+            self.problem = self
+            return self
+
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: type("Here", (), {"get_node_id": lambda _: "0" * 56})())
+    monkeypatch.setattr(ray, "get", lambda _: None)
+    for movable in (True, False):
+        server = driver._start_server(driver._Start(Actor(), (), Path(), movable=movable))
+        assert (server.chosen.node_id, server.chosen.soft) == ("0" * 56, movable)
 
 
 # Who only reads -----------------------------------------------------------------------------------------------------

@@ -102,8 +102,11 @@ class _Actor:
     def advance(self, offset: int, gone: list[Gone]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
         """Takes back what the incarnations in `gone` hold, and does what is due.
 
-        Returns the status, ledger lines from byte `offset` on, and the offset to ask for next.
+        Returns the status, ledger lines from byte `offset` on, and the offset to ask for next. Raises what keeps a
+        server that was restarted from working.
         """
+        if self._problem is not None:
+            raise self._problem
         for one in gone:
             self._server.release(one.incarnation, crashed=one.crashed)
         self._server.tick()
