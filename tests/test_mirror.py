@@ -18,7 +18,7 @@ from protocol import INITIAL, Worker, config, contribution, fast_folder, grant, 
 from leap_dist import mirror, remote_lock
 from leap_dist.contribution import Ack, Contribution
 from leap_dist.mirror import MARKER, Mirror, pull
-from leap_dist.remote_lock import LockLost
+from leap_dist.remote_lock import Claim, LockLost
 from leap_dist.run_lock import RunDirectoryBusy
 
 
@@ -233,6 +233,51 @@ def test_a_checkpoint_without_its_marker_is_none_and_is_cleaned_up(folder: Path)
     assert not after.alerts, "no damage, but none at all"
     assert ledger(folder / "b") == ledger(folder / "a")
     after.close()
+
+
+def test_a_checkpoint_that_is_put_again_loses_its_marker_first(folder: Path) -> None:
+    """Otherwise the marker of the first attempt would vouch for files of the second."""
+    settings, bucket = config(mode="buffered", meta__batch_size=1), Bucket()
+    server = launch(bucket, folder / "a", settings)
+    marker = f"checkpoints/000001/{MARKER}"
+
+    def lose_the_answer(number: int, when: str) -> None:
+        if bucket.requests[number] == ("put", marker) and when == "after":
+            bucket.fault = lambda number, when: None
+            raise ConnectionError("no answer")
+
+    bucket.fault = lose_the_answer
+    assert server.push(contribution(grant(server), INITIAL)).durable
+    assert server.version == 0
+    first = len(bucket.requests)
+    server.tick()
+    assert server.version == 1
+    again = [request for request in bucket.requests[first:] if request[1].startswith("checkpoints/000001/")]
+    assert again[0] == ("remove", marker)
+    assert again[-1] == ("put", marker)
+    server.close()
+
+
+def test_what_the_loser_of_a_race_for_the_lock_has_put_never_counts(folder: Path) -> None:
+    """Both are of the same generation, and the loser wrote last, before it asked who owns the run."""
+    bucket = Bucket()
+    loser, _ = remote_lock.take(bucket.storage, watch=0.0)
+    winner = Claim("process 7 on elsewhere", "0123456789abcdef" * 2, loser.generation)
+    bucket.storage.put(".lock", json.dumps(winner._asdict()).encode())
+    (folder / "a").mkdir()
+    good, bad = (Mirror(bucket.storage, claim, folder / "a") for claim in (winner, loser))
+    good.entry(0, b"good")
+    good.segment(0, b"good\n")
+    bad.segment(0, b"bad\n")
+    with pytest.raises(LockLost):
+        bad.entry(0, b"bad")
+    claim, before = remote_lock.take(bucket.storage, watch=0.0)
+    assert before == winner
+    (folder / "b").mkdir()
+    pull(bucket.storage, folder / "b", claim, before)
+    assert (folder / "b" / "journal" / "contribution-00000000.safetensors").read_bytes() == b"good"
+    assert (folder / "b" / "ledger.jsonl").read_bytes() == b"good\n"
+    assert len([name for name in bucket.names() if name.startswith("journal/")]) == 1, "the other is removed"
 
 
 def test_who_has_lost_the_lock_writes_nothing(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_memory_holds_a_run_within_one_process() -> None:
 
 
 def test_a_whole_run_against_a_directory_and_back(tmp_path: Path) -> None:
-    settings = config(mode="sync", meta_updates=2, meta__batch_size=2)
+    settings = config(mode="sync", meta_updates=1, meta__batch_size=2)
     url = f"file://{tmp_path}/kept/run"
     there = open_storage(url)
     claim, before = remote_lock.take(there, watch=0.0)
@@ -166,7 +167,9 @@ def test_a_whole_run_against_a_directory_and_back(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "copies").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
     monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
     for name in ("BEAT_SECONDS", "SUMMARY_SECONDS", "COPY_SECONDS"):
         monkeypatch.setattr(working_copy, name, 0.02)
