@@ -245,6 +245,17 @@ def test_gpus_per_worker(device, asked, there, expected):
     assert driver.gpus_per_worker(config, there) == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"), [({"worker.gpus": 0.25}, 0.25), ({"worker.device": "cuda"}, 1.0), ({}, 0)]
+)
+def test_gpus_may_come_with_the_nodes_that_are_waited_for(settings, expected):
+    config = resolve("paper", {"wait_for_nodes": True, "address": "auto"}, settings)
+    assert driver.gpus_per_worker(config, 0) == expected
+    if settings:
+        with pytest.raises(ConfigError, match="asked for, but there are 0 GPUs"):
+            driver.gpus_per_worker(resolve("paper", {"wait_for_nodes": True}, settings), 0)
+
+
 def test_too_few_gpus():
     config = resolve("paper", {"worker.gpus": 2})
     with pytest.raises(ConfigError, match=r"worker.gpus: 2 asked for, but there are 1 GPUs"):

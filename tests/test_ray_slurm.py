@@ -21,12 +21,8 @@ from typing import Any
 
 import pytest
 
-from leap_dist import config
-
 ROOT = Path(__file__).parent.parent
-SMOKE = ["--preset", "smoke", "--workers", "2", "--worker.cpus", "1"]
-if "wait_for_nodes" in {name for name, *_ in config.fields()}:
-    SMOKE += ["--wait-for-nodes", "yes"]
+SMOKE = ["--preset", "smoke", "--workers", "2", "--worker.cpus", "1", "--wait-for-nodes", "yes"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

@@ -67,12 +67,16 @@ def connect(config: Config) -> None:
 def gpus_per_worker(config: Config, total_gpus: float) -> float:
     """GPUs to reserve for a worker: as configured, else an even share of what there is, else none.
 
+    Where nodes are waited for, what is asked for may come with them.
+
     Raises ConfigError where GPUs are asked for and there are too few.
     """
     wanted = config.worker
     if wanted.device == "cpu" or (wanted.device == "auto" and not wanted.gpus and not total_gpus):
         return 0.0
     if total_gpus < max(wanted.gpus, 1e-9):
+        if config.wait_for_nodes and config.address != "local":
+            return wanted.gpus or 1.0
         field = "worker.gpus" if wanted.gpus else "worker.device"
         value = f"{wanted.gpus:g}" if wanted.gpus else wanted.device
         raise ConfigError(f"{field}: {value} asked for, but there are {total_gpus:g} GPUs; use --worker.device cpu")
