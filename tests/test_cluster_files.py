@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
 import shutil
@@ -192,6 +193,28 @@ def test_pods_are_private_and_leave_in_order(kind: str) -> None:
     worker = group["template"]["spec"]
     drain = float(next(e["value"] for e in worker["containers"][0]["env"] if "DRAIN" in e["name"]))
     assert drain < worker["terminationGracePeriodSeconds"]
+
+
+def test_a_pod_that_is_to_go_tells_ray_and_waits_for_it(tmp_path: Path) -> None:
+    pod = manifest("RayCluster")["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    told = tmp_path / "told"
+    (tmp_path / "ray").write_text(
+        "import signal, sys, time\n"
+        "def leave(*_):\n    time.sleep(0.2)\n    open(sys.argv[-1], 'w').close()\n    sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, leave)\nprint('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    as_kuberay_does = f"{sys.executable} {tmp_path}/ray start --address=head:6379 --block {told}; true"
+    with subprocess.Popen(["bash", "-c", as_kuberay_does], stdout=subprocess.PIPE, start_new_session=True) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"ready\n"
+        pgrep = tmp_path / "pgrep"  # sees the pod's processes, and none of this machine's others
+        pgrep.write_text(f'#!/bin/sh\nexec {shutil.which("pgrep")} --session {shell.pid} "$@"\n')
+        pgrep.chmod(0o755)
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(pod["lifecycle"]["preStop"]["exec"]["command"], env=environment, timeout=30)
+        assert done.returncode == 0
+        assert told.exists(), "it came back when Ray had left"
+        assert shell.wait(10) == 0
 
 
 def test_job_and_cluster_are_the_same_cluster() -> None:
