@@ -171,7 +171,7 @@ class Slurm:
             with contextlib.suppress(OSError):
                 marks = (process / "environ").read_bytes().decode(errors="replace").split("\0")
                 if self.mark in marks:
-                    job = next(mark for mark in marks if mark.startswith("JOB="))
+                    job = next((mark for mark in marks if mark.startswith("JOB=")), "")  # Ray writes titles over it
                     found[int(process.name)] = job, (process / "comm").read_text().strip()
         return found
 
