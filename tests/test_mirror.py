@@ -324,6 +324,18 @@ def test_a_late_owner_does_not_get_between_a_checkpoint_and_its_marker(folder: P
     server.close()
 
 
+def test_a_late_owner_does_not_touch_the_checkpoints_of_the_next(folder: Path) -> None:
+    bucket = Bucket()
+    late, _ = remote_lock.take(bucket.storage, watch=0.0)
+    claim, _ = remote_lock.take(bucket.storage, watch=0.0)
+    files = dict.fromkeys(mirror.FILES, b"good")
+    Mirror(bucket.storage, claim, folder).checkpoint(1, files)
+    before = bucket.storage.get("checkpoints/000001/state.json"), bucket.names()
+    with pytest.raises(LockLost):
+        Mirror(bucket.storage, late, folder).checkpoint(1, dict.fromkeys(mirror.FILES, b"late"))
+    assert (bucket.storage.get("checkpoints/000001/state.json"), bucket.names()) == before
+
+
 def test_a_server_that_is_restarted_goes_on_from_its_working_copy_and_puts_what_is_missing(folder: Path) -> None:
     settings, bucket = config(**RUNS["sync"]), Bucket()
     (folder / "a").mkdir()

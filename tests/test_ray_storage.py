@@ -19,7 +19,8 @@ def test_a_run_by_its_url_survives_the_loss_of_the_driver_and_its_working_copy(
 ) -> None:
     (tmp_path / "copies").mkdir()
     environment = {**environment, "TMPDIR": str(tmp_path / "copies")}
-    run = Launch(environment, tmp_path / "run", *SYNC, "--workers", "1", scheme="file://")
+    slow = {**environment, "LEAP_FAILPOINTS": "task.update=slow@1-100000"}  # so that it is not done before the kill
+    run = Launch(slow, tmp_path / "run", *SYNC, "--workers", "1", scheme="file://")
     try:
         run.wait_for(playing)
         status = [sys.executable, "launch.py", "status", "--json", "--run-dir", f"file://{run.run_dir}"]
