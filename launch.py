@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from leap_dist import config as configuration
-from leap_dist import report, run_directory, working_copy
+from leap_dist import reading, report, run_directory, working_copy
 from leap_dist.config import ConfigError
 from leap_dist.files import CorruptFile
 from leap_dist.journal import Ledger
@@ -432,9 +432,9 @@ def _draw(run_dir: Path, path: Path, name: str) -> Path:
 
 
 def _status(parsed: argparse.Namespace) -> int:
-    with working_copy.reading(parsed.run_dir, "config.yaml", "summary.json") as run_dir:
+    with reading.folder_of(parsed.run_dir, "config.yaml", "summary.json") as run_dir:
         summary = run_directory.read_summary(run_dir)
-    if summary["state"] not in run_directory.ENDED and not working_copy.is_alive(parsed.run_dir):
+    if summary["state"] not in run_directory.ENDED and not reading.is_alive(parsed.run_dir):
         summary["state"] = "died"
     if parsed.json:
         print(json.dumps(summary))
@@ -454,9 +454,9 @@ def _status(parsed: argparse.Namespace) -> int:
 
 
 def _plot(parsed: argparse.Namespace) -> int:
-    if working_copy.is_remote(parsed.run_dir) and parsed.out is None:
+    if reading.is_remote(parsed.run_dir) and parsed.out is None:
         raise ConfigError("out: say with --out where the picture of a run at a URL is to go")
-    with working_copy.reading(parsed.run_dir, "config.yaml", "ledger.jsonl") as run_dir:
+    with reading.folder_of(parsed.run_dir, "config.yaml", "ledger.jsonl") as run_dir:
         if not run_directory.exists(run_dir):
             raise ConfigError(f"run-dir: {run_dir} holds no run")
         run_directory.refuse_links(run_dir)
@@ -473,7 +473,7 @@ def _plot(parsed: argparse.Namespace) -> int:
 def _export(parsed: argparse.Namespace) -> int:
     from leap_dist.export import export
 
-    init = working_copy.initialization(parsed.init) if isinstance(parsed.init, working_copy.Url) else parsed.init
+    init = reading.initialization(parsed.init) if isinstance(parsed.init, working_copy.Url) else parsed.init
     with working_copy.naming(init, str(parsed.init)):
         names = export(init, parsed.to, parsed.out, linear_seed=parsed.linear_seed)
     print(f"{parsed.out}: {', '.join(names)}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from leap_dist import config as configuration
-from leap_dist import working_copy
+from leap_dist import reading
 from leap_dist.config import ConfigError
 from leap_dist.files import CorruptFile, write_atomic
 from leap_dist.models import ALL_ACTIONS, ActorCritic, Encoder, Manifest
@@ -124,7 +124,7 @@ def vectors(chosen: Sequence[Arm]) -> dict[str, np.ndarray]:
 
 
 def _vector(arm: Arm) -> np.ndarray:
-    content = _read(working_copy.initialization(Url(arm.source)) if is_url(arm.source) else Path(arm.source))
+    content = _read(reading.initialization(Url(arm.source)) if is_url(arm.source) else Path(arm.source))
     if content.sha256 != arm.sha256:
         raise ConfigError(f"init: {arm.source} has changed in the meantime; keep a copy of what is to be evaluated")
     shared, _ = ActorCritic(Encoder(content.channels), ALL_ACTIONS).parameters_of(content.scope)
@@ -159,7 +159,7 @@ def _parse(spec: str) -> tuple[str, Path | None, str]:
         if spec == SCRATCH:
             return SCRATCH, None, SCRATCH
         label, path = "", spec
-    location = working_copy.initialization(Url(path)) if is_url(path) else Path(path)
+    location = reading.initialization(Url(path)) if is_url(path) else Path(path)
     if location.is_dir():
         location /= "init.safetensors"
     if not label:

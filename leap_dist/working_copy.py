@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import logging
 import re
 import shutil
@@ -28,7 +27,7 @@ from leap_dist.mirror import LEDGER, PLAIN, Remote
 from leap_dist.redaction import redact
 from leap_dist.remote_lock import BEAT_SECONDS, LockLost
 from leap_dist.run_lock import RunDirectoryBusy, lock_holder
-from leap_dist.storage import Storage, is_url, open_storage
+from leap_dist.storage import is_url, open_storage
 
 log = logging.getLogger(__name__)
 
@@ -271,11 +270,6 @@ def open_run(where: Location, *, resume: bool) -> Run:
     return Run(where)
 
 
-def is_remote(where: Location) -> bool:
-    """Whether a run is kept there in the way of object storage, whatever it was called by."""
-    return isinstance(where, Url) or is_kept(where)
-
-
 def is_kept(folder: Path) -> bool:
     """Whether a directory is what a file:// URL leads to: a run is kept there, but nobody works in it."""
     try:
@@ -283,77 +277,6 @@ def is_kept(folder: Path) -> bool:
             return file.read(1) == b"{"
     except OSError:
         return False
-
-
-@contextlib.contextmanager
-def reading(where: Location, *wanted: str, field: str = "run-dir") -> Iterator[Path]:
-    """A directory to read a run from: itself, or a private copy of the `wanted` files, as far as there are such.
-
-    Raises ConfigError; what is raised inside names the URL instead of the copy.
-    """
-    if not isinstance(where, Url):
-        if not is_kept(where):
-            yield where
-            return
-        where = Url(f"file://{where.resolve()}")
-    storage = open_storage(where, field)
-    with tempfile.TemporaryDirectory(prefix="leap-dist-read-") as temporary:
-        folder = Path(temporary) / (re.sub(r"[^A-Za-z0-9_.-]", "-", storage.url.rpartition("/")[2]) or "run")
-        folder.mkdir()
-        with naming(folder, storage.url):
-            _fetch(storage, folder, wanted, field)
-            yield folder
-
-
-@functools.cache
-def initialization(where: Url) -> Path:
-    """A private copy of an init.safetensors, or of the one in a run, until the process ends.
-
-    What describes its run lies beside it. Raises ConfigError.
-    """
-    parent, _, name = where.rstrip("/").rpartition("/")
-    if not name.endswith(".safetensors"):
-        parent, name = where, "init.safetensors"
-    storage = open_storage(parent, "init")
-    folder = Path(tempfile.mkdtemp(prefix="leap-dist-read-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    folder /= re.sub(r"[^A-Za-z0-9_.-]", "-", storage.url.rpartition("/")[2])
-    folder.mkdir()
-    _fetch(storage, folder, (name, "config.yaml", "manifest.json"), "init")
-    if not (folder / name).exists():
-        raise ConfigError(f"init: there is no {name} at {storage.url}")
-    return folder / name
-
-
-def is_alive(where: Location) -> bool:
-    """Whether somebody works on a run that has not ended; yes where that cannot be told."""
-    if not isinstance(where, Url):
-        if not is_kept(where):
-            return run_directory.is_alive(where)
-        where = Url(f"file://{where.resolve()}")
-    storage = open_storage(where)
-    try:
-        claim = remote_lock.read_claim(storage)
-        if claim is not None and remote_lock.is_released(storage, claim):
-            return False
-        return remote_lock.is_alive(storage, claim)
-    except OSError:
-        return True
-
-
-def _fetch(storage: Storage, folder: Path, wanted: tuple[str, ...], field: str) -> None:
-    try:
-        if storage.folder is not None:
-            run_directory.refuse_links(storage.folder)
-        names = storage.names()
-        there = {name: name for name in names if name in wanted}
-        if not there:
-            raise ConfigError(f"{field}: {storage.url} holds no run")
-        mirror.fetch(storage, folder, there)
-        if LEDGER in wanted:
-            mirror.write_ledger(storage, folder, names, remote_lock.read_claim(storage))
-    except OSError as error:
-        raise ConfigError(f"{field}: {storage.url} cannot be read: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

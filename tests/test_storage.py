@@ -18,7 +18,7 @@ from protocol import config, serve, work
 
 import launch as command
 from envs.atari import channels
-from leap_dist import arms, remote_lock, run_directory, storage, working_copy
+from leap_dist import arms, reading, remote_lock, run_directory, storage, working_copy
 from leap_dist.config import resolve
 from leap_dist.files import pack
 from leap_dist.mirror import NO_MIRROR, Mirror, Remote, connect, pull
@@ -265,7 +265,7 @@ def test_a_run_in_use_is_not_taken_and_one_that_fell_silent_is(
     other = working_copy.open_run(Url(url), resume=True)
     with pytest.raises(RunDirectoryBusy, match=r"is in use \(process \d+ on "):
         other.__enter__()
-    assert working_copy.is_alive(Url(url))
+    assert reading.is_alive(Url(url))
     run._closed.set()  # type: ignore[attr-defined]
     for thread in run._threads:  # type: ignore[attr-defined]
         thread.join()  # as if it had been killed
