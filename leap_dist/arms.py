@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +125,11 @@ def vectors(chosen: Sequence[Arm]) -> dict[str, np.ndarray]:
 
 
 def _vector(arm: Arm) -> np.ndarray:
-    content = _read(reading.initialization(Url(arm.source)) if is_url(arm.source) else Path(arm.source))
+    if is_url(arm.source):
+        with tempfile.TemporaryDirectory(prefix="leap-dist-read-") as folder:  # a server's process has no clean end
+            content = _read(reading.fetch_initialization(Url(arm.source), Path(folder)))
+    else:
+        content = _read(Path(arm.source))
     if content.sha256 != arm.sha256:
         raise ConfigError(f"init: {arm.source} has changed in the meantime; keep a copy of what is to be evaluated")
     shared, _ = ActorCritic(Encoder(content.channels), ALL_ACTIONS).parameters_of(content.scope)

@@ -49,13 +49,18 @@ def initialization(where: Url) -> Path:
 
     What describes its run lies beside it. Raises ConfigError.
     """
+    folder = Path(tempfile.mkdtemp(prefix="leap-dist-read-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return fetch_initialization(where, folder)
+
+
+def fetch_initialization(where: Url, below: Path) -> Path:
+    """The same in a new folder `below` one, which is of the run's name. Raises ConfigError."""
     parent, _, name = where.rstrip("/").rpartition("/")
     if not name.endswith(".safetensors"):
         parent, name = where, "init.safetensors"
     storage = open_storage(parent, "init")
-    folder = Path(tempfile.mkdtemp(prefix="leap-dist-read-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    folder /= re.sub(r"[^A-Za-z0-9_.-]", "-", storage.url.rpartition("/")[2])
+    folder = below / re.sub(r"[^A-Za-z0-9_.-]", "-", storage.url.rpartition("/")[2])
     folder.mkdir()
     _fetch(storage, folder, (name, "config.yaml", "manifest.json"), "init")
     if not (folder / name).exists():
