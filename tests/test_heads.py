@@ -219,7 +219,7 @@ def test_a_head_of_another_shape_than_the_known_one_is_refused(tmp_path, known, 
 
 @pytest.mark.parametrize("vector", [np.zeros(SIZE), np.zeros(SIZE - 1), np.zeros(0), np.zeros((SIZE, 2))])
 def test_a_contribution_without_a_head_is_refused_where_heads_persist(tmp_path, vector):
-    server = serve(tmp_path, config(**HEADS))
+    server = serve(tmp_path, config(**HEADS, server__on_lost="keep"))
     lease = grant(server)
     ack = server.push(contribution(lease, vector.astype(np.float32), final=False))
     assert (ack.accepted, ack.reason, ack.proceed) == (False, "shape", True)

@@ -124,7 +124,7 @@ SHARED = 7  # numbers that Noisy shares, of nine
 @pytest.mark.parametrize("meta_learner", ["reptile", "finetune-multi", "finetune-single"])
 def test_start_minus_end_after_every_push(monkeypatch, meta_learner):
     """With the head where the game's head persists; and each push reaches from the start of the path."""
-    received, learner = play(monkeypatch, small(meta_learner, 6, worker__push_interval=10))
+    received, learner = play(monkeypatch, small(meta_learner, 6, worker__push_interval=10, server__on_lost="keep"))
     assert [c.updates for c in received] == [1, 2, 3, 4, 5, 6]
     size = 9 if meta_learner == "finetune-multi" else SHARED
     for contribution in received:
@@ -163,7 +163,7 @@ def test_fomaml_returns_the_mean_gradient_of_fresh_rollouts_at_the_end_of_the_pa
 
 def test_before_its_end_fomaml_returns_the_gradient_of_the_last_rollout(monkeypatch):
     """And then the mean of those at θ_K so far."""
-    received, learner = play(monkeypatch, small("fomaml", 7, worker__push_interval=10))
+    received, learner = play(monkeypatch, small("fomaml", 7, worker__push_interval=10, server__on_lost="keep"))
     assert [c.updates for c in received] == [1, 2, 3, 4, 5, 6, 7]
     for i, contribution in enumerate(received):
         expected = np.mean(learner.gradients[min(i, 4) : i + 1], axis=0)
