@@ -187,9 +187,9 @@ def test_a_job_outlives_its_terminal_and_is_watched_from_elsewhere(joined: Joine
         if answer.returncode == 0:
             seen.add(json.loads(answer.stdout)["state"])
         time.sleep(0.2)
-    assert "running" in seen
-    assert "done" in seen
-    assert "failed" not in seen
+    logs = subprocess.run(["tail", "-n", "20", *map(str, Path(joined.hidden.parent).glob("ray/session_latest/logs/job-driver-*"))],
+                          capture_output=True, text=True).stdout  # fmt: skip
+    assert {"running", "done"} <= seen <= {"waiting", "running", "stopping", "done"}, (seen, answer.stderr, logs)
 
 
 def test_another_version_of_ray_is_named(joined: Joined, launch: Callable[..., Launch], asked: GcsClient) -> None:

@@ -68,6 +68,7 @@ def test_with_trajectory_shifting_staleness_falls_from_the_task_to_the_push_inte
     run = launch(
         "stream", "--preset", "smoke", "--mode", "stream", "--meta.shift", "yes", "--meta-updates", "3",
         "--task-steps", "1000", "--worker.push-interval", "100", "--workers", "2", "--worker.cpus", "0.5",
+        "--server.busy-share", "1",
     )  # fmt: skip
     run.wait_for(lambda summary: summary["meta_updates"] >= 15)
     os.kill(run.summary()["server_pid"], signal.SIGKILL)
