@@ -34,6 +34,9 @@ GROUND = (
     "durations",
     "agreement",
     "transfer.page",
+    "datasets",
+    "datasets.bounded",
+    "datasets.splits",
 )
 FLOORS = [
     ["envs", "envs.games", "envs.emulator", "envs.frames", "envs.atari"],
@@ -50,6 +53,9 @@ FLOORS = [
     ["leap_dist.combinations", "leap_dist.files", "leap_dist.quantization"],
     ["leap_dist.config"],
     [f"leap_dist.{name}" for name in GROUND] + ["leap_dist.stop_signal"],
+    [f"leap_dist.datasets.{name}" for name in ("idx", "cifar", "matlab", "pictures")],
+    [f"leap_dist.datasets.{name}" for name in ("svhn", "gtsrb", "facescrub", "omniglot")],
+    ["leap_dist.datasets.multicv"],
     [
         "leap_dist.aggregation",
         "leap_dist.aggregator",

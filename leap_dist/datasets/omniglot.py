@@ -1,0 +1,216 @@
+"""Omniglot (Lake et al. 2015): 50 alphabets, 1,623 characters, each drawn once by 20 people.
+
+A task is an alphabet, as in the paper's appendix C: 20 classes, five of each character's 20 drawings held out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from leap_dist.config import ConfigError
+from leap_dist.datasets.bounded import Missing, Unusable, first, read_npz, read_within
+from leap_dist.datasets.pictures import open_picture, resize
+from leap_dist.datasets.splits import Split, Supervised
+
+ALPHABETS, CHARACTERS, DRAWINGS = {"images_background": 30, "images_evaluation": 20}, 1623, 20
+ORIGINAL, SIZE = 105, 28
+CLASSES, HELD_OUT_DRAWINGS = 20, 5
+HELD_OUT, VALIDATION = 10, 10
+"""Alphabets for the final evaluation, and at most for early stopping; training has the others."""
+ROTATIONS = 36
+
+HELP = (
+    "Omniglot comes from https://github.com/brendenlake/omniglot (python/images_background.zip and "
+    "images_evaluation.zip, unpacked): {folder} must hold images_background/ALPHABET/characterNN/NNNN_NN.png and "
+    "images_evaluation/… like it, or omniglot.npz with alphabets.json"
+)
+
+Resampling = Literal["lanczos", "nearest"]
+"""How drawings get from 105 × 105 to 28 × 28. The authors' script asks Pillow for Lanczos, but the files have one bit
+per pixel, for which Pillow takes the nearest pixel whatever it is asked: that is what they trained on."""
+
+
+@dataclass(frozen=True)
+class Omniglot:
+    """Drawings by alphabet in the order of names, uint8 (characters, 20, 28, 28): ink 255, paper 0."""
+
+    drawings: Mapping[str, np.ndarray]
+
+    @property
+    def alphabets(self) -> tuple[str, ...]:
+        """Those that have enough characters for a task: 46 of the 50."""
+        return tuple(name for name, drawings in self.drawings.items() if len(drawings) >= CLASSES)
+
+    def task(self, alphabet: str, seed: int) -> Supervised:
+        """A task of 20 classes: a pure function of the arguments. Raises KeyError on an unknown alphabet.
+
+        Where there are more characters, 20 are drawn; so is the order of classes, and of each character which five
+        drawings are for testing.
+        """
+        drawings = self.drawings[alphabet]
+        rng = np.random.default_rng((seed, zlib.crc32(alphabet.encode())))  # whatever other alphabets there are
+        characters = rng.permutation(len(drawings))[:CLASSES]
+        order = rng.permuted(np.tile(np.arange(DRAWINGS), (CLASSES, 1)), axis=1)
+        parts = np.split(order, [HELD_OUT_DRAWINGS], axis=1)
+        test, train = (
+            Split(
+                drawings[characters[:, None], part].reshape(-1, SIZE, SIZE, 1),
+                np.repeat(np.arange(CLASSES), part.shape[1]),
+            )
+            for part in parts
+        )
+        return Supervised(f"omniglot/{alphabet}", CLASSES, train, test, mean=(0.0,), std=(1.0,))
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Which alphabets are for what."""
+
+    pretraining: tuple[str, ...]
+    validation: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+def partition(alphabets: tuple[str, ...], pretraining: int, seed: int) -> Partition:
+    """Draws who is for what: a pure function of the arguments.
+
+    One order is drawn by seed. Its first 10 are held out, the next ones are for pretraining, up to 10 of the last for
+    validation. So for one seed the held-out alphabets are the same whatever the number of pretraining tasks, and more
+    of these include the fewer: arms are compared on equal terms. (The authors' held-out ones follow after the
+    pretraining ones of the order, so that they change with their number.) Raises ConfigError.
+    """
+    most = len(alphabets) - HELD_OUT - 1
+    if not 1 <= pretraining <= most:
+        raise ConfigError(f"pretraining alphabets: {pretraining} is not from 1 to {most}")
+    order = [alphabets[position] for position in np.random.default_rng(seed).permutation(len(alphabets))]
+    end = HELD_OUT + pretraining
+    return Partition(tuple(order[HELD_OUT:end]), tuple(order[end:][-VALIDATION:]), tuple(order[:HELD_OUT]))
+
+
+def find(data_dir: Path, resampling: Resampling = "lanczos") -> Omniglot:
+    """Omniglot in `data_dir/omniglot`, decoded and checked. Raises ConfigError."""
+    folder = data_dir / "omniglot"
+    try:
+        if not folder.is_dir():
+            raise Missing(f"{folder} is not a folder")
+        archive = first(folder, "omniglot.npz")
+        if archive is not None:
+            return _from_archive(archive, folder / "alphabets.json", resampling)
+        place = first(folder, "images_background", "omniglot-py/images_background", "python/images_background")
+        if place is None:
+            raise Missing(f"{folder / 'images_background'} is not there")
+        return _from_folders(place.parent, resampling)
+    except (Unusable, OSError) as error:
+        raise ConfigError(f"data_dir: {error}. {HELP.format(folder=folder)}") from None
+
+
+def _from_archive(archive: Path, table: Path, resampling: Resampling) -> Omniglot:
+    """From packed bits of ink, one row per character, and which rows are which alphabet. Raises Unusable."""
+    bits = ORIGINAL * ORIGINAL
+    ink = read_npz(archive, {"ink": (np.uint8, (CHARACTERS, DRAWINGS, (bits + 7) // 8))})["ink"]
+    rows = _rows(table)
+    drawings = {}
+    for name in sorted(rows):
+        packed = ink[rows[name].start : rows[name].stop]
+        inked = np.unpackbits(packed, axis=2, count=bits).reshape(len(packed), DRAWINGS, ORIGINAL, ORIGINAL)
+        drawings[name] = np.stack([_shrink(character, resampling) for character in inked.astype(bool)])
+    return _checked(drawings, archive)
+
+
+def _rows(table: Path) -> dict[str, range]:
+    """Rows by alphabet from alphabets.json: a list of alphabet, first and last row. Raises Unusable."""
+    try:
+        entries = json.loads(read_within(table, 2**20))
+        rows = {entry["alphabet"]: range(entry["first"], entry["last"] + 1) for entry in entries}
+        ordered = sorted(rows.values(), key=lambda found: found.start)
+        borders = [0, *(found.stop for found in ordered)]
+        if [found.start for found in ordered] != borders[:-1] or borders[-1] != CHARACTERS or not all(ordered):
+            raise ValueError(f"its alphabets do not have each of {CHARACTERS:,} rows once")
+        if len(entries) != len(rows) or not all(map(_is_name, rows)):
+            raise ValueError("its alphabets are not named, each in its own way")
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
+        reason = ascii(" ".join(str(error).split())[:160])[1:-1]
+        raise Unusable(f"{table} is not the table of {CHARACTERS:,} rows: {reason}") from None
+    return rows
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w().-]{1,80}", name) is not None
+
+
+def _from_folders(place: Path, resampling: Resampling) -> Omniglot:
+    """From the folders of PNGs as they are published. Raises Unusable."""
+    drawings = {}
+    for part, count in ALPHABETS.items():
+        if not (place / part).is_dir():
+            raise Unusable(f"{place / part} is not a folder")
+        alphabets = _folders(place / part)
+        if len(alphabets) != count:
+            raise Unusable(f"{place / part} has {len(alphabets)} alphabets, not {count}")
+        for alphabet in alphabets:
+            characters = [_shrink(_drawn(folder), resampling) for folder in _folders(alphabet)]
+            if not characters:
+                raise Unusable(f"{alphabet} has no characters")
+            drawings[alphabet.name] = np.stack(characters)
+    return _checked({name: drawings[name] for name in sorted(drawings)}, place)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _drawn(folder: Path) -> np.ndarray:
+    """Where there is ink in a character's 20 drawings, bool (20, 105, 105). Raises Unusable."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix == ".png" and not path.name.startswith("."))
+    if [path.stem[-3:] for path in paths] != [f"_{number:02d}" for number in range(1, DRAWINGS + 1)]:
+        raise Unusable(f"{folder} does not hold drawings NNNN_01.png to NNNN_{DRAWINGS}.png, but {len(paths)} others")
+    inked = np.empty((DRAWINGS, ORIGINAL, ORIGINAL), bool)
+    for drawing, path in zip(inked, paths, strict=True):
+        image = open_picture(path, ("PNG",), ORIGINAL)
+        if image.size != (ORIGINAL, ORIGINAL):
+            raise Unusable(f"{path} has {image.width} × {image.height} pixels, not {ORIGINAL} × {ORIGINAL}")
+        drawing[:] = np.asarray(image.convert("L")) < 128
+    return inked
+
+
+def _shrink(inked: np.ndarray, resampling: Resampling) -> np.ndarray:
+    """Drawings, bool (20, 105, 105), as uint8 (20, 28, 28): ink 255."""
+    return resize(inked.astype(np.uint8) * 255, SIZE, Image.Resampling[resampling.upper()])
+
+
+def _checked(drawings: dict[str, np.ndarray], source: Path) -> Omniglot:
+    """Raises Unusable where the counts are others, or ink and paper were exchanged."""
+    alphabets, characters = len(drawings), sum(map(len, drawings.values()))
+    if (alphabets, characters) != (sum(ALPHABETS.values()), CHARACTERS):
+        wanted = f"{sum(ALPHABETS.values())} and {CHARACTERS:,}"
+        raise Unusable(f"{source} has {alphabets} alphabets and {characters:,} characters, not {wanted}")
+    for name, images in drawings.items():
+        share = float(images.mean()) / 255
+        if not 0.01 < share < 0.25:  # the alphabets have from 0.03 to 0.13
+            raise Unusable(f"{source}: {share:.0%} of {name} is ink, which drawings do not have")
+    return Omniglot(drawings)
+
+
+def rotated(split: Split, seed: int, count: int = ROTATIONS) -> Split:
+    """Every image at `count` angles drawn for it, 0° to 360°: what appendix C trains on, made once.
+
+    (N, H, W, C) becomes (count · N, H, W, C), all rotations of an image after one another. Bilinear, and zero where
+    there is nothing: by the paper's words; the authors' code draws a new affine transform for every batch instead.
+    """
+    angles = np.random.default_rng(seed).uniform(0, 360, (len(split), count))
+    images = np.empty((len(split), count, *split.images.shape[1:]), np.uint8)
+    for row, image in enumerate(split.images):
+        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        for column, angle in enumerate(angles[row]):
+            turned = np.asarray(picture.rotate(angle, Image.Resampling.BILINEAR))
+            images[row, column] = turned.reshape(image.shape)
+    return Split(images.reshape(-1, *images.shape[2:]), np.repeat(split.labels, count))
