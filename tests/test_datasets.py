@@ -19,10 +19,12 @@ from image_files import Raw, lay_out, matrix, packed
 from PIL import Image
 
 from leap_dist.config import ConfigError
+from leap_dist.datasets import __main__ as listing
 from leap_dist.datasets import multicv
 from leap_dist.datasets.splits import Split, divide, hold_out
 
-NAMES = tuple(multicv.SOURCES)
+ORIGINAL = multicv.SOURCES
+NAMES = tuple(ORIGINAL)
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "multicv"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real files")
 
@@ -577,6 +579,15 @@ def test_neither_torch_nor_ray_is_imported():
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
 
 
+def test_the_page_has_every_data_set():
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    for name, source in ORIGINAL.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert f"{source.train:,} + {source.test:,}" in row or name == "facescrub"
+        assert str(source.classes) in row
+        assert source.home.split(" ")[0] in row
+
+
 # --- the real files, where they are there ----------------------------------------------------------------------------
 
 
@@ -596,3 +607,31 @@ def test_the_real_files(name, part, train, test):
     images = np.concatenate([found.train.images, found.test.images])
     assert images.mean() / 255 == pytest.approx(np.mean(found.mean), abs=0.005)
     assert images.std() / 255 == pytest.approx(np.mean(found.std), abs=0.01)
+
+
+# --- the check that a user runs --------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_data_sets_is_listed(tmp_path, capsys):
+    lay_out(tmp_path / "mnist", "mnist")
+    lay_out(tmp_path / "svhn", "svhn")
+    (tmp_path / "anything").mkdir()
+    assert listing.main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(";")[0] for line in lines] == [
+        "mnist: 400 + 200 images, 1 MiB",  # 600 × 32 × 32 bytes: the grey channel once
+        "svhn: 400 + 200 images, 2 MiB",
+        lines[2],
+    ]
+    (tmp_path / "svhn" / "test_32x32.mat").unlink()
+    assert listing.main([str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith("mnist: ")
+    assert captured.err.startswith("data_dir: ")
+    assert "test_32x32.mat: No such file" in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_an_empty_folder_is_told_the_names(tmp_path, capsys):
+    assert listing.main([str(tmp_path)]) == 2
+    assert "has no folder named as any of omniglot, cifar10" in capsys.readouterr().err

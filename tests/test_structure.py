@@ -56,6 +56,7 @@ FLOORS = [
     [f"leap_dist.datasets.{name}" for name in ("idx", "cifar", "matlab", "pictures")],
     [f"leap_dist.datasets.{name}" for name in ("svhn", "gtsrb", "facescrub", "omniglot")],
     ["leap_dist.datasets.multicv"],
+    ["leap_dist.datasets.__main__"],
     [
         "leap_dist.aggregation",
         "leap_dist.aggregator",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,22 @@ _ROWS = 10_000
 """Rows that are read at once: the images are turned from planes into pixels in pieces, not in a second copy of all."""
 
 
-def read(path: Path, rows: int, limits: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Images, uint8 (rows, 32, 32, 3), and the last of each row's labels, int64 (rows,).
+def read(paths: Sequence[Path], rows: int, limits: tuple[int, ...]) -> Split:
+    """The images of all files, `rows` in each, with the last of each row's labels.
 
     `limits` says for each label of a row below what it has to be. Raises Unusable.
     """
-    images, labels = np.empty((rows, 32, 32, 3), np.uint8), np.empty(rows, np.int64)
-    width = len(limits) + _IMAGE
+    images = np.empty((len(paths) * rows, 32, 32, 3), np.uint8)
+    labels = np.empty(len(paths) * rows, np.int64)
+    for number, path in enumerate(paths):
+        part = slice(number * rows, (number + 1) * rows)
+        _fill(images[part], labels[part], path, limits)
+    return Split(images, labels)
+
+
+def _fill(images: np.ndarray, labels: np.ndarray, path: Path, limits: tuple[int, ...]) -> None:
+    """Reads a file of as many images into the arrays. Raises Unusable."""
+    rows, width = len(labels), len(limits) + _IMAGE
     with open_regular(path) as file:
         if file.read(1) == b"\x80":
             raise Unusable(f"{path} is a pickle, which is not read: the binary version is needed")
@@ -39,23 +49,19 @@ def read(path: Path, rows: int, limits: tuple[int, ...]) -> tuple[np.ndarray, np
                     raise Unusable(f"{path} has the label {block[:, column].max()}; labels end at {limit - 1}")
             labels[start : start + count] = block[:, len(limits) - 1]
             images[start : start + count] = block[:, len(limits) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return images, labels
 
 
 def cifar10(folder: Path, train: int, test: int) -> tuple[Split, Split]:
     """Five batches of the same size for training, and one to test. Raises Unusable."""
     place = _place(folder, "data_batch_1.bin", "cifar-10-batches")
-    parts = [read(place / f"data_batch_{number}.bin", train // 5, (10,)) for number in range(1, 6)]
-    return (
-        Split(np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])),
-        Split(*read(place / "test_batch.bin", test, (10,))),
-    )
+    batches = [place / f"data_batch_{number}.bin" for number in range(1, 6)]
+    return read(batches, train // len(batches), (10,)), read([place / "test_batch.bin"], test, (10,))
 
 
 def cifar100(folder: Path, train: int, test: int) -> tuple[Split, Split]:
     """Labels are the 100 fine ones; the 20 coarse ones before them are only checked. Raises Unusable."""
     place = _place(folder, "train.bin", "cifar-100")
-    return Split(*read(place / "train.bin", train, (20, 100))), Split(*read(place / "test.bin", test, (20, 100)))
+    return read([place / "train.bin"], train, (20, 100)), read([place / "test.bin"], test, (20, 100))
 
 
 def _place(folder: Path, name: str, prefix: str) -> Path:

@@ -290,6 +290,7 @@ SOURCES = {
         layout=_IDX_LAYOUT,
         read=_mnist,
         grey=resize,
+        balanced=True,
     ),
 }
 """By the name that a user types, which is also the folder's; in Serrà et al.'s order."""

@@ -1,0 +1,66 @@
+"""`python -m leap_dist.datasets data`: what a folder of data sets holds, decoded and checked, before any training."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from leap_dist.config import ConfigError
+from leap_dist.datasets import multicv, omniglot
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a line for each data set that has a folder; 2 where there is none, or one of them is refused."""
+    parser = argparse.ArgumentParser(prog="python -m leap_dist.datasets", description=__doc__)
+    parser.add_argument("data_dir", type=Path, help="holds a folder for each data set")
+    data_dir = parser.parse_args(arguments).data_dir
+    names = [name for name in ("omniglot", *multicv.SOURCES) if (data_dir / name).is_dir()]
+    if not names:
+        known = ", ".join(("omniglot", *multicv.SOURCES))
+        print(f"data_dir: {data_dir} has no folder named as any of {known}", file=sys.stderr)
+        return 2
+    refused = False
+    for name in names:
+        started = time.process_time()
+        try:
+            found = _described(data_dir, name)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            refused = True
+            continue
+        print(f"{found}; {time.process_time() - started:.1f} s of processor time")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(f"memory at most: {peak:,.0f} MiB")
+    return 2 if refused else 0
+
+
+def _described(data_dir: Path, name: str) -> str:
+    """Counts, and what the images take in memory. Raises ConfigError."""
+    if name == "omniglot":
+        drawings = omniglot.find(data_dir).drawings
+        size = sum(images.nbytes for images in drawings.values())
+        return (
+            f"omniglot: {len(drawings)} alphabets, {sum(map(len, drawings.values())):,} characters, {_mebibytes(size)}"
+        )
+    found = multicv.find(data_dir, name)
+    size = sum(_held(split.images) for split in (found.train, found.test))
+    part = f" ({found.part})" if found.part else ""
+    return f"{found.name}{part}: {len(found.train):,} + {len(found.test):,} images, {_mebibytes(size)}"
+
+
+def _held(images: np.ndarray) -> int:
+    """Bytes in memory: axes that only repeat what is there take none."""
+    return images.itemsize * int(np.prod([n for n, step in zip(images.shape, images.strides, strict=True) if step]))
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
