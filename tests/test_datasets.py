@@ -20,7 +20,7 @@ from PIL import Image
 
 from leap_dist.config import ConfigError
 from leap_dist.datasets import __main__ as listing
-from leap_dist.datasets import multicv
+from leap_dist.datasets import matlab, multicv
 from leap_dist.datasets.splits import Split, divide, hold_out
 
 ORIGINAL = multicv.SOURCES
@@ -175,6 +175,14 @@ def test_matlab_may_pack_or_not_and_have_other_arrays_too(tmp_path, pack, kind):
     assert np.array_equal(found.labels, raw.train_labels)
 
 
+def test_matlab_arrays_of_any_rank_and_name(tmp_path):
+    """Elements begin at multiples of eight bytes, whatever the length of the one before."""
+    array = np.random.default_rng(0).integers(0, 256, (2, 3, 5)).astype(np.uint8)
+    for name in ("x", "four", "seven", "some_name"):
+        (tmp_path / "a.mat").write_bytes(image_files.mat(matrix("before", np.eye(3)), matrix(name, array)))
+        assert np.array_equal(matlab.read(tmp_path / "a.mat", {name: (2, 3, 5)}, most=100)[name], array)
+
+
 # --- parts of data sets ----------------------------------------------------------------------------------------------
 
 
@@ -193,6 +201,16 @@ def test_the_test_images_alone_are_divided_and_say_so(tmp_path):
     again, other = multicv.find(tmp_path, "notmnist"), multicv.find(tmp_path, "notmnist", seed=1)
     assert np.array_equal(found.test.images, again.test.images)
     assert not np.array_equal(found.test.images, other.test.images)
+
+
+def test_test_images_alone_need_two_of_each_class(tmp_path):
+    raw = lay_out(tmp_path / "mnist", "mnist")
+    for path in (tmp_path / "mnist").glob("train-*"):
+        path.unlink()
+    labels = np.where(raw.test_labels == 3, 4, raw.test_labels)
+    labels[0] = 3
+    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte").write_bytes(image_files.idx(labels))
+    assert "class 3 has a single image, which cannot be divided" in refusal(tmp_path, "mnist")
 
 
 def part_of(raw: Raw, train: int, test: int) -> dict[str, np.ndarray]:

@@ -132,7 +132,10 @@ def _part(folder: Path, name: str, source: Source, seed: int) -> Supervised | No
         train, test = _from_archive(folder / f"{name}_{total}.npz", source, total)
         return _prepared(f"{name}_{total}", f"{total:,} images of {source.title}", source, train, test)
     if source.read is _mnist and (everything := idx.test_alone(folder, source.test)):
-        kept, held = divide(everything.labels, SUBSET_TEST_FRACTION, seed)
+        try:
+            kept, held = divide(everything.labels, SUBSET_TEST_FRACTION, seed)
+        except ValueError as error:
+            raise Unusable(f"{folder}: {error}") from None
         words = f"the {source.test:,} test images of {source.title}, a fifth of them held out"
         return _prepared(f"{name}_t10k", words, source, everything.take(kept), everything.take(held))
     return None
