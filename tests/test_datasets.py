@@ -571,6 +571,8 @@ def test_rows_divide_by_class():
     assert np.array_equal(np.bincount(labels[kept]), [8, 24, 1])
     assert all(np.array_equal(a, b) for a, b in zip(divide(labels, 0.2, seed=3), (kept, held), strict=True))
     assert not np.array_equal(divide(labels, 0.2, seed=4)[1], held)
+    for fraction in (0.01, 0.99):  # something stays on either side
+        assert all(set(labels[rows]) == {0, 1, 2} for rows in divide(labels, fraction, seed=3))
     with pytest.raises(ValueError, match="class 1 has a single image"):
         divide(np.array([0, 0, 1]), 0.5, seed=0)
 
