@@ -168,11 +168,11 @@ def _gtsrb(folder: Path, raw: Raw) -> None:
 
 
 def _facescrub(folder: Path, raw: Raw) -> None:
-    """One colour for each person, and one person more than are taken, with fewer pictures."""
+    """One colour for each person, and one more than are taken: person 2 has fewest pictures, person 4 has most."""
     for person in range(PEOPLE + 1):
         place = folder / f"Person {person}"
         place.mkdir()
-        for number in range(PICTURES + (person != 2)):  # the third has fewest
+        for number in range(PICTURES + (0, 1, 2)[(person != 2) + (person == 4)]):
             image = Image.new("RGB", (40, 50), (40 * person, number, 0))
             image.save(place / (f"{number}.png" if number % 2 else f"{number}.jpg"))
 
