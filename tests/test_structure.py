@@ -37,6 +37,7 @@ GROUND = (
     "datasets",
     "datasets.bounded",
     "datasets.splits",
+    "augmentation",
 )
 FLOORS = [
     ["envs", "envs.games", "envs.emulator", "envs.frames", "envs.atari"],
@@ -64,6 +65,7 @@ FLOORS = [
         "leap_dist.leases",
         "leap_dist.learners",
         "leap_dist.recorder",
+        "leap_dist.convnet",
         "leap_dist.redaction",
         "leap_dist.weights",
         "leap_dist.film",
@@ -79,6 +81,7 @@ FLOORS = [
         "leap_dist.checkpoint",
         "leap_dist.journal",
         "leap_dist.learners.rollout",
+        "leap_dist.learners.classification",
         "leap_dist.telemetry.projection",
         "leap_dist.transfer.text",
         "leap_dist.transfer.figures",

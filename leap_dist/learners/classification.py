@@ -1,0 +1,301 @@
+"""Supervised classification of small images: a task is a data set, the loss the cross-entropy of a batch.
+
+What the paper leaves open is as in the authors' published code (amzn/metalearn-leap, src/omniglot): order of the
+network's layers, shape of the augmentation, which statistics batch norm uses, what the area under a curve is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from leap_dist.augmentation import FAMILIES, Family, draw, look_up
+from leap_dist.convnet import ConvNet, initialize
+from leap_dist.device import resolve_device, resolve_precision
+from leap_dist.learners import Progress
+from leap_dist.models import add_vector, load_vector
+from leap_dist.settings import WorkerSettings, setting
+from leap_dist.stopwatch import Stopwatch
+
+HELD_OUT_BATCH = 500
+"""Images at once when the held-out ones are classified; it decides nothing but how much memory that takes."""
+
+
+@dataclass(frozen=True)
+class SupervisedSettings:
+    """How a classifier is trained on a task (appendices C and D)."""
+
+    batch: int = setting(20, "examples per update", low=1, high=100_000)
+    learning_rate: float = setting(0.1, "α of gradient descent", above=0)
+    augmentation: Literal["none", "affine", "rotations", "turned"] = setting(
+        "none",
+        "images: as they are; each turned, shifted and scaled anew; each turned anew by one of 36 angles; or a task's "
+        "all turned by the same one",
+    )
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images uint8 (N, S, S, C), and their classes int64 (N,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a task learns from, and what it is tested on."""
+
+    train: Examples
+    held_out: Examples
+    classes: int
+    mean: tuple[float, ...] = (0.0,)
+    """Of a channel, pixels counting from 0 to 1; one for all or one for each."""
+    deviation: tuple[float, ...] = (1.0,)
+
+
+class Curve(NamedTuple):
+    """Of a task's updates so far, one number for each, float64: the batch's loss and the part that was wrong."""
+
+    losses: np.ndarray
+    errors: np.ndarray
+
+
+class Score(NamedTuple):
+    """On the held-out images."""
+
+    error: float
+    """The part that was classified wrongly."""
+    loss: float
+
+
+def area_under(curve: np.ndarray) -> float:
+    """Trapezoids between the points of a curve, over the number T of points: (Σ_{i<T} (x_i + x_{i−1})/2) / T.
+
+    The authors divide by T and not by the T − 1 trapezoids. It is taken of training errors (appendix C) or of losses
+    (their code).
+    """
+    return float((curve[1:] + curve[:-1]).sum() / 2 / len(curve))
+
+
+class Classifier:
+    """One network learning one data set, from given parameters. Implements `leap_dist.learners.Learner`.
+
+    A step of the task is one example. Batch norm's averages begin anew in every task; they are no parameters.
+
+    Args:
+        data: of the task. It is kept as bytes, once.
+        vector: flat float32 vector φ that the shared parameters start from.
+        seed: determines head, batches and augmentation: on a CPU the same seed gives the same run, bit for bit.
+        scope: which parameters are shared: "encoder" (or "convolutions", which is the same here), or "model", with one
+            head for all tasks.
+        head_seed: determines the task's own parameters instead of `seed`, where they last from task to task.
+        head_change: flat float32 vector, what earlier tasks added to the parameters that `head_seed` gives.
+        stopwatch: to be told what the time goes to.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        vector: np.ndarray,
+        *,
+        seed: int,
+        settings: SupervisedSettings,
+        worker: WorkerSettings,
+        scope: str = "encoder",
+        head_seed: int | None = None,
+        head_change: np.ndarray | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
+        self.stopwatch = stopwatch or Stopwatch()
+        device = torch.device(resolve_device(worker.device))
+        head, batches, maps, self._test_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(4))
+        _, side, _, channels = data.train.images.shape
+        self._model = ConvNet(channels, side, data.classes)
+        initialize(self._model, torch.Generator().manual_seed(head if head_seed is None else head_seed))
+        self._model.to(device)
+        self.shared: Mapping[str, Tensor]
+        self.local: Mapping[str, Tensor]
+        self.shared, self.local = self._model.parameters_of(scope)
+        load_vector(self.shared, vector)
+        if head_change is not None:
+            add_vector(self.local, head_change)
+        self._parameters = list(self._model.parameters())
+        self._targets = [parameter.detach() for parameter in self._parameters]  # the same memory, outside the graph
+        self.steps_per_update = settings.batch
+        self._learning_rate = settings.learning_rate
+        self._dtype = resolve_precision(worker.precision, device.type)
+        turned = None
+        generator = torch.Generator().manual_seed(maps)
+        if settings.augmentation == "turned":
+            turned = draw(FAMILIES["rotations"], 1, generator)
+        family = FAMILIES.get(settings.augmentation)
+        self._train, self._held_out = (
+            _Source(part, data, family, turned, device) for part in (data.train, data.held_out)
+        )
+        self._order = _Passes(len(data.train.labels), settings.batch, torch.Generator().manual_seed(batches))
+        self._maps = generator
+        self._see: Callable[[np.ndarray], None] | None = None
+        self._seen = 0
+        self._recent: list[Tensor] = []
+        self._past: list[np.ndarray] = []
+
+    def backward(self) -> Tensor:
+        """Leaves the gradient of a fresh batch's mean cross-entropy in `.grad`. Returns the loss, shape ()."""
+        with self.stopwatch("update"):
+            images, labels = self._batch()
+            logits = self._logits(images)
+            loss = F.cross_entropy(logits, labels)
+            for parameter, gradient in zip(self._parameters, torch.autograd.grad(loss, self._parameters), strict=True):
+                parameter.grad = gradient
+            return self._note(loss.detach(), logits.detach(), labels)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """θ ← θ − α ∇f; the gradients are dropped, not overwritten."""
+        with self.stopwatch("update"):
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            if len(gradients) != len(self._parameters):
+                raise RuntimeError("a parameter has no gradient: call step after backward")
+            torch._foreach_add_(self._targets, gradients, alpha=-self._learning_rate)
+            for parameter in self._parameters:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """The loss of one more batch, normalized by itself as in training, without a gradient, shape ()."""
+        images, labels = self._batch()
+        with self._model.without_trace():
+            logits = self._logits(images)
+        return self._note(F.cross_entropy(logits, labels), logits, labels)
+
+    @torch.no_grad()
+    def test(self) -> Score:
+        """Classifies every held-out image once, augmented like the training images, as the network is now.
+
+        Batch norm uses its averages over the task's training, so an image's class does not depend on the others'. They
+        begin at (0, 1) and forget that by a tenth per update: a test means little before some 50 of them. Two calls in
+        a row give the same, and training goes on as if there had been none.
+        """
+        maps = torch.Generator().manual_seed(self._test_seed)
+        loss = wrong = 0.0
+        self._model.eval()
+        count = self._held_out.count
+        for index in torch.arange(count).split(HELD_OUT_BATCH):
+            images, labels = self._held_out.take(index, maps)
+            logits = self._logits(images)
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            wrong += (logits.argmax(1) != labels).sum().item()
+        self._model.train()
+        return Score(wrong / count, loss / count)
+
+    def curve(self) -> Curve:
+        """Of all updates so far."""
+        self._settle()
+        losses, errors = np.concatenate([np.empty((0, 2)), *self._past]).T
+        return Curve(losses, errors)
+
+    def progress(self) -> Progress:
+        """The error of each batch since the last call, as scores, with the examples seen by then; and the means."""
+        recent = self._settle()
+        if not len(recent):
+            return Progress((), {})
+        losses, errors = recent.T
+        ended = np.arange(self._seen - (len(recent) - 1) * self.steps_per_update, self._seen + 1, self.steps_per_update)
+        means = {"loss": float(losses.mean()), "error": float(errors.mean())}
+        return Progress(tuple(errors.tolist()), means, tuple(ended.tolist()))
+
+    def show(self, see: Callable[[np.ndarray], None]) -> None:
+        """Shows the first image of every batch."""
+        self._see = see
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        images, labels = self._train.take(self._order.next(), self._maps)
+        if self._see is not None:
+            self._see(images[0].cpu().numpy())
+        self._seen += len(labels)
+        return images, labels
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Float32. The context is entered for each pass: it keeps copies of the weights for as long as it is open."""
+        with torch.autocast(images.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            logits: Tensor = self._model(self._train.normalized(images))
+        return logits.float()
+
+    def _note(self, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Takes a batch into the curve. On a GPU nothing is waited for."""
+        error = (logits.argmax(1) != labels).double().mean()
+        self._recent.append(torch.stack([loss.double(), error]))
+        return loss
+
+    def _settle(self) -> np.ndarray:
+        """What was noted since the last call, (n, 2), to go into the past."""
+        recent: np.ndarray = torch.stack(self._recent).cpu().numpy() if self._recent else np.empty((0, 2))
+        self._past.append(recent)
+        self._recent = []
+        return recent
+
+
+class _Source:
+    """Examples as they lie on a device, and what is to be made of them.
+
+    `turned` is a map (1, 2, 3) that all of them go through once, `family` where each of them draws one every time.
+    """
+
+    def __init__(
+        self, examples: Examples, data: Dataset, family: Family | None, turned: Tensor | None, device: torch.device
+    ) -> None:
+        self.count = len(examples.labels)
+        images = torch.from_numpy(examples.images)
+        if turned is not None:
+            images = look_up(images, torch.arange(self.count), turned.expand(self.count, 2, 3))
+        self._images = images.to(device)
+        self._labels = torch.from_numpy(examples.labels).to(device)
+        self._family = family
+        mean, deviation = (
+            torch.tensor(part, dtype=torch.float32, device=device).view(-1, 1, 1)
+            for part in (data.mean, data.deviation)
+        )
+        self._scale = 1 / (255 * deviation)
+        self._offset = -mean / deviation
+
+    def take(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Bytes (N, C, S, S), laid out channels last, and classes (N,). `index` and `generator` are a CPU's."""
+        index_there = index.to(self._images.device, non_blocking=True)
+        if self._family is None:
+            images = self._images[index_there]
+        else:
+            maps = draw(self._family, len(index), generator).to(self._images.device, non_blocking=True)
+            images = look_up(self._images, index_there, maps)
+        return images.permute(0, 3, 1, 2), self._labels[index_there]
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """The network's input."""
+        return torch.addcmul(self._offset, images.float(), self._scale)
+
+
+class _Passes:
+    """Examples by number, a batch at a time: each once in an order of its own before any comes again."""
+
+    def __init__(self, examples: int, batch: int, generator: torch.Generator) -> None:
+        self._examples = examples
+        self._batch = batch
+        self._generator = generator
+        self._waiting = torch.empty(0, dtype=torch.int64)
+
+    def next(self) -> Tensor:
+        """(batch,). It may reach from one pass into the next."""
+        while len(self._waiting) < self._batch:
+            following = torch.randperm(self._examples, generator=self._generator)
+            self._waiting = torch.cat([self._waiting, following])
+        batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+        return batch
