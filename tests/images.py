@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from leap_dist.learners.classification import Classifier, Dataset, Examples, SupervisedSettings
+from leap_dist.learners.classification import Classifier
+from leap_dist.learners.examples import Dataset, Examples, SupervisedSettings
 from leap_dist.settings import WorkerSettings
 
 SIDE = 16

@@ -81,7 +81,7 @@ FLOORS = [
         "leap_dist.checkpoint",
         "leap_dist.journal",
         "leap_dist.learners.rollout",
-        "leap_dist.learners.classification",
+        "leap_dist.learners.examples",
         "leap_dist.telemetry.projection",
         "leap_dist.transfer.text",
         "leap_dist.transfer.figures",
@@ -90,6 +90,7 @@ FLOORS = [
     [
         "leap_dist.transfer.report",
         "leap_dist.learners.a2c",
+        "leap_dist.learners.classification",
         "leap_dist.export",
         "leap_dist.meta_learners",
         "leap_dist.meta_state",

@@ -7,57 +7,32 @@ network's layers, shape of the augmentation, which statistics batch norm uses, w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from leap_dist.augmentation import FAMILIES, Family, draw, look_up
 from leap_dist.convnet import ConvNet, initialize
 from leap_dist.device import resolve_device, resolve_precision
 from leap_dist.learners import Progress
+from leap_dist.learners.examples import (
+    Dataset,
+    Draws,
+    Examples,
+    Seeds,
+    Source,
+    SupervisedSettings,
+    draws_for_test,
+    tensors_of,
+)
 from leap_dist.models import add_vector, load_vector
-from leap_dist.settings import WorkerSettings, setting
+from leap_dist.settings import WorkerSettings
 from leap_dist.stopwatch import Stopwatch
 
 HELD_OUT_BATCH = 500
 """Images at once when the held-out ones are classified; it decides nothing but how much memory that takes."""
-
-
-@dataclass(frozen=True)
-class SupervisedSettings:
-    """How a classifier is trained on a task (appendices C and D)."""
-
-    batch: int = setting(20, "examples per update", low=1, high=100_000)
-    learning_rate: float = setting(0.1, "α of gradient descent", above=0)
-    augmentation: Literal["none", "affine", "rotations", "turned"] = setting(
-        "none",
-        "images: as they are; each turned, shifted and scaled anew; each turned anew by one of 36 angles; or a task's "
-        "all turned by the same one",
-    )
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Images uint8 (N, S, S, C), and their classes int64 (N,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What a task learns from, and what it is tested on."""
-
-    train: Examples
-    held_out: Examples
-    classes: int
-    mean: tuple[float, ...] = (0.0,)
-    """Of a channel, pixels counting from 0 to 1; one for all or one for each."""
-    deviation: tuple[float, ...] = (1.0,)
 
 
 class Curve(NamedTuple):
@@ -115,10 +90,10 @@ class Classifier:
     ) -> None:
         self.stopwatch = stopwatch or Stopwatch()
         device = torch.device(resolve_device(worker.device))
-        head, batches, maps, self._test_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(4))
+        self._seeds = Seeds.of(seed)
         _, side, _, channels = data.train.images.shape
         self._model = ConvNet(channels, side, data.classes)
-        initialize(self._model, torch.Generator().manual_seed(head if head_seed is None else head_seed))
+        initialize(self._model, torch.Generator().manual_seed(self._seeds.head if head_seed is None else head_seed))
         self._model.to(device)
         self.shared: Mapping[str, Tensor]
         self.local: Mapping[str, Tensor]
@@ -131,16 +106,13 @@ class Classifier:
         self.steps_per_update = settings.batch
         self._learning_rate = settings.learning_rate
         self._dtype = resolve_precision(worker.precision, device.type)
-        turned = None
-        generator = torch.Generator().manual_seed(maps)
-        if settings.augmentation == "turned":
-            turned = draw(FAMILIES["rotations"], 1, generator)
-        family = FAMILIES.get(settings.augmentation)
-        self._train, self._held_out = (
-            _Source(part, data, family, turned, device) for part in (data.train, data.held_out)
-        )
-        self._order = _Passes(len(data.train.labels), settings.batch, torch.Generator().manual_seed(batches))
-        self._maps = generator
+
+        def source(examples: Examples) -> Source:
+            return Source(*tensors_of(examples, settings, self._seeds), data, device)
+
+        self._train, self._held_out = source(data.train), source(data.held_out)
+        self._draws = Draws(self._train.count, settings, self._seeds)
+        self._test_maps = draws_for_test(self._held_out.count, settings, self._seeds)
         self._see: Callable[[np.ndarray], None] | None = None
         self._seen = 0
         self._recent: list[Tensor] = []
@@ -183,11 +155,11 @@ class Classifier:
         begin at (0, 1) and forget that by a tenth per update: a test means little before some 50 of them. Two calls in
         a row give the same, and training goes on as if there had been none.
         """
-        maps = torch.Generator().manual_seed(self._test_seed)
         loss = wrong = 0.0
         self._model.eval()
         count = self._held_out.count
         for index in torch.arange(count).split(HELD_OUT_BATCH):
+            maps = None if self._test_maps is None else self._test_maps[index]
             images, labels = self._held_out.take(index, maps)
             logits = self._logits(images)
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
@@ -219,7 +191,7 @@ class Classifier:
         """Nothing to free."""
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        images, labels = self._train.take(self._order.next(), self._maps)
+        images, labels = self._train.take(*self._draws.next())
         if self._see is not None:
             self._see(images[0].cpu().numpy())
         self._seen += len(labels)
@@ -243,59 +215,3 @@ class Classifier:
         self._past.append(recent)
         self._recent = []
         return recent
-
-
-class _Source:
-    """Examples as they lie on a device, and what is to be made of them.
-
-    `turned` is a map (1, 2, 3) that all of them go through once, `family` where each of them draws one every time.
-    """
-
-    def __init__(
-        self, examples: Examples, data: Dataset, family: Family | None, turned: Tensor | None, device: torch.device
-    ) -> None:
-        self.count = len(examples.labels)
-        images = torch.from_numpy(examples.images)
-        if turned is not None:
-            images = look_up(images, torch.arange(self.count), turned.expand(self.count, 2, 3))
-        self._images = images.to(device)
-        self._labels = torch.from_numpy(examples.labels).to(device)
-        self._family = family
-        mean, deviation = (
-            torch.tensor(part, dtype=torch.float32, device=device).view(-1, 1, 1)
-            for part in (data.mean, data.deviation)
-        )
-        self._scale = 1 / (255 * deviation)
-        self._offset = -mean / deviation
-
-    def take(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Bytes (N, C, S, S), laid out channels last, and classes (N,). `index` and `generator` are a CPU's."""
-        index_there = index.to(self._images.device, non_blocking=True)
-        if self._family is None:
-            images = self._images[index_there]
-        else:
-            maps = draw(self._family, len(index), generator).to(self._images.device, non_blocking=True)
-            images = look_up(self._images, index_there, maps)
-        return images.permute(0, 3, 1, 2), self._labels[index_there]
-
-    def normalized(self, images: Tensor) -> Tensor:
-        """The network's input."""
-        return torch.addcmul(self._offset, images.float(), self._scale)
-
-
-class _Passes:
-    """Examples by number, a batch at a time: each once in an order of its own before any comes again."""
-
-    def __init__(self, examples: int, batch: int, generator: torch.Generator) -> None:
-        self._examples = examples
-        self._batch = batch
-        self._generator = generator
-        self._waiting = torch.empty(0, dtype=torch.int64)
-
-    def next(self) -> Tensor:
-        """(batch,). It may reach from one pass into the next."""
-        while len(self._waiting) < self._batch:
-            following = torch.randperm(self._examples, generator=self._generator)
-            self._waiting = torch.cat([self._waiting, following])
-        batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
-        return batch
