@@ -100,6 +100,7 @@ FLOORS = [
     ],
     ["leap_dist.worker", "leap_dist.examination", "leap_dist.working_copy"],
     ["leap_dist.server", "leap_dist.reading"],
+    ["leap_dist.server", "leap_dist.worker", "leap_dist.learners.stacked"],
     ["leap_dist.arms"],
     ["leap_dist.evaluation"],
     ["leap_dist.driver.actors", "leap_dist.driver.access", "leap_dist.driver.nodes"],
