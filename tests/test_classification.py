@@ -313,6 +313,15 @@ def test_held_out_images_are_judged_by_the_averages_over_training():
     assert score.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
+def test_held_out_images_are_augmented_by_the_tasks_seed():
+    settings = replace(SETTINGS, augmentation="affine")
+    one, same, other = (classifier(dataset(), ENCODER, settings=settings, seed=seed)._test_maps for seed in (1, 1, 2))
+    assert one.shape == (12, 2, 3)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert classifier(dataset(), ENCODER)._test_maps is None
+
+
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_a_test_changes_nothing(augmentation, monkeypatch):
     settings = replace(SETTINGS, augmentation=augmentation)

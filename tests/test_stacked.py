@@ -22,8 +22,8 @@ UPDATES = 3
 ENERGY = LeapSettings()
 
 
-def stacked(order=(0, 1, 2), *, scope="model", leap=ENERGY, augmentation="none") -> list[Outcome]:
-    stack = Stack(
+def stack_of(order=(0, 1, 2), *, scope="model", leap=ENERGY, augmentation="none") -> Stack:
+    return Stack(
         [TASKS[i] for i in order],
         initialization(1, SIDE, CLASSES, 0, scope)[1],
         seeds=[SEEDS[i] for i in order],
@@ -32,7 +32,10 @@ def stacked(order=(0, 1, 2), *, scope="model", leap=ENERGY, augmentation="none")
         leap=leap,
         scope=scope,
     )
-    return stack.train(UPDATES)
+
+
+def stacked(*arguments, **settings) -> list[Outcome]:
+    return stack_of(*arguments, **settings).train(UPDATES)
 
 
 def near(found: np.ndarray, expected: np.ndarray) -> bool:
@@ -96,6 +99,25 @@ def test_the_accumulator_is_leaps_row_by_row(metric, stabilize):
         assert (path.energy, path.length) == pytest.approx((pull.energy, pull.length), rel=1e-6)
         loss_term, path_term = pull.terms()
         assert path.cosine == pytest.approx(torch.cosine_similarity(loss_term, path_term, dim=0).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "affine", "turned"])
+def test_each_task_is_tested_as_it_would_be_alone(augmentation):
+    """With parameters and averages that nobody would mistake for another task's."""
+    stack = stack_of(augmentation=augmentation)
+    generator = torch.Generator().manual_seed(0)
+    stack._theta += 0.05 * torch.randn(stack._theta.shape, generator=generator)
+    for name, part in stack._buffers.items():
+        if part.is_floating_point():
+            part.copy_(0.02 + 0.2 * torch.rand(part.shape, generator=generator) * ("var" in name))
+    scores = []
+    for row, (data, seed) in enumerate(zip(TASKS, SEEDS, strict=True)):
+        settings = replace(SETTINGS, augmentation=augmentation)
+        learner = classifier(data, stack._theta[row].numpy(), seed=seed, settings=settings, scope="model")
+        learner._model.load_state_dict({name: part[row] for name, part in stack._buffers.items()}, strict=False)
+        scores.append(stack._test(row))
+        assert tuple(scores[-1]) == pytest.approx(tuple(learner.test()), rel=1e-4)
+    assert len({score.loss for score in scores}) == 3
 
 
 def test_the_order_of_the_tasks_does_not_matter():
