@@ -39,7 +39,7 @@ class Block(nn.Module):
 class ConvNet(nn.Module):
     """Images (N, channels, size, size) → logits (N, classes). Its memory is laid out channels last.
 
-    That layout is what makes it fast on a CPU: twice as fast as the other, of which half is max-pooling.
+    On a CPU that layout is the faster one, most of all for max-pooling (docs/performance.md).
     """
 
     def __init__(self, channels: int, size: int, classes: int) -> None:

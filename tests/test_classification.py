@@ -148,7 +148,7 @@ def test_training_is_bit_for_bit_that_of_an_ordinary_torch_program(channels):
 
 
 def test_everything_is_laid_out_channels_last():
-    """Half the speed hangs on it, and torch guesses where there is but one channel."""
+    """Speed hangs on it, and torch guesses where there is but one channel."""
     learner = classifier(dataset(), MODEL, scope="model")
     strides = []
     for block in (learner._model.block1, learner._model.block2):
