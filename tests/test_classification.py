@@ -93,14 +93,14 @@ def slow_logits(parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_loss_and_gradient_are_those_of_a_slow_float64_implementation(channels):
-    data = replace(dataset(channels=channels), mean=(0.4,) * channels, deviation=tuple(np.linspace(0.2, 0.3, channels)))
+    data = replace(dataset(channels=channels), mean=(0.4,) * channels, std=tuple(np.linspace(0.2, 0.3, channels)))
     learner = classifier(data, initialization(channels, SIDE, CLASSES, 0, "model")[1], scope="model")
     train(learner, 2)
     exact = {name: p.detach().double().requires_grad_() for name, p in learner.shared.items()}
     batches = watch_batches(learner)
     found = learner.backward()
     images, labels = batches[0]
-    deviation = torch.tensor(data.deviation, dtype=torch.float64).view(1, -1, 1, 1)
+    deviation = torch.tensor(data.std, dtype=torch.float64).view(1, -1, 1, 1)
     logits = slow_logits(exact, (images.double() / 255 - 0.4) / deviation)
     loss = (logits.exp().sum(1).log() - logits[torch.arange(len(labels)), labels]).mean()
     loss.backward()
@@ -266,6 +266,28 @@ def numbered(count: int) -> np.ndarray:
     return np.tile(np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1), (1, SIDE, SIDE, 1))
 
 
+@pytest.mark.parametrize("augmentation", ["none", "affine", "turned"])
+def test_grey_images_of_three_channels_are_kept_as_one(augmentation):
+    """And arrays that must not be written to are no trouble."""
+    grey = dataset()
+
+    def shown(examples: Examples, *, copied: bool) -> Examples:
+        view = np.broadcast_to(examples.images, (*examples.images.shape[:3], 3))
+        return Examples(view.copy() if copied else view, examples.labels)
+
+    learners = []
+    for copied in (True, False):
+        data = Dataset(shown(grey.train, copied=copied), shown(grey.test, copied=copied), CLASSES, mean=(0.4,))
+        settings = replace(SETTINGS, augmentation=augmentation)
+        learners.append(classifier(data, initialization(3, SIDE, CLASSES, 0)[1], settings=settings))
+    assert [learner._train._images.shape[3] for learner in learners] == [3, 1]
+    strides = []
+    learners[1]._model.block1.conv.register_forward_hook(lambda _module, _in, out: strides.append(out.stride(1)))
+    assert train(learners[0], 3) == train(learners[1], 3)
+    assert learners[0].test() == learners[1].test()
+    assert set(strides) == {1}, "channels last"
+
+
 def test_a_step_needs_a_gradient():
     learner = classifier(dataset(), ENCODER)
     with pytest.raises(RuntimeError, match="call step after backward"):
@@ -305,8 +327,8 @@ def test_held_out_images_are_judged_by_the_averages_over_training():
     reference = ConvNet(1, SIDE, CLASSES)
     reference.load_state_dict(learner._model.state_dict())
     reference.eval()
-    images = torch.from_numpy(data.held_out.images).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(data.held_out.labels)
+    images = torch.from_numpy(data.test.images).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(data.test.labels)
     logits = reference(images.float() / 255)
     score = learner.test()
     assert score.error == (logits.argmax(1) != labels).double().mean().item()
@@ -607,4 +629,4 @@ def test_the_helpers_data_is_what_it_says():
     data = dataset()
     assert isinstance(data, Dataset)
     assert Counter(data.train.labels.tolist()) == dict.fromkeys(range(CLASSES), 6)
-    assert data.held_out.images.shape == (12, SIDE, SIDE, 1)
+    assert data.test.images.shape == (12, SIDE, SIDE, 1)

@@ -110,7 +110,7 @@ class Classifier:
         def source(examples: Examples) -> Source:
             return Source(*tensors_of(examples, settings, self._seeds), data, device)
 
-        self._train, self._held_out = source(data.train), source(data.held_out)
+        self._train, self._held_out = source(data.train), source(data.test)
         self._draws = Draws(self._train.count, settings, self._seeds)
         self._test_maps = draws_for_test(self._held_out.count, settings, self._seeds)
         self._see: Callable[[np.ndarray], None] | None = None

@@ -28,7 +28,11 @@ class SupervisedSettings:
 
 @dataclass(frozen=True)
 class Examples:
-    """Images uint8 (M, S, S, C), and their classes int64 (M,)."""
+    """Images uint8 (M, S, S, C), and their classes int64 (M,).
+
+    Grey images that are shown as several channels may hold one in memory: a view with a stride of 0, as
+    `numpy.broadcast_to` makes it. Then one is kept here, too.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -39,11 +43,12 @@ class Dataset:
     """What a task learns from, and what it is tested on."""
 
     train: Examples
-    held_out: Examples
+    test: Examples
+    """Held out."""
     classes: int
     mean: tuple[float, ...] = (0.0,)
     """Of a channel, pixels counting from 0 to 1; one for all or one for each."""
-    deviation: tuple[float, ...] = (1.0,)
+    std: tuple[float, ...] = (1.0,)
 
 
 class Seeds(NamedTuple):
@@ -88,7 +93,7 @@ class Source:
     """Images where the network is, from which batches are looked up.
 
     Args:
-        images: uint8 (M, S, S, C).
+        images: uint8 (M, S, S, C), or (M, S, S, 1) where all channels are alike.
         labels: int64 (M,).
         data: how their pixels are to be normalized.
     """
@@ -97,31 +102,34 @@ class Source:
         self.count = len(labels)
         self._images = images.to(device)
         self._labels = labels.to(device)
+        self._channels = data.train.images.shape[3]
         mean, deviation = (
-            torch.tensor(part, dtype=torch.float32, device=device).view(-1, 1, 1)
-            for part in (data.mean, data.deviation)
+            torch.tensor(part, dtype=torch.float32, device=device).view(-1, 1, 1) for part in (data.mean, data.std)
         )
         self._scale = 1 / (255 * deviation)
         self._offset = -mean / deviation
 
     def take(self, index: Tensor, maps: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Bytes (N, C, S, S), laid out channels last, and classes (N,)."""
+        """Bytes (N, C, S, S), and classes (N,)."""
         device = self._images.device
         index = index.to(device, non_blocking=True)
         if maps is None:
             images = self._images[index]
         else:
             images = look_up(self._images, index, maps.to(device, non_blocking=True))
-        return images.permute(0, 3, 1, 2), self._labels[index]
+        return images.permute(0, 3, 1, 2).expand(-1, self._channels, -1, -1), self._labels[index]
 
     def normalized(self, images: Tensor) -> Tensor:
-        """The network's input."""
-        return torch.addcmul(self._offset, images.float(), self._scale)
+        """The network's input, laid out channels last."""
+        normal = torch.addcmul(self._offset, images.float(), self._scale)
+        return normal.contiguous(memory_format=torch.channels_last)
 
 
 def tensors_of(examples: Examples, settings: SupervisedSettings, seeds: Seeds) -> tuple[Tensor, Tensor]:
     """Images and labels of a task; where a task is turned as a whole, they are turned here, once."""
-    images, labels = torch.from_numpy(examples.images), torch.from_numpy(examples.labels)
+    grey = examples.images.strides[3] == 0
+    needed = (examples.images[..., :1] if grey else examples.images, examples.labels)
+    images, labels = (torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in needed)
     if settings.augmentation == "turned":
         turn = draw(FAMILIES["rotations"], 1, torch.Generator().manual_seed(seeds.maps))
         images = look_up(images, torch.arange(len(images)), turn.expand(len(images), 2, 3))

@@ -115,7 +115,7 @@ class Stack:
     ) -> None:
         device = torch.device(resolve_device(worker.device))
         _, side, _, channels = tasks[0].train.images.shape
-        alike = {(task.train.images.shape[1:], task.classes, task.mean, task.deviation) for task in tasks}
+        alike = {(task.train.images.shape[1:], task.classes, task.mean, task.std) for task in tasks}
         if len(alike) > 1:
             raise ValueError(f"tasks of several kinds cannot be stacked: {sorted(alike)}")
         self._settings = settings
@@ -139,7 +139,7 @@ class Stack:
         self._offsets = np.cumsum([0, *counts[:-1]]).tolist()
         self._draws = [Draws(count, settings, seed) for count, seed in zip(counts, own, strict=True)]
         self._held_out = [
-            (Source(*tensors_of(task.held_out, settings, seed), task, device), seed)
+            (Source(*tensors_of(task.test, settings, seed), task, device), seed)
             for task, seed in zip(tasks, own, strict=True)
         ]
 
