@@ -543,7 +543,9 @@ def start_of(settings: Config) -> np.ndarray:
 @pytest.mark.parametrize("metric", ["energy", "length"])
 @pytest.mark.parametrize("final_loss", [False, True])
 def test_leap_over_it_is_the_oracles(made, metric, final_loss):
-    settings = budget("leap", leap__metric=metric, leap__final_loss=final_loss, worker__push_interval=24)
+    settings = budget(
+        "leap", leap__metric=metric, leap__final_loss=final_loss, worker__push_interval=24, server__on_lost="keep"
+    )
     inbox = Inbox()
     run_task(LEASE, Start(ENCODER), settings, inbox)
     [learner] = made
