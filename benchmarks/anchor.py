@@ -1,0 +1,232 @@
+"""What Ray adds to the server's calls, and fake workers on real Ray beside the simulation of the same fleet.
+
+A fake worker is a thread that leases, waits as long as training would take, renews and pushes full vectors, through
+the worker's own client. All of them share this machine with the server, so that there can be few.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+
+from benchmarks import clients
+from benchmarks.service import RayCost
+from leap_dist.contribution import Ack, Contribution, Idle, Lease
+from leap_dist.driver.actors import Grant, ServerActor, _ServerClient
+from leap_dist.settings import Config
+
+CALLS = 1000  # that Ray's cost is measured by
+OBJECTS = 8  # different contributions among them
+TASK = {"task_steps": 16_000, "worker.push_interval": 2_000, "worker.heartbeat_seconds": 0.5}
+"""Of fake workers: short, so that a few of them make calls like many."""
+
+
+class TimedServer(ServerActor):
+    """The real server actor, which also notes when it was inside its calls."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._inside: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        super().__init__(*arguments)
+
+    def lease(self, worker: str, incarnation: str) -> Idle | Grant:
+        """See ServerActor; so the others."""
+        return self._timed("lease", partial(super().lease, worker, incarnation))
+
+    def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
+        """See above."""
+        return self._timed("renew", partial(super().renew, lease_id, incarnation, steps))
+
+    def push(self, contribution: Contribution) -> Ack:
+        """See above."""
+        return self._timed("final" if contribution.final else "partial", partial(super().push, contribution))
+
+    def advance(self, offset: int, gone: list[Any]) -> Any:
+        """See above."""
+        return self._timed("poll", partial(super().advance, offset, gone))
+
+    def taken(self) -> tuple[dict[str, list[tuple[float, float]]], float]:
+        """(start, end) of every call since the last time, by kind; and this process's processor seconds so far."""
+        found, self._inside = dict(self._inside), defaultdict(list)
+        return found, time.process_time()
+
+    def _timed(self, kind: str, call: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        try:
+            return call()
+        finally:
+            self._inside[kind].append((started, time.perf_counter()))
+
+
+TIMED: Any = ray.remote(num_cpus=0)(TimedServer)
+
+
+def timed_server(config: Config, run_dir: Path) -> Any:
+    """Ready, in a directory that this makes."""
+    run_dir.mkdir(parents=True)
+    server = TIMED.remote(config, run_dir, "benchmark")
+    assert ray.get(server.problem.remote()) is None
+    return server
+
+
+class Cost(NamedTuple):
+    """What Ray takes, in seconds."""
+
+    call: float
+    """Of the server's time for a call without a vector, while calls queue up."""
+    push: float
+    """Of the server's time for a call with a whole vector."""
+    call_trip: float
+    """Round trip of a renewal when the server has nothing else to do."""
+    push_trip: float
+    """Round trip of a partial contribution then, what the server does included."""
+
+    def ray_cost(self, megabytes: float) -> RayCost:
+        """For the simulation."""
+        return RayCost(self.call, max(0.0, self.push - self.call) / megabytes)
+
+
+def cost(folder: Path, repeats: int) -> Cost:
+    """Measures; of the repetitions the least, which others disturbed least."""
+    server = timed_server(clients.config(workers=64), folder / "cost")
+    manifest, vector = clients.encoder()
+    lease: Lease = ray.get(server.lease.remote("w", "i")).lease
+    made = [ray.put(clients.contribution(lease, manifest.digest, vector, seq)) for seq in range(1, OBJECTS + 1)]
+    renew = partial(server.renew.remote, lease.id, "i", 1)
+    found = []
+    for _ in range(repeats):
+        call = _between(server, [renew] * CALLS)
+        push = _between(server, [partial(server.push.remote, one) for one in made] * (CALLS // OBJECTS))
+        trips = _trip(renew), _trip(lambda: server.push.remote(clients.contribution(lease, manifest.digest, vector, 1)))
+        found.append((call, push, *trips))
+    ray.kill(server)
+    return Cost(*np.min(found, axis=0).tolist())
+
+
+def _between(server: Any, calls: list[Callable[[], Any]]) -> float:
+    """Mean seconds from the end of a call to the start of the next, all having been sent at once."""
+    ray.get(server.taken.remote())
+    ray.get([call() for call in calls])
+    taken, _ = ray.get(server.taken.remote())
+    spans = sorted(span for spans in taken.values() for span in spans)
+    return (spans[-1][1] - spans[0][0] - sum(end - start for start, end in spans)) / (len(spans) - 1)
+
+
+def _trip(call: Callable[[], Any], count: int = 100) -> float:
+    seconds = []
+    for _ in range(count):
+        started = time.perf_counter()
+        ray.get(call())
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds))
+
+
+class Fleet:
+    """Fake workers, each a thread of this actor."""
+
+    def __init__(self, server: Any, config: Config, speeds: Mapping[str, float], first: int, count: int) -> None:
+        manifest, self._vector = clients.encoder()
+        self._digest = manifest.digest
+        self._server, self._config, self._speeds = server, config, speeds
+        self._ending = False
+        self._trips: dict[str, list[float]] = defaultdict(list)
+        self._threads = [threading.Thread(target=self._work, args=(f"w{first + k}",)) for k in range(count)]
+
+    def start(self) -> None:
+        """Everybody begins somewhere within a first task."""
+        for thread in self._threads:
+            thread.start()
+
+    def trips(self) -> tuple[dict[str, list[float]], float]:
+        """Seconds that calls took since the last time, by kind; and this process's processor seconds so far."""
+        found, self._trips = dict(self._trips), defaultdict(list)
+        return found, time.process_time()
+
+    def end(self) -> None:
+        """Everybody goes home."""
+        self._ending = True
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, name: str) -> None:
+        client = _ServerClient(self._server)
+        begun = np.random.default_rng(int(name[1:])).random()
+        while not self._ending:
+            grant = self._timed("lease", lambda: client.call("lease", name, name))
+            if isinstance(grant, Idle):
+                time.sleep(max(0.05, grant.wait))
+                continue
+            self._task(client, grant.lease, begun)
+            begun = 0.0
+
+    def _task(self, client: _ServerClient, lease: Lease, begun: float) -> None:
+        """The rule of worker.py."""
+        worker, rollout = self._config.worker, self._config.agent.envs * self._config.agent.unroll
+        last = self._config.rollouts_per_task
+        seconds = rollout / self._speeds[lease.task.game]
+        first = int(begun * last)
+        renewed = quiet_until = time.monotonic()
+        seq = 0
+        for number in range(first + 1, last + 1):
+            time.sleep(seconds)
+            if self._ending:
+                return
+            now, steps = time.monotonic(), number * rollout
+            due = steps // worker.push_interval > (steps - rollout) // worker.push_interval
+            ack: Ack | None = None
+            if number == last or (due and now >= quiet_until):
+                seq += 1
+                made = clients.contribution(lease, self._digest, self._vector, seq, final=number == last)
+                ack = self._timed("final" if made.final else "partial", partial(client.push, made))
+                quiet_until = time.monotonic() + ack.wait
+            elif now - renewed > worker.heartbeat_seconds:
+                ack = self._timed("renew", partial(client.renew, lease.id, lease.incarnation, steps))
+            if ack is not None:
+                renewed = time.monotonic()
+                if not ack.proceed:
+                    return
+
+    def _timed(self, kind: str, call: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        answer = call()
+        self._trips[kind].append(time.perf_counter() - started)
+        return answer
+
+
+def fake_workers(config: Config, speeds: Mapping[str, float], folder: Path, window: float) -> dict[str, Any]:
+    """Runs `config.workers` of them for a while, and a driver's polls; what the server did within `window` seconds."""
+    server = timed_server(config, folder)
+    fleet = ray.remote(num_cpus=0, max_concurrency=4)(Fleet).remote(server, config, speeds, 0, config.workers)
+    ray.get(fleet.start.remote())
+    offset = _poll(server, 0, time.monotonic() + 1.2 * config.task_steps / float(np.mean(list(speeds.values()))))
+    (_, cpu_before), _ = ray.get([server.taken.remote(), fleet.trips.remote()])
+    started = time.monotonic()
+    _poll(server, offset, started + window)
+    (spans, cpu), (trips, _) = ray.get([server.taken.remote(), fleet.trips.remote()])
+    passed = time.monotonic() - started
+    ray.get(fleet.end.remote())
+    for actor in (fleet, server):
+        ray.kill(actor)
+    return {
+        "window": passed,
+        "cpu": (cpu - cpu_before) / passed,
+        "inside": sum(end - start for kind in spans.values() for start, end in kind) / passed,
+        "calls/s": {kind: len(found) / passed for kind, found in spans.items()},
+        "trips": {kind: {"p50": 1e3 * float(np.median(found)), "p99": 1e3 * float(np.percentile(found, 99))}
+                  for kind, found in trips.items()},
+    }  # fmt: skip
+
+
+def _poll(server: Any, offset: int, until: float) -> int:
+    """As the driver does, until then."""
+    while time.monotonic() < until:
+        _, _, offset = ray.get(server.advance.remote(offset, []))
+        time.sleep(min(0.5, max(0.0, until - time.monotonic())))
+    return offset

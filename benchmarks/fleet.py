@@ -1,0 +1,275 @@
+"""One point of benchmarks/scale.py: so many workers, these settings; what the server does and how it keeps up."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import clients
+from benchmarks.rig import resident
+from benchmarks.service import Disk, Measured, RayCost, Sampled, Samples, Service, Taken
+from benchmarks.simulation import Clock, Load, Simulation, Tally
+from envs import atari
+from leap_dist.config import resolve
+from leap_dist.contribution import Contribution, Lease
+from leap_dist.models import Manifest, initialization
+from leap_dist.server import MetaServer
+from leap_dist.settings import Config
+
+SPEEDS = {
+    "air_raid": 1356, "amidar": 1892, "assault": 1884, "asterix": 2103, "atlantis": 1762, "beam_rider": 1693,
+    "bowling": 2254, "carnival": 1669, "crazy_climber": 2310, "demon_attack": 2160, "enduro": 1474, "freeway": 1276,
+    "gopher": 1617, "ms_pacman": 1615, "name_this_game": 1802, "phoenix": 2132, "pong": 1943, "pooyan": 1713,
+    "skiing": 1927, "time_pilot": 1941, "tutankham": 1753, "up_n_down": 1136, "video_pinball": 1463,
+    "wizard_of_wor": 1749,
+}  # fmt: skip
+"""Agent steps per second of processor time, by game, of the loop of benchmarks/worker.py with the preset fast, from a
+random initialization: the median of three times thirty updates, on the machine that docs/scaling.md names."""
+
+HEADER_BYTES = 3000  # of a contribution, on the wire: names, statistics, learning curve
+CALIBRATION_LEASES = 48
+CALIBRATION_ROUNDS = 4
+
+
+def configuration(workers: int, **settings: Any) -> Config:
+    """The preset fast for a fleet of that size, without an end; |B| is a sixteenth of the workers, at least 16."""
+    chosen = {
+        "workers": workers,
+        "meta_updates": 1_000_000,
+        "meta.batch_size": max(16, workers // 16),
+        "meta.max_staleness": 10**9,
+    }
+    return resolve("fast", chosen | {name.replace("__", "."): value for name, value in settings.items()})
+
+
+class PathContent:
+    """Contributions of the right form and length, whatever the path: all the same vector."""
+
+    def __init__(self, config: Config, manifest: Manifest, bytes_on_the_wire: int, snapshot_bytes: int) -> None:
+        self.snapshot_bytes = snapshot_bytes
+        self._digest = manifest.digest
+        self._rollout = config.agent.envs * config.agent.unroll
+        self._wire = bytes_on_the_wire
+        self._vector = np.random.default_rng(0).normal(scale=1e-3, size=manifest.size).astype(np.float32)
+
+    def lease(self, lease: Lease) -> None:
+        """Nothing depends on φ."""
+
+    def contribution(self, lease: Lease, seq: int, rollouts: int, final: bool) -> Contribution:
+        """See Content. In mode stream what comes is what is new, so that the vector grows with every push."""
+        vector = self._vector * np.float32(seq)
+        made = clients.contribution(lease, self._digest, vector, seq, final=final)
+        return replace(made, curve=made.curve[:seq], steps=rollouts * self._rollout)
+
+    def bytes(self, made: Contribution) -> int:
+        """Of the full vector, however small the one is that the server gets."""
+        return self._wire + HEADER_BYTES
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What is meta-learned: the preset's encoder, or a small stand-in for it."""
+
+    manifest: Manifest
+    initial: np.ndarray
+
+    @classmethod
+    def full(cls, config: Config) -> Encoder:
+        """The preset's own."""
+        return cls(*initialization(atari.channels(config.atari.frames), config.seed, config.scope))
+
+    @classmethod
+    def small(cls) -> Encoder:
+        """Sixteen numbers."""
+        manifest = Manifest.of({"stand-in": torch.zeros(16)})
+        return cls(manifest, np.ones(manifest.size, np.float32))
+
+
+def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk) -> Samples:
+    """Samples of every kind of call, without Ray's share: of a server of its own, in a directory that this makes."""
+    found, batched = Samples(), config.mode in ("sync", "buffered")
+    for batch in (4, 24) if batched else (config.meta.batch_size,):
+        changed = {"meta.batch_size": batch, "workers": 10_000, "server.pushes_per_second": 1e6}
+        chosen = resolve(config.preset, {**_flat(config), **changed})
+        (where := run_dir / f"{batch}").mkdir(parents=True)
+        server = MetaServer(chosen, where, manifest=encoder.manifest, initial=encoder.initial)
+        measured = Measured(disk, lambda kind: 0.0)
+        content = PathContent(config, encoder.manifest, 0, 0)
+        updates: list[Taken] = []
+        for _ in range(CALIBRATION_ROUNDS):
+            leases = []
+            for number in range(CALIBRATION_LEASES):
+                took = measured("lease", partial(server.lease, f"w{number}", "i"))
+                found.note("lease", took)
+                leases.append(took.answer)
+            for seq in (1, 2, 3):
+                for lease in leases:
+                    made = content.contribution(lease, seq, seq, final=seq == 3)
+                    version = server.version
+                    took = measured("push", partial(server.push, made))
+                    assert took.answer.accepted, took.answer
+                    if batched and server.version > version:
+                        updates.append(took)
+                    else:
+                        found.note("final" if seq == 3 else "partial", took)
+                    if seq < 3:
+                        found.note("renew", measured("renew", partial(server.renew, lease.id, "i", 1)))
+        server.close()
+        shutil.rmtree(where)
+        if batched:
+            mean = np.mean([(one.cpu_seconds, one.seconds - one.cpu_seconds) for one in updates], axis=0)
+            found.updates[batch] = tuple((mean - found.mean("final")).tolist())
+    return found
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return {name: value for name, value in flat.items() if name != "preset"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement to make."""
+
+    name: str
+    config: Config
+    load: Load
+    full: bool
+    """Full vectors on a real disk for every call, instead of samples of them."""
+    ray: RayCost
+    window: float
+    """Simulated seconds that are measured."""
+    wire_bytes: int | None = None
+    """Of a contribution's vector on the wire, where they are not the vector's own."""
+
+
+def measure(point: Point, folder: Path, disk: Disk, samples: dict[str, tuple[Samples, Samples]]) -> dict[str, Any]:
+    """Simulates a point. `samples`, by what they depend on, are made where they are missing."""
+    config, started, before = point.config, time.perf_counter(), resident_bytes()
+    full = Encoder.full(config)
+    size = full.initial.nbytes
+    wire = size if point.wire_bytes is None else point.wire_bytes
+    encoder = full if point.full else Encoder.small()
+    clock = Clock(-1.2 * task_seconds(config, point.load))
+    memory = Path("/dev/shm")
+    small_folder = None if point.full or not memory.is_dir() else memory
+    with tempfile.TemporaryDirectory(prefix="scale-", dir=small_folder or folder) as where:
+        run_dir = Path(where) / "run"
+        run_dir.mkdir()
+        server = MetaServer(config, run_dir, manifest=encoder.manifest, initial=encoder.initial, clock=clock)
+        service: Service = Measured(disk, lambda kind: point.ray.of(kind, wire / 1e6))
+        if not point.full:
+            key = f"{config.mode} {config.server.on_lost} {config.meta.optimizer} {wire}"
+            if key not in samples:
+                samples[key] = (
+                    calibrate(config, full, folder / "full", disk),
+                    calibrate(config, encoder, Path(where) / "small", disk),
+                )
+            service = Sampled(server, service, *samples[key], config.meta.batch_size, config.seed)  # type: ignore[arg-type]
+        content = PathContent(config, encoder.manifest, wire, size)
+        simulation = Simulation(config, server, clock, service, point.load, content, config.seed)
+        simulation.run(0.0)
+        warm, at_start = time.perf_counter() - started, server.status()
+        simulation.tally = Tally()
+        disk_bytes, waiting = [], []
+        for part in range(1, 6):
+            simulation.run(point.window * part / 5)
+            disk_bytes.append(journal_entries(run_dir) * (wire if not point.full else size))
+            waiting.append(server.status()["contributions_waiting"])
+        status = server.status()
+        outcome = summary(point, simulation, at_start, status)
+        outcome |= {
+            "journal GB": max(disk_bytes) / 1e9,
+            "waiting": max(waiting),
+            "vectors in memory GB": held_vectors(config, server, max(waiting)) * size / 1e9,
+            "memory MB": (resident_bytes() - before) / 1e6 if point.full else None,
+            "real seconds": time.perf_counter() - started,
+            "warm-up real seconds": warm,
+        }
+        server.close()
+    gc.collect()
+    return outcome
+
+
+def summary(point: Point, simulation: Simulation, before: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a window."""
+    tally, window, workers = simulation.tally, point.window, point.load.workers
+    calls, seconds = tally.calls, sum(tally.seconds.values())
+    staleness = [line["staleness"] for line in tally.lines]
+    delays = {kind: percentiles(tally.delays[kind], 1e3) for kind in ("final", "partial", "renew")}
+    shares = {kind: spent / window for kind, spent in sorted(tally.seconds.items(), key=lambda one: -one[1])}
+    return {
+        "name": point.name,
+        "workers": workers,
+        "batch": point.config.meta.batch_size,
+        "meta-updates/s": calls["update"] / window,
+        "meta-updates/h": 3600 * calls["update"] / window,
+        "finals/s": calls["final"] / window,
+        "partials/s": calls["partial"] / window,
+        "renewals/s": calls["renew"] / window,
+        "MB/s in": tally.bytes_in / 1e6 / window,
+        "MB/s out": tally.bytes_out / 1e6 / window,
+        "busy": seconds / window,
+        "cpu": tally.cpu_seconds / window,
+        "link": tally.network_seconds / window,
+        "busy with": shares,
+        "delay ms": delays,
+        "workers' time waiting": sum(sum(t) for kind, t in tally.round_trips.items() if kind != "poll")
+        / (workers * window),
+        "expired": status["leases_lost"] - before["leases_lost"],
+        "failures": tally.failures,
+        "queued at the end": simulation.queued,
+        "staleness": percentiles(staleness, 1.0),
+        "refused": dict(tally.refused),
+        "quarantined": status["quarantined"],
+        "saturates first": bottleneck(seconds / window, tally.network_seconds / window, shares),
+    }
+
+
+def bottleneck(busy: float, link: float, shares: dict[str, float]) -> str:
+    """What is nearest to its limit, and what most of it is spent on."""
+    return f"server: {next(iter(shares), 'nothing')}" if busy >= link else "network link of the server"
+
+
+def percentiles(values: Sequence[float], scale: float) -> dict[str, float] | None:
+    """Median, 90th and 99th percentile, and the largest."""
+    if not values:
+        return None
+    found = [float(scale * one) for one in np.percentile(values, (50, 90, 99, 100))]
+    return dict(zip(("p50", "p90", "p99", "max"), found, strict=True))
+
+
+def task_seconds(config: Config, load: Load) -> float:
+    """Of a task, the mean over games, without stragglers."""
+    return float(np.mean([config.task_steps / load.speeds[game] for game in config.games]))
+
+
+def journal_entries(run_dir: Path) -> int:
+    """Contributions in the journal."""
+    return sum(1 for _ in (run_dir / "journal").glob("contribution-*"))
+
+
+def held_vectors(config: Config, server: MetaServer, waiting: int) -> int:
+    """Vectors that the server holds: of what waits, and where prefixes count one for each lease that pushed."""
+    leases = server.status()["leases"]
+    keeps = config.server.on_lost == "keep"
+    return waiting + (sum(bool(lease["curve"]) for lease in leases) if keeps else 0)
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    return resident(os.getpid()) or 0

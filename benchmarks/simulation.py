@@ -1,0 +1,380 @@
+"""A fleet of workers in simulated time against a real server: what every worker sends, and when, as worker.py does it.
+
+A discrete-event simulation. Training, network and Ray are simulated; the server is the project's own `MetaServer`,
+whose every call is really executed. It is a single queue, first come, first served: how long a call took (service.py)
+is how long the next one waits in simulated time. Its clock is the simulation's.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import pickle
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from benchmarks.service import Service
+from leap_dist.contribution import Ack, Contribution, Idle, Lease
+from leap_dist.server import MetaServer
+from leap_dist.settings import Config
+
+POLL_SECONDS = 0.5  # between two polls of the driver, as in driver/control.py
+RESTART_SECONDS = 10.0  # from a worker's end to its successor's first call
+MESSAGE_BYTES = 1000  # of a call, or an answer, without a vector
+
+
+@dataclass(frozen=True)
+class Load:
+    """Who works, how fast, over what network, and how often something breaks."""
+
+    workers: int
+    speeds: Mapping[str, float]
+    """Agent steps per second of a worker, by game."""
+    workers_per_node: int = 8
+    straggling: float = 0.25
+    """σ of the lognormal factor that makes a worker slower, or faster, for life; its median is 1."""
+    hours_between_failures: float = math.inf
+    """Mean, of one worker."""
+    silent: float = 0.5
+    """Share of the failures that the server hears of only by the lease's deadline; the driver tells of the others."""
+    latency: float = 0.0005
+    """Seconds, one way."""
+    worker_bandwidth: float = 1.25e8
+    """Bytes per second of a worker's link."""
+    server_bandwidth: float = 1.25e9
+    """Bytes per second of the server's node; what all send goes through it."""
+    between_tasks: float = 0.1
+    """Seconds from a lease to the task's first step."""
+
+
+class Clock:
+    """Simulated seconds; 0 is where the measured window starts."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """Now."""
+        return self.now
+
+
+class Content(Protocol):
+    """What a worker's path makes of φ."""
+
+    snapshot_bytes: int
+
+    def lease(self, lease: Lease) -> None:
+        """A task starts, from the present φ."""
+
+    def contribution(self, lease: Lease, seq: int, rollouts: int, final: bool) -> Contribution:
+        """What it has to send after so many rollouts."""
+
+    def bytes(self, contribution: Contribution) -> int:
+        """Length of that on the wire."""
+
+
+@dataclass
+class Tally:
+    """What was seen within the measured window."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    """Of the server, by kind: lease, renew, partial, final, poll; `update` are pushes that made a meta-update."""
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """That the server was busy with them, Ray's share included."""
+    cpu_seconds: float = 0.0
+    delays: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Seconds from the arrival of a call to its start, by kind."""
+    round_trips: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Seconds from the sending of a call to its answer, by kind."""
+    bytes_in: float = 0.0
+    bytes_out: float = 0.0
+    steps_lost: float = 0.0
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    """Of the ledger."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Answers to pushes and renewals, by reason."""
+    network_seconds: float = 0.0
+    """That the server's link was busy."""
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class _Worker:
+    name: str
+    node: int
+    slow: float
+    fails_at: float
+    incarnation: str
+    lease: Lease | None = None
+    rollouts: int = 0
+    """Done at `since`; training goes on from there."""
+    since: float = 0.0
+    seq: int = 0
+    renewed: float = 0.0
+    quiet_until: float = 0.0
+    pause: float = 0.05
+    head_start: int = 0
+    """Rollouts of the first task that are done when it begins, so that not all workers start at its beginning."""
+
+
+class _Call(NamedTuple):
+    kind: str
+    size: int
+    worker: _Worker | None
+    make: Callable[[], Any]
+    contribution: Contribution | None
+    sent: float
+    arrived: float = 0.0
+
+
+class Simulation:
+    """One server, one driver and all workers. `run` simulates up to a point in time, and can be called again.
+
+    Before the clock is at 0 the fleet warms up: answers take no time, leases are renewed rarely, and nothing is
+    pushed but what ends a task. `granted` and `fenced` count from the start, the tally from 0 on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server: MetaServer,
+        clock: Clock,
+        service: Service,
+        load: Load,
+        content: Content,
+        seed: int = 0,
+    ) -> None:
+        self.tally = Tally()
+        self.granted = 0
+        self._config, self._server, self._clock = config, server, clock
+        self._service, self._load, self._content = service, load, content
+        self._random = np.random.default_rng(seed)
+        self._rollout = config.agent.envs * config.agent.unroll  # agent steps
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+        self._queue: deque[_Call] = deque()
+        self._serving = False
+        self._network_free = clock.now
+        self._until = 0.0
+        self._gone: list[str] = []
+        self._hired = 0
+        self._ledger_offset = 0
+        self._fetched: dict[int, int] = {}  # by node, newest version
+        for number in range(load.workers):
+            worker = self._hire(f"w{number}", number // load.workers_per_node, clock.now)
+            worker.head_start = int(self._random.integers(config.rollouts_per_task))
+            self._at(clock.now, self._ask, worker)
+        self._at(clock.now, self._poll)
+
+    def run(self, until: float) -> None:
+        """Simulates everything that happens before `until`."""
+        self._until = until
+        while self._events and self._events[0][0] < until:
+            time, _, action, arguments = heapq.heappop(self._events)
+            self._clock.now = time
+            action(time, *arguments)
+        self._clock.now = until
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for the server."""
+        return len(self._queue)
+
+    # Workers -----------------------------------------------------------------------------------------------------
+
+    def _hire(self, name: str, node: int, now: float) -> _Worker:
+        hours = self._load.hours_between_failures
+        life = self._random.exponential(3600 * hours) if math.isfinite(hours) else math.inf
+        slow = math.exp(self._load.straggling * self._random.standard_normal())
+        self._hired += 1
+        return _Worker(name, node, slow, fails_at=max(0.0, now) + life, incarnation=f"i{self._hired}")
+
+    def _ask(self, now: float, worker: _Worker) -> None:
+        """A worker without a task calls `lease`."""
+        if worker.fails_at <= now:
+            self._die(now, worker)
+        else:
+            make = partial(self._server.lease, worker.name, worker.incarnation)
+            self._send(now, _Call("lease", MESSAGE_BYTES, worker, make, None, now))
+
+    def _leased(self, now: float, worker: _Worker, answer: Lease | Idle) -> None:
+        if isinstance(answer, Idle):
+            if not answer.finished:
+                self._at(now + max(worker.pause, answer.wait), self._ask, worker)
+                worker.pause = min(2 * worker.pause, 0.5)
+            return
+        self.granted += 1
+        worker.lease, worker.pause = answer, 0.05
+        worker.rollouts, worker.head_start = worker.head_start, 0
+        worker.seq = worker.rollouts * self._rollout // self._config.worker.push_interval
+        worker.since = now if now < 0 else now + self._fetch(worker, answer.version)
+        worker.renewed = worker.quiet_until = worker.since
+        self._content.lease(answer)
+        self._train(worker)
+
+    def _fetch(self, worker: _Worker, version: int) -> float:
+        """Seconds until φ is there and the first step is made. A version travels to a node once."""
+        size = 0
+        if self._fetched.get(worker.node, -1) < version:
+            self._fetched[worker.node] = version
+            size = self._content.snapshot_bytes
+            self.tally.bytes_out += size
+        return self._load.between_tasks + self._load.latency + size / self._load.worker_bandwidth
+
+    def _train(self, worker: _Worker) -> None:
+        """Finds what a worker sends next if nothing happens to it, by the rule of worker.py, and when."""
+        lease = worker.lease
+        assert lease is not None
+        seconds = self._rollout * worker.slow / self._load.speeds[lease.task.game]  # of a rollout
+        warming = worker.since < 0
+        heartbeat = self._config.server.lease_seconds / 3 if warming else self._config.worker.heartbeat_seconds
+        kind, rollout = "final", self._config.rollouts_per_task
+        due = math.inf if warming else self._next_due(worker, seconds)
+        if due < rollout:
+            kind, rollout = "partial", int(due)
+        overdue = math.floor((worker.renewed + heartbeat - worker.since) / seconds) + 1
+        if worker.rollouts + max(1, overdue) < rollout:
+            kind, rollout = "renew", worker.rollouts + max(1, overdue)
+        time = worker.since + (rollout - worker.rollouts) * seconds
+        if worker.fails_at <= time:
+            self._at(max(worker.fails_at, worker.since), self._die, worker)
+        else:
+            self._at(time, self._report, worker, kind, rollout)
+
+    def _next_due(self, worker: _Worker, seconds: float) -> int:
+        """Rollout after which the next partial contribution goes out: where an interval ends, once one is wanted."""
+        interval = self._config.worker.push_interval
+        quiet = worker.rollouts + math.ceil((worker.quiet_until - worker.since) / seconds - 1e-9)
+        first = max(worker.rollouts + 1, quiet)
+        ended = ((first - 1) * self._rollout // interval + 1) * interval
+        return math.ceil(ended / self._rollout)
+
+    def _report(self, now: float, worker: _Worker, kind: str, rollout: int) -> None:
+        """A worker's next call."""
+        worker.rollouts, worker.since = rollout, now
+        lease = worker.lease
+        assert lease is not None
+        if kind == "renew":
+            make = partial(self._server.renew, lease.id, worker.incarnation, rollout * self._rollout)
+            self._send(now, _Call(kind, MESSAGE_BYTES, worker, make, None, now))
+        else:
+            worker.seq += 1
+            self._push(now, worker, kind, self._content.contribution(lease, worker.seq, rollout, kind == "final"))
+
+    def _push(self, now: float, worker: _Worker, kind: str, made: Contribution) -> None:
+        make = partial(self._server.push, made)
+        self._send(now, _Call(kind, self._content.bytes(made), worker, make, made, now))
+
+    def _answered(self, now: float, worker: _Worker, kind: str, ack: Ack, made: Contribution | None) -> None:
+        if worker.fails_at <= now:
+            self._die(now, worker)
+            return
+        if (
+            made is not None
+            and ack.proceed
+            and ack.wait
+            and not ack.accepted
+            and (kind == "final" or ack.reason != "busy")
+        ):
+            self._at(now + ack.wait, self._push, worker, kind, made)  # the same once more, as driver/actors.py does
+            return
+        if kind == "partial":
+            worker.quiet_until = now + ack.wait
+        if kind == "final" or not ack.proceed:
+            self.tally.steps_lost += 0 if ack.accepted else worker.rollouts * self._rollout
+            worker.lease = None
+            self._ask(now, worker)
+            return
+        worker.since = worker.renewed = now
+        self._train(worker)
+
+    def _die(self, now: float, worker: _Worker) -> None:
+        """A worker ends, and another takes its place. The server may hear of it."""
+        self.tally.failures += 1
+        self.tally.steps_lost += worker.rollouts * self._rollout if worker.lease else 0
+        silent = self._random.random() < self._load.silent
+        if not silent:
+            self._gone.append(worker.incarnation)
+        # Where its node is gone, the driver starts a new one elsewhere.
+        name = f"{worker.name}'" if silent else worker.name
+        self._at(now + RESTART_SECONDS, self._ask, self._hire(name, worker.node, now + RESTART_SECONDS))
+
+    # The driver --------------------------------------------------------------------------------------------------
+
+    def _poll(self, now: float) -> None:
+        gone, self._gone = self._gone, []
+        self._send(now, _Call("poll", MESSAGE_BYTES, None, partial(self._advance, gone), None, now))
+
+    def _advance(self, gone: list[str]) -> list[dict[str, Any]]:
+        """As driver/actors.py does. Ray pickles the answer, which is no small part of what it takes."""
+        for incarnation in gone:
+            self._server.release(incarnation, crashed=True)
+        self._server.tick()
+        lines, self._ledger_offset = self._server.ledger(self._ledger_offset)
+        if self._clock.now >= 0:
+            pickle.dumps((self._server.status(), lines), protocol=5)
+        return lines
+
+    def _polled(self, now: float, lines: list[dict[str, Any]]) -> None:
+        if now >= 0:
+            self.tally.lines += lines
+        self._at(now + (POLL_SECONDS if now >= 0 else self._config.server.lease_seconds / 3), self._poll)
+
+    # Network and server ------------------------------------------------------------------------------------------
+
+    def _at(self, time: float, action: Callable[..., None], *arguments: Any) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (time, self._count, action, arguments))
+
+    def _send(self, now: float, call: _Call) -> None:
+        """Through the worker's link and the server's, which all share."""
+        if now < 0:
+            self._deliver(now, call, call.make())
+            return
+        load, ready = self._load, now + self._load.latency
+        self._network_free = max(self._network_free, ready) + call.size / load.server_bandwidth
+        self.tally.network_seconds += call.size / load.server_bandwidth
+        self._at(max(self._network_free, ready + call.size / load.worker_bandwidth), self._arrive, call)
+
+    def _arrive(self, now: float, call: _Call) -> None:
+        self.tally.bytes_in += call.size
+        self._queue.append(call._replace(arrived=now))
+        if not self._serving:
+            self._serve(now)
+
+    def _serve(self, now: float) -> None:
+        """The first in the queue."""
+        call, tally = self._queue.popleft(), self.tally
+        version = self._server.version
+        answer, seconds, cpu = self._service(call.kind, call.make)
+        self._serving = True
+        self._at(now + seconds, self._served, call, answer)
+        inside = min(1.0, (self._until - now) / seconds) if seconds > 0 else 1.0  # of the window
+        tally.seconds[call.kind] += inside * seconds
+        tally.cpu_seconds += inside * cpu
+        tally.calls[call.kind] += 1
+        tally.calls["update"] += self._server.version - version
+        tally.delays[call.kind].append(now - call.arrived)
+        if isinstance(answer, Ack) and not answer.accepted:
+            tally.refused[answer.reason] += 1
+
+    def _served(self, now: float, call: _Call, answer: Any) -> None:
+        self._serving = False
+        if self._queue:
+            self._serve(now)
+        back = now + self._load.latency
+        self.tally.round_trips[call.kind].append(back - call.sent)
+        self._deliver(back, call, answer)
+
+    def _deliver(self, now: float, call: _Call, answer: Any) -> None:
+        if call.worker is None:
+            self._polled(now, answer)
+        elif call.kind == "lease":
+            self._leased(now, call.worker, answer)
+        else:
+            self._answered(now, call.worker, call.kind, answer, call.contribution)
