@@ -19,7 +19,7 @@ import torch
 from benchmarks import clients
 from benchmarks.rig import resident
 from benchmarks.service import Disk, Measured, RayCost, Sampled, Samples, Service, Taken
-from benchmarks.simulation import Clock, Load, Simulation, Tally
+from benchmarks.simulation import SETTLING_SECONDS, Clock, Load, Simulation, Tally
 from envs import atari
 from leap_dist.config import resolve
 from leap_dist.contribution import Contribution, Lease
@@ -164,7 +164,7 @@ def measure(point: Point, folder: Path, disk: Disk, samples: dict[str, tuple[Sam
     size = full.initial.nbytes
     wire = size if point.wire_bytes is None else point.wire_bytes
     encoder = full if point.full else Encoder.small()
-    clock = Clock(-1.2 * task_seconds(config, point.load))
+    clock = Clock(-SETTLING_SECONDS - 1.2 * task_seconds(config, point.load))
     memory = Path("/dev/shm")
     small_folder = None if point.full or not memory.is_dir() else memory
     with tempfile.TemporaryDirectory(prefix="scale-", dir=small_folder or folder) as where:

@@ -24,6 +24,7 @@ from leap_dist.server import MetaServer
 from leap_dist.settings import Config
 
 POLL_SECONDS = 0.5  # between two polls of the driver, as in driver/control.py
+SETTLING_SECONDS = 25.0  # between the warm-up and the measured window
 RESTART_SECONDS = 10.0  # from a worker's end to its successor's first call
 MESSAGE_BYTES = 1000  # of a call, or an answer, without a vector
 
@@ -53,7 +54,7 @@ class Load:
 
 
 class Clock:
-    """Simulated seconds; 0 is where the measured window starts."""
+    """Simulated seconds; a measured window starts at 0."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
@@ -118,6 +119,8 @@ class _Worker:
     renewed: float = 0.0
     quiet_until: float = 0.0
     pause: float = 0.05
+    primed_at: float = 0.0
+    """When a partial contribution takes the place of a renewal in the warm-up, so that the server has one of each."""
     head_start: int = 0
     """Rollouts of the first task that are done when it begins, so that not all workers start at its beginning."""
 
@@ -135,8 +138,8 @@ class _Call(NamedTuple):
 class Simulation:
     """One server, one driver and all workers. `run` simulates up to a point in time, and can be called again.
 
-    Before the clock is at 0 the fleet warms up: answers take no time, leases are renewed rarely, and nothing is
-    pushed but what ends a task. `granted` and `fenced` count from the start, the tally from 0 on.
+    Until SETTLING_SECONDS before 0 the fleet warms up: answers take no time, leases are renewed rarely, and little is
+    pushed but what ends a task. `granted` counts from the start.
     """
 
     def __init__(
@@ -165,9 +168,11 @@ class Simulation:
         self._hired = 0
         self._ledger_offset = 0
         self._fetched: dict[int, int] = {}  # by node, newest version
+        priming = 1.5 * load.workers / config.server.pushes_per_second + config.server.lease_seconds / 3
         for number in range(load.workers):
             worker = self._hire(f"w{number}", number // load.workers_per_node, clock.now)
             worker.head_start = int(self._random.integers(config.rollouts_per_task))
+            worker.primed_at = -SETTLING_SECONDS - priming * float(self._random.random())
             self._at(clock.now, self._ask, worker)
         self._at(clock.now, self._poll)
 
@@ -212,7 +217,7 @@ class Simulation:
         worker.lease, worker.pause = answer, 0.05
         worker.rollouts, worker.head_start = worker.head_start, 0
         worker.seq = worker.rollouts * self._rollout // self._config.worker.push_interval
-        worker.since = now if now < 0 else now + self._fetch(worker, answer.version)
+        worker.since = now if _warming(now) else now + self._fetch(worker, answer.version)
         worker.renewed = worker.quiet_until = worker.since
         self._content.lease(answer)
         self._train(worker)
@@ -231,7 +236,7 @@ class Simulation:
         lease = worker.lease
         assert lease is not None
         seconds = self._rollout * worker.slow / self._load.speeds[lease.task.game]  # of a rollout
-        warming = worker.since < 0
+        warming = _warming(worker.since)
         heartbeat = self._config.server.lease_seconds / 3 if warming else self._config.worker.heartbeat_seconds
         kind, rollout = "final", self._config.rollouts_per_task
         due = math.inf if warming else self._next_due(worker, seconds)
@@ -259,6 +264,8 @@ class Simulation:
         worker.rollouts, worker.since = rollout, now
         lease = worker.lease
         assert lease is not None
+        if kind == "renew" and worker.primed_at < now and _warming(now):
+            kind, worker.primed_at = "partial", math.inf
         if kind == "renew":
             make = partial(self._server.renew, lease.id, worker.incarnation, rollout * self._rollout)
             self._send(now, _Call(kind, MESSAGE_BYTES, worker, make, None, now))
@@ -316,14 +323,13 @@ class Simulation:
             self._server.release(incarnation, crashed=True)
         self._server.tick()
         lines, self._ledger_offset = self._server.ledger(self._ledger_offset)
-        if self._clock.now >= 0:
+        if not _warming(self._clock.now):
             pickle.dumps((self._server.status(), lines), protocol=5)
         return lines
 
     def _polled(self, now: float, lines: list[dict[str, Any]]) -> None:
-        if now >= 0:
-            self.tally.lines += lines
-        self._at(now + (POLL_SECONDS if now >= 0 else self._config.server.lease_seconds / 3), self._poll)
+        self.tally.lines += lines
+        self._at(now + (self._config.server.lease_seconds / 3 if _warming(now) else POLL_SECONDS), self._poll)
 
     # Network and server ------------------------------------------------------------------------------------------
 
@@ -333,7 +339,7 @@ class Simulation:
 
     def _send(self, now: float, call: _Call) -> None:
         """Through the worker's link and the server's, which all share."""
-        if now < 0:
+        if _warming(now):
             self._deliver(now, call, call.make())
             return
         load, ready = self._load, now + self._load.latency
@@ -378,3 +384,7 @@ class Simulation:
             self._leased(now, call.worker, answer)
         else:
             self._answered(now, call.worker, call.kind, answer, call.contribution)
+
+
+def _warming(now: float) -> bool:
+    return now < -SETTLING_SECONDS
