@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import clients
 from benchmarks.rig import resident
-from benchmarks.service import Disk, Measured, RayCost, Sampled, Samples, Service, Taken
+from benchmarks.service import Disk, Measured, RayCost, Sampled, Samples, Taken
 from benchmarks.simulation import SETTLING_SECONDS, Clock, Load, Simulation, Tally
 from envs import atari
 from leap_dist.config import resolve
@@ -37,6 +37,7 @@ SPEEDS = {
 """Agent steps per second of processor time, by game, of the loop of benchmarks/worker.py with the preset fast, from a
 random initialization: the median of three times thirty updates, on the machine that docs/scaling.md names."""
 
+_NOTHING = np.empty(0, np.float32)
 HEADER_BYTES = 3000  # of a contribution, on the wire: names, statistics, learning curve
 CALIBRATION_LEASES = 48
 CALIBRATION_ROUNDS = 4
@@ -56,9 +57,12 @@ def configuration(workers: int, **settings: Any) -> Config:
 class PathContent:
     """Contributions of the right form and length, whatever the path: all the same vector."""
 
-    def __init__(self, config: Config, manifest: Manifest, bytes_on_the_wire: int, snapshot_bytes: int) -> None:
+    def __init__(
+        self, config: Config, manifest: Manifest, bytes_on_the_wire: int, snapshot_bytes: int, bare: bool
+    ) -> None:
         self.snapshot_bytes = snapshot_bytes
         self._digest = manifest.digest
+        self._bare = bare and not config.prefixes_count
         self._rollout = config.agent.envs * config.agent.unroll
         self._wire = bytes_on_the_wire
         self._vector = np.random.default_rng(0).normal(scale=1e-3, size=manifest.size).astype(np.float32)
@@ -68,13 +72,13 @@ class PathContent:
 
     def contribution(self, lease: Lease, seq: int, rollouts: int, final: bool) -> Contribution:
         """See Content. In mode stream what comes is what is new, so that the vector grows with every push."""
-        vector = self._vector * np.float32(seq)
+        vector = self._vector * np.float32(seq) if final or not self._bare else _NOTHING
         made = clients.contribution(lease, self._digest, vector, seq, final=final)
         return replace(made, curve=made.curve[:seq], steps=rollouts * self._rollout)
 
     def bytes(self, made: Contribution) -> int:
         """Of the full vector, however small the one is that the server gets."""
-        return self._wire + HEADER_BYTES
+        return HEADER_BYTES + (self._wire if made.vector.size else 0)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Encoder:
         return cls(manifest, np.ones(manifest.size, np.float32))
 
 
-def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk) -> Samples:
+def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk, bare: bool) -> Samples:
     """Samples of every kind of call, without Ray's share: of a server of its own, in a directory that this makes."""
     found, batched = Samples(), config.mode in ("sync", "buffered")
     for batch in (4, 24) if batched else (config.meta.batch_size,):
@@ -104,27 +108,27 @@ def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk) -> Sa
         chosen = resolve(config.preset, {**_flat(config), **changed})
         (where := run_dir / f"{batch}").mkdir(parents=True)
         server = MetaServer(chosen, where, manifest=encoder.manifest, initial=encoder.initial)
-        measured = Measured(disk, lambda kind: 0.0)
-        content = PathContent(config, encoder.manifest, 0, 0)
+        measured = Measured(disk, RayCost())
+        content = PathContent(config, encoder.manifest, 0, 0, bare)
         updates: list[Taken] = []
         for _ in range(CALIBRATION_ROUNDS):
             leases = []
             for number in range(CALIBRATION_LEASES):
-                took = measured("lease", partial(server.lease, f"w{number}", "i"))
+                took = measured("lease", 0, partial(server.lease, f"w{number}", "i"))
                 found.note("lease", took)
                 leases.append(took.answer)
             for seq in (1, 2, 3):
                 for lease in leases:
                     made = content.contribution(lease, seq, seq, final=seq == 3)
                     version = server.version
-                    took = measured("push", partial(server.push, made))
+                    took = measured("push", 0, partial(server.push, made))
                     assert took.answer.accepted, took.answer
                     if batched and server.version > version:
                         updates.append(took)
                     else:
                         found.note("final" if seq == 3 else "partial", took)
                     if seq < 3:
-                        found.note("renew", measured("renew", partial(server.renew, lease.id, "i", 1)))
+                        found.note("renew", measured("renew", 0, partial(server.renew, lease.id, "i", 1)))
         server.close()
         shutil.rmtree(where)
         if batched:
@@ -148,13 +152,15 @@ class Point:
     name: str
     config: Config
     load: Load
-    full: bool
-    """Full vectors on a real disk for every call, instead of samples of them."""
     ray: RayCost
     window: float
     """Simulated seconds that are measured."""
-    wire_bytes: int | None = None
-    """Of a contribution's vector on the wire, where they are not the vector's own."""
+    warm_up: float = 1.2
+    """Tasks before that. After less than one the staleness is not what it will be, and is left out."""
+    full: bool = False
+    """Full vectors on a real disk for every call, instead of samples of them."""
+    bare: bool = True
+    """Partial contributions carry no vector where nobody reads it."""
 
 
 def measure(point: Point, folder: Path, disk: Disk, samples: dict[str, tuple[Samples, Samples]]) -> dict[str, Any]:
@@ -162,25 +168,20 @@ def measure(point: Point, folder: Path, disk: Disk, samples: dict[str, tuple[Sam
     config, started, before = point.config, time.perf_counter(), resident_bytes()
     full = Encoder.full(config)
     size = full.initial.nbytes
-    wire = size if point.wire_bytes is None else point.wire_bytes
+    wire = size
     encoder = full if point.full else Encoder.small()
-    clock = Clock(-SETTLING_SECONDS - 1.2 * task_seconds(config, point.load))
+    clock = Clock(-SETTLING_SECONDS - point.warm_up * task_seconds(config, point.load))
     memory = Path("/dev/shm")
     small_folder = None if point.full or not memory.is_dir() else memory
     with tempfile.TemporaryDirectory(prefix="scale-", dir=small_folder or folder) as where:
         run_dir = Path(where) / "run"
         run_dir.mkdir()
-        server = MetaServer(config, run_dir, manifest=encoder.manifest, initial=encoder.initial, clock=clock)
-        service: Service = Measured(disk, lambda kind: point.ray.of(kind, wire / 1e6))
-        if not point.full:
-            key = f"{config.mode} {config.server.on_lost} {config.meta.optimizer} {wire}"
-            if key not in samples:
-                samples[key] = (
-                    calibrate(config, full, folder / "full", disk),
-                    calibrate(config, encoder, Path(where) / "small", disk),
-                )
-            service = Sampled(server, service, *samples[key], config.meta.batch_size, config.seed)  # type: ignore[arg-type]
-        content = PathContent(config, encoder.manifest, wire, size)
+        service = _service(point, full, Path(where), folder, disk, samples)
+        work = service.work if point.load.paced else None
+        server = MetaServer(config, run_dir, manifest=encoder.manifest, initial=encoder.initial, clock=clock, work=work)
+        if isinstance(service, Sampled):
+            service.server = server
+        content = PathContent(config, encoder.manifest, wire, size, point.bare)
         simulation = Simulation(config, server, clock, service, point.load, content, config.seed)
         simulation.run(0.0)
         warm, at_start = time.perf_counter() - started, server.status()
@@ -188,7 +189,7 @@ def measure(point: Point, folder: Path, disk: Disk, samples: dict[str, tuple[Sam
         disk_bytes, waiting = [], []
         for part in range(1, 6):
             simulation.run(point.window * part / 5)
-            disk_bytes.append(journal_entries(run_dir) * (wire if not point.full else size))
+            disk_bytes.append(journal_entries(run_dir) * size)
             waiting.append(server.status()["contributions_waiting"])
         status = server.status()
         outcome = summary(point, simulation, at_start, status)
@@ -203,6 +204,22 @@ def measure(point: Point, folder: Path, disk: Disk, samples: dict[str, tuple[Sam
         server.close()
     gc.collect()
     return outcome
+
+
+def _service(
+    point: Point, full: Encoder, small_dir: Path, full_dir: Path, disk: Disk, samples: dict[str, Any]
+) -> Measured:
+    config = point.config
+    if point.full:
+        return Measured(disk, point.ray)
+    key = f"{config.mode} {config.server.on_lost} {config.meta.optimizer} {point.bare}"
+    if key not in samples:
+        samples[key] = (
+            calibrate(config, full, full_dir / "calibration", disk, point.bare),
+            calibrate(config, Encoder.small(), small_dir / "calibration", disk, point.bare),
+        )
+    of_full, of_small = samples[key]
+    return Sampled(disk, point.ray, full=of_full, small=of_small, batch=config.meta.batch_size, seed=config.seed)
 
 
 def summary(point: Point, simulation: Simulation, before: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
@@ -233,7 +250,7 @@ def summary(point: Point, simulation: Simulation, before: dict[str, Any], status
         "expired": status["leases_lost"] - before["leases_lost"],
         "failures": tally.failures,
         "queued at the end": simulation.queued,
-        "staleness": percentiles(staleness, 1.0),
+        "staleness": percentiles(staleness, 1.0) if point.warm_up >= 1 else None,
         "refused": dict(tally.refused),
         "quarantined": status["quarantined"],
         "saturates first": bottleneck(seconds / window, tally.network_seconds / window, shares),

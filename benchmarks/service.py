@@ -6,11 +6,10 @@ on the same cores meanwhile does not count.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -31,8 +30,8 @@ class Taken(NamedTuple):
 class Service(Protocol):
     """Makes a call and says how long that took."""
 
-    def __call__(self, kind: str, call: Callable[[], Any]) -> Taken:
-        """`kind` is lease, renew, partial, final, together or poll."""
+    def __call__(self, kind: str, size: int, call: Callable[[], Any]) -> Taken:
+        """`kind` is lease, renew, partial, final, together or poll; `size` what comes with it, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ class RayCost:
     vector: float = 0.0
     """On top, for each megabyte that comes with it."""
 
-    def of(self, kind: str, megabytes: float) -> float:
-        """Of a call that brings that much."""
-        return self.call + (self.vector * megabytes if kind in ("partial", "final", "together") else 0.0)
+    def of(self, size: int) -> float:
+        """Of a call with so many bytes."""
+        return self.call + self.vector * size / 1e6
 
 
 class Given:
@@ -54,7 +53,7 @@ class Given:
     def __init__(self, seconds: Mapping[str, float] | float) -> None:
         self._seconds = seconds
 
-    def __call__(self, kind: str, call: Callable[[], Any]) -> Taken:
+    def __call__(self, kind: str, size: int, call: Callable[[], Any]) -> Taken:
         """See Service."""
         seconds = self._seconds if isinstance(self._seconds, float) else self._seconds.get(kind, 0.0)
         return Taken(call(), seconds, seconds)
@@ -84,16 +83,32 @@ class Disk:
 class Measured:
     """Calls take what they take, and what Ray adds."""
 
-    def __init__(self, disk: Disk, ray_seconds: Callable[[str], float]) -> None:
+    def __init__(self, disk: Disk, ray: RayCost) -> None:
         self._disk = disk
-        self._ray_seconds = ray_seconds
+        self._ray = ray
+        self._before = 0.0  # work of all calls before this one
+        self._started: tuple[float, float] | None = None  # processor and disk, when the call under way began
 
-    def __call__(self, kind: str, call: Callable[[], Any]) -> Taken:
+    def __call__(self, kind: str, size: int, call: Callable[[], Any]) -> Taken:
         """See Service."""
-        waited, processor = self._disk.waited, time.process_time()
+        self._started = time.process_time(), self._disk.waited
         answer = call()
-        cpu = time.process_time() - processor + self._ray_seconds(kind)
-        return Taken(answer, cpu + self._disk.waited - waited, cpu)
+        cpu, disk = self._spent()
+        self._started = None
+        cpu += self._ray.of(size)
+        self._before += cpu + disk
+        return Taken(answer, cpu + disk, cpu)
+
+    def work(self) -> float:
+        """Seconds so far, those of the call under way included; what Ray adds comes between two calls."""
+        return self._before + sum(self._spent())
+
+    def _spent(self) -> tuple[float, float]:
+        """Processor and disk, by the call under way."""
+        if self._started is None:
+            return 0.0, 0.0
+        processor, waited = self._started
+        return time.process_time() - processor, self._disk.waited - waited
 
 
 @dataclass
@@ -123,31 +138,47 @@ class Samples:
         return np.mean(self.calls[kind], axis=0) if self.calls.get(kind) else np.zeros(2)
 
 
-class Sampled:
-    """Calls are made with a small vector, on no disk; what a full one adds is drawn from samples of both."""
+class Sampled(Measured):
+    """Calls are made with a small vector, on no disk; what a full one adds is drawn from samples of both.
+
+    `server` has to be set before the first call.
+    """
+
+    server: MetaServer
 
     def __init__(
-        self, server: MetaServer, measured: Measured, full: Samples, small: Samples, batch: int, seed: int
+        self,
+        disk: Disk,
+        ray: RayCost,
+        *,
+        full: Samples,
+        small: Samples,
+        batch: int,
+        seed: int,
     ) -> None:
-        self._server = server
-        self._measured = measured
+        super().__init__(disk, ray)
         self._random = np.random.default_rng(seed)
         self._added = {kind: np.maximum(0.0, np.array(taken) - small.mean(kind)) for kind, taken in full.calls.items()}
         self._update = np.maximum(0.0, full.update(batch) - small.update(batch))
+        self._drawn = np.zeros(2)
+        self._version = 0
+        self._looks = 0
 
-    def __call__(self, kind: str, call: Callable[[], Any]) -> Taken:
+    def __call__(self, kind: str, size: int, call: Callable[[], Any]) -> Taken:
         """See Service."""
-        version = self._server.version
-        answer, seconds, cpu = self._measured(kind, call)
-        updates = self._server.version - version
         added = self._added.get(kind)
-        more = np.zeros(2) if added is None else added[self._random.integers(len(added))]
-        more = more + updates * self._update
-        return Taken(answer, seconds + float(more.sum()), cpu + float(more[0]))
+        self._drawn = np.zeros(2) if added is None else added[self._random.integers(len(added))]
+        self._version, self._looks = self.server.version, 0
+        return super().__call__(kind, size, call)
 
+    def work(self) -> float:
+        """See above. What is drawn is spent after the first look, with which a server begins a call."""
+        self._looks += 1
+        return self._before + sum(self._spent() if self._looks > 1 else super()._spent())
 
-@contextlib.contextmanager
-def timing() -> Iterator[Disk]:
-    """A disk watch, entered."""
-    with Disk() as disk:
-        yield disk
+    def _spent(self) -> tuple[float, float]:
+        processor, disk = super()._spent()
+        if self._started is None:
+            return 0.0, 0.0
+        more = self._drawn + (self.server.version - self._version) * self._update
+        return processor + float(more[0]), disk + float(more[1])

@@ -51,6 +51,10 @@ class Load:
     """Bytes per second of the server's node; what all send goes through it."""
     between_tasks: float = 0.1
     """Seconds from a lease to the task's first step."""
+    longest_pause: float = 0.5
+    """Seconds between two calls of a worker for which there is no task, at most, unless it is told another number."""
+    paced: bool = True
+    """Workers heed what the server says about their renewals, too, and push as soon as they may again."""
 
 
 class Clock:
@@ -116,6 +120,8 @@ class _Worker:
     """Done at `since`; training goes on from there."""
     since: float = 0.0
     seq: int = 0
+    pushed: int = 0
+    """Agent steps when that was done last."""
     renewed: float = 0.0
     quiet_until: float = 0.0
     pause: float = 0.05
@@ -151,11 +157,13 @@ class Simulation:
         load: Load,
         content: Content,
         seed: int = 0,
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self.tally = Tally()
         self.granted = 0
         self._config, self._server, self._clock = config, server, clock
         self._service, self._load, self._content = service, load, content
+        self._poll_seconds = poll_seconds
         self._random = np.random.default_rng(seed)
         self._rollout = config.agent.envs * config.agent.unroll  # agent steps
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -168,13 +176,14 @@ class Simulation:
         self._hired = 0
         self._ledger_offset = 0
         self._fetched: dict[int, int] = {}  # by node, newest version
-        priming = 1.5 * load.workers / config.server.pushes_per_second + config.server.lease_seconds / 3
+        priming = 1.5 * load.workers / config.server.pushes_per_second + config.server.lease_seconds / 4
         for number in range(load.workers):
             worker = self._hire(f"w{number}", number // load.workers_per_node, clock.now)
             worker.head_start = int(self._random.integers(config.rollouts_per_task))
             worker.primed_at = -SETTLING_SECONDS - priming * float(self._random.random())
             self._at(clock.now, self._ask, worker)
-        self._at(clock.now, self._poll)
+        if poll_seconds < math.inf:
+            self._at(clock.now, self._poll)
 
     def run(self, until: float) -> None:
         """Simulates everything that happens before `until`."""
@@ -211,12 +220,13 @@ class Simulation:
         if isinstance(answer, Idle):
             if not answer.finished:
                 self._at(now + max(worker.pause, answer.wait), self._ask, worker)
-                worker.pause = min(2 * worker.pause, 0.5)
+                worker.pause = min(2 * worker.pause, self._load.longest_pause)
             return
         self.granted += 1
         worker.lease, worker.pause = answer, 0.05
         worker.rollouts, worker.head_start = worker.head_start, 0
-        worker.seq = worker.rollouts * self._rollout // self._config.worker.push_interval
+        worker.pushed = worker.rollouts * self._rollout
+        worker.seq = worker.pushed // self._config.worker.push_interval
         worker.since = now if _warming(now) else now + self._fetch(worker, answer.version)
         worker.renewed = worker.quiet_until = worker.since
         self._content.lease(answer)
@@ -236,28 +246,40 @@ class Simulation:
         lease = worker.lease
         assert lease is not None
         seconds = self._rollout * worker.slow / self._load.speeds[lease.task.game]  # of a rollout
-        warming = _warming(worker.since)
-        heartbeat = self._config.server.lease_seconds / 3 if warming else self._config.worker.heartbeat_seconds
+
+        def first_at(time: float) -> int:
+            """The first rollout to come that ends then or later."""
+            return worker.rollouts + max(1, math.ceil((time - worker.since) / seconds - 1e-9))
+
         kind, rollout = "final", self._config.rollouts_per_task
-        due = math.inf if warming else self._next_due(worker, seconds)
-        if due < rollout:
-            kind, rollout = "partial", int(due)
-        overdue = math.floor((worker.renewed + heartbeat - worker.since) / seconds) + 1
-        if worker.rollouts + max(1, overdue) < rollout:
-            kind, rollout = "renew", worker.rollouts + max(1, overdue)
+        if not _warming(worker.since) and (due := self._next_due(worker, first_at(worker.quiet_until))) < rollout:
+            kind, rollout = "partial", due
+        if (renewal := first_at(self._renewal(worker))) < rollout:
+            kind, rollout = "renew", renewal
         time = worker.since + (rollout - worker.rollouts) * seconds
         if worker.fails_at <= time:
             self._at(max(worker.fails_at, worker.since), self._die, worker)
         else:
             self._at(time, self._report, worker, kind, rollout)
 
-    def _next_due(self, worker: _Worker, seconds: float) -> int:
-        """Rollout after which the next partial contribution goes out: where an interval ends, once one is wanted."""
+    def _next_due(self, worker: _Worker, first: int) -> int:
+        """Rollout after which the next partial contribution goes out; `first` is the first that is not too early."""
         interval = self._config.worker.push_interval
-        quiet = worker.rollouts + math.ceil((worker.quiet_until - worker.since) / seconds - 1e-9)
-        first = max(worker.rollouts + 1, quiet)
+        if self._load.paced:
+            return max(first, math.ceil((worker.pushed // interval + 1) * interval / self._rollout))
         ended = ((first - 1) * self._rollout // interval + 1) * interval
         return math.ceil(ended / self._rollout)
+
+    def _renewal(self, worker: _Worker) -> float:
+        """When the lease has to be renewed, unless something is pushed before."""
+        longest = self._config.server.lease_seconds / 4
+        if _warming(worker.since):
+            return worker.renewed + longest
+        heartbeat = worker.renewed + self._config.worker.heartbeat_seconds
+        if not self._load.paced:
+            return heartbeat
+        silent = worker.renewed + longest
+        return silent if silent < worker.quiet_until else max(heartbeat, worker.quiet_until)
 
     def _report(self, now: float, worker: _Worker, kind: str, rollout: int) -> None:
         """A worker's next call."""
@@ -271,6 +293,7 @@ class Simulation:
             self._send(now, _Call(kind, MESSAGE_BYTES, worker, make, None, now))
         else:
             worker.seq += 1
+            worker.pushed = rollout * self._rollout
             self._push(now, worker, kind, self._content.contribution(lease, worker.seq, rollout, kind == "final"))
 
     def _push(self, now: float, worker: _Worker, kind: str, made: Contribution) -> None:
@@ -290,8 +313,8 @@ class Simulation:
         ):
             self._at(now + ack.wait, self._push, worker, kind, made)  # the same once more, as driver/actors.py does
             return
-        if kind == "partial":
-            worker.quiet_until = now + ack.wait
+        if kind == "partial" or self._load.paced:
+            worker.quiet_until = max(worker.quiet_until, now + ack.wait)
         if kind == "final" or not ack.proceed:
             self.tally.steps_lost += 0 if ack.accepted else worker.rollouts * self._rollout
             worker.lease = None
@@ -329,7 +352,7 @@ class Simulation:
 
     def _polled(self, now: float, lines: list[dict[str, Any]]) -> None:
         self.tally.lines += lines
-        self._at(now + (self._config.server.lease_seconds / 3 if _warming(now) else POLL_SECONDS), self._poll)
+        self._at(now + (self._config.server.lease_seconds / 4 if _warming(now) else self._poll_seconds), self._poll)
 
     # Network and server ------------------------------------------------------------------------------------------
 
@@ -357,7 +380,7 @@ class Simulation:
         """The first in the queue."""
         call, tally = self._queue.popleft(), self.tally
         version = self._server.version
-        answer, seconds, cpu = self._service(call.kind, call.make)
+        answer, seconds, cpu = self._service(call.kind, call.size, call.make)
         self._serving = True
         self._at(now + seconds, self._served, call, answer)
         inside = min(1.0, (self._until - now) / seconds) if seconds > 0 else 1.0  # of the window

@@ -1,0 +1,301 @@
+"""How near the optimum a run comes, by mode, staleness weight and number of workers: quadratic tasks, simulated time.
+
+Each game of the preset is a quadratic (toy.py). Gradient descent on f(θ) = ½ (θ−c)ᵀ A (θ−c) is known in closed form,
+θ_k − c = (I − αA)^k (φ − c), and so is the contribution of Reptile, which is Leap's for the metric energy and λ = 0:
+G = φ − θ_k = M_k (φ − c) with M_k = I − (I − αA)^k. What every mode looks for is where the games' mean G is zero,
+
+    φ* = (Σ M_K)⁻¹ Σ M_K c.
+
+Workers differ in speed, by game and by themselves; the server is the real one, and takes no time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks import clients
+from benchmarks.fleet import SPEEDS
+from benchmarks.harness import progress
+from benchmarks.service import Given
+from benchmarks.simulation import Clock, Load, Simulation
+from benchmarks.toy import Quadratic
+from leap_dist.config import resolve
+from leap_dist.contribution import Contribution, Lease
+from leap_dist.models import Manifest
+from leap_dist.server import MetaServer
+from leap_dist.settings import Config
+
+UPDATES = 20  # K, gradient steps of a task
+APART = 2.0  # how far the games' optima lie from one another; see toy.Quadratic
+PUSHES = 2  # of a task in mode stream
+BATCH = 16
+RECORDS = 100  # of a run
+START = 3.0  # each coordinate of φ₀
+MOMENTUM = 0.9  # of delayed-nesterov
+MODES = ("sync", "buffered", "async", "fedasync", "delayed-nesterov", "stream")
+STALENESS = ("constant", "polynomial", "hinge", "inverse")
+RATES = (0.03, 0.2, 1.2)
+"""Meta learning rate of |B| fresh contributions together; what the modes call so is set to have that effect."""
+
+
+class Games:
+    """A quadratic for each game, and the optimum of all together."""
+
+    def __init__(self, games: Sequence[str]) -> None:
+        made = [Quadratic(np.zeros(Quadratic.dimension), seed, apart=APART) for seed in range(len(games))]
+        identity = np.eye(Quadratic.dimension)
+        self.centres = {game: one.c.numpy() for game, one in zip(games, made, strict=True)}
+        self._steps = {
+            game: identity - one.learning_rate * one.A.numpy() for game, one in zip(games, made, strict=True)
+        }
+        self._pulls: dict[tuple[str, int], np.ndarray] = {}
+        matrices = [self.matrix(game, UPDATES) for game in games]
+        right = sum(matrix @ self.centres[game] for matrix, game in zip(matrices, games, strict=True))
+        self.optimum: np.ndarray = np.linalg.solve(sum(matrices), right)
+
+    def matrix(self, game: str, updates: int) -> np.ndarray:
+        """M_k."""
+        if (game, updates) not in self._pulls:
+            power = np.linalg.matrix_power(self._steps[game], updates)
+            self._pulls[game, updates] = np.eye(Quadratic.dimension) - power
+        return self._pulls[game, updates]
+
+    def pull(self, game: str, initialization: np.ndarray, updates: int) -> np.ndarray:
+        """G = φ − θ_k."""
+        return self.matrix(game, updates) @ (initialization - self.centres[game])
+
+
+class Record(NamedTuple):
+    """Of a run under way."""
+
+    hours: float
+    version: int
+    tasks: int
+    """Leased so far."""
+    distance: float
+    """‖φ − φ*‖ in parts of the first."""
+
+
+class QuadraticContent:
+    """What the workers' paths make of φ. Notes φ's distance from the optimum, every `every` leases."""
+
+    snapshot_bytes = 0
+
+    def __init__(self, config: Config, games: Games, manifest: Manifest, clock: Clock, every: int) -> None:
+        self._config, self._games, self._digest, self._clock, self._every = config, games, manifest.digest, clock, every
+        self._starts: dict[str, np.ndarray] = {}
+        self._leased = 0
+        self.server: MetaServer | None = None
+        self.records: list[Record] = []
+
+    def lease(self, lease: Lease) -> None:
+        """See Content."""
+        assert self.server is not None
+        version, vector = self.server.snapshot()
+        assert version == lease.version
+        self._starts[lease.id] = vector
+        if self._leased % self._every == 0:
+            distance = float(np.linalg.norm(vector - self._games.optimum))
+            first = float(np.linalg.norm(START - self._games.optimum))
+            self.records.append(Record(self._clock() / 3600, version, self._leased, distance / first))
+        self._leased += 1
+
+    def contribution(self, lease: Lease, seq: int, rollouts: int, final: bool) -> Contribution:
+        """See Content."""
+        start = self._starts.pop(lease.id) if final else self._starts[lease.id]
+        updates = UPDATES if final else math.floor(UPDATES * rollouts / self._config.rollouts_per_task)
+        vector = self._games.pull(lease.task.game, start, updates).astype(np.float32)
+        made = clients.contribution(lease, self._digest, vector, seq, final=final)
+        return _replaced(made, start=start if self._config.corrects_endpoint else None)
+
+    def bytes(self, made: Contribution) -> int:
+        """Of no importance here."""
+        return 0
+
+
+def _replaced(made: Contribution, start: np.ndarray | None) -> Contribution:
+    """Without a learning curve, which costs time and tells nothing."""
+    return Contribution(**{**vars(made), "curve": (), "start": start})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the table."""
+
+    mode: str
+    staleness: str
+    workers: int
+    rate: float
+    tasks: int
+    batch: int = BATCH
+    seed: int = 0
+    straggling: float = 0.5
+
+    def config(self) -> Config:
+        """Of the server, and of the workers as far as they need one."""
+        rates = {
+            "fedasync": self.rate / self.batch,  # its α is of one contribution
+            "delayed-nesterov": self.rate * (1 - MOMENTUM),  # what momentum makes of it in the end
+        }
+        settings: dict[str, Any] = {
+            "mode": self.mode,
+            "meta_learner": "reptile",
+            "workers": self.workers,
+            "seed": self.seed,
+            "meta_updates": self.tasks // self.batch,
+            "meta.batch_size": self.batch,
+            "meta.optimizer": "sgd",
+            "meta.learning_rate": rates.get(self.mode, self.rate),
+            "meta.staleness": self.staleness,
+            "meta.max_staleness": 10**9,
+            "meta.contribution_clip": 0.0,
+            "meta.refuse_norm": 0.0,
+            "worker.push_interval": 1_000_000 // PUSHES if self.mode == "stream" else 10**9,
+            "worker.heartbeat_seconds": 1e8,
+            "server.lease_seconds": 1e9,
+            "server.pushes_per_second": 1e6,
+            "server.keep_checkpoints": 1,
+        }
+        if self.mode == "delayed-nesterov":
+            settings |= {"meta.momentum": MOMENTUM, "meta.nesterov": True}
+        return resolve("fast", settings)
+
+    def records(self) -> list[Record]:
+        """Simulates it to its end."""
+        torch.set_num_threads(1)
+        config, clock = self.config(), Clock()
+        games, manifest = Games(config.games), Manifest.of({"theta": torch.zeros(Quadratic.dimension)})
+        content = QuadraticContent(config, games, manifest, clock, max(1, self.tasks // RECORDS))
+        memory = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as run_dir:
+            initial = np.full(Quadratic.dimension, START, np.float32)
+            server = MetaServer(config, Path(run_dir), manifest=manifest, initial=initial, clock=clock)
+            content.server = server
+            load = Load(
+                self.workers, SPEEDS, straggling=self.straggling, latency=0.0, between_tasks=0.0, longest_pause=20.0
+            )
+            simulation = Simulation(config, server, clock, Given(0.0), load, content, self.seed, poll_seconds=math.inf)
+            until = 0.0
+            while not server.finished:
+                until += 30.0
+                simulation.run(until)
+            server.close()
+        return content.records
+
+
+class Outcome(NamedTuple):
+    """Of a run."""
+
+    run: Run
+    records: list[Record]
+
+    @property
+    def distance(self) -> float:
+        """At the end: the mean over the last tenth of the tasks; infinite where it got away."""
+        last = [one.distance for one in self.records[-RECORDS // 10 :]]
+        return float(np.mean(last)) if all(map(math.isfinite, last)) else math.inf
+
+    def until(self, distance: float) -> Record | None:
+        """The first record from which on it stays that near."""
+        after = [one.distance <= distance for one in self.records]
+        first = len(after) - sum(1 for _ in itertools.takewhile(bool, reversed(after)))
+        return self.records[first] if first < len(after) else None
+
+
+def outcomes(workers: Sequence[int], tasks: int, processes: int) -> list[Outcome]:
+    """All runs of the table; of each mode, weight and number of workers the better rate."""
+    cells = [
+        (mode, staleness)
+        for mode in MODES
+        for staleness in (STALENESS if mode != "sync" else STALENESS[:1])
+    ]  # fmt: skip
+    runs = [
+        Run(mode, staleness, count, rate, tasks)
+        for (mode, staleness), count, rate in itertools.product(cells, workers, RATES)
+    ]
+    # What more workers are for in mode buffered: a larger |B|.
+    runs += [
+        Run("buffered", "polynomial", count, rate, tasks, batch=count // 8)
+        for count, rate in itertools.product(workers, RATES)
+        if count // 8 > BATCH
+    ]
+    with ProcessPoolExecutor(processes) as pool:
+        found = []
+        for run, records in zip(runs, pool.map(Run.records, runs), strict=True):
+            found.append(Outcome(run, records))
+            progress(f"{run}: {found[-1].distance:.3g}")
+    best: dict[Any, Outcome] = {}
+    for one in found:
+        key = (one.run.mode, one.run.staleness, one.run.workers, one.run.batch)
+        if key not in best or one.distance < best[key].distance:
+            best[key] = one
+    return list(best.values())
+
+
+def table(found: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """One row for each run."""
+    rows = []
+    for one in found:
+        near = one.until(0.1)
+        rows.append(
+            {
+                "mode": one.run.mode,
+                "staleness weight": one.run.staleness,
+                "workers": one.run.workers,
+                "batch": one.run.batch,
+                "rate": one.run.rate,
+                "distance": one.distance,
+                "hours": one.records[-1].hours,
+                "meta-updates": one.records[-1].version,
+                "tasks until 0.1": near.tasks if near else None,
+                "hours until 0.1": near.hours if near else None,
+            }
+        )
+    return rows
+
+
+COLOURS: Mapping[str, str] = {
+    "sync": "0.4",
+    "buffered": "#0072B2",
+    "async": "#D55E00",
+    "fedasync": "#009E73",
+    "delayed-nesterov": "#CC79A7",
+    "stream": "#56B4E9",
+}
+
+
+def draw(found: Sequence[Outcome], path: Path, save: Callable[..., None] | None = None) -> None:
+    """Distance over simulated hours, a panel for each number of workers, weight polynomial."""
+    from matplotlib.figure import Figure
+
+    counts = sorted({one.run.workers for one in found})
+    figure = Figure(figsize=(3.2 * len(counts) + 0.8, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    for panel, count in zip(axes, counts, strict=True):
+        for one in found:
+            run = one.run
+            if run.workers == count and run.staleness == ("constant" if run.mode == "sync" else "polynomial"):
+                larger = run.batch != BATCH
+                panel.plot(
+                    [r.hours for r in one.records],
+                    [r.distance for r in one.records],
+                    color=COLOURS[run.mode],
+                    linestyle="--" if larger else "-",
+                    label=f"{run.mode}, |B| = {run.batch}" if larger else run.mode,
+                    linewidth=1.2,
+                )
+        panel.set(xscale="log", yscale="log", title=f"{count:,} workers", xlabel="simulated hours", ylim=(1e-3, 3))
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("distance to φ*, first = 1")
+    axes[-1].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
