@@ -245,8 +245,7 @@ def summary(point: Point, simulation: Simulation, before: dict[str, Any], status
         "link": tally.network_seconds / window,
         "busy with": shares,
         "delay ms": delays,
-        "workers' time waiting": sum(sum(t) for kind, t in tally.round_trips.items() if kind != "poll")
-        / (workers * window),
+        "time waiting": sum(sum(t) for kind, t in tally.round_trips.items() if kind != "poll") / (workers * window),
         "expired": status["leases_lost"] - before["leases_lost"],
         "failures": tally.failures,
         "queued at the end": simulation.queued,

@@ -1,0 +1,217 @@
+"""How far one server goes: the real server in simulated time against up to ten thousand workers, and what helps it.
+
+    python -m benchmarks.scale                                          everything; an hour
+    python -m benchmarks.scale --only load --workers 10 100 1000        one part, so many workers
+    python -m benchmarks.scale --only arms --modes stream --picture docs/scaling-gains.png
+
+load          today's server and workers against more and more of them
+arms          what each gain moves, alone and with the others, at several numbers of workers, by mode
+agreement     the same point with every call on full vectors and a real disk, and with samples of such calls
+anchor        what Ray adds to a call; fake workers on real Ray beside the simulation of the same
+convergence   distance to a known optimum by mode, staleness weight and number of workers; see convergence.py
+
+Workers train as fast as benchmarks/worker.py measured it, by game (fleet.SPEEDS), times --speed. The server's calls are
+really made, one after the other, and timed: processor time and waiting for the disk. What Ray adds to each is
+--ray-call and --ray-vector, by default what `anchor` measured on the machine of docs/scaling.md. Every other assumption
+is an option. Times are simulated, rates are per simulated second; shares of the server's time are this machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import arms, convergence
+from benchmarks.fleet import SPEEDS, Point, configuration, measure
+from benchmarks.harness import command, hardware, parser, progress
+from benchmarks.service import Disk, RayCost
+from benchmarks.simulation import Load
+
+RAY_CALL, RAY_VECTOR = 3.3e-4, 0.9e-4
+"""Seconds of the server's time, and of them for each megabyte that comes along: part `anchor`."""
+
+
+def main() -> None:
+    """Measures and prints."""
+    chosen = arguments().parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"command": command(), "hardware": hardware(), "settings": settings(chosen)}
+    with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=chosen.dir) as folder, Disk() as disk:
+        bench = Bench(chosen, Path(folder).resolve(), disk)
+        for part in chosen.only:
+            progress(f"--- {part}")
+            result[part] = PARTS[part](bench)
+            if chosen.save:
+                chosen.save.write_text(json.dumps(result, indent=1, default=str))
+    print(json.dumps(result, indent=1, default=str) if chosen.json else text(result))
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    made = parser(__doc__, repeats=3)
+    made.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="measure only these parts")
+    made.add_argument("--workers", type=int, nargs="+", default=[10, 100, 1000, 10_000])
+    made.add_argument("--modes", nargs="+", default=["buffered", "stream"], help="of `arms`")
+    made.add_argument("--arms", nargs="+", choices=arms.ARMS, default=list(arms.ARMS), help="of `arms`")
+    made.add_argument("--batch", type=int, default=0, help="|B|; by default a sixteenth of the workers, at least 16")
+    made.add_argument("--window", type=float, default=60.0, help="simulated seconds that are measured (default 60)")
+    made.add_argument("--warm-up", type=float, default=1.2, help="tasks before that (default 1.2)")
+    made.add_argument("--full", action="store_true", help="full vectors and a real disk, instead of samples of them")
+    made.add_argument("--speed", type=float, default=1.0, help="times the measured speeds, as for workers with a GPU")
+    made.add_argument("--straggling", type=float, default=0.25, help="σ of the workers' lognormal slow-down")
+    made.add_argument("--mtbf", type=float, default=100.0, help="hours between two failures of a worker (default 100)")
+    made.add_argument("--latency", type=float, default=0.5, help="of the network, one way, in ms (default 0.5)")
+    made.add_argument("--worker-link", type=float, default=1.0, help="of a worker, in Gbit/s (default 1)")
+    made.add_argument("--server-link", type=float, default=10.0, help="of the server, in Gbit/s (default 10)")
+    made.add_argument("--workers-per-node", type=int, default=8)
+    made.add_argument("--ray-call", type=float, default=RAY_CALL, help="seconds that Ray adds to a call")
+    made.add_argument("--ray-vector", type=float, default=RAY_VECTOR, help="seconds on top, for each megabyte")
+    made.add_argument("--tasks", type=int, default=3200, help="of a run of `convergence`")
+    made.add_argument("--processes", type=int, default=1, help="for `convergence`")
+    made.add_argument("--dir", type=Path, default=Path(), help="where the server writes (default: here)")
+    made.add_argument("--picture", type=Path, help="of `arms` or `convergence`")
+    made.add_argument("--save", type=Path, help="a JSON file for what is there so far, after each part")
+    return made
+
+
+def settings(chosen: argparse.Namespace) -> dict[str, Any]:
+    """What was chosen, as plain data."""
+    return {
+        name: value if isinstance(value, (int, float, list)) else str(value) for name, value in vars(chosen).items()
+    }
+
+
+class Bench:
+    """What all parts share."""
+
+    def __init__(self, chosen: argparse.Namespace, folder: Path, disk: Disk) -> None:
+        self.chosen, self.folder, self.disk = chosen, folder, disk
+        self.ray = RayCost(chosen.ray_call, chosen.ray_vector)
+        self._samples: dict[str, Any] = {}
+
+    def load(self, workers: int) -> Load:
+        """A fleet of that size."""
+        chosen = self.chosen
+        return Load(
+            workers,
+            {game: chosen.speed * speed for game, speed in SPEEDS.items()},
+            workers_per_node=chosen.workers_per_node,
+            straggling=chosen.straggling,
+            hours_between_failures=chosen.mtbf,
+            latency=chosen.latency / 1e3,
+            worker_bandwidth=chosen.worker_link * 1.25e8,
+            server_bandwidth=chosen.server_link * 1.25e8,
+        )
+
+    def point(self, name: str, mode: str, workers: int, arm: str, **settings: Any) -> Point:
+        """One of the table."""
+        batch = self.chosen.batch or (16 if mode == "stream" else max(16, workers // 16))
+        gain = arms.ARMS[arm]
+        given = {"mode": mode, "meta__batch_size": batch, **gain.settings, **settings}
+        config = configuration(workers, **given)
+        load = replace(self.load(workers), **gain.load)
+        chosen = self.chosen
+        return Point(name, config, load, self.ray, chosen.window, chosen.warm_up, chosen.full, **gain.point)
+
+    def measure(self, point: Point) -> dict[str, Any]:
+        """Simulates it and says so."""
+        found = measure(point, self.folder, self.disk, self._samples)
+        progress(f"{line(found)}  [{found['real seconds']:.0f} s]")
+        return found
+
+
+def measure_load(bench: Bench) -> list[dict[str, Any]]:
+    """Part `load`."""
+    return [
+        bench.measure(bench.point(f"{mode}, {workers:,} workers", mode, workers, "today"))
+        for mode in bench.chosen.modes
+        for workers in bench.chosen.workers
+    ]
+
+
+def measure_arms(bench: Bench) -> list[dict[str, Any]]:
+    """Part `arms`."""
+    found = [
+        {"arm": arm, "mode": mode}
+        | bench.measure(bench.point(f"{mode}, {workers:,} workers, {arm}", mode, workers, arm))
+        for mode in bench.chosen.modes
+        for workers in bench.chosen.workers
+        for arm in bench.chosen.arms
+    ]
+    if bench.chosen.picture and bench.chosen.only == ["arms"]:
+        arms.draw(found, bench.chosen.picture)
+    return found
+
+
+def measure_agreement(bench: Bench) -> list[dict[str, Any]]:
+    """Part `agreement`."""
+    found = []
+    for workers in bench.chosen.workers:
+        for full in (True, False):
+            name = f"{workers:,} workers, {'full vectors' if full else 'samples'}"
+            found.append(bench.measure(replace(bench.point(name, "buffered", workers, "today"), full=full)))
+    return found
+
+
+def measure_anchor(bench: Bench) -> list[dict[str, Any]]:
+    """Part `anchor`."""
+    from benchmarks import anchor  # it starts Ray
+
+    return anchor.measure(bench.folder, bench.disk, bench.chosen.repeats)
+
+
+def measure_convergence(bench: Bench) -> list[dict[str, Any]]:
+    """Part `convergence`."""
+    chosen = bench.chosen
+    found = convergence.outcomes([n for n in chosen.workers if n <= 1000], chosen.tasks, chosen.processes)
+    if chosen.picture and chosen.only == ["convergence"]:
+        convergence.draw(found, chosen.picture)
+    return convergence.table(found)
+
+
+PARTS: Mapping[str, Callable[[Bench], list[dict[str, Any]]]] = {
+    "load": measure_load,
+    "arms": measure_arms,
+    "agreement": measure_agreement,
+    "anchor": measure_anchor,
+    "convergence": measure_convergence,
+}
+
+
+def line(found: Mapping[str, Any]) -> str:
+    """A point in a line, for people."""
+    delay = found["delay ms"]["renew"] or {"p50": 0.0, "p99": 0.0}
+    return (
+        f"{found['name']}: |B| {found['batch']}, {found['meta-updates/h']:.0f} meta-updates/h, "
+        f"{found['finals/s']:.3g} + {found['partials/s']:.3g} pushes/s, {found['renewals/s']:.3g} renewals/s, "
+        f"{found['MB/s in']:.3g} MB/s, busy {found['busy']:.2f}, workers wait {found['time waiting']:.1%}, "
+        f"a renewal waits {delay['p50']:.0f} ms, p99 {delay['p99']:.0f}, expired {found['expired']}"
+    )
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """The tables for people."""
+    machine = result["hardware"]
+    lines = [result["command"], f"{machine['processor']}, {machine['cores']} cores; load {machine['load']:.2f}"]
+    for part in PARTS:
+        if part in result:
+            lines += ["", part]
+            lines += ["  " + (line(row) if "delay ms" in row else _row(row)) for row in result[part]]
+    return "\n".join(lines)
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+    )
+
+
+if __name__ == "__main__":
+    main()
