@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
@@ -66,6 +67,8 @@ class LeaseBook:
         self._session = session
         self._clock = clock
         self._open: dict[str, OpenLease] = {}
+        self._by_worker: dict[str, dict[str, OpenLease]] = {}
+        self._none_before = math.inf  # no lease expires before: deadlines only ever move away
         self._closed: OrderedDict[str, tuple[str, int]] = OrderedDict()  # outcome, newest seq
 
     def __len__(self) -> int:
@@ -75,7 +78,7 @@ class LeaseBook:
         """Records and opens a lease. Raises OSError, and then there is none."""
         lease = Lease(f"{task.index:06d}-{uuid.uuid4().hex[:8]}", task, worker, incarnation, version, seconds)
         self._journal.open_lease(lease.id, {"session": self._session, **asdict(lease)})
-        self._open[lease.id] = OpenLease(lease, granted=self._clock(), renewed=self._clock())
+        self._begin(lease)
         return lease
 
     def get(self, lease_id: str) -> OpenLease | None:
@@ -88,11 +91,14 @@ class LeaseBook:
 
     def of(self, worker: str) -> list[OpenLease]:
         """What a worker holds, under whatever incarnation."""
-        return [held for held in self._open.values() if held.lease.worker == worker]
+        return list(self._by_worker.get(worker, {}).values())
 
     def expired(self) -> list[OpenLease]:
         """Leases past their deadline."""
         now = self._clock()
+        if now <= self._none_before:
+            return []
+        self._none_before = min((held.deadline for held in self._open.values()), default=math.inf)
         return [held for held in self._open.values() if held.deadline < now]
 
     def extend(self, held: OpenLease, steps: int = 0) -> int:
@@ -105,6 +111,10 @@ class LeaseBook:
     def end(self, held: OpenLease, outcome: str) -> None:
         """Closes a lease and remembers how it ended."""
         del self._open[held.lease.id]
+        own = self._by_worker[held.lease.worker]
+        del own[held.lease.id]
+        if not own:
+            del self._by_worker[held.lease.worker]
         self._journal.close_lease(held.lease.id)
         self.remember(held.lease.id, outcome, held.seq)
 
@@ -144,10 +154,16 @@ class LeaseBook:
             if lease.task.index in done or lease.id in self._closed:
                 self._journal.close_lease(lease.id)
                 continue
-            held = self._open[lease.id] = OpenLease(lease, granted=self._clock(), renewed=self._clock())
+            held = self._begin(lease)
             if session != self._session:
                 orphans.append(held)
         return orphans, highest, warnings
+
+    def _begin(self, lease: Lease) -> OpenLease:
+        held = OpenLease(lease, granted=self._clock(), renewed=self._clock())
+        self._open[lease.id] = self._by_worker.setdefault(lease.worker, {})[lease.id] = held
+        self._none_before = min(self._none_before, held.deadline)
+        return held
 
 
 def describe(held: OpenLease, now: float) -> dict[str, Any]:
