@@ -18,6 +18,9 @@ from leap_dist.redaction import redact_all
 from leap_dist.stop_signal import StopSignal
 
 POLL_SECONDS = 0.5
+POLL_PART = 0.1
+"""Of the time, that polls take at most: a status of ten thousand leases keeps the server busy for a while."""
+MOST_SECONDS = 5.0  # between two polls, however long they take
 STOP_SECONDS = 20.0  # how long a clean stop waits for the workers
 AWAY_SECONDS = 60.0  # how long a server may be away: Ray brings one back in seconds, where there is a cluster left
 
@@ -27,6 +30,11 @@ Record = Callable[[list[dict[str, Any]], dict[str, Any], list[Play]], None]
 
 class _ServerLost(RuntimeError):
     """The server, or the cluster under it, is gone for good."""
+
+
+def pause_after(seconds: float) -> float:
+    """Seconds until the next poll, where one took so long."""
+    return max(POLL_SECONDS, min(MOST_SECONDS, seconds / POLL_PART - seconds))
 
 
 class Control:
@@ -64,14 +72,16 @@ class Control:
                 self._server.leave.remote()  # it may live on, and would keep others out of the run directory
                 raise _ServerLost("the cluster's head is gone; --resume goes on, on another cluster")
             self._pool.tend()
+            asked = time.monotonic()
             self._poll()
+            pause = pause_after(time.monotonic() - asked)
             if self._status.get("finished"):
                 return self._wind_down("done" if self._status["complete"] else "failed")
             if self._pool.exhausted:
                 self._pool.alerts.append("every worker is in quarantine; look into what failed on them, and resume")
                 return self._wind_down("failed")
             self._report("waiting" if self._pool.waiting else "running")
-            self._stop.wait(POLL_SECONDS)
+            self._stop.wait(pause)
         return self._wind_down("interrupted")
 
     def _wind_down(self, outcome: str) -> str:
