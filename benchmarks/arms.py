@@ -19,14 +19,19 @@ class Arm:
     """Fields of Point."""
 
 
-_TODAY: dict[str, Any] = {"load": {"paced": False}, "point": {"bare": False}}
+_OLD = {"paced": False, "polls_paced": False}
+_ALL: dict[str, Any] = {"worker__wire": "int8"}
 ARMS: Mapping[str, Arm] = {
-    "today": Arm(**_TODAY),
-    "bare": Arm(load={"paced": False}),
-    "paced": Arm(point={"bare": False}),
+    "before": Arm(load=_OLD, point={"bare": False}),
+    "bare": Arm(load=_OLD),
+    "rarer polls": Arm(load={"paced": False}, point={"bare": False}),
+    "paced": Arm(load={"polls_paced": False}, point={"bare": False}),
+    "int8": Arm({"worker__wire": "int8"}, _OLD, {"bare": False}),
     "bare + paced": Arm(),
+    "bare + paced + int8": Arm(_ALL),
 }
-"""bare: partial contributions without a vector where nobody reads it. paced: the server says how often to report."""
+"""bare: partial contributions without a vector where nobody reads it. rarer polls: the driver's. paced: the server says
+how often to report. int8: contributions in eight bits a number. The first is none of them."""
 
 
 def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:

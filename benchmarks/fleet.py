@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from envs import atari
 from leap_dist.config import resolve
 from leap_dist.contribution import Contribution, Lease
 from leap_dist.models import Manifest, initialization
+from leap_dist.quantization import BLOCK
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
 
@@ -55,30 +56,52 @@ def configuration(workers: int, **settings: Any) -> Config:
 
 
 class PathContent:
-    """Contributions of the right form and length, whatever the path: all the same vector."""
+    """Contributions of the right form and length, whatever the path: multiples of the same vector.
 
-    def __init__(
-        self, config: Config, manifest: Manifest, bytes_on_the_wire: int, snapshot_bytes: int, bare: bool
-    ) -> None:
-        self.snapshot_bytes = snapshot_bytes
+    Args:
+        full_size: numbers in the vector that travels, however small the one is that the server gets.
+        bare: what nobody reads is left out.
+    """
+
+    def __init__(self, config: Config, manifest: Manifest, full_size: int, *, bare: bool) -> None:
+        self.snapshot_bytes = 4 * full_size
         self._digest = manifest.digest
-        self._bare = bare and not config.prefixes_count
         self._rollout = config.agent.envs * config.agent.unroll
-        self._wire = bytes_on_the_wire
+        self._bits = config.wire_bits
+        self._bare = bare and not config.prefixes_count
+        self._wire = wire_bytes(full_size, self._bits)
         self._vector = np.random.default_rng(0).normal(scale=1e-3, size=manifest.size).astype(np.float32)
+        self._made: dict[int, Contribution] = {}  # by seq, to be completed
 
     def lease(self, lease: Lease) -> None:
         """Nothing depends on φ."""
 
     def contribution(self, lease: Lease, seq: int, rollouts: int, final: bool) -> Contribution:
-        """See Content. In mode stream what comes is what is new, so that the vector grows with every push."""
-        vector = self._vector * np.float32(seq) if final or not self._bare else _NOTHING
-        made = clients.contribution(lease, self._digest, vector, seq, final=final)
-        return replace(made, curve=made.curve[:seq], steps=rollouts * self._rollout)
+        """See Content. Like a sum along a path it grows with every push."""
+        made = clients.contribution(lease, self._digest, _NOTHING, seq, final=final)
+        made = replace(made, curve=made.curve[:seq], steps=rollouts * self._rollout)
+        if self._bare and not final:
+            return made
+        if seq not in self._made:
+            whole = replace(made, vector=self._vector * np.float32(seq))
+            self._made[seq] = whole if self._bits == 32 else whole.quantized(self._bits)
+        return replace(made, vector=self._made[seq].vector, packed=self._made[seq].packed)
+
+    def received(self, made: Contribution) -> Callable[[], Contribution]:
+        """What travels packed is unpacked by whoever gets it; else Ray's arrays are there without being copied."""
+        if made.packed is None:
+            return lambda: made
+        header, arrays = made.header(), made.arrays()
+        return lambda: Contribution.of(header, arrays)
 
     def bytes(self, made: Contribution) -> int:
-        """Of the full vector, however small the one is that the server gets."""
+        """See Content."""
         return HEADER_BYTES + (self._wire if made.vector.size else 0)
+
+
+def wire_bytes(size: int, bits: int) -> int:
+    """Of a vector of so many numbers, with a scale for each block where they are packed."""
+    return size * bits // 8 + (0 if bits == 32 else 4 * -(-size // BLOCK))
 
 
 @dataclass(frozen=True)
@@ -109,7 +132,7 @@ def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk, bare:
         (where := run_dir / f"{batch}").mkdir(parents=True)
         server = MetaServer(chosen, where, manifest=encoder.manifest, initial=encoder.initial)
         measured = Measured(disk, RayCost())
-        content = PathContent(config, encoder.manifest, 0, 0, bare)
+        content = PathContent(config, encoder.manifest, 0, bare=bare)
         updates: list[Taken] = []
         for _ in range(CALIBRATION_ROUNDS):
             leases = []
@@ -121,7 +144,8 @@ def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk, bare:
                 for lease in leases:
                     made = content.contribution(lease, seq, seq, final=seq == 3)
                     version = server.version
-                    took = measured("push", 0, partial(server.push, made))
+                    received = content.received(made)
+                    took = measured("push", 0, lambda received=received, server=server: server.push(received()))  # type: ignore[misc]
                     assert took.answer.accepted, took.answer
                     if batched and server.version > version:
                         updates.append(took)
@@ -168,7 +192,6 @@ def measure(point: Point, folder: Path, disk: Disk, samples: dict[str, tuple[Sam
     config, started, before = point.config, time.perf_counter(), resident_bytes()
     full = Encoder.full(config)
     size = full.initial.nbytes
-    wire = size
     encoder = full if point.full else Encoder.small()
     clock = Clock(-SETTLING_SECONDS - point.warm_up * task_seconds(config, point.load))
     memory = Path("/dev/shm")
@@ -181,7 +204,7 @@ def measure(point: Point, folder: Path, disk: Disk, samples: dict[str, tuple[Sam
         server = MetaServer(config, run_dir, manifest=encoder.manifest, initial=encoder.initial, clock=clock, work=work)
         if isinstance(service, Sampled):
             service.server = server
-        content = PathContent(config, encoder.manifest, wire, size, point.bare)
+        content = PathContent(config, encoder.manifest, full.initial.size, bare=point.bare)
         simulation = Simulation(config, server, clock, service, point.load, content, config.seed)
         simulation.run(0.0)
         warm, at_start = time.perf_counter() - started, server.status()
@@ -189,7 +212,7 @@ def measure(point: Point, folder: Path, disk: Disk, samples: dict[str, tuple[Sam
         disk_bytes, waiting = [], []
         for part in range(1, 6):
             simulation.run(point.window * part / 5)
-            disk_bytes.append(journal_entries(run_dir) * size)
+            disk_bytes.append(journal_entries(run_dir) * wire_bytes(full.initial.size, config.wire_bits))
             waiting.append(server.status()["contributions_waiting"])
         status = server.status()
         outcome = summary(point, simulation, at_start, status)
@@ -212,7 +235,7 @@ def _service(
     config = point.config
     if point.full:
         return Measured(disk, point.ray)
-    key = f"{config.mode} {config.server.on_lost} {config.meta.optimizer} {point.bare}"
+    key = f"{config.mode} {config.server.on_lost} {config.meta.optimizer} {config.worker.wire} {point.bare}"
     if key not in samples:
         samples[key] = (
             calibrate(config, full, full_dir / "calibration", disk, point.bare),

@@ -4,7 +4,7 @@
     python -m benchmarks.scale --only load --workers 10 100 1000        one part, so many workers
     python -m benchmarks.scale --only arms --modes stream --picture docs/scaling-gains.png
 
-load          today's server and workers against more and more of them
+load          the server and its workers as they were before the gains, against more and more of them
 arms          what each gain moves, alone and with the others, at several numbers of workers, by mode
 agreement     the same point with every call on full vectors and a real disk, and with samples of such calls
 anchor        what Ray adds to a call; fake workers on real Ray beside the simulation of the same
@@ -130,7 +130,7 @@ class Bench:
 def measure_load(bench: Bench) -> list[dict[str, Any]]:
     """Part `load`."""
     return [
-        bench.measure(bench.point(f"{mode}, {workers:,} workers", mode, workers, "today"))
+        bench.measure(bench.point(f"{mode}, {workers:,} workers", mode, workers, "before"))
         for mode in bench.chosen.modes
         for workers in bench.chosen.workers
     ]
@@ -156,7 +156,7 @@ def measure_agreement(bench: Bench) -> list[dict[str, Any]]:
     for workers in bench.chosen.workers:
         for full in (True, False):
             name = f"{workers:,} workers, {'full vectors' if full else 'samples'}"
-            found.append(bench.measure(replace(bench.point(name, "buffered", workers, "today"), full=full)))
+            found.append(bench.measure(replace(bench.point(name, "buffered", workers, "before"), full=full)))
     return found
 
 

@@ -20,10 +20,10 @@ import numpy as np
 
 from benchmarks.service import Service
 from leap_dist.contribution import Ack, Contribution, Idle, Lease
+from leap_dist.driver.control import POLL_SECONDS, pause_after
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
 
-POLL_SECONDS = 0.5  # between two polls of the driver, as in driver/control.py
 SETTLING_SECONDS = 25.0  # between the warm-up and the measured window
 RESTART_SECONDS = 10.0  # from a worker's end to its successor's first call
 MESSAGE_BYTES = 1000  # of a call, or an answer, without a vector
@@ -55,6 +55,8 @@ class Load:
     """Seconds between two calls of a worker for which there is no task, at most, unless it is told another number."""
     paced: bool = True
     """Workers heed what the server says about their renewals, too, and push as soon as they may again."""
+    polls_paced: bool = True
+    """The driver polls less often where that takes long."""
 
 
 class Clock:
@@ -78,6 +80,9 @@ class Content(Protocol):
 
     def contribution(self, lease: Lease, seq: int, rollouts: int, final: bool) -> Contribution:
         """What it has to send after so many rollouts."""
+
+    def received(self, contribution: Contribution) -> Callable[[], Contribution]:
+        """What the server's process has to do before it sees that."""
 
     def bytes(self, contribution: Contribution) -> int:
         """Length of that on the wire."""
@@ -297,8 +302,10 @@ class Simulation:
             self._push(now, worker, kind, self._content.contribution(lease, worker.seq, rollout, kind == "final"))
 
     def _push(self, now: float, worker: _Worker, kind: str, made: Contribution) -> None:
-        make = partial(self._server.push, made)
-        self._send(now, _Call(kind, self._content.bytes(made), worker, make, made, now))
+        received = self._content.received(made)
+        self._send(
+            now, _Call(kind, self._content.bytes(made), worker, lambda: self._server.push(received()), made, now)
+        )
 
     def _answered(self, now: float, worker: _Worker, kind: str, ack: Ack, made: Contribution | None) -> None:
         if worker.fails_at <= now:
@@ -350,9 +357,10 @@ class Simulation:
             pickle.dumps((self._server.status(), lines), protocol=5)
         return lines
 
-    def _polled(self, now: float, lines: list[dict[str, Any]]) -> None:
+    def _polled(self, now: float, lines: list[dict[str, Any]], sent: float) -> None:
         self.tally.lines += lines
-        self._at(now + (self._config.server.lease_seconds / 4 if _warming(now) else self._poll_seconds), self._poll)
+        pause = pause_after(now - sent) if self._load.polls_paced else self._poll_seconds
+        self._at(now + (self._config.server.lease_seconds / 4 if _warming(now) else pause), self._poll)
 
     # Network and server ------------------------------------------------------------------------------------------
 
@@ -402,7 +410,7 @@ class Simulation:
 
     def _deliver(self, now: float, call: _Call, answer: Any) -> None:
         if call.worker is None:
-            self._polled(now, answer)
+            self._polled(now, answer, call.sent)
         elif call.kind == "lease":
             self._leased(now, call.worker, answer)
         else:
