@@ -19,19 +19,30 @@ class Arm:
     """Fields of Point."""
 
 
+GATHER_SECONDS = 5.0
 _OLD = {"paced": False, "polls_paced": False}
-_ALL: dict[str, Any] = {"worker__wire": "int8"}
+_TOGETHER: dict[str, Any] = {"server__gather_seconds": GATHER_SECONDS}
 ARMS: Mapping[str, Arm] = {
     "before": Arm(load=_OLD, point={"bare": False}),
     "bare": Arm(load=_OLD),
     "rarer polls": Arm(load={"paced": False}, point={"bare": False}),
     "paced": Arm(load={"polls_paced": False}, point={"bare": False}),
     "int8": Arm({"worker__wire": "int8"}, _OLD, {"bare": False}),
+    "together": Arm(_TOGETHER, _OLD, {"bare": False}),
     "bare + paced": Arm(),
-    "bare + paced + int8": Arm(_ALL),
+    "bare + paced + int8": Arm({"worker__wire": "int8"}),
+    "all": Arm({"worker__wire": "int8", **_TOGETHER}),
 }
-"""bare: partial contributions without a vector where nobody reads it. rarer polls: the driver's. paced: the server says
-how often to report. int8: contributions in eight bits a number. The first is none of them."""
+"""What is meant:
+
+    bare          partial contributions have no vector where nobody would read it
+    rarer polls   the driver asks for the status less often where that takes long
+    paced         the server says how often to report
+    int8          contributions have eight bits a number
+    together      what the workers of a node report is gathered, and delivered in one call
+
+`before` has none of them.
+"""
 
 
 def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -45,10 +45,10 @@ MOMENTUM = 0.9  # of delayed-nesterov
 STALENESS: Mapping[str, tuple[str, ...]] = {
     "sync": ("constant",),
     "buffered": ("constant", "polynomial", "hinge", "inverse"),
-    "async": ("constant", "polynomial", "hinge", "inverse"),
-    "fedasync": ("constant", "polynomial"),
-    "delayed-nesterov": ("constant", "polynomial"),
-    "stream": ("constant", "polynomial"),
+    "async": ("constant", "polynomial"),
+    "fedasync": ("polynomial",),
+    "delayed-nesterov": ("polynomial",),
+    "stream": ("polynomial",),
 }
 """Weights, by mode; sync has none."""
 RATES = (0.03, 0.3)

@@ -250,7 +250,7 @@ def summary(point: Point, simulation: Simulation, before: dict[str, Any], status
     tally, window, workers = simulation.tally, point.window, point.load.workers
     calls, seconds = tally.calls, sum(tally.seconds.values())
     staleness = [line["staleness"] for line in tally.lines]
-    delays = {kind: percentiles(tally.delays[kind], 1e3) for kind in ("final", "partial", "renew")}
+    delays = {kind: percentiles(tally.delays[kind], 1e3) for kind in ("final", "partial", "renew", "together")}
     shares = {kind: spent / window for kind, spent in sorted(tally.seconds.items(), key=lambda one: -one[1])}
     return {
         "name": point.name,
@@ -258,8 +258,9 @@ def summary(point: Point, simulation: Simulation, before: dict[str, Any], status
         "batch": point.config.meta.batch_size,
         "meta-updates/s": calls["update"] / window,
         "meta-updates/h": 3600 * calls["update"] / window,
-        "finals/s": calls["final"] / window,
-        "partials/s": calls["partial"] / window,
+        "finals/s": (calls["final"] + calls["gathered finals"]) / window,
+        "partials/s": (calls["partial"] + calls["gathered partials"]) / window,
+        "deliveries/s": calls["together"] / window,
         "renewals/s": calls["renew"] / window,
         "MB/s in": tally.bytes_in / 1e6 / window,
         "MB/s out": tally.bytes_out / 1e6 / window,

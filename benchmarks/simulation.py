@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from benchmarks.gathering import Gathering
 from benchmarks.service import Service
-from leap_dist.contribution import Ack, Contribution, Idle, Lease
+from leap_dist.contribution import Ack, Contribution, Idle, Lease, Renewal
 from leap_dist.driver.control import POLL_SECONDS, pause_after
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
@@ -141,9 +142,11 @@ class _Call(NamedTuple):
     size: int
     worker: _Worker | None
     make: Callable[[], Any]
-    contribution: Contribution | None
+    report: Contribution | Renewal | None
     sent: float
     arrived: float = 0.0
+    node: int = 0
+    """Of what is delivered together."""
 
 
 class Simulation:
@@ -179,6 +182,7 @@ class Simulation:
         self._until = 0.0
         self._gone: list[str] = []
         self._hired = 0
+        self._gatherings: dict[int, Gathering[_Call]] = {}  # by node
         self._ledger_offset = 0
         self._fetched: dict[int, int] = {}  # by node, newest version
         priming = 1.5 * load.workers / config.server.pushes_per_second + config.server.lease_seconds / 4
@@ -294,8 +298,9 @@ class Simulation:
         if kind == "renew" and worker.primed_at < now and _warming(now):
             kind, worker.primed_at = "partial", math.inf
         if kind == "renew":
-            make = partial(self._server.renew, lease.id, worker.incarnation, rollout * self._rollout)
-            self._send(now, _Call(kind, MESSAGE_BYTES, worker, make, None, now))
+            renewal = Renewal(lease.id, worker.incarnation, rollout * self._rollout)
+            make = partial(self._server.renew, *renewal)
+            self._tell(now, _Call(kind, MESSAGE_BYTES, worker, make, renewal, now))
         else:
             worker.seq += 1
             worker.pushed = rollout * self._rollout
@@ -303,11 +308,12 @@ class Simulation:
 
     def _push(self, now: float, worker: _Worker, kind: str, made: Contribution) -> None:
         received = self._content.received(made)
-        self._send(
-            now, _Call(kind, self._content.bytes(made), worker, lambda: self._server.push(received()), made, now)
-        )
+        size = self._content.bytes(made)
+        self._tell(now, _Call(kind, size, worker, lambda: self._server.push(received()), made, now))
 
-    def _answered(self, now: float, worker: _Worker, kind: str, ack: Ack, made: Contribution | None) -> None:
+    def _answered(self, now: float, call: _Call, ack: Ack) -> None:
+        worker, kind, made = call.worker, call.kind, call.report
+        assert worker is not None
         if worker.fails_at <= now:
             self._die(now, worker)
             return
@@ -397,8 +403,9 @@ class Simulation:
         tally.calls[call.kind] += 1
         tally.calls["update"] += self._server.version - version
         tally.delays[call.kind].append(now - call.arrived)
-        if isinstance(answer, Ack) and not answer.accepted:
-            tally.refused[answer.reason] += 1
+        for ack in answer if call.kind == "together" else [answer]:
+            if isinstance(ack, Ack) and not ack.accepted:
+                tally.refused[ack.reason] += 1
 
     def _served(self, now: float, call: _Call, answer: Any) -> None:
         self._serving = False
@@ -409,12 +416,54 @@ class Simulation:
         self._deliver(back, call, answer)
 
     def _deliver(self, now: float, call: _Call, answer: Any) -> None:
-        if call.worker is None:
+        if call.kind == "poll":
             self._polled(now, answer, call.sent)
-        elif call.kind == "lease":
+        elif call.kind == "together":
+            for waiting, ack in self._gatherings[call.node].answered(answer):
+                self.tally.round_trips[waiting.kind].append(now - waiting.sent)
+                self._answered(now, waiting, ack)
+            self._see_to(call.node)
+        elif call.worker is not None and call.kind == "lease":
             self._leased(now, call.worker, answer)
         else:
-            self._answered(now, call.worker, call.kind, answer, call.contribution)
+            self._answered(now, call, answer)
+
+    # What goes together ------------------------------------------------------------------------------------------
+
+    def _tell(self, now: float, call: _Call) -> None:
+        """A worker's report, to the server or to who gathers on its node."""
+        seconds, worker, report = self._config.server.gather_seconds, call.worker, call.report
+        if not seconds or _warming(now):
+            self._send(now, call)
+            return
+        assert worker is not None
+        assert worker.lease is not None
+        assert report is not None
+        gathering = self._gatherings.setdefault(worker.node, Gathering(seconds))
+        ack = gathering.take(now, worker.lease.id, report, call)
+        self._see_to(worker.node)
+        if ack is not None:
+            self._answered(now, call, ack)
+
+    def _see_to(self, node: int) -> None:
+        if (due := self._gatherings[node].due) < math.inf:
+            self._at(max(due, self._clock.now), self._hand_over, node)
+
+    def _hand_over(self, now: float, node: int) -> None:
+        gathering = self._gatherings[node]
+        if gathering.due > now:  # it was brought forward, or is under way
+            return
+        contributions, renewals = gathering.deliver(now)
+        received = [self._content.received(made) for made in contributions]
+        size = MESSAGE_BYTES + sum(map(self._content.bytes, contributions)) + 100 * len(renewals)
+        self.tally.calls["gathered"] += len(contributions) + len(renewals)
+        self.tally.calls["gathered finals"] += sum(made.final for made in contributions)
+        self.tally.calls["gathered partials"] += sum(not made.final for made in contributions)
+
+        def make() -> list[Ack]:
+            return self._server.push_together([one() for one in received], renewals)
+
+        self._send(now, _Call("together", size, None, make, None, now, node=node))
 
 
 def _warming(now: float) -> bool:
