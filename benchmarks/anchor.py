@@ -6,10 +6,11 @@ the worker's own client. All of them share this machine with the server, so that
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,14 +19,18 @@ import numpy as np
 import ray
 
 from benchmarks import clients
-from benchmarks.service import RayCost
+from benchmarks.fleet import SPEEDS, Point, configuration
+from benchmarks.fleet import measure as measure_point
+from benchmarks.harness import progress
+from benchmarks.service import Disk, RayCost
+from benchmarks.traffic import Load
 from leap_dist.contribution import Ack, Contribution, Idle, Lease
 from leap_dist.driver.actors import Grant, ServerActor, _ServerClient
 from leap_dist.settings import Config
 
 CALLS = 1000  # that Ray's cost is measured by
 OBJECTS = 8  # different contributions among them
-TASK = {"task_steps": 16_000, "worker.push_interval": 2_000, "worker.heartbeat_seconds": 0.5}
+TASK = {"task_steps": 16_000, "worker__push_interval": 2_000, "worker__heartbeat_seconds": 0.5}
 """Of fake workers: short, so that a few of them make calls like many."""
 
 
@@ -65,6 +70,7 @@ class TimedServer(ServerActor):
             self._inside[kind].append((started, time.perf_counter()))
 
 
+_NOTHING = np.empty(0, np.float32)
 TIMED: Any = ray.remote(num_cpus=0)(TimedServer)
 
 
@@ -173,23 +179,25 @@ class Fleet:
         seconds = rollout / self._speeds[lease.task.game]
         first = int(begun * last)
         renewed = quiet_until = time.monotonic()
-        seq = 0
+        seq, pushed = 0, first * rollout
         for number in range(first + 1, last + 1):
             time.sleep(seconds)
             if self._ending:
                 return
             now, steps = time.monotonic(), number * rollout
-            due = steps // worker.push_interval > (steps - rollout) // worker.push_interval
+            due = steps // worker.push_interval > pushed // worker.push_interval
+            longest = lease.seconds / 4 if now < quiet_until else worker.heartbeat_seconds
             ack: Ack | None = None
             if number == last or (due and now >= quiet_until):
-                seq += 1
-                made = clients.contribution(lease, self._digest, self._vector, seq, final=number == last)
+                seq, pushed = seq + 1, steps
+                vector = self._vector if number == last or self._config.prefixes_count else _NOTHING
+                made = clients.contribution(lease, self._digest, vector, seq, final=number == last)
                 ack = self._timed("final" if made.final else "partial", partial(client.push, made))
-                quiet_until = time.monotonic() + ack.wait
-            elif now - renewed > worker.heartbeat_seconds:
+            elif now - renewed > longest:
                 ack = self._timed("renew", partial(client.renew, lease.id, lease.incarnation, steps))
             if ack is not None:
                 renewed = time.monotonic()
+                quiet_until = max(quiet_until, renewed + ack.wait)
                 if not ack.proceed:
                     return
 
@@ -222,6 +230,52 @@ def fake_workers(config: Config, speeds: Mapping[str, float], folder: Path, wind
         "trips": {kind: {"p50": 1e3 * float(np.median(found)), "p99": 1e3 * float(np.percentile(found, 99))}
                   for kind, found in trips.items()},
     }  # fmt: skip
+
+
+def simulated(config: Config, found: Cost, folder: Path, disk: Disk, window: float) -> dict[str, Any]:
+    """The same fleet in simulated time, with the network that one machine has."""
+    megabytes = clients.encoder()[1].nbytes / 1e6
+    cost = found.ray_cost(megabytes)
+    latency = max(0.0, found.call_trip - found.call) / 2
+    copied = max(1e-4, found.push_trip - found.call_trip)  # seconds that a vector takes longer than a renewal
+    load = Load(
+        config.workers,
+        SPEEDS,
+        straggling=0.0,
+        latency=latency,
+        worker_bandwidth=1e6 * megabytes / copied,
+        server_bandwidth=1e12,
+        between_tasks=0.0,
+    )
+    point = Point("simulated", config, load, cost, window, full=True)
+    return measure_point(point, folder, disk, {})
+
+
+def measure(folder: Path, disk: Disk, repeats: int, counts: Sequence[int], window: float) -> list[dict[str, Any]]:
+    """Part `anchor`: what Ray costs, then fleets of `counts` fake workers on Ray and in the simulation."""
+    with clients.local_ray():
+        found = cost(folder, repeats)
+        real = []
+        for count in counts:
+            config = configuration(count, meta__batch_size=16, server__lease_seconds=30.0, **TASK)
+            real.append((config, fake_workers(config, SPEEDS, folder / f"ray-{count}", window)))
+    rows: list[dict[str, Any]] = [{"Ray, in ms": {name: 1e3 * value for name, value in found._asdict().items()}}]
+    for config, seen in real:
+        made = simulated(config, found, folder, disk, window)
+        rows.append(
+            {
+                "workers": config.workers,
+                "pushes/s": [sum(seen["calls/s"].get(kind, 0.0) for kind in ("partial", "final")),
+                             made["partials/s"] + made["finals/s"]],
+                "renewals/s": [seen["calls/s"]["renew"], made["renewals/s"]],
+                "server's processor": [seen["cpu"], made["cpu"]],
+                "partial, ms": [seen["trips"]["partial"], made["round trips ms"]["partial"]],
+                "final, ms": [seen["trips"]["final"], made["round trips ms"]["final"]],
+                "renewal, ms": [seen["trips"]["renew"], made["round trips ms"]["renew"]],
+            }
+        )  # fmt: skip
+        progress(json.dumps(rows[-1]))
+    return rows
 
 
 def _poll(server: Any, offset: int, until: float) -> int:

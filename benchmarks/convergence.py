@@ -27,8 +27,9 @@ from benchmarks import clients
 from benchmarks.fleet import SPEEDS
 from benchmarks.harness import progress
 from benchmarks.service import Given
-from benchmarks.simulation import Clock, Load, Simulation
+from benchmarks.simulation import Simulation
 from benchmarks.toy import Quadratic
+from benchmarks.traffic import Clock, Load
 from leap_dist.config import resolve
 from leap_dist.contribution import Contribution, Lease
 from leap_dist.models import Manifest
@@ -194,7 +195,7 @@ class Run:
             forget_the_disk(server)
             content.server = server
             load = Load(
-                self.workers, SPEEDS, straggling=self.straggling, latency=0.0, between_tasks=0.0, longest_pause=20.0
+                self.workers, SPEEDS, straggling=self.straggling, latency=0.0, between_tasks=0.0, longest_pause=60.0
             )
             simulation = Simulation(config, server, clock, Given(0.0), load, content, self.seed, poll_seconds=math.inf)
             until = 0.0

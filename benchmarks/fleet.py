@@ -19,7 +19,8 @@ import torch
 from benchmarks import clients
 from benchmarks.rig import resident
 from benchmarks.service import Disk, Measured, RayCost, Sampled, Samples, Taken
-from benchmarks.simulation import SETTLING_SECONDS, Clock, Load, Simulation, Tally
+from benchmarks.simulation import SETTLING_SECONDS, Simulation
+from benchmarks.traffic import Clock, Load, Tally
 from envs import atari
 from leap_dist.config import resolve
 from leap_dist.contribution import Contribution, Lease
@@ -269,6 +270,7 @@ def summary(point: Point, simulation: Simulation, before: dict[str, Any], status
         "link": tally.network_seconds / window,
         "busy with": shares,
         "delay ms": delays,
+        "round trips ms": {kind: percentiles(tally.round_trips[kind], 1e3) for kind in ("final", "partial", "renew")},
         "time waiting": sum(sum(t) for kind, t in tally.round_trips.items() if kind != "poll") / (workers * window),
         "expired": status["leases_lost"] - before["leases_lost"],
         "failures": tally.failures,

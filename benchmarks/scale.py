@@ -32,7 +32,7 @@ from benchmarks import arms, convergence
 from benchmarks.fleet import SPEEDS, Point, configuration, measure
 from benchmarks.harness import command, hardware, parser, progress
 from benchmarks.service import Disk, RayCost
-from benchmarks.simulation import Load
+from benchmarks.traffic import Load
 
 RAY_CALL, RAY_VECTOR = 3.3e-4, 0.9e-4
 """Seconds of the server's time, and of them for each megabyte that comes along: part `anchor`."""
@@ -73,6 +73,8 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--workers-per-node", type=int, default=8)
     made.add_argument("--ray-call", type=float, default=RAY_CALL, help="seconds that Ray adds to a call")
     made.add_argument("--ray-vector", type=float, default=RAY_VECTOR, help="seconds on top, for each megabyte")
+    made.add_argument("--fake-workers", type=int, nargs="+", default=[8, 24, 48], help="of `anchor`")
+    made.add_argument("--fake-window", type=float, default=20.0, help="seconds of each of them")
     made.add_argument("--tasks", type=int, default=3200, help="of a run of `convergence`")
     made.add_argument("--processes", type=int, default=1, help="for `convergence`")
     made.add_argument("--dir", type=Path, default=Path(), help="where the server writes (default: here)")
@@ -164,7 +166,8 @@ def measure_anchor(bench: Bench) -> list[dict[str, Any]]:
     """Part `anchor`."""
     from benchmarks import anchor  # it starts Ray
 
-    return anchor.measure(bench.folder, bench.disk, bench.chosen.repeats)
+    chosen = bench.chosen
+    return anchor.measure(bench.folder, bench.disk, chosen.repeats, chosen.fake_workers, chosen.fake_window)
 
 
 def measure_convergence(bench: Bench) -> list[dict[str, Any]]:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import heapq
 import math
 import pickle
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 from benchmarks.gathering import Gathering
 from benchmarks.service import Service
+from benchmarks.traffic import Call, Clock, Content, Load, Tally, Worker
 from leap_dist.contribution import Ack, Contribution, Idle, Lease, Renewal
 from leap_dist.driver.control import POLL_SECONDS, pause_after
 from leap_dist.server import MetaServer
@@ -28,125 +28,6 @@ from leap_dist.settings import Config
 SETTLING_SECONDS = 25.0  # between the warm-up and the measured window
 RESTART_SECONDS = 10.0  # from a worker's end to its successor's first call
 MESSAGE_BYTES = 1000  # of a call, or an answer, without a vector
-
-
-@dataclass(frozen=True)
-class Load:
-    """Who works, how fast, over what network, and how often something breaks."""
-
-    workers: int
-    speeds: Mapping[str, float]
-    """Agent steps per second of a worker, by game."""
-    workers_per_node: int = 8
-    straggling: float = 0.25
-    """σ of the lognormal factor that makes a worker slower, or faster, for life; its median is 1."""
-    hours_between_failures: float = math.inf
-    """Mean, of one worker."""
-    silent: float = 0.5
-    """Share of the failures that the server hears of only by the lease's deadline; the driver tells of the others."""
-    latency: float = 0.0005
-    """Seconds, one way."""
-    worker_bandwidth: float = 1.25e8
-    """Bytes per second of a worker's link."""
-    server_bandwidth: float = 1.25e9
-    """Bytes per second of the server's node; what all send goes through it."""
-    between_tasks: float = 0.1
-    """Seconds from a lease to the task's first step."""
-    longest_pause: float = 0.5
-    """Seconds between two calls of a worker for which there is no task, at most, unless it is told another number."""
-    paced: bool = True
-    """Workers heed what the server says about their renewals, too, and push as soon as they may again."""
-    polls_paced: bool = True
-    """The driver polls less often where that takes long."""
-
-
-class Clock:
-    """Simulated seconds; a measured window starts at 0."""
-
-    def __init__(self, now: float = 0.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        """Now."""
-        return self.now
-
-
-class Content(Protocol):
-    """What a worker's path makes of φ."""
-
-    snapshot_bytes: int
-
-    def lease(self, lease: Lease) -> None:
-        """A task starts, from the present φ."""
-
-    def contribution(self, lease: Lease, seq: int, rollouts: int, final: bool) -> Contribution:
-        """What it has to send after so many rollouts."""
-
-    def received(self, contribution: Contribution) -> Callable[[], Contribution]:
-        """What the server's process has to do before it sees that."""
-
-    def bytes(self, contribution: Contribution) -> int:
-        """Length of that on the wire."""
-
-
-@dataclass
-class Tally:
-    """What was seen within the measured window."""
-
-    calls: Counter[str] = field(default_factory=Counter)
-    """Of the server, by kind: lease, renew, partial, final, poll; `update` are pushes that made a meta-update."""
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """That the server was busy with them, Ray's share included."""
-    cpu_seconds: float = 0.0
-    delays: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Seconds from the arrival of a call to its start, by kind."""
-    round_trips: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Seconds from the sending of a call to its answer, by kind."""
-    bytes_in: float = 0.0
-    bytes_out: float = 0.0
-    steps_lost: float = 0.0
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    """Of the ledger."""
-    refused: Counter[str] = field(default_factory=Counter)
-    """Answers to pushes and renewals, by reason."""
-    network_seconds: float = 0.0
-    """That the server's link was busy."""
-    failures: int = 0
-
-
-@dataclass(slots=True)
-class _Worker:
-    name: str
-    node: int
-    slow: float
-    fails_at: float
-    incarnation: str
-    lease: Lease | None = None
-    rollouts: int = 0
-    """Done at `since`; training goes on from there."""
-    since: float = 0.0
-    seq: int = 0
-    pushed: int = 0
-    """Agent steps when that was done last."""
-    renewed: float = 0.0
-    quiet_until: float = 0.0
-    pause: float = 0.05
-    primed_at: float = 0.0
-    """When a partial contribution takes the place of a renewal in the warm-up, so that the server has one of each."""
-    head_start: int = 0
-    """Rollouts of the first task that are done when it begins, so that not all workers start at its beginning."""
-
-
-class _Call(NamedTuple):
-    kind: str
-    size: int
-    worker: _Worker | None
-    make: Callable[[], Any]
-    report: Contribution | Renewal | None
-    sent: float
-    arrived: float = 0.0
-    node: int = 0
-    """Of what is delivered together."""
 
 
 class Simulation:
@@ -176,13 +57,13 @@ class Simulation:
         self._rollout = config.agent.envs * config.agent.unroll  # agent steps
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
-        self._queue: deque[_Call] = deque()
+        self._queue: deque[Call] = deque()
         self._serving = False
         self._network_free = clock.now
         self._until = 0.0
         self._gone: list[str] = []
         self._hired = 0
-        self._gatherings: dict[int, Gathering[_Call]] = {}  # by node
+        self._gatherings: dict[int, Gathering[Call]] = {}  # by node
         self._ledger_offset = 0
         self._fetched: dict[int, int] = {}  # by node, newest version
         priming = 1.5 * load.workers / config.server.pushes_per_second + config.server.lease_seconds / 4
@@ -190,7 +71,9 @@ class Simulation:
             worker = self._hire(f"w{number}", number // load.workers_per_node, clock.now)
             worker.head_start = int(self._random.integers(config.rollouts_per_task))
             worker.primed_at = -SETTLING_SECONDS - priming * float(self._random.random())
-            self._at(clock.now, self._ask, worker)
+            # Not all at once, or their renewals would come in waves.
+            spread = config.server.lease_seconds / 4 if _warming(clock.now) else 0.0
+            self._at(clock.now + spread * float(self._random.random()), self._ask, worker)
         if poll_seconds < math.inf:
             self._at(clock.now, self._poll)
 
@@ -210,22 +93,22 @@ class Simulation:
 
     # Workers -----------------------------------------------------------------------------------------------------
 
-    def _hire(self, name: str, node: int, now: float) -> _Worker:
+    def _hire(self, name: str, node: int, now: float) -> Worker:
         hours = self._load.hours_between_failures
         life = self._random.exponential(3600 * hours) if math.isfinite(hours) else math.inf
         slow = math.exp(self._load.straggling * self._random.standard_normal())
         self._hired += 1
-        return _Worker(name, node, slow, fails_at=max(0.0, now) + life, incarnation=f"i{self._hired}")
+        return Worker(name, node, slow, fails_at=max(0.0, now) + life, incarnation=f"i{self._hired}")
 
-    def _ask(self, now: float, worker: _Worker) -> None:
+    def _ask(self, now: float, worker: Worker) -> None:
         """A worker without a task calls `lease`."""
         if worker.fails_at <= now:
             self._die(now, worker)
         else:
             make = partial(self._server.lease, worker.name, worker.incarnation)
-            self._send(now, _Call("lease", MESSAGE_BYTES, worker, make, None, now))
+            self._send(now, Call("lease", MESSAGE_BYTES, worker, make, None, now))
 
-    def _leased(self, now: float, worker: _Worker, answer: Lease | Idle) -> None:
+    def _leased(self, now: float, worker: Worker, answer: Lease | Idle) -> None:
         if isinstance(answer, Idle):
             if not answer.finished:
                 self._at(now + max(worker.pause, answer.wait), self._ask, worker)
@@ -241,7 +124,7 @@ class Simulation:
         self._content.lease(answer)
         self._train(worker)
 
-    def _fetch(self, worker: _Worker, version: int) -> float:
+    def _fetch(self, worker: Worker, version: int) -> float:
         """Seconds until φ is there and the first step is made. A version travels to a node once."""
         size = 0
         if self._fetched.get(worker.node, -1) < version:
@@ -250,7 +133,7 @@ class Simulation:
             self.tally.bytes_out += size
         return self._load.between_tasks + self._load.latency + size / self._load.worker_bandwidth
 
-    def _train(self, worker: _Worker) -> None:
+    def _train(self, worker: Worker) -> None:
         """Finds what a worker sends next if nothing happens to it, by the rule of worker.py, and when."""
         lease = worker.lease
         assert lease is not None
@@ -271,7 +154,7 @@ class Simulation:
         else:
             self._at(time, self._report, worker, kind, rollout)
 
-    def _next_due(self, worker: _Worker, first: int) -> int:
+    def _next_due(self, worker: Worker, first: int) -> int:
         """Rollout after which the next partial contribution goes out; `first` is the first that is not too early."""
         interval = self._config.worker.push_interval
         if self._load.paced:
@@ -279,7 +162,7 @@ class Simulation:
         ended = ((first - 1) * self._rollout // interval + 1) * interval
         return math.ceil(ended / self._rollout)
 
-    def _renewal(self, worker: _Worker) -> float:
+    def _renewal(self, worker: Worker) -> float:
         """When the lease has to be renewed, unless something is pushed before."""
         longest = self._config.server.lease_seconds / 4
         if _warming(worker.since):
@@ -290,7 +173,7 @@ class Simulation:
         silent = worker.renewed + longest
         return silent if silent < worker.quiet_until else max(heartbeat, worker.quiet_until)
 
-    def _report(self, now: float, worker: _Worker, kind: str, rollout: int) -> None:
+    def _report(self, now: float, worker: Worker, kind: str, rollout: int) -> None:
         """A worker's next call."""
         worker.rollouts, worker.since = rollout, now
         lease = worker.lease
@@ -300,18 +183,18 @@ class Simulation:
         if kind == "renew":
             renewal = Renewal(lease.id, worker.incarnation, rollout * self._rollout)
             make = partial(self._server.renew, *renewal)
-            self._tell(now, _Call(kind, MESSAGE_BYTES, worker, make, renewal, now))
+            self._tell(now, Call(kind, MESSAGE_BYTES, worker, make, renewal, now))
         else:
             worker.seq += 1
             worker.pushed = rollout * self._rollout
             self._push(now, worker, kind, self._content.contribution(lease, worker.seq, rollout, kind == "final"))
 
-    def _push(self, now: float, worker: _Worker, kind: str, made: Contribution) -> None:
+    def _push(self, now: float, worker: Worker, kind: str, made: Contribution) -> None:
         received = self._content.received(made)
         size = self._content.bytes(made)
-        self._tell(now, _Call(kind, size, worker, lambda: self._server.push(received()), made, now))
+        self._tell(now, Call(kind, size, worker, lambda: self._server.push(received()), made, now))
 
-    def _answered(self, now: float, call: _Call, ack: Ack) -> None:
+    def _answered(self, now: float, call: Call, ack: Ack) -> None:
         worker, kind, made = call.worker, call.kind, call.report
         assert worker is not None
         if worker.fails_at <= now:
@@ -336,7 +219,7 @@ class Simulation:
         worker.since = worker.renewed = now
         self._train(worker)
 
-    def _die(self, now: float, worker: _Worker) -> None:
+    def _die(self, now: float, worker: Worker) -> None:
         """A worker ends, and another takes its place. The server may hear of it."""
         self.tally.failures += 1
         self.tally.steps_lost += worker.rollouts * self._rollout if worker.lease else 0
@@ -351,7 +234,7 @@ class Simulation:
 
     def _poll(self, now: float) -> None:
         gone, self._gone = self._gone, []
-        self._send(now, _Call("poll", MESSAGE_BYTES, None, partial(self._advance, gone), None, now))
+        self._send(now, Call("poll", MESSAGE_BYTES, None, partial(self._advance, gone), None, now))
 
     def _advance(self, gone: list[str]) -> list[dict[str, Any]]:
         """As driver/actors.py does. Ray pickles the answer, which is no small part of what it takes."""
@@ -374,7 +257,7 @@ class Simulation:
         self._count += 1
         heapq.heappush(self._events, (time, self._count, action, arguments))
 
-    def _send(self, now: float, call: _Call) -> None:
+    def _send(self, now: float, call: Call) -> None:
         """Through the worker's link and the server's, which all share."""
         if _warming(now):
             self._deliver(now, call, call.make())
@@ -384,7 +267,7 @@ class Simulation:
         self.tally.network_seconds += call.size / load.server_bandwidth
         self._at(max(self._network_free, ready + call.size / load.worker_bandwidth), self._arrive, call)
 
-    def _arrive(self, now: float, call: _Call) -> None:
+    def _arrive(self, now: float, call: Call) -> None:
         self.tally.bytes_in += call.size
         self._queue.append(call._replace(arrived=now))
         if not self._serving:
@@ -407,7 +290,7 @@ class Simulation:
             if isinstance(ack, Ack) and not ack.accepted:
                 tally.refused[ack.reason] += 1
 
-    def _served(self, now: float, call: _Call, answer: Any) -> None:
+    def _served(self, now: float, call: Call, answer: Any) -> None:
         self._serving = False
         if self._queue:
             self._serve(now)
@@ -415,7 +298,7 @@ class Simulation:
         self.tally.round_trips[call.kind].append(back - call.sent)
         self._deliver(back, call, answer)
 
-    def _deliver(self, now: float, call: _Call, answer: Any) -> None:
+    def _deliver(self, now: float, call: Call, answer: Any) -> None:
         if call.kind == "poll":
             self._polled(now, answer, call.sent)
         elif call.kind == "together":
@@ -430,7 +313,7 @@ class Simulation:
 
     # What goes together ------------------------------------------------------------------------------------------
 
-    def _tell(self, now: float, call: _Call) -> None:
+    def _tell(self, now: float, call: Call) -> None:
         """A worker's report, to the server or to who gathers on its node."""
         seconds, worker, report = self._config.server.gather_seconds, call.worker, call.report
         if not seconds or _warming(now):
@@ -463,7 +346,7 @@ class Simulation:
         def make() -> list[Ack]:
             return self._server.push_together([one() for one in received], renewals)
 
-        self._send(now, _Call("together", size, None, make, None, now, node=node))
+        self._send(now, Call("together", size, None, make, None, now, node=node))
 
 
 def _warming(now: float) -> bool:
