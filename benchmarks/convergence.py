@@ -15,7 +15,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ UPDATES = 20  # K, gradient steps of a task
 APART = 2.0  # how far the games' optima lie from one another; see toy.Quadratic
 PUSHES = 2  # of a task in mode stream
 BATCH = 16
-RECORDS = 100  # of a run
+RECORDS = 60  # of a run
 START = 3.0  # each coordinate of φ₀
 MOMENTUM = 0.9  # of delayed-nesterov
 STALENESS: Mapping[str, tuple[str, ...]] = {
@@ -52,7 +52,7 @@ STALENESS: Mapping[str, tuple[str, ...]] = {
     "stream": ("polynomial",),
 }
 """Weights, by mode; sync has none."""
-RATES = (0.03, 0.3)
+RATES = (0.1, 0.5)
 """Meta learning rate of |B| fresh contributions together; what the modes call so is set to have that effect."""
 
 
@@ -250,17 +250,18 @@ def outcomes(workers: Sequence[int], tasks: int, processes: int) -> list[Outcome
         for count, rate in itertools.product(workers, RATES)
         if count // 8 > BATCH
     ]
+    found = []
     with ProcessPoolExecutor(processes) as pool:
-        found = []
-        for run, records in zip(runs, pool.map(Run.records, runs), strict=True):
-            found.append(Outcome(run, records))
-            progress(f"{run}: {found[-1].distance:.3g}")
+        under_way = {pool.submit(run.records): run for run in runs}
+        for done in as_completed(under_way):
+            found.append(Outcome(under_way[done], done.result()))
+            progress(f"{len(found)} of {len(runs)}: {under_way[done]}: {found[-1].distance:.3g}")
     best: dict[Any, Outcome] = {}
     for one in found:
         key = (one.run.mode, one.run.staleness, one.run.workers, one.run.batch)
         if key not in best or one.distance < best[key].distance:
             best[key] = one
-    return list(best.values())
+    return sorted(best.values(), key=lambda one: runs.index(one.run))
 
 
 def table(found: Sequence[Outcome]) -> list[dict[str, Any]]:
