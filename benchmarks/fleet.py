@@ -43,6 +43,7 @@ _NOTHING = np.empty(0, np.float32)
 HEADER_BYTES = 3000  # of a contribution, on the wire: names, statistics, learning curve
 CALIBRATION_LEASES = 48
 CALIBRATION_ROUNDS = 4
+TOGETHER = (1, 6)  # contributions in the deliveries that are measured
 
 
 def configuration(workers: int, **settings: Any) -> Config:
@@ -135,7 +136,7 @@ def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk, bare:
         measured = Measured(disk, RayCost())
         content = PathContent(config, encoder.manifest, 0, bare=bare)
         updates: list[Taken] = []
-        for _ in range(CALIBRATION_ROUNDS):
+        for _ in range(CALIBRATION_ROUNDS if batched else 1):
             leases = []
             for number in range(CALIBRATION_LEASES):
                 took = measured("lease", 0, partial(server.lease, f"w{number}", "i"))
@@ -154,12 +155,31 @@ def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk, bare:
                         found.note("final" if seq == 3 else "partial", took)
                     if seq < 3:
                         found.note("renew", measured("renew", 0, partial(server.renew, lease.id, "i", 1)))
+        for count in TOGETHER:
+            found.together[count] = _delivery(server, measured, content, count, batched)
         server.close()
         shutil.rmtree(where)
         if batched:
             mean = np.mean([(one.cpu_seconds, one.seconds - one.cpu_seconds) for one in updates], axis=0)
             found.updates[batch] = tuple((mean - found.mean("final")).tolist())
     return found
+
+
+def _delivery(
+    server: MetaServer, measured: Measured, content: PathContent, count: int, batched: bool
+) -> tuple[float, float]:
+    """(processor, disk) of a delivery of so many final contributions, meta-updates of batches not included."""
+    found = []
+    while len(found) < CALIBRATION_ROUNDS:
+        leases = [server.lease(f"w{number}", "i") for number in range(count)]
+        received = [content.received(content.contribution(lease, 1, 1, True)) for lease in leases]  # type: ignore[arg-type]
+        before = server.version
+        took = measured("together", 0, lambda received=received: server.push_together([one() for one in received]))  # type: ignore[misc]
+        assert all(ack.durable for ack in took.answer), took.answer
+        if not batched or server.version == before:
+            found.append((took.cpu_seconds, took.seconds - took.cpu_seconds))
+    cpu, disk = np.mean(found, axis=0).tolist()
+    return cpu, disk
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from benchmarks import arms, convergence
 from benchmarks.fleet import SPEEDS, Point, configuration, measure
@@ -73,6 +74,7 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--workers-per-node", type=int, default=8)
     made.add_argument("--ray-call", type=float, default=RAY_CALL, help="seconds that Ray adds to a call")
     made.add_argument("--ray-vector", type=float, default=RAY_VECTOR, help="seconds on top, for each megabyte")
+    made.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the run")
     made.add_argument("--fake-workers", type=int, nargs="+", default=[8, 24, 48], help="of `anchor`")
     made.add_argument("--fake-window", type=float, default=20.0, help="seconds of each of them")
     made.add_argument("--tasks", type=int, default=3200, help="of a run of `convergence`")
@@ -116,10 +118,12 @@ class Bench:
         """One of the table."""
         batch = self.chosen.batch or (16 if mode == "stream" else max(16, workers // 16))
         gain = arms.ARMS[arm]
+        chosen = self.chosen
+        own = dict(one.split("=", 1) for one in chosen.set)
         given = {"mode": mode, "meta__batch_size": batch, **gain.settings, **settings}
+        given |= {name.replace(".", "__"): yaml.safe_load(value) for name, value in own.items()}
         config = configuration(workers, **given)
         load = replace(self.load(workers), **gain.load)
-        chosen = self.chosen
         return Point(name, config, load, self.ray, chosen.window, chosen.warm_up, chosen.full, **gain.point)
 
     def measure(self, point: Point) -> dict[str, Any]:

@@ -31,7 +31,10 @@ class Service(Protocol):
     """Makes a call and says how long that took."""
 
     def __call__(self, kind: str, size: int, call: Callable[[], Any]) -> Taken:
-        """`kind` is lease, renew, partial, final, together or poll; `size` what comes with it, in bytes."""
+        """`kind` is lease, renew, partial, final, poll, or together and how many contributions in it count.
+
+        `size` is what comes with it, in bytes.
+        """
 
 
 @dataclass(frozen=True)
@@ -120,22 +123,33 @@ class Samples:
 
     calls: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     updates: dict[int, tuple[float, float]] = field(default_factory=dict)
+    together: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """The same of a delivery by the contributions in it that count."""
 
     def note(self, kind: str, took: Taken) -> None:
         """One call."""
         self.calls[kind].append((took.cpu_seconds, took.seconds - took.cpu_seconds))
 
     def update(self, batch: int) -> np.ndarray:
-        """(processor, disk) of a meta-update of that many contributions: a straight line through the two measured."""
-        if not self.updates:
-            return np.zeros(2)
-        (small, less), (large, more) = sorted(self.updates.items())
-        slope = np.subtract(more, less) / (large - small)
-        return np.asarray(np.maximum(0.0, np.array(less) + (batch - small) * slope))
+        """(processor, disk) of a meta-update of that many contributions."""
+        return _line(self.updates, batch)
+
+    def delivery(self, count: int) -> np.ndarray:
+        """The same of a delivery with so many contributions that count."""
+        return _line(self.together, count) if count else np.zeros(2)
 
     def mean(self, kind: str) -> np.ndarray:
         """(processor, disk) of a kind; zeros where there was none."""
         return np.mean(self.calls[kind], axis=0) if self.calls.get(kind) else np.zeros(2)
+
+
+def _line(measured: Mapping[int, tuple[float, float]], count: int) -> np.ndarray:
+    """The straight line through two measurements, nowhere below zero."""
+    if not measured:
+        return np.zeros(2)
+    (small, less), (large, more) = sorted(measured.items())
+    slope = np.subtract(more, less) / (large - small)
+    return np.asarray(np.maximum(0.0, np.array(less) + (count - small) * slope))
 
 
 class Sampled(Measured):
@@ -160,14 +174,19 @@ class Sampled(Measured):
         self._random = np.random.default_rng(seed)
         self._added = {kind: np.maximum(0.0, np.array(taken) - small.mean(kind)) for kind, taken in full.calls.items()}
         self._update = np.maximum(0.0, full.update(batch) - small.update(batch))
+        self._full, self._small = full, small
         self._drawn = np.zeros(2)
         self._version = 0
         self._looks = 0
 
     def __call__(self, kind: str, size: int, call: Callable[[], Any]) -> Taken:
         """See Service."""
+        kind, _, count = kind.partition(" ")
         added = self._added.get(kind)
-        self._drawn = np.zeros(2) if added is None else added[self._random.integers(len(added))]
+        if kind == "together":
+            self._drawn = np.maximum(0.0, self._full.delivery(int(count)) - self._small.delivery(int(count)))
+        else:
+            self._drawn = np.zeros(2) if added is None else added[self._random.integers(len(added))]
         self._version, self._looks = self.server.version, 0
         return super().__call__(kind, size, call)
 

@@ -277,7 +277,8 @@ class Simulation:
         """The first in the queue."""
         call, tally = self._queue.popleft(), self.tally
         version = self._server.version
-        answer, seconds, cpu = self._service(call.kind, call.size, call.make)
+        kind = f"together {call.counting}" if call.kind == "together" else call.kind
+        answer, seconds, cpu = self._service(kind, call.size, call.make)
         self._serving = True
         self._at(now + seconds, self._served, call, answer)
         inside = min(1.0, (self._until - now) / seconds) if seconds > 0 else 1.0  # of the window
@@ -346,7 +347,8 @@ class Simulation:
         def make() -> list[Ack]:
             return self._server.push_together([one() for one in received], renewals)
 
-        self._send(now, Call("together", size, None, make, None, now, node=node))
+        counting = sum(made.final or self._config.mode == "stream" for made in contributions)
+        self._send(now, Call("together", size, None, make, None, now, node=node, counting=counting))
 
 
 def _warming(now: float) -> bool:
