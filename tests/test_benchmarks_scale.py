@@ -16,6 +16,7 @@ from benchmarks.fleet import SPEEDS, Encoder, PathContent, configuration, wire_b
 from benchmarks.gathering import Gathering
 from benchmarks.service import Given, RayCost, Sampled, Samples
 from benchmarks.simulation import Simulation
+from benchmarks.sizing import estimate
 from benchmarks.toy import Quadratic, train
 from benchmarks.toy import configuration as toy_configuration
 from benchmarks.traffic import Clock, Load, Tally
@@ -210,3 +211,19 @@ def test_the_command(tmp_path: Path) -> None:
     assert row["renewals/s"] == pytest.approx(3 / 2, rel=0.35)
     assert 0 < row["busy"] < 0.2
     assert [path.name for path in tmp_path.iterdir()] == ["scale.json"], "nothing is left behind"
+
+
+def test_the_documented_formulas_agree_with_a_simulation(tmp_path: Path) -> None:
+    settings = {"task_steps": 100_000, "worker__push_interval": 10_000, "meta__batch_size": 4}
+    simulation, server = simulated(tmp_path / "run", 40, 0.0, load={"straggling": 0.0}, **settings)
+    simulation.tally, seconds = Tally(), 120.0
+    simulation.run(seconds)
+    speed = len(SPEEDS) / sum(1 / each for each in SPEEDS.values())
+    wanted = estimate(workers=40, batch=4, steps_per_second=speed, task_steps=100_000, push_interval=10_000)
+    tally = simulation.tally
+    pushes = (tally.calls["final"] + tally.calls["partial"]) / seconds
+    assert pushes == pytest.approx(wanted.pushes_per_second, rel=0.1)
+    assert tally.calls["renew"] / seconds == pytest.approx(wanted.renewals_per_second, rel=0.25)
+    assert 3600 * tally.calls["update"] / seconds == pytest.approx(wanted.meta_updates_per_hour, rel=0.15)
+    assert np.mean([line["staleness"] for line in tally.lines]) == pytest.approx(wanted.staleness, rel=0.2)
+    server.close()
