@@ -40,6 +40,7 @@ UPDATES = 20  # K, gradient steps of a task
 APART = 2.0  # how far the games' optima lie from one another; see toy.Quadratic
 PUSHES = 2  # of a task in mode stream
 BATCH = 16
+TASKS_OF_A_WORKER = 5  # at least
 RECORDS = 60  # of a run
 START = 3.0  # each coordinate of φ₀
 MOMENTUM = 0.9  # of delayed-nesterov
@@ -109,14 +110,19 @@ class QuadraticContent:
     def lease(self, lease: Lease) -> None:
         """See Content."""
         assert self.server is not None
-        version, vector = self.server.snapshot()
-        assert version == lease.version
-        self._starts[lease.id] = vector
+        snapshot = self.server.snapshot()
+        assert snapshot[0] == lease.version
+        self._starts[lease.id] = snapshot[1]
         if self._leased % self._every == 0:
-            distance = float(np.linalg.norm(vector - self._games.optimum))
-            first = float(np.linalg.norm(START - self._games.optimum))
-            self.records.append(Record(self._clock() / 3600, version, self._leased, distance / first))
+            self.note(snapshot)
         self._leased += 1
+
+    def note(self, snapshot: tuple[int, np.ndarray]) -> None:
+        """One more record."""
+        version, vector = snapshot
+        distance = float(np.linalg.norm(vector - self._games.optimum))
+        first = float(np.linalg.norm(START - self._games.optimum))
+        self.records.append(Record(self._clock() / 3600, version, self._leased, distance / first))
 
     def contribution(self, lease: Lease, seq: int, rollouts: int, final: bool) -> Contribution:
         """See Content."""
@@ -202,6 +208,7 @@ class Run:
             while not server.finished:
                 until += 30.0
                 simulation.run(until)
+            content.note(server.snapshot())
             server.close()
         return content.records
 
@@ -240,13 +247,18 @@ class Outcome(NamedTuple):
 def outcomes(workers: Sequence[int], tasks: int, processes: int) -> list[Outcome]:
     """All runs of the table; of each mode, weight and number of workers the better rate."""
     cells = [(mode, weight) for mode, weights in STALENESS.items() for weight in weights]
+
+    def length(count: int) -> int:
+        return max(tasks, TASKS_OF_A_WORKER * count)
+
     runs = [
-        Run(mode, staleness, count, rate, tasks)
+        Run(mode, staleness, count, rate, length(count))
         for (mode, staleness), count, rate in itertools.product(cells, workers, RATES)
+        if mode != "sync" or count <= 100  # more than |B| have nothing to do
     ]
     # What more workers are for in mode buffered: a larger |B|.
     runs += [
-        Run("buffered", "polynomial", count, rate, tasks, batch=count // 8)
+        Run("buffered", "polynomial", count, rate, length(count), batch=count // 8)
         for count, rate in itertools.product(workers, RATES)
         if count // 8 > BATCH
     ]
@@ -316,7 +328,14 @@ def draw(found: Sequence[Outcome], path: Path, save: Callable[..., None] | None 
                     label=f"{run.mode}, |B| = {run.batch}" if larger else run.mode,
                     linewidth=1.2,
                 )
-        panel.set(xscale="log", yscale="log", title=f"{count:,} workers", xlabel="simulated hours", ylim=(1e-3, 3))
+        panel.set(
+            xscale="log",
+            yscale="log",
+            title=f"{count:,} workers",
+            xlabel="simulated hours",
+            ylim=(1e-3, 3),
+            xlim=(0.1, 100),
+        )
         panel.grid(alpha=0.3)
     axes[0].set_ylabel("distance to φ*, first = 1")
     axes[-1].legend(fontsize=7)
