@@ -41,8 +41,8 @@ random initialization: the median of three times thirty updates, on the machine 
 
 _NOTHING = np.empty(0, np.float32)
 HEADER_BYTES = 3000  # of a contribution, on the wire: names, statistics, learning curve
-CALIBRATION_LEASES = 48
-CALIBRATION_ROUNDS = 4
+CALIBRATION_LEASES = 32
+CALIBRATION_ROUNDS = 2
 TOGETHER = (1, 6)  # contributions in the deliveries that are measured
 
 
