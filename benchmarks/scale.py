@@ -130,6 +130,9 @@ class Bench:
         """Simulates it and says so."""
         found = measure(point, self.folder, self.disk, self._samples)
         progress(f"{line(found)}  [{found['real seconds']:.0f} s]")
+        if self.chosen.save:  # for whoever does not want to wait for the others
+            with self.chosen.save.with_suffix(".jsonl").open("a") as file:
+                file.write(json.dumps(found, default=str) + "\n")
         return found
 
 
