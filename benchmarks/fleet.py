@@ -155,7 +155,8 @@ def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk, bare:
                         found.note("final" if seq == 3 else "partial", took)
                     if seq < 3:
                         found.note("renew", measured("renew", 0, partial(server.renew, lease.id, "i", 1)))
-        for count in TOGETHER if batch > max(TOGETHER) else ():  # else each would make a meta-update
+        usable = not batched or batch > max(TOGETHER)  # else each would make a meta-update
+        for count in TOGETHER if usable else ():
             found.together[count] = _delivery(server, measured, content, count, batched)
         server.close()
         shutil.rmtree(where)
