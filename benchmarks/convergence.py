@@ -233,7 +233,7 @@ class Outcome(NamedTuple):
 
     @property
     def distance(self) -> float:
-        """At the end: the mean over the last tenth of the tasks; infinite where it got away."""
+        """At the end: the mean over the last tenth of the tasks; infinite where it diverged."""
         last = [one.distance for one in self.records[-RECORDS // 10 :]]
         return float(np.mean(last)) if all(map(math.isfinite, last)) else math.inf
 

@@ -20,7 +20,7 @@ from leap_dist.stop_signal import StopSignal
 POLL_SECONDS = 0.5
 POLL_PART = 0.1
 """Of the time, that polls take at most: a status of ten thousand leases keeps the server busy for a while."""
-MOST_SECONDS = 5.0  # between two polls, however long they take
+MOST_SECONDS = 2.0  # between two polls, however long they take: who watches a run from elsewhere waits for its summary
 STOP_SECONDS = 20.0  # how long a clean stop waits for the workers
 AWAY_SECONDS = 60.0  # how long a server may be away: Ray brings one back in seconds, where there is a cluster left
 
