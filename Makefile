@@ -12,7 +12,7 @@ train: .venv/installed
 
 test: .venv/installed-dev lint types
 	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist worksteal
-	$(BIN)/python -m pytest -m ray --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m ray --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

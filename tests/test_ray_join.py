@@ -177,7 +177,11 @@ def test_a_job_outlives_its_terminal_and_is_watched_from_elsewhere(joined: Joine
     run_dir = tmp_path / "job"
     train = [sys.executable, "launch.py", "train", *SMOKE, "--address", "auto", "--run-dir", str(run_dir)]
     submit = [RAY, "job", "submit", "--address", joined.dashboard, "--working-dir", ".", "--no-wait", "--", *train]
-    submitted = subprocess.run(submit, cwd=ROOT, env=joined.environment, capture_output=True, text=True, timeout=60)
+    for _ in range(30):  # the head serves jobs a moment later than it answers
+        submitted = subprocess.run(submit, cwd=ROOT, env=joined.environment, capture_output=True, text=True, timeout=60)
+        if "No available agent" not in submitted.stderr:
+            break
+        time.sleep(1.0)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
 
     status = [sys.executable, "launch.py", "status", "--json", "--run-dir", str(run_dir)]
