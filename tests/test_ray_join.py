@@ -79,6 +79,8 @@ def joined() -> Iterator[Joined]:
         processes = []
         with Path(folder, "ray.log").open("ab") as log:
             for count, command in enumerate(commands, 1):
+                # What takes jobs has a port of its own, which other clusters on this machine would have too.
+                command.append(f"--dashboard-agent-listen-port={free_port()}")
                 processes.append(
                     subprocess.Popen(
                         command,
