@@ -200,8 +200,10 @@ def summary(run_dir: Path) -> dict[str, Any]:
 def nothing_left(slurm: Slurm) -> None:
     """But, for a while, the agents of a raylet, which end by themselves: they look for it now and then."""
 
+    agents = ("ray::DashboardA", "ray::RuntimeEnv")  # as far as the kernel writes a name
+
     def left() -> dict[int, tuple[str, str]]:
-        return {pid: found for pid, found in slurm.processes().items() if not found[1].startswith("ray::")}
+        return {pid: found for pid, found in slurm.processes().items() if found[1] not in agents}
 
     deadline = time.monotonic() + 60
     while left() and time.monotonic() < deadline:
