@@ -8,7 +8,16 @@ import pytest
 
 from leap_dist import labels
 from leap_dist.driver.nodes import Node
-from leap_dist.driver.room import WITHOUT_LIMIT, Group, Need, _launched, most_that_fit, no_room
+from leap_dist.driver.room import (
+    WITHOUT_LIMIT,
+    Group,
+    Need,
+    _launched,
+    autoscaler_groups,
+    most_that_fit,
+    no_room,
+    total_with_autoscaler,
+)
 
 
 def test_selectors_in_rays_form():
@@ -115,3 +124,13 @@ STABLE = Node({"CPU": 4.0}, {"pool": "stable"}, "10.0.0.1")
 )  # fmt: skip
 def test_what_is_said_where_too_few_fit(need, least, fit, nodes, autoscaled, said):
     assert no_room(need, least, fit, nodes, autoscaled) == said
+
+
+def test_a_run_on_the_head_alone_has_nothing_of_the_clusters_autoscaler(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(
+        "available_node_types: {gpu: {resources: {CPU: 8, GPU: 1}, max_workers: 5}}\n"
+    )
+    assert autoscaler_groups("auto") == [Group({"CPU": 8.0, "GPU": 1.0}, {}, 5)]
+    assert autoscaler_groups("local") is None
+    assert total_with_autoscaler("GPU", [STABLE], "local") == 0

@@ -148,7 +148,8 @@ def _operate(
     nodes = Nodes()
     pool = None
     try:
-        gpus = gpus_per_worker(config, total_with_autoscaler("GPU", list(nodes.view.staying.values())))
+        total = total_with_autoscaler("GPU", list(nodes.view.staying.values()), config.address)
+        gpus = gpus_per_worker(config, total)
         config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus))
         pool = Pool(config, nodes, profiles)
         pool.require_room()

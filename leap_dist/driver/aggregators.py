@@ -49,10 +49,6 @@ class AggregatorActor:
         """See Aggregator."""
         return await asyncio.wrap_future(self._aggregator.push_soon(contribution))
 
-    async def deliveries(self) -> int:
-        """Calls to the server so far."""
-        return self._aggregator.deliveries
-
 
 AGGREGATOR: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=AT_ONCE)(AggregatorActor)  # type: ignore[call-overload]
 

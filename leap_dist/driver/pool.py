@@ -83,10 +83,11 @@ class Pool:
 
     def require_room(self) -> None:
         """Raises ConfigError where too few workers fit, and nothing may bring more; asks for what may come."""
-        fits, least, bring = self.room(), self._config.min_workers, autoscaler_groups()
-        self._asked = bring is not None or self._config.wait_for_nodes
+        fits, least, bring = self.room(), self._config.min_workers, autoscaler_groups(self._config.address)
+        wait = self._config.wait_for_nodes and self._config.address != "local"  # where none can join
+        self._asked = bring is not None or wait
         most = max(fits, most_that_fit(self._need, bring)) if bring is not None else fits
-        if most < least and not (self._config.wait_for_nodes and bring is None):
+        if most < least and not (wait and bring is None):
             nodes = list(self._nodes.view.staying.values())
             raise ConfigError(no_room(self._need, least, most, nodes, bring is not None))
         if self._asked:
@@ -121,10 +122,11 @@ class Pool:
 
     def tend(self) -> None:
         """Starts, checks and replaces workers; never waits."""
-        now, fits = time.monotonic(), self.room()
+        now, hosts = time.monotonic(), self._hosts()
+        fits = sum(hosts.values())
         self._note_room(fits)
         self._leave(self._nodes.view.leaving)
-        self._aggregators.follow(self._hosts(), self._server)
+        self._aggregators.follow(hosts, self._server)
         if self._begun:
             self._slots += [_Slot(f"w{number}") for number in range(len(self._slots), min(self.wanted, fits))]
         free = fits - sum(slot.run is not None and slot.gone_by is None for slot in self._slots)

@@ -54,11 +54,13 @@ class Group(NamedTuple):
     most: int
 
 
-def autoscaler_groups() -> list[Group] | None:
-    """What the cluster's autoscaler may bring; None where nothing is known of one.
+def autoscaler_groups(address: str) -> list[Group] | None:
+    """What the autoscaler of the cluster at `address` may bring; None where nothing is known of one.
 
     Some platforms tell Ray; `ray up` leaves its configuration in the head's home directory.
     """
+    if address == "local":  # also on the head of a cluster that ray up has made
+        return None
     return _told() or _launched(Path.home() / "ray_bootstrap_config.yaml")
 
 
@@ -67,10 +69,10 @@ def most_that_fit(need: Need, bring: Sequence[Group]) -> int:
     return min(WITHOUT_LIMIT, sum(group.most * need.fits(group.resources, group.labels) for group in bring))
 
 
-def total_with_autoscaler(name: str, nodes: Sequence[Node]) -> float:
+def total_with_autoscaler(name: str, nodes: Sequence[Node], address: str) -> float:
     """Of a resource, on the nodes there are and those that may come."""
     return sum(node.resources.get(name, 0.0) for node in nodes) + sum(
-        group.most * group.resources.get(name, 0.0) for group in autoscaler_groups() or ()
+        group.most * group.resources.get(name, 0.0) for group in autoscaler_groups(address) or ()
     )
 
 
