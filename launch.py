@@ -11,13 +11,12 @@ python launch.py export --init runs/demo/init.safetensors --to sb3 --out policy
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import json
 import shlex
 import sys
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -59,6 +58,19 @@ examples:
 An --init is a run directory, an init.safetensors, or scratch; LABEL= before it names its curve. Agents are set up as in
 the first one's own run, unless --preset, --config or flags say otherwise. The same command again goes on where it was
 left; with other arms, games or more seeds it adds to what is there.
+"""
+
+_STUDY_HELP = """\
+Meta-trains with every meta-learner on the same tasks and budget, and tests each initialization on what was held out.
+
+examples:
+  python launch.py study --tasks omniglot --data-dir data --out studies/omniglot
+  python launch.py study --tasks omniglot --arms leap reptile none --groups 10 20 --meta-updates 50 --out studies/small
+  python launch.py study --tasks multi-cv --games mnist notmnist cifar10 --arms leap none --out studies/multi-cv
+  python launch.py plot --run-dir studies/omniglot              (table and pictures of what there is)
+
+The same command again goes on where it was left; with other arms, groups or more seeds it adds to what is there.
+Several may work in one directory.
 """
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no", str: "TEXT", tuple[str, ...]: "NAME"}
@@ -139,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train, flags=[*flags, "--preset", "--config", "--run-dir", "--resume", "--profile"])
 
     _add_evaluate(commands)
+    _add_study(commands)
     status = commands.add_parser("status", help="what a run is doing, or has done", allow_abbrev=False)
     status.add_argument("--run-dir", type=working_copy.location, required=True, metavar="DIR")
     status.add_argument("--json", action="store_true", help="one JSON object instead of a table")
@@ -185,9 +198,40 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.set_defaults(command=_evaluate, flags=[*flags, "--init", "--seeds", "--out", "--preset", "--config"])
 
 
+def _add_study(commands: Any) -> None:
+    study = commands.add_parser(
+        "study",
+        help="compare meta-learners on Omniglot or Multi-CV",
+        usage="launch.py study --tasks omniglot|multi-cv --out DIR [--arms NAME ...] [--groups NAME ...] [--seeds N] "
+        "[--with ARM:SETTING=VALUE ...] [--SETTING VALUE ...]",
+        description=_STUDY_HELP,
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    which = study.add_argument_group("the study")
+    which.add_argument("--out", type=_directory, required=True, metavar="DIR", help="where to")
+    which.add_argument("--arms", nargs="+", metavar="NAME", help="meta-learners, and none (default: all)")
+    which.add_argument(
+        "--groups", nargs="+", default=[], metavar="NAME",
+        help="omniglot: numbers of pretraining alphabets (default: 4 10 20); multi-cv: data sets to hold out, one at a "
+        "time (default: each of --games)",
+    )  # fmt: skip
+    which.add_argument("--seeds", type=int, default=3, metavar="N", help="of every arm in every group (default: 3)")
+    which.add_argument("--test-steps", type=int, metavar="N", help="examples of a test (default: as in training)")
+    which.add_argument(
+        "--with", dest="of_arms", action="append", default=[], metavar="ARM:SETTING=VALUE", help="for one arm alone"
+    )
+    which.add_argument("--preset", default="paper", help="where all settings start from (default: paper)")
+    which.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings, laid over the preset")
+    flags = _add_settings(study)
+    own = ["--out", "--arms", "--groups", "--seeds", "--test-steps", "--with", "--preset", "--config"]
+    study.set_defaults(command=_study, flags=[*flags, *own])
+
+
 _OF_EVALUATIONS = {
-    "games", "workers", "min_workers", "wait_for_nodes", "task_steps", "seed", "address", "insecure", "agent", "atari",
-    "worker", "server.lease_seconds", "server.storage",
+    "tasks", "games", "data_dir", "workers", "min_workers", "wait_for_nodes", "task_steps", "seed", "address",
+    "insecure", "agent", "atari", "supervised", "worker", "server.lease_seconds", "server.storage",
 }  # fmt: skip
 """Settings, and sections, that an evaluation has a use for."""
 
@@ -275,7 +319,7 @@ def _train(parsed: argparse.Namespace) -> int:
     config, run = _resolve(parsed)
     from leap_dist import driver  # slow to import, and no other command needs Ray
 
-    driver.check_hardware(config)
+    driver.check_prerequisites(config)
     with run, run.naming():
         patience = run_directory.ORPHAN_SECONDS if parsed.resume else 0.0
         run_directory.prepare(run.folder, config, patience=patience)
@@ -284,36 +328,9 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _meta_train(config: Config, run: working_copy.Run, *, profile: bool) -> int:
-    from leap_dist import driver, live_table, telemetry
+    from leap_dist import launching
 
-    run_dir = run.folder
-    before = run_directory.wall_seconds(run_dir)
-    board = telemetry.TensorBoard(run_dir, agreement_interval=config.telemetry.agreement_interval)
-    board.begin(config)
-    board.text("config", redact(f"```yaml\n{configuration.to_yaml(config)}```"))
-    board.text("manifest", redact(f"```json\n{(run_dir / 'manifest.json').read_text()}\n```"))
-    latest: dict[str, Any] = {}
-    with live_table.LiveTable() as table:
-
-        def record(lines: list[dict[str, Any]], summary: dict[str, Any], plays: list[Any]) -> None:
-            summary = run.report(summary)
-            latest.update(summary)
-            board.record(lines, summary, plays)
-            with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
-                run_directory.write_summary(run_dir, summary)
-            table.show(summary)
-
-        try:
-            outcome = driver.train(
-                config, run_dir, record, wall_seconds_before=before, profile=profile, remote=run.remote
-            )
-        except KeyboardInterrupt:  # the second one: nobody else says any more how this ended
-            if latest:
-                with contextlib.suppress(OSError):
-                    run_directory.write_summary(run_dir, {**latest, "state": "interrupted"})
-            raise
-        finally:
-            board.close()
+    outcome, latest = launching.meta_train(config, run, profile=profile)
     _conclude(run, outcome, latest)
     if profile:
         _show_profiles(run)
@@ -338,9 +355,9 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         raise ConfigError(f"out: {out} holds a training run; choose another")
     runs = evaluation.plan(chosen, config, parsed.seeds)
     evaluation.missing(runs, config, out)  # what stands against it is said before anything is written
-    from leap_dist import driver, live_table  # slow to import
+    from leap_dist import driver, launching  # slow to import
 
-    driver.check_hardware(config)
+    driver.check_prerequisites(config)
     run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
     arms.write(out, chosen)
     for note in arms.notes(chosen, config):
@@ -350,15 +367,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         print(f"{len(runs) - len(left)} of {len(runs)} runs are in {out} already")
     outcome = "done"
     if left:
-        with live_table.LiveTable() as table:
-
-            def record(lines: list[dict[str, Any]], summary: dict[str, Any], plays: list[Any]) -> None:
-                with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
-                    run_directory.write_summary(out, summary)
-                table.show(summary)
-
-            before = run_directory.wall_seconds(out)
-            outcome = driver.evaluate(config, runs, out, record, wall_seconds_before=before)
+        outcome = launching.evaluate(config, runs, out)
     if any(out.glob("runs/*/*/*.json")):
         _report(out)
     if outcome != "done":
@@ -368,20 +377,73 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
 def _report(out: Path) -> None:
     """Builds an evaluation's report anew, and says where it is."""
-    from leap_dist.transfer.report import build
+    if _tasks_of(out) != Config.tasks:
+        from leap_dist.study.evaluation import build
+    else:
+        from leap_dist.transfer.report import build
+    for warning in _built(build, out):
+        print(f"launch.py: note: {warning}", file=sys.stderr)
+    print("\n" + "\n".join(f"  {title:<15} {text}" for title, text in _report_files(out)))
 
+
+def _report_files(out: Path) -> Iterator[tuple[str, str]]:
+    page = out / "report.html"
+    yield "report", f"{page}   (and report.md)" if page.exists() else f"{out / 'report.md'}"
+    yield "pictures", f"{out / 'figures'}"
+    yield "numbers", f"{out / 'results.csv'}, {out / 'results.json'}"
+    if (out / "tensorboard").exists():
+        yield "curves", shlex.join([_tensorboard(), "--logdir", str(out / "tensorboard")])
+
+
+def _tasks_of(out: Path) -> str:
+    """What an evaluation's tasks are; Atari games where that cannot be read."""
     try:
-        warnings = build(out)
-    except OSError as error:
-        raise ConfigError(f"out: the report in {out} cannot be written: {error}") from None
-    for warning in warnings:
+        return str(configuration.read_yaml(out / "config.yaml").get("tasks", Config.tasks))
+    except ConfigError:
+        return Config.tasks
+
+
+def _study(parsed: argparse.Namespace) -> int:
+    from leap_dist.study import plan, run  # slow to import
+    from leap_dist.study.spec import ARMS
+
+    loaded = configuration.read_yaml(parsed.config) if parsed.config else {}
+    loaded.pop("preset", None)
+    planned = plan.make(
+        preset=parsed.preset,
+        given={**loaded, **_settings(parsed)},
+        arms=[arm for text in parsed.arms or ARMS for arm in text.split(",")],
+        groups=[group for text in parsed.groups for group in text.split(",")],
+        seeds=parsed.seeds,
+        of_arms=plan.parse_of_arms(parsed.of_arms),
+        test_steps=parsed.test_steps,
+    )
+    outcome = run.run(planned, parsed.out, lambda text: print(text, flush=True))
+    if outcome == "done":
+        _study_report(parsed.out)
+    else:
+        print(f"\n{outcome}: the same command goes on with what is missing")
+    return {"done": DONE, "interrupted": INTERRUPTED}.get(outcome, FAILED)
+
+
+def _study_report(out: Path) -> None:
+    """Builds a study's tables and pictures anew, and says where they are."""
+    from leap_dist.study.report import build
+
+    for warning in _built(build, out):
         print(f"launch.py: note: {warning}", file=sys.stderr)
     print(
-        f"\n  report          {out / 'report.html'}   (and report.md)\n"
+        f"\n  tables          {out / 'table.md'}\n"
         f"  pictures        {out / 'figures'}\n"
-        f"  numbers         {out / 'results.csv'}, {out / 'results.json'}\n"
-        f"  curves          {shlex.join([_tensorboard(), '--logdir', str(out / 'tensorboard')])}"
+        f"  numbers         {out / 'results.csv'}, {out / 'results.json'}"
     )
+
+
+def _built(build: Callable[[Path], list[str]], out: Path) -> list[str]:
+    try:
+        return build(out)
+    except OSError as error:
+        raise ConfigError(f"out: the report in {out} cannot be written: {error}") from None
 
 
 def _tensorboard() -> str:
@@ -456,6 +518,9 @@ def _status(parsed: argparse.Namespace) -> int:
 def _plot(parsed: argparse.Namespace) -> int:
     if reading.is_remote(parsed.run_dir) and parsed.out is None:
         raise ConfigError("out: say with --out where the picture of a run at a URL is to go")
+    if not reading.is_remote(parsed.run_dir) and (Path(parsed.run_dir) / "study.json").exists():
+        _study_report(Path(parsed.run_dir))
+        return DONE
     with reading.folder_of(parsed.run_dir, "config.yaml", "ledger.jsonl") as run_dir:
         if not run_directory.exists(run_dir):
             raise ConfigError(f"run-dir: {run_dir} holds no run")

@@ -37,9 +37,9 @@ from leap_dist.config import resolve
 from leap_dist.convnet import initialization
 from leap_dist.device import prepare
 from leap_dist.learners.classification import Classifier
-from leap_dist.learners.examples import Dataset, Examples, SupervisedSettings
+from leap_dist.learners.examples import Dataset, Examples
 from leap_dist.learners.stacked import Stack
-from leap_dist.settings import LeapSettings, WorkerSettings
+from leap_dist.settings import LeapSettings, SupervisedSettings, WorkerSettings
 
 SIDE, CLASSES, BATCH = 28, 20, 20
 WARM_UP = 5

@@ -28,6 +28,7 @@ class ToyLearner:
 
     shared: Mapping[str, Tensor]
     local: Mapping[str, Tensor]
+    descent: float | None = None  # although it is: what holds for any optimizer is what is tried out here
     steps_per_update = 1
     learning_rate: float
 

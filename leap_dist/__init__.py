@@ -20,6 +20,7 @@ _LIBRARY = {
     "PullForward": "leap_dist.leap",
     "flatten": "leap_dist.models",
     "load_encoder": "leap_dist.weights",
+    "load_network": "leap_dist.weights",
     "load_vector": "leap_dist.models",
     "read_initialization": "leap_dist.weights",
 }

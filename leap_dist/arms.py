@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from leap_dist import config as configuration
-from leap_dist import reading
+from leap_dist import families, reading
+from leap_dist.catalogue import DATA_SETS
 from leap_dist.config import ConfigError
 from leap_dist.files import CorruptFile, write_atomic
-from leap_dist.models import ALL_ACTIONS, ActorCritic, Encoder, Manifest
-from leap_dist.presets import PRESETS
+from leap_dist.presets import PRESETS, TASKS
 from leap_dist.settings import Config
 from leap_dist.storage import is_url
 from leap_dist.transfer.runs import describe_arms, require_label
@@ -26,7 +26,6 @@ from leap_dist.working_copy import Url
 SCRATCH = "scratch"
 """The arm that starts from a fresh random encoder."""
 
-_SECTIONS = ("agent", "atari")  # what makes a learner, besides its start
 _HELD_OUT = ("breakout", "qbert", "space_invaders")
 
 
@@ -84,22 +83,44 @@ def settings(files: Sequence[_Given], given: Mapping[str, Any], preset: str | No
     That is how the first file's own run was trained, where its run directory tells; other files must have been trained
     alike in all that is not `given`. With a `preset`, that alone counts. Raises ConfigError.
     """
+    trained_on = next((file.content.tasks for file in files), Config.tasks)
+    tasks = configuration.typed("tasks", given.get("tasks", trained_on))
+    start = {"tasks": tasks, "games": _held_out(tasks, files)}
     if preset is not None:
-        return {"preset": preset}
+        return {"preset": preset, **start}
     trained = {file.label: run for file in files if (run := _trained_with(file.path)) is not None}
     if not trained:
         known = (str(file.content.metadata.get("preset")) for file in files)
-        return {"preset": next((name for name in known if name in PRESETS), "paper")}
+        return {"preset": next((name for name in known if name in TASKS.get(tasks, PRESETS)), "paper"), **start}
     (first, base), *others = trained.items()
+    sections = families.sections(tasks)
+    # Which characters of an alphabet are told apart, and which alphabets are held out, is the run's seed's to say.
+    alone = ("task_steps", "data_dir", "seed") if "supervised" in sections else ("task_steps",)
+    compared = ("seed",) if tasks == "omniglot" else ()
     for label, run in others:
         for name, value in run.items():
-            if name.split(".")[0] in _SECTIONS and name not in given and value != base.get(name):
+            differs = name not in given and value != base.get(name)
+            if differs and (name.split(".")[0] in sections or name in compared) and name not in _OF_TRAINING:
                 raise ConfigError(
                     f"{name}: {first} was trained with {base.get(name)}, {label} with {value}; "
                     f"say which it is with --{name.replace('_', '-')}"
                 )
-    wanted = {name: value for name, value in base.items() if name.split(".")[0] in _SECTIONS}
-    return {"preset": base.get("preset", "paper"), **{n: base[n] for n in ("task_steps",) if n in base}, **wanted}
+    wanted = {name: value for name, value in base.items() if name.split(".")[0] in sections or name in alone}
+    return {"preset": base.get("preset", "paper"), **start, **wanted}
+
+
+_OF_TRAINING = ("supervised.pretraining",)
+"""What makes a run, but no learner."""
+
+
+def _held_out(tasks: str, files: Sequence[_Given]) -> tuple[str, ...]:
+    """What an evaluation is of unless something else is asked for."""
+    if tasks == "atari":
+        return _HELD_OUT
+    if tasks == "omniglot":
+        return ("held_out",)
+    known = {name for file in files for name in file.content.metadata["games"]}
+    return tuple(name for name in DATA_SETS if name not in known) or ("all",)
 
 
 def resolve(given: Mapping[str, Any], loaded: Mapping[str, Any], base: Mapping[str, Any]) -> Config:
@@ -107,7 +128,7 @@ def resolve(given: Mapping[str, Any], loaded: Mapping[str, Any], base: Mapping[s
     preset = str(base["preset"])
     fixed = {"meta_learner": "none", "mode": "buffered", "telemetry.gif_interval": 0}
     layers = ({name: value for name, value in layer.items() if name != "preset"} for layer in (base, loaded, given))
-    return configuration.resolve(preset, {"games": _HELD_OUT}, *layers, fixed)
+    return configuration.resolve(preset, *layers, fixed)
 
 
 def arms(labels: Sequence[str], files: Sequence[_Given], config: Config) -> list[Arm]:
@@ -132,8 +153,7 @@ def _vector(arm: Arm) -> np.ndarray:
         content = _read(Path(arm.source))
     if content.sha256 != arm.sha256:
         raise ConfigError(f"init: {arm.source} has changed in the meantime; keep a copy of what is to be evaluated")
-    shared, _ = ActorCritic(Encoder(content.channels), ALL_ACTIONS).parameters_of(content.scope)
-    return content.vector(Manifest.of(shared))
+    return content.vector(content.manifest)
 
 
 def write(out: Path, chosen: Sequence[Arm]) -> None:
@@ -203,6 +223,10 @@ def _scratch(label: str) -> Arm:
 
 def _arm(file: _Given, config: Config) -> Arm:
     content = file.content
+    if content.tasks != config.tasks:
+        raise ConfigError(
+            f"tasks: {file.label} is for tasks {content.tasks}, not {config.tasks}; compare like with like"
+        )
     seen: Mapping[str, Any] = content.metadata.get("preprocessing") or {}
     for name in ("frames", "frame_skip"):
         shown = getattr(config.atari, name)

@@ -11,6 +11,7 @@ from leap_dist.settings import Config
 def problems(config: Config) -> Iterator[str]:
     """One line for each thing that no single field shows to be wrong."""
     yield from _address(config.address)
+    yield from _data_dir(config.data_dir)
     yield from _running(config)
     yield from _meta_learner(config)
     yield from _endpoint(config)
@@ -27,6 +28,13 @@ def _address(address: str) -> Iterator[str]:
         yield f"address: {address[:80]!r} has no valid port; it is between 1 and 65535, and 6379 by default"
 
 
+def _data_dir(data_dir: str) -> Iterator[str]:
+    if "://" in data_dir:
+        yield f"data_dir: {data_dir[:80]!r} is a URL; give a directory that every node has"
+    elif not data_dir or not data_dir.isprintable():
+        yield f"data_dir: {data_dir[:80]!r} is no name of a directory"
+
+
 def _running(config: Config) -> Iterator[str]:
     worker, server = config.worker, config.server
     if config.min_workers > config.workers:
@@ -37,7 +45,7 @@ def _running(config: Config) -> Iterator[str]:
         yield f"worker.labels: {error}; write, for example, pool=spot"
     if worker.device == "cpu" and worker.gpus > 0:
         yield f"worker.gpus: {worker.gpus} asked for with worker.device cpu; use device cuda or gpus 0"
-    steps = config.agent.envs * config.agent.unroll
+    steps = config.steps_per_update
     rollouts = max(2, config.held_back + 1)
     if config.task_steps < rollouts * steps:
         needed = f"a path needs two points, so use at least {rollouts * steps}"
@@ -46,10 +54,10 @@ def _running(config: Config) -> Iterator[str]:
                 f"{config.meta_learner} keeps a task's last {config.held_back} rollouts for itself, so use at least "
                 f"{rollouts * steps}, or fewer fomaml.rollouts"
             )
-        yield (
-            f"task_steps: {config.task_steps} is less than {rollouts} rollouts of agent.envs × agent.unroll = {steps} "
-            f"steps; {needed}"
-        )
+        of_steps = f"rollouts of agent.envs × agent.unroll = {steps} steps"
+        if config.is_supervised:
+            of_steps = f"batches of supervised.batch = {steps} examples"
+        yield f"task_steps: {config.task_steps} is less than {rollouts} {of_steps}; {needed}"
     if server.gather_seconds > server.lease_seconds / 4:
         yield (
             f"server.gather_seconds: {server.gather_seconds:.12g} is more than a quarter of a lease of "
@@ -64,7 +72,12 @@ def _running(config: Config) -> Iterator[str]:
 
 def _meta_learner(config: Config) -> Iterator[str]:
     learner, mode, meta = config.meta_learner, config.mode, config.meta
-    if learner == "finetune-single" and meta.shared != "encoder":
+    if meta.shared == "model" and config.tasks != "omniglot":
+        heads = {"atari": "the actions of a game", "multi-cv": "the classes of a data set"}[config.tasks]
+        yield f"meta.shared: model has one head for all tasks, but a head is for {heads}; use encoder"
+    if learner == "finetune-single" and config.tasks == "multi-cv":
+        yield "meta_learner: finetune-single has one head, but data sets have classes of their own; use finetune-multi"
+    if learner == "finetune-single" and meta.shared == "convolutions":
         yield (
             f"meta.shared: {meta.shared} leaves the linear layer to each task, but finetune-single shares the head "
             "behind it; use encoder"

@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from envs import games as atari
+from leap_dist import catalogue
 from leap_dist.combinations import problems
-from leap_dist.presets import DEFAULTS, PRESETS
+from leap_dist.presets import DEFAULTS, PRESETS, TASKS
 from leap_dist.settings import Config
 
 
@@ -30,7 +30,9 @@ class ConfigError(ValueError):
 
 
 # What may change when a run is resumed: how long, where and how it runs. All other settings define what is learned.
-_FREE_ON_RESUME = {"preset", "workers", "min_workers", "wait_for_nodes", "meta_updates", "address", "insecure"}
+_FREE_ON_RESUME = {
+    "preset", "workers", "min_workers", "wait_for_nodes", "meta_updates", "address", "insecure", "data_dir",
+}  # fmt: skip
 _FREE_SECTIONS_ON_RESUME = {"worker", "server", "telemetry"}
 
 
@@ -66,7 +68,7 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     given: dict[str, Any] = {}
     for override in overrides:
         given.update({name.replace("-", "_"): value for name, value in override.items()})
-    values: dict[str, Any] = dict(PRESETS[preset])
+    values: dict[str, Any] = _preset(preset, given)
     chosen = {name: {**values, **given}.get(name, getattr(Config, name)) for name in ("meta_learner", "mode")}
     for name, choice, settings in DEFAULTS:
         if chosen[name] == choice:
@@ -81,7 +83,7 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
         if name not in _FIELDS:
             raise ConfigError(f"{name[:80]}: no such setting{_nearest(name, _FIELDS)}")
         section, _, leaf = name.rpartition(".")
-        tree.setdefault(section, {})[leaf] = _typed(name, value)
+        tree.setdefault(section, {})[leaf] = typed(name, value)
     top = tree.pop("", {})
     for section, settings in tree.items():
         top[section] = dataclasses.replace(getattr(Config, section), **settings)
@@ -90,10 +92,22 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     return config
 
 
+def _preset(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the preset means for the kind of task that is asked for. Raises ConfigError."""
+    tasks = typed("tasks", given.get("tasks", Config.tasks))
+    if tasks not in TASKS:
+        return dict(PRESETS[preset])
+    if preset not in TASKS[tasks]:
+        raise ConfigError(f"preset: {preset} is not for tasks {tasks}; choose {', '.join(TASKS[tasks])}")
+    return dict(TASKS[tasks][preset])
+
+
 def _check(config: Config) -> None:
     """What no single field shows. Raises ConfigError."""
     try:
-        games = atari.expand(config.games)
+        games = catalogue.expand(
+            config.tasks, config.games, seed=config.seed, pretraining=config.supervised.pretraining
+        )
     except ValueError as error:
         raise ConfigError(f"games: {error}") from None
     object.__setattr__(config, "games", games)
@@ -101,7 +115,7 @@ def _check(config: Config) -> None:
         raise ConfigError(problem)
 
 
-def _typed(name: str, value: Any) -> Any:
+def typed(name: str, value: Any) -> Any:
     """`value` as the field's type, checked against its range. Raises ConfigError."""
     field, kind = _FIELDS[name]
     if get_origin(kind) is Literal:

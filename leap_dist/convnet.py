@@ -19,8 +19,23 @@ from leap_dist.models import Manifest, flatten
 
 FILTERS = 64
 BLOCKS = 4
+SMALLEST = 2**BLOCKS
+"""Side of an image, in pixels, that something is left of."""
 SCOPES = {"convolutions": ("block",), "encoder": ("block",), "model": ("",)}
 """What is shared, by prefix of the name: all but the head, batch norm's weights and biases included; or all."""
+
+
+class Convolution(nn.Conv2d):
+    """Its bias is a constant: batch norm, which comes next, takes it away again while training.
+
+    So its gradient is 0, but torch would find that out by a sum over the largest tensors of all.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, channels, S, S) → (N, filters, S, S)."""
+        assert self.bias is not None
+        convolved: Tensor = self._conv_forward(images, self.weight, self.bias.detach())
+        return convolved
 
 
 class Block(nn.Module):
@@ -28,12 +43,12 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, FILTERS, kernel_size=3, padding=1)
+        self.conv = Convolution(channels, FILTERS, kernel_size=3, padding=1)
         self.norm = nn.BatchNorm2d(FILTERS)
 
     def forward(self, images: Tensor) -> Tensor:
         """Pooled before it is normalized, which leaves batch norm a quarter of the work."""
-        return torch.relu(self.norm(F.max_pool2d(self.conv(images), 2)))
+        return F.relu(self.norm(F.max_pool2d(self.conv(images), 2)), inplace=True)
 
 
 class ConvNet(nn.Module):
@@ -53,7 +68,8 @@ class ConvNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits. Batch norm normalizes by the batch while training, else by the averages over training so far."""
         features: Tensor = self.block4(self.block3(self.block2(self.block1(images))))
-        logits: Tensor = self.head(features.flatten(1))
+        with torch.autocast(images.device.type, enabled=False):  # so small a product costs less than the casts for it
+            logits: Tensor = self.head(features.flatten(1).float())
         return logits
 
     def parameters_of(self, scope: str) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def resolve_device(name: str) -> str:
@@ -34,10 +37,19 @@ def prepare(device: str, threads: int, gpu_share: float) -> None:
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    _keep_freed_memory()
     if device == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes stay the same for a whole task
         if 0 < gpu_share < 1:
             torch.cuda.set_per_process_memory_fraction(gpu_share)
+
+
+def _keep_freed_memory() -> None:
+    """Otherwise glibc gives the tensors of a batch back to the system, to get them again for the next, page by page."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        mallopt(_M_TRIM_THRESHOLD, 128 << 20)
 
 
 class Graph(Protocol):

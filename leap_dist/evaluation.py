@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs import atari
+from leap_dist import families
 from leap_dist.arms import Arm
 from leap_dist.config import ConfigError, to_dict
 from leap_dist.contribution import Ack, Contribution, Idle, Lease, Task
 from leap_dist.files import CorruptFile
 from leap_dist.leases import ACCEPTED, LeaseBook, OpenLease, Unrecorded, describe
-from leap_dist.models import initialization
 from leap_dist.quarantine import Quarantine
 from leap_dist.run_lock import RunLock
 from leap_dist.settings import Config
@@ -51,11 +50,12 @@ class Run(NamedTuple):
     def identity(self, config: Config) -> dict[str, Any]:
         """Everything that determines it, as plain data that JSON gives back unchanged."""
         settings = to_dict(config)
+        sections = families.of(config).sections
         return {
             "init": self.arm.sha256 or self.arm.source,
             "steps": config.task_steps,
             "precision": config.worker.precision,
-            **{f"{part}.{name}": value for part in ("agent", "atari") for name, value in settings[part].items()},
+            **{f"{part}.{name}": value for part in sections for name, value in settings[part].items()},
         }
 
 
@@ -165,7 +165,7 @@ class EvaluationServer:
         arm = self._runs[lease.task.index].arm
         vector = self._vectors.get(arm.label)
         if vector is None:
-            _, vector = initialization(atari.channels(self._config.atari.frames), lease.task.seed, arm.scope)
+            _, vector = families.of(self._config).initialization(self._config, lease.task.seed, arm.scope)
         return vector, arm.scope
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:

@@ -92,7 +92,12 @@ def _read(path: Path) -> Initialization:
             inside = path / "init.safetensors"
             hint = f"did you mean {inside}?" if inside.exists() else "it is the init.safetensors in a run directory"
             raise ConfigError(f"init: {path} is a directory; {hint}")
-        return read_initialization(path)
+        found = read_initialization(path)
+        if found.tasks != "atari":
+            raise ConfigError(
+                f"init: {path} is for tasks {found.tasks}, not for Atari games; use leap_dist.load_network in a program"
+            )
+        return found
     except FileNotFoundError:
         names = [other.name for other in path.parent.glob("*.safetensors")]
         near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.0)

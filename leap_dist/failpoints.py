@@ -32,6 +32,8 @@ FILES = (
     "arms",
     "transfer-run",
     "transfer-report",
+    "study",
+    "study-report",
     "object",
 )
 """What `files.write_atomic` writes."""

@@ -90,6 +90,10 @@ class NoFilm:
     def finish(self, lease: Lease) -> None:
         """Does nothing."""
 
+    def hand_over(self) -> list[Play]:
+        """Nothing."""
+        return []
+
 
 def encode(pictures: Sequence[np.ndarray], milliseconds: float) -> bytes:
     """A GIF of uint8 (C, H, W) pictures, C being 1 or 3, that are shown for so long each, and then again.

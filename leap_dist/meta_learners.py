@@ -2,7 +2,7 @@
 
     leap              G                                                           equation 8
     reptile           φ − θ_K                                                     Nichol et al., arXiv 1803.02999
-    fomaml            ∇f(θ_K), averaged over fresh rollouts                       Finn et al., arXiv 1703.03400
+    fomaml            ∇f(θ_K), averaged over fresh rollouts or held-out batches   Finn et al., arXiv 1703.03400
     finetune-multi    φ − θ_K, and the same of the game's persistent head
     finetune-single   φ − θ_K, where φ holds one head for all games
     none              nothing
@@ -37,6 +37,7 @@ class MetaLearner:
             loss_weight=config.leap.loss_weight,
             stabilize=config.leap.stabilize,
             loss_smoothing=config.leap.loss_smoothing,
+            descent=learner.descent,
         )
 
     def observe(self, loss: Tensor) -> None:
@@ -48,7 +49,7 @@ class MetaLearner:
         self._path.shift(amounts)
 
     def measure(self) -> None:
-        """Plays one of the task's last rollouts, which `Config.held_back` keeps from training."""
+        """Takes one of the task's last rollouts, which `Config.held_back` keeps from training."""
         raise NotImplementedError("this meta-learner holds no rollout back")
 
     def finish(self) -> None:
@@ -111,7 +112,7 @@ class Fomaml(MetaLearner):
         """One more gradient at θ_K."""
         for parameter in self._learner.shared.values():
             parameter.grad = None  # some learners' backward adds to what is there, others' replaces it
-        self._path.close(self._learner.backward())
+        self._path.close(self._learner.measure())
         gradient = flatten(self._present_gradient())
         self._gradient = [self._gradient[0] + gradient if self._measured else gradient]
         self._measured += 1

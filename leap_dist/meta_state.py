@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from leap_dist import aggregation, staleness
+from leap_dist import aggregation, families, staleness
 from leap_dist.aggregation import Direction, MetaOptimizer, Pull
 from leap_dist.checkpoint import Checkpoint, CheckpointStore
 from leap_dist.config import fixed_settings
@@ -31,7 +31,7 @@ from leap_dist.failpoints import failpoint
 from leap_dist.files import CorruptFile, NewerFormat, pack, write_atomic
 from leap_dist.journal import Journal, Ledger
 from leap_dist.mirror import NO_MIRROR, NoMirror
-from leap_dist.models import FRAME_SIZE, SCALE, Manifest
+from leap_dist.models import Manifest
 from leap_dist.settings import Config
 from leap_dist.shapes import conform
 
@@ -169,7 +169,7 @@ class MetaState:
         heads = self._trained_heads(batch)
         finite = all(np.isfinite(head).all() for head in heads.values())
         failpoint("update.apply")
-        if finite and self._optimizer.step(direction.gradient, done=self.applied_tasks / self._config.tasks):
+        if finite and self._optimizer.step(direction.gradient, done=self.applied_tasks / self._config.total_tasks):
             self.heads = heads
         else:
             self._alert(f"meta-update {self.version + 1} was not finite: the initialization stays as it was")
@@ -465,15 +465,9 @@ class MetaState:
 
     def _export(self) -> bytes:
         """init.safetensors, for other programs."""
-        atari = self._config.atari
-        preprocessing = {
-            "frames": atari.frames,
-            "size": FRAME_SIZE,
-            "frame_skip": atari.frame_skip,
-            "scale": SCALE,
-        }
         header = {
             "version": self.version,
+            "tasks": self._config.tasks,
             "preset": self._config.preset,
             "meta_learner": self._config.meta_learner,
             "shared": self._config.scope,
@@ -481,7 +475,7 @@ class MetaState:
             "games": list(self._config.games),
             "task_steps": self._config.task_steps,
             "agent_steps": self.applied_steps,
-            "preprocessing": preprocessing,
+            "preprocessing": families.of(self._config).preprocessing(self._config),
         }
         return pack(self._manifest.split(self.vector), header)
 

@@ -39,6 +39,65 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+_OMNIGLOT: dict[str, Any] = {
+    "tasks": "omniglot",
+    "games": ("pretraining",),
+    "task_steps": 2_000,  # 100 updates
+    "mode": "sync",
+    "sampling": "replacement",
+    "leap.metric": "length",  # the authors' code
+    "fomaml.rollouts": 5,  # all 100 held-out images
+    "meta.shared": "model",
+    "meta.batch_size": 20,
+    "meta.optimizer": "sgd",
+    "meta.learning_rate": 0.1,
+    "supervised.batch": 20,
+    "worker.push_interval": 2_000,
+    "telemetry.gif_interval": 0,
+}
+_MULTI_CV: dict[str, Any] = {
+    "tasks": "multi-cv",
+    "games": ("all",),
+    "task_steps": 500_000,  # ten times 50,000 images
+    "meta.batch_size": 10,
+    "meta.learning_rate": 0.01,
+    "supervised.batch": 32,
+    "supervised.epochs": 10,
+    "supervised.patience": 2,
+    "telemetry.gif_interval": 0,
+}
+
+TASKS: dict[str, dict[str, dict[str, Any]]] = {
+    "omniglot": {
+        "paper": {**_OMNIGLOT, "meta_updates": 1000},
+        "quick": {**_OMNIGLOT, "meta_updates": 20, "meta.batch_size": 5},
+        "smoke": {
+            **_OMNIGLOT,
+            "meta_updates": 2,
+            "meta.batch_size": 2,
+            "task_steps": 200,
+            "supervised.pretraining": 2,
+            "fomaml.rollouts": 2,
+            "worker.push_interval": 100,
+            "server.lease_seconds": 20.0,
+        },
+    },
+    "multi-cv": {
+        "paper": _MULTI_CV,
+        "quick": {**_MULTI_CV, "meta_updates": 10, "meta.batch_size": 2, "task_steps": 8_000},
+        "smoke": {
+            **_MULTI_CV,
+            "meta_updates": 2,
+            "meta.batch_size": 2,
+            "task_steps": 640,
+            "fomaml.rollouts": 2,
+            "worker.push_interval": 320,
+            "server.lease_seconds": 20.0,
+        },
+    },
+}
+"""What a preset means for other tasks than Atari games: appendices C and D, shorter, and shortest."""
+
 DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     # Adam and momentum on stale gradients are a known hazard: what is applied as it comes goes through plain SGD.
     ("mode", "async", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1}),

@@ -264,7 +264,7 @@ class MetaServer:
             "meta_updates": self.version,
             "tasks": self._state.applied_tasks,
             "tasks_waiting": self._waiting_tasks,
-            "tasks_wanted": self._config.tasks,
+            "tasks_wanted": self._config.total_tasks,
             "complete": self._complete,
             "contributions_applied": self._state.applied,
             "contributions_waiting": len(self._state.waiting),
@@ -451,11 +451,11 @@ class MetaServer:
         """Every meta-update is made, or where they come with each contribution, every task is in."""
         if self._batched:
             return self.version >= self._config.meta_updates
-        return self._state.applied_tasks >= self._config.tasks
+        return self._state.applied_tasks >= self._config.total_tasks
 
     def _missing_tasks(self) -> int:
         """Tasks still to be leased."""
-        left = self._config.tasks - self._state.applied_tasks
+        left = self._config.total_tasks - self._state.applied_tasks
         if self._batched:  # of a batch, tasks of a quarantined game may be missing
             left = (self._config.meta_updates - self.version) * self._batch_size
         return left - self._waiting_tasks - len(self._leases)

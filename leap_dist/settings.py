@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+CURVE_POINTS = 20
+"""Of a supervised task's curve."""
+
 
 def setting(
     default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
@@ -39,8 +42,9 @@ class FomamlSettings:
 class MetaSettings:
     """The meta-update: how the server turns contributions into a new initialization."""
 
-    shared: Literal["encoder", "convolutions"] = setting(
-        "encoder", "what is meta-learned: the encoder, or its convolutions without the linear layer"
+    shared: Literal["encoder", "convolutions", "model"] = setting(
+        "encoder",
+        "what is meta-learned: the encoder; its convolutions without the linear layer; or the head too (omniglot)",
     )
     batch_size: int = setting(16, "|B|, contributions to a meta-update", low=1, high=100_000)
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = setting("adam", "meta-optimizer (torch.optim)")
@@ -109,6 +113,30 @@ class AtariSettings:
 
 
 @dataclass(frozen=True)
+class SupervisedSettings:
+    """Tasks omniglot and multi-cv: a classifier and what it learns from (appendices C and D)."""
+
+    batch: int = setting(20, "examples per update", low=1, high=100_000)
+    learning_rate: float = setting(0.1, "α of gradient descent", above=0)
+    augmentation: Literal["none", "affine", "rotations", "turned"] = setting(
+        "none",
+        "images: as they are; each turned, shifted and scaled anew; each turned anew by one of 36 angles; or a task's "
+        "all turned by the same one",
+    )
+    pretraining: int = setting(20, "omniglot: alphabets that games pretraining draws by seed", low=1, high=35)
+    resampling: Literal["lanczos", "nearest"] = setting("lanczos", "omniglot: from 105 × 105 pixels to 28 × 28")
+    epochs: int = setting(0, "passes over its images after which a task ends, before task_steps; 0: no limit", low=0)
+    patience: int = setting(
+        0,
+        "end a task when for so many epochs its error on validation images was not the lowest; 0: do not",
+        low=0,
+    )
+    validation: float = setting(
+        0.15, "part of a task's training images that patience keeps for validation", above=0, high=0.5
+    )
+
+
+@dataclass(frozen=True)
 class WorkerSettings:
     """How a worker runs: device, arithmetic, reporting."""
 
@@ -171,13 +199,22 @@ class Config:
     """Everything that determines a run."""
 
     preset: str = setting("paper", "the preset that the other values started from")
-    games: tuple[str, ...] = setting(("seed24",), "games to train on: names, or the sets seed24, camera25")
+    tasks: Literal["atari", "omniglot", "multi-cv"] = setting(
+        "atari",
+        "what a task is: to play an Atari game, or to tell apart an alphabet's characters, a data set's classes",
+    )
+    games: tuple[str, ...] = setting(
+        ("seed24",),
+        "what to train on, by name: games, or seed24, camera25; alphabets, or pretraining, held_out, validation; data "
+        "sets, or all",
+    )
+    data_dir: str = setting("data", "omniglot, multi-cv: directory with a folder for each data set (docs/data.md)")
     workers: int = setting(2, "workers to run at most; fewer while the cluster has no room", low=1, high=100_000)
     min_workers: int = setting(1, "workers that must fit before training starts", low=1, high=100_000)
     meta_updates: int = setting(
         100, "length of the run: this many times |B| tasks, which sync and buffered make as many meta-updates of", low=1
     )
-    task_steps: int = setting(1_000_000, "agent steps per task", low=1)
+    task_steps: int = setting(1_000_000, "agent steps per task; of supervised tasks, examples", low=1)
     mode: Literal["sync", "buffered", "async", "fedasync", "delayed-nesterov", "stream"] = setting(
         "buffered", "when the server makes a meta-update, and by which rule"
     )
@@ -198,6 +235,7 @@ class Config:
     meta: MetaSettings = MetaSettings()
     agent: AgentSettings = AgentSettings()
     atari: AtariSettings = AtariSettings()
+    supervised: SupervisedSettings = SupervisedSettings()
     worker: WorkerSettings = WorkerSettings()
     server: ServerSettings = ServerSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -209,14 +247,31 @@ class Config:
         return self.meta.max_staleness or 4 * self.workers * pushes
 
     @property
-    def tasks(self) -> int:
+    def total_tasks(self) -> int:
         """Tasks in the whole run, the same in every mode."""
         return self.meta_updates * self.meta.batch_size
 
     @property
     def rollouts_per_task(self) -> int:
-        """K, with the rollouts at the end that a meta-learner holds back; at least one."""
-        return max(1, self.task_steps // (self.agent.envs * self.agent.unroll))
+        """K, with the rollouts (or batches) at the end that a meta-learner holds back; at least one."""
+        return max(1, self.task_steps // self.steps_per_update)
+
+    @property
+    def steps_per_update(self) -> int:
+        """Agent steps of a rollout; of supervised tasks, examples of a batch."""
+        return self.supervised.batch if self.is_supervised else self.agent.envs * self.agent.unroll
+
+    @property
+    def is_supervised(self) -> bool:
+        """Tasks are data sets of images."""
+        return self.tasks != "atari"
+
+    @property
+    def curve_interval(self) -> int:
+        """Steps between two points of a task's curve, however rarely it reports: a supervised task has 20."""
+        if not self.is_supervised:
+            return self.task_steps
+        return -(-self.rollouts_per_task // CURVE_POINTS) * self.steps_per_update
 
     @property
     def held_back(self) -> int:
@@ -228,6 +283,8 @@ class Config:
     @property
     def scope(self) -> str:
         """What is shared by all tasks: "convolutions", "encoder", or "model", with one head for all games."""
+        if self.keeps_heads and self.meta.shared == "model":
+            return "encoder"
         return "model" if self.meta_learner == "finetune-single" else self.meta.shared
 
     @property

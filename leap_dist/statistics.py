@@ -89,6 +89,15 @@ def area(curve: np.ndarray) -> float:
     return float(np.concatenate([np.full(known[0], curve[known[0]]), curve[known[0] :]]).mean())
 
 
+def trapezoids(curve: np.ndarray) -> float:
+    """Trapezoids between the T points of a curve, over T: (Σ_{i<T} (x_i + x_{i−1})/2) / T. NaN where there is no point.
+
+    What the area under a training error curve means for supervised tasks: Leap's authors divide by T, not by the T − 1
+    trapezoids (amzn/metalearn-leap, src/omniglot).
+    """
+    return float((curve[1:] + curve[:-1]).sum() / 2 / len(curve)) if len(curve) else math.nan
+
+
 def steps_to(curve: np.ndarray, at: np.ndarray, target: float) -> float:
     """The first of the agent steps `at` at which the curve is `target` or more; infinite where it never is."""
     reached = np.flatnonzero(curve >= target)

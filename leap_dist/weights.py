@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
 
 from envs.atari import STACKS, channels
+from leap_dist import convnet
 from leap_dist.files import CorruptFile, read_regular, unpack
 from leap_dist.models import ALL_ACTIONS, FRAME_SIZE, SCALE, ActorCritic, Encoder, Manifest, initialize, load_vector
+from leap_dist.settings import Config
 from leap_dist.shapes import conform
 
 _ORDER = {
@@ -25,17 +28,20 @@ _ORDER = {
     "rgb4": "oldest frame first; red, green, blue within a frame",
 }
 _SCOPES = ("encoder", "convolutions", "model")
+_FRAMES = {"frames": str, "size": int, "frame_skip": int, "scale": str}
+_IMAGES = {"channels": int, "size": int, "classes": int}
 _METADATA = {
     "version": int,
     "preset": str,
     "meta_learner": str,
     "shared": str,
     "games": [str],
-    "preprocessing": {"frames": str, "size": int, "frame_skip": int, "scale": str},
+    "preprocessing": {...: object},
 }
 """What `MetaState` writes at least."""
-_MORE = {"mode": str, "task_steps": int, "agent_steps": int}
+_MORE = {"mode": str, "task_steps": int, "agent_steps": int, "tasks": str}
 """What it writes besides, since version 0.1."""
+_MOST = 4096  # of channels, pixels, classes: what claims more is damage
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,19 @@ class Initialization:
         return str(self.metadata["shared"])
 
     @property
+    def tasks(self) -> str:
+        """What it was meta-learned on: "atari", "omniglot" or "multi-cv"."""
+        return str(self.metadata.get("tasks", "atari"))
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the parameters that are here."""
+        return _manifest(self.metadata)
+
+    @property
     def channels(self) -> int:
         """Input channels of the first convolution."""
-        return int(self.tensors["conv1.weight"].shape[1])
+        return int(self.manifest.shapes[0][1])
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -99,8 +115,11 @@ class Initialization:
 
     def encoder(self, *, linear_seed: int | None = None) -> InitializedEncoder:
         """A new encoder with these parameters. Where only convolutions were meta-learned, `linear_seed` determines the
-        rest: an orthogonal linear layer, as every task of the run began with. Raises ValueError where it is missing.
+        rest: an orthogonal linear layer, as every task of the run began with. Raises ValueError where it is missing, or
+        where this is no initialization for Atari games.
         """
+        if self.tasks != "atari":
+            raise ValueError(f"this initialization is for tasks {self.tasks}, not for Atari games; see load_network")
         encoder = InitializedEncoder(self.channels, self.preprocessing)
         if self.scope == "convolutions":
             if linear_seed is None:
@@ -135,6 +154,35 @@ def load_encoder(path: str | Path, *, linear_seed: int | None = None) -> Initial
     return read_initialization(path).encoder(linear_seed=linear_seed)
 
 
+def load_network(path: str | Path, classes: int | None = None, *, head_seed: int | None = None) -> convnet.ConvNet:
+    """The network of a supervised run's init.safetensors: (N, channels, size, size) float32 → logits (N, classes).
+
+    Args:
+        path: of the file; links are followed.
+        classes: outputs of the head; None: as many as the run's tasks had.
+        head_seed: of a fresh head, needed (and used) where the head is not in the file, or has other classes.
+
+    Raises OSError where there is no such file, CorruptFile where it is damaged, of a newer format or not such a file,
+    ValueError where it is for Atari games, or the head is missing and no seed is given.
+    """
+    found = read_initialization(path)
+    if found.tasks == "atari":
+        raise ValueError("this initialization is for Atari games; see load_encoder")
+    given = found.metadata["preprocessing"]
+    network = convnet.ConvNet(given["channels"], given["size"], classes or given["classes"])
+    shared, local = network.parameters_of(found.scope)
+    if network.head.out_features != given["classes"]:
+        shared, local = network.parameters_of("encoder")
+    if local and head_seed is None:
+        raise ValueError(
+            "this initialization has no head for these classes; give head_seed=0, or any other, for a fresh one"
+        )
+    if local:
+        convnet.initialize(network, torch.Generator().manual_seed(head_seed or 0))
+    load_vector(shared, found.vector(Manifest.of(shared)))
+    return network
+
+
 def read_initialization(path: str | Path) -> Initialization:
     """Reads an init.safetensors. Links are followed. Raises OSError, or CorruptFile that says what is wrong."""
     path = Path(path)
@@ -148,20 +196,36 @@ def read_initialization(path: str | Path) -> Initialization:
     return Initialization(tensors, metadata, hashlib.sha256(data).hexdigest())
 
 
+def _manifest(metadata: Mapping[str, Any]) -> Manifest:
+    given = metadata["preprocessing"]
+    model: ActorCritic | convnet.ConvNet
+    with torch.device("meta"):  # shapes only
+        if metadata.get("tasks", "atari") == "atari":
+            model = ActorCritic(Encoder(channels(given["frames"])), ALL_ACTIONS)
+        else:
+            model = convnet.ConvNet(given["channels"], given["size"], given["classes"])
+        shared, _ = model.parameters_of(metadata["shared"])
+    return Manifest.of(shared)
+
+
 def _check(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
     """Raises ValueError where the content is not what a run writes."""
     more = {name: shape for name, shape in _MORE.items() if name in metadata}
     conform(metadata, {**_METADATA, **more}, "metadata")
-    scope, given = metadata["shared"], metadata["preprocessing"]
+    scope, given, tasks = metadata["shared"], metadata["preprocessing"], metadata.get("tasks", "atari")
     if scope not in _SCOPES:
         raise ValueError(f"shared is {scope[:40]!r}, which is none of {', '.join(_SCOPES)}")
-    if given["frames"] not in STACKS:
-        raise ValueError(f"frames is {given['frames'][:40]!r}, which is none of {', '.join(STACKS)}")
-    if (given["size"], given["scale"]) != (FRAME_SIZE, SCALE) or given["frame_skip"] < 1:
-        raise ValueError("its preprocessing is another one")
-    with torch.device("meta"):  # shapes only
-        shared, _ = ActorCritic(Encoder(channels(given["frames"])), ALL_ACTIONS).parameters_of(scope)
-    Manifest.of(shared).join(tensors)
+    if tasks not in get_args(get_type_hints(Config)["tasks"]):
+        raise ValueError(f"tasks is {tasks[:40]!r}, which this version does not know")
+    conform(given, _FRAMES if tasks == "atari" else _IMAGES, "preprocessing")
+    if tasks == "atari":
+        if given["frames"] not in STACKS:
+            raise ValueError(f"frames is {given['frames'][:40]!r}, which is none of {', '.join(STACKS)}")
+        if (given["size"], given["scale"]) != (FRAME_SIZE, SCALE) or given["frame_skip"] < 1:
+            raise ValueError("its preprocessing is another one")
+    elif not all(1 <= number <= _MOST for number in given.values()) or given["size"] < convnet.SMALLEST:
+        raise ValueError("its images are none")
+    _manifest(metadata).join(tensors)
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32:
             raise ValueError(f"{name} is {tensor.dtype}, not float32")

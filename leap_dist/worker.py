@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
-from leap_dist import meta_learners
+from leap_dist import families, meta_learners
 from leap_dist.contribution import Ack, Contribution, CurvePoint, Episode, Lease
 from leap_dist.failpoints import failpoint
+from leap_dist.families import Beginning
 from leap_dist.film import Film, NoFilm
 from leap_dist.learners import Learner
-from leap_dist.learners.a2c import A2C
 from leap_dist.models import Manifest, add_vector, flatten
 from leap_dist.settings import Config
 from leap_dist.stopwatch import NoProfiler, Profiler, Stopwatch
@@ -72,18 +73,13 @@ def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatc
     """The learner for a lease's task."""
     # A head that persists begins as the run and the game determine it, whichever task comes first.
     own_seed = np.random.SeedSequence((config.seed, *lease.task.game.encode())).generate_state(1)[0]
-    return A2C(
-        lease.task.game,
+    beginning = Beginning(
         start.vector,
-        seed=lease.task.seed,
-        agent=config.agent,
-        settings=config.atari,
-        worker=config.worker,
-        scope=start.scope or config.scope,
+        start.scope or config.scope,
         head_seed=int(own_seed) if config.keeps_heads else None,
         head_change=start.head,
-        stopwatch=stopwatch,
     )
+    return families.of(config).learner(config, lease, beginning, stopwatch or Stopwatch())
 
 
 def run_task(
@@ -157,11 +153,12 @@ class _Run:
     def train(self) -> Ack | None:
         """The whole task; see run_task."""
         config, learner, watch = self._config, self._learner, self._watch
-        rollouts, interval = config.rollouts_per_task, config.worker.push_interval
-        steps, pushed, renewed = 0, 0, self._clock()
+        rollout, rollouts, interval = 0, config.rollouts_per_task, config.worker.push_interval
+        steps, pushed, noted, renewed = 0, 0, 0, self._clock()
         filmed_from = self._film.start(self._lease)
         failpoint("task.start")
-        for rollout in range(1, rollouts + 1):
+        while rollout < rollouts:
+            rollout += 1
             if rollout == filmed_from:
                 learner.show(self._film.see)
             if rollout <= rollouts - config.held_back:
@@ -169,6 +166,8 @@ class _Run:
                 with self._time("leap"):
                     watch.observe(loss)
                 learner.step()
+                if learner.done:
+                    rollouts = rollout + config.held_back
             else:
                 watch.measure()
             self._profiler.step()
@@ -177,6 +176,9 @@ class _Run:
             steps += learner.steps_per_update
             if rollout == rollouts:
                 break
+            if steps // config.curve_interval > noted // config.curve_interval:
+                self._note(steps)
+                noted = steps
             if self._notice.given and not self._notice.leaves_time_for(self._left(rollout, rollouts)):
                 self._hand_over(rollout, steps)
                 return None
@@ -194,6 +196,8 @@ class _Run:
                 if not ack.proceed:
                     return None
         watch.finish()
+        if self._episodes is not None:
+            self._conclude(steps)
         ack = self._push(rollouts, steps, final=True)
         if ack.durable:
             self._film.finish(self._lease)
@@ -233,14 +237,23 @@ class _Run:
             shift *= np.float32(largest / size)
         self._watch.shift(add_vector(self._learner.shared, shift))
 
-    def _push(self, updates: int, steps: int, *, final: bool = False) -> Ack:
-        """Delivers what there is so far, in a new array."""
+    def _note(self, steps: int, more: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Adds a point to the curve: of what happened since the last one."""
         progress = self._learner.progress()
         if self._episodes is not None:
             self._episodes += map(Episode, progress.ended, progress.scores)
-        if progress.means:
+        if means := {**progress.means, **more}:
             score = float(np.mean(progress.scores)) if progress.scores else None
-            self._curve.append(CurvePoint(steps, len(progress.scores), score, progress.means))
+            self._curve.append(CurvePoint(steps, len(progress.scores), score, means))
+
+    def _conclude(self, steps: int) -> None:
+        """The curve's last point has what shows only at the end."""
+        if more := self._learner.conclude():
+            self._note(steps, more)
+
+    def _push(self, updates: int, steps: int, *, final: bool = False) -> Ack:
+        """Delivers what there is so far, in a new array."""
+        self._note(steps)
         self._seq += 1
         with self._time("leap"):
             vector, path = self._watch.report()

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from leap_dist.learners.classification import Classifier
-from leap_dist.learners.examples import Dataset, Examples, SupervisedSettings
-from leap_dist.settings import WorkerSettings
+from leap_dist.learners.examples import Dataset, Examples
+from leap_dist.settings import SupervisedSettings, WorkerSettings
 
 SIDE = 16
 CLASSES = 4

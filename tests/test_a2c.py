@@ -416,13 +416,14 @@ def test_progress_reports_a_rollout_that_only_measures_as_well():
 
 def test_the_learner_implements_the_protocol():
     methods = [name for name, _ in inspect.getmembers(Learner, inspect.isfunction) if not name.startswith("_")]
-    assert set(methods) == {"backward", "step", "evaluate", "progress", "show", "close"}
+    assert set(methods) == {"backward", "step", "measure", "evaluate", "progress", "conclude", "show", "close"}
     for name in methods:
         wanted = inspect.signature(getattr(Learner, name), eval_str=True)
         assert inspect.signature(getattr(A2C, name), eval_str=True) == wanted
-    assert set(Learner.__annotations__) == {"shared", "local", "steps_per_update"}
+    assert set(Learner.__annotations__) == {"shared", "local", "descent", "steps_per_update"}
     with playing() as learner:
         assert learner.steps_per_update == 2 * 5
+        assert not learner.done
 
 
 @pytest.mark.parametrize("scope", ["convolutions", "encoder", "model"])

@@ -536,7 +536,7 @@ def test_an_aggregator_that_dies_loses_nothing_and_nothing_counts_twice(tmp_path
             assert np.array_equal(server.snapshot()[1], alone.snapshot()[1])
         else:
             finals = sum(line["final"] for line in server.ledger(0)[0])
-            assert finals == run.tasks
+            assert finals == run.total_tasks
         server.close()
         shutil.rmtree(tmp_path / str(at))
         if not died[0]:
@@ -598,7 +598,7 @@ def test_a_server_killed_at_any_write_of_a_delivery_has_what_it_acknowledged_onc
                 assert np.array_equal(server.snapshot()[1], alone.snapshot()[1]), at
                 assert ledger(here) == ledger(folder / "alone")
             else:
-                assert sum(line["final"] for line in server.ledger(0)[0]) == run.tasks
+                assert sum(line["final"] for line in server.ledger(0)[0]) == run.total_tasks
             server.close()
             shutil.rmtree(here)
             if not killed:

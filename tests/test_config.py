@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 
 from envs.games import SETS, available
-from leap_dist.config import ConfigError, fields, incompatibilities, read_yaml, resolve, to_yaml
+from leap_dist.config import ConfigError, fields, fixed_settings, incompatibilities, read_yaml, resolve, to_yaml
 from leap_dist.presets import DEFAULTS, PRESET_HELP, PRESETS
 from leap_dist.settings import Config
 
@@ -682,6 +682,8 @@ def valid(name: str) -> st.SearchStrategy[Any]:
             max(low, above), high if math.isfinite(high) else None, allow_nan=False, allow_infinity=False
         )
         return bounded.filter(lambda value: value > above)
+    if name == "data_dir":
+        return st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters=":"), min_size=1)
     assert name == "address"
     host = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="@"), min_size=1)
     return st.sampled_from(["local", "auto"]) | st.builds("{}:{}".format, host, st.integers(1, 65535))
@@ -863,6 +865,14 @@ OTHER_VALUES = {
     "atari.life_loss": False,
     "atari.max_episode_frames": 500,
     "atari.full_actions": True,
+    "supervised.batch": 7,
+    "supervised.learning_rate": 0.5,
+    "supervised.augmentation": "turned",
+    "supervised.pretraining": 7,
+    "supervised.resampling": "nearest",
+    "supervised.epochs": 3,
+    "supervised.patience": 4,
+    "supervised.validation": 0.25,
 }
 PLACEMENT = {
     "workers": 77,
@@ -873,6 +883,7 @@ PLACEMENT = {
     "meta_updates": 500,
     "address": "auto",
     "insecure": True,
+    "data_dir": "elsewhere",
     "worker.device": "cuda",
     "worker.threads": 3,
     "server.pushes_per_second": 7.0,
@@ -914,7 +925,8 @@ def test_all_changes_are_listed():
 def test_every_setting_is_on_one_side_or_the_other():
     """A new setting has to be thought about."""
     undecided = set(FIELDS) - set(OTHER_VALUES) - set(PLACEMENT)
-    assert undecided == {"preset", "meta_learner", "worker.precision", "server.on_lost"}
+    assert undecided == {"preset", "tasks", "meta_learner", "worker.precision", "server.on_lost"}
+    assert "tasks" in fixed_settings(resolve("paper"))
 
 
 def test_another_optimizer_does_not_get_the_rates_of_the_one_that_a_choice_brings():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +50,15 @@ def test_a_worker_takes_no_more_than_its_share_of_a_gpu(monkeypatch, share, expe
     assert fractions == []
     prepare("cuda", 1, share)
     assert fractions == expected
+
+
+def test_freed_memory_stays_with_the_process_where_the_c_library_can_be_told_so(monkeypatch):
+    told: dict[int, int] = {}
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=told.__setitem__))
+    prepare("cpu", 1, 0.0)
+    assert told == {-3: 2**25, -1: 2**27}  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: SimpleNamespace())  # musl
+    prepare("cpu", 1, 0.0)
 
 
 def test_a_captured_function_gives_new_tensors_from_what_its_inputs_hold_now():

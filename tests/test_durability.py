@@ -77,7 +77,7 @@ def test_a_kill_at_any_write_changes_neither_initialization_nor_heads_nor_ledger
     undisturbed, acknowledged = play(fast_path / "undisturbed", settings)
     lines = ledger(fast_path / "undisturbed")
     assert {(line["task"], line["seq"]) for line in lines} == acknowledged
-    assert len(lines) == len(acknowledged) == (7 if settings.mode == "stream" else settings.tasks)
+    assert len(lines) == len(acknowledged) == (7 if settings.mode == "stream" else settings.total_tasks)
     assert any(line["staleness"] for line in lines) == (run != "sync")
     assert ("stale" in undisturbed.status()["refused"]) == (run == "async-stale")
     at = 0
@@ -138,9 +138,9 @@ def assert_applied_once(run_dir, settings, server, sent, acknowledged):
     last = {line["lease"]: line["seq"] for line in lines}
     assert all(last[lease] >= seq for lease, seq in acknowledged.items())
     finals = [line["task"] for line in lines if line["final"]]
-    assert len(finals) == len(set(finals)) == settings.tasks
+    assert len(finals) == len(set(finals)) == settings.total_tasks
     assert {line["task"] for line in lines} == set(finals)
-    assert len(last) == settings.tasks, "a task that had begun is not trained again"
+    assert len(last) == settings.total_tasks, "a task that had begun is not trained again"
     assert sum(line["new_steps"] for line in lines) == lines[-1]["total_steps"]
     phi, heads, size = INITIAL.astype(np.float64), {}, len(INITIAL)
     for lease, seq in last.items():

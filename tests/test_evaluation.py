@@ -375,7 +375,7 @@ def test_what_only_training_uses_is_not_taken_from_a_file(tmp_path, capsys, monk
         seen["config"] = config
         raise ConfigError("enough")
 
-    monkeypatch.setattr(driver, "check_hardware", stop)
+    monkeypatch.setattr(driver, "check_prerequisites", stop)
     arguments = ["--init", "scratch", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out")]
     assert refused(capsys, "evaluate", *arguments) == "enough"
     assert (seen["config"].meta_learner, seen["config"].held_back, seen["config"].preset) == ("none", 0, "smoke")

@@ -212,8 +212,10 @@ def test_in_sync_the_initialization_has_the_same_bits_with_films_and_without(tmp
             run_task(granted, Start(server.snapshot()[1]), run, server, film=film)
             films += len(film.hand_over())
         lines, _ = server.ledger(0)
-        results.append((server.snapshot()[1].tobytes(), [line["path"] for line in lines], run.tasks if interval else 0))
+        results.append(
+            (server.snapshot()[1].tobytes(), [line["path"] for line in lines], run.total_tasks if interval else 0)
+        )
         assert films == results[-1][-1]
         server.close()
     assert results[0][:2] == results[1][:2]
-    assert len(results[0][1]) == replace(run, meta_updates=2).tasks == 4
+    assert len(results[0][1]) == replace(run, meta_updates=2).total_tasks == 4

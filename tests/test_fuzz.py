@@ -821,7 +821,7 @@ def check_server(run: Run, where: Path, victims: list[str], kinds: list[str]) ->
     server.close()
     require(finished, "the run does not end")
     require(np.isfinite(phi).all(), "φ is not finite")
-    require(tasks == run.settings.tasks, f"{tasks} tasks")
+    require(tasks == run.settings.total_tasks, f"{tasks} tasks")
     ledger_hurt = "ledger.jsonl" in victims
     unsaid = {"missing"} & set(kinds)  # the last entry of the journal, or a lease, leaves no trace
     if not alerts and not unsaid:
@@ -834,7 +834,7 @@ def check_server(run: Run, where: Path, victims: list[str], kinds: list[str]) ->
         return
     finals = Counter(line["task"] for line in lines if line["final"])
     require(max(finals.values()) == 1, "a task is final twice")
-    require(len(finals) == run.settings.tasks, "a task is missing")
+    require(len(finals) == run.settings.total_tasks, "a task is missing")
     lost = {lease for name in victims if (lease := held_only_in(run, name)) is not None}
     last: dict[str, int] = {}
     for line in lines:

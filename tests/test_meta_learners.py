@@ -52,6 +52,7 @@ class Noisy:
     So ∇f_k(θ) = θ − c_k. As A2C's, `backward` adds to what is in `.grad`, and `step` drops it.
     """
 
+    descent = None
     steps_per_update = 10
 
     def __init__(self, seed: int) -> None:
@@ -87,6 +88,14 @@ class Noisy:
         loss = self._loss()
         loss.backward()
         return loss.detach()
+
+    done = False
+
+    def measure(self) -> Tensor:
+        return self.backward()
+
+    def conclude(self) -> dict[str, float]:
+        return {}
 
     def step(self) -> None:
         self._optimizer.step()

@@ -75,7 +75,7 @@ class Lost:
         assert len(applied) == len(set(applied)), where
         assert self.acknowledged.keys() <= set(applied), where
         finals = sorted(line["task"] for line in lines if line["final"])
-        assert finals == list(range(self.settings.tasks)), where
+        assert finals == list(range(self.settings.total_tasks)), where
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -367,7 +367,7 @@ def test_lost_records_of_leases_cost_another_turn_of_their_tasks_and_nothing_els
     assert after.push(contribution(lease, INITIAL)).reason == "unknown-lease"
     assert grant(after).task == lease.task
     work(after, "w0")
-    assert [line["task"] for line in ledger(folder / "b")] == list(range(settings.tasks))
+    assert [line["task"] for line in ledger(folder / "b")] == list(range(settings.total_tasks))
     after.close()
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from leap_dist.catalogue import partition
 from leap_dist.config import ConfigError
 from leap_dist.datasets import omniglot
-from leap_dist.datasets.omniglot import Omniglot, partition, rotated
+from leap_dist.datasets.omniglot import Omniglot, rotated
 from leap_dist.datasets.splits import Split
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -305,7 +306,7 @@ def test_who_is_held_out_depends_on_the_seed_alone_and_more_pretraining_includes
 
 @pytest.mark.parametrize("pretraining", [0, -1, 36, 46])
 def test_there_have_to_be_enough_alphabets(pretraining):
-    with pytest.raises(ConfigError, match=f"{pretraining} is not from 1 to 35"):
+    with pytest.raises(ValueError, match=f"{pretraining} alphabets are not from 1 to 35"):
         partition(NAMES, pretraining, seed=0)
 
 

@@ -592,4 +592,4 @@ def test_a_whole_contribution_counts_as_one_that_was_pushed_in_full(tmp_path):
     work(other)
     assert one.finished
     assert np.array_equal(one.snapshot()[1], other.snapshot()[1])
-    assert one.status()["agent_steps"] == settings.tasks * settings.task_steps
+    assert one.status()["agent_steps"] == settings.total_tasks * settings.task_steps

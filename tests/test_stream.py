@@ -67,14 +67,14 @@ def test_phi_is_the_sum_of_the_tasks_wherever_pushes_fall_and_however_workers_in
         sent = {name: one for worker in team for name, one in worker.sent.items()}
         phi, lines = server.snapshot()[1], server.ledger(0)[0]
     finals = [one for one in sent.values() if one.final]
-    assert len(finals) == run.tasks
+    assert len(finals) == run.total_tasks
     close_to(phi, descended(run, [one.vector for one in finals]))
 
     assert [(line["version_before"], line["version_after"]) for line in lines] == [
         (n, n + 1) for n in range(len(lines))
     ]
     assert np.cumsum([line["new_steps"] for line in lines]).tolist() == [line["total_steps"] for line in lines]
-    assert lines[-1]["total_steps"] == run.tasks * run.task_steps, "as in a run that is no stream"
+    assert lines[-1]["total_steps"] == run.total_tasks * run.task_steps, "as in a run that is no stream"
     assert all(line["staleness"] == line["version_before"] - line["base_version"] for line in lines)
     assert all(bool(line["curve"]) == line["final"] for line in lines)
     assert sorted(line["task"] for line in lines if line["final"]) == [0, 1, 2, 3]
@@ -396,7 +396,7 @@ def test_what_a_failed_task_has_pushed_stays_and_it_is_trained_again_with_anothe
     assert again.task.seed != failed.task.seed
     push(server, again, 2, final=True)
     drive(server, [Worker(run, "failed")])
-    assert server.status()["tasks"] == run.tasks == 2
+    assert server.status()["tasks"] == run.total_tasks == 2
     lines = by_lease(server)
     assert [(line["seq"], line["final"], line["new_steps"]) for line in lines[failed.id]] == [(1, False, 100)]
     assert [(line["seq"], line["final"], line["new_steps"]) for line in lines[again.id]] == [(2, True, 200)]
@@ -455,7 +455,7 @@ def test_a_push_that_is_too_stale_ends_its_lease_and_its_task_is_trained_again(t
     server.release(other.incarnation)
     drive(server, [Worker(run, "slow")])
     lines = server.ledger(0)[0]
-    assert sorted(line["task"] for line in lines if line["final"]) == list(range(run.tasks))
+    assert sorted(line["task"] for line in lines if line["final"]) == list(range(run.total_tasks))
     assert [(line["seq"], line["final"]) for line in by_lease(server)[slow.id]] == [(1, False), (2, False)]
 
 

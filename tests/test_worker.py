@@ -21,7 +21,9 @@ from leap_dist.models import Manifest, flatten, initialization
 class Quadratic:
     """f(θ) = ½‖θ‖², plain gradient descent with rate 0.1. 20 agent steps an update."""
 
+    descent = 0.1
     steps_per_update = 20
+    done = False
 
     def __init__(self, tape: list[str], clock: Clock, seconds: float) -> None:
         self.encoder = nn.Linear(2, 1, bias=False)
@@ -38,6 +40,9 @@ class Quadratic:
         loss.backward()
         return loss.detach()
 
+    def measure(self):
+        return self.backward()
+
     def step(self):
         self.tape.append("step")
         with torch.no_grad():
@@ -49,6 +54,9 @@ class Quadratic:
 
     def progress(self):
         return Progress((1.0, 2.0), {"loss": 0.5})
+
+    def conclude(self):
+        return {}
 
     def close(self):
         self.tape.append("close")

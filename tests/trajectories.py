@@ -97,7 +97,9 @@ def make_net(seed: int, dtype: torch.dtype = torch.float64) -> Net:
 
 def watched(net: Net) -> SimpleNamespace:
     """What a meta-learner looks at."""
-    return SimpleNamespace(shared=dict(net.encoder.named_parameters()), local=dict(net.head.named_parameters()))
+    return SimpleNamespace(
+        shared=dict(net.encoder.named_parameters()), local=dict(net.head.named_parameters()), descent=None
+    )
 
 
 def assert_path(pull: PullForward, expected: Path, *, tolerance: float = 1e-6) -> None:

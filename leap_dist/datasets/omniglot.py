@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,8 +24,6 @@ from leap_dist.datasets.splits import Split, Supervised
 ALPHABETS, CHARACTERS, DRAWINGS = {"images_background": 30, "images_evaluation": 20}, 1623, 20
 ORIGINAL, SIZE = 105, 28
 CLASSES, HELD_OUT_DRAWINGS = 20, 5
-HELD_OUT, VALIDATION = 10, 10
-"""Alphabets for the final evaluation, and at most for early stopping; training has the others."""
 ROTATIONS = 36
 
 HELP = (
@@ -71,59 +69,37 @@ class Omniglot:
         return Supervised(f"omniglot/{alphabet}", CLASSES, train, test, mean=(0.0,), std=(1.0,))
 
 
-@dataclass(frozen=True)
-class Partition:
-    """Which alphabets are for what."""
+def find(data_dir: Path, resampling: Resampling = "lanczos", only: Container[str] | None = None) -> Omniglot:
+    """Omniglot in `data_dir/omniglot`, decoded and checked. Raises ConfigError.
 
-    pretraining: tuple[str, ...]
-    validation: tuple[str, ...]
-    held_out: tuple[str, ...]
-
-
-def partition(alphabets: tuple[str, ...], pretraining: int, seed: int) -> Partition:
-    """Draws who is for what: a pure function of the arguments.
-
-    One order is drawn by seed. Its first 10 are held out, the next ones are for pretraining, up to 10 of the last for
-    validation. So for one seed the held-out alphabets are the same whatever the number of pretraining tasks, and more
-    of these include the fewer: arms are compared on equal terms. (The authors' held-out ones follow after the
-    pretraining ones of the order, so that they change with their number.) Raises ConfigError.
+    Of `only` some alphabets, by their published names, where that is given; all have to be there all the same.
     """
-    most = len(alphabets) - HELD_OUT - 1
-    if not 1 <= pretraining <= most:
-        raise ConfigError(f"pretraining alphabets: {pretraining} is not from 1 to {most}")
-    order = [alphabets[position] for position in np.random.default_rng(seed).permutation(len(alphabets))]
-    end = HELD_OUT + pretraining
-    return Partition(tuple(order[HELD_OUT:end]), tuple(order[end:][-VALIDATION:]), tuple(order[:HELD_OUT]))
-
-
-def find(data_dir: Path, resampling: Resampling = "lanczos") -> Omniglot:
-    """Omniglot in `data_dir/omniglot`, decoded and checked. Raises ConfigError."""
     folder = data_dir / "omniglot"
     try:
         if not folder.is_dir():
             raise Missing(f"{folder} is not a folder")
         archive = first(folder, "omniglot.npz")
         if archive is not None:
-            return _from_archive(archive, folder / "alphabets.json", resampling)
+            return _from_archive(archive, folder / "alphabets.json", resampling, only)
         place = first(folder, "images_background", "omniglot-py/images_background", "python/images_background")
         if place is None:
             raise Missing(f"{folder / 'images_background'} is not there")
-        return _from_folders(place.parent, resampling)
+        return _from_folders(place.parent, resampling, only)
     except (Unusable, OSError) as error:
         raise ConfigError(f"data_dir: {error}. {HELP.format(folder=folder)}") from None
 
 
-def _from_archive(archive: Path, table: Path, resampling: Resampling) -> Omniglot:
+def _from_archive(archive: Path, table: Path, resampling: Resampling, only: Container[str] | None) -> Omniglot:
     """From packed bits of ink, one row per character, and which rows are which alphabet. Raises Unusable."""
     bits = ORIGINAL * ORIGINAL
     ink = read_npz(archive, {"ink": (np.uint8, (CHARACTERS, DRAWINGS, (bits + 7) // 8))})["ink"]
     rows = _rows(table)
     drawings = {}
-    for name in sorted(rows):
+    for name in (name for name in sorted(rows) if only is None or name in only):
         packed = ink[rows[name].start : rows[name].stop]
         inked = np.unpackbits(packed, axis=2, count=bits).reshape(len(packed), DRAWINGS, ORIGINAL, ORIGINAL)
         drawings[name] = np.stack([_shrink(character, resampling) for character in inked.astype(bool)])
-    return _checked(drawings, archive)
+    return _checked(drawings, {name: len(found) for name, found in rows.items()}, archive)
 
 
 def _rows(table: Path) -> dict[str, range]:
@@ -147,9 +123,9 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) and re.fullmatch(r"[\w().-]{1,80}", name) is not None
 
 
-def _from_folders(place: Path, resampling: Resampling) -> Omniglot:
+def _from_folders(place: Path, resampling: Resampling, only: Container[str] | None) -> Omniglot:
     """From the folders of PNGs as they are published. Raises Unusable."""
-    drawings = {}
+    drawings, counts = {}, {}
     for part, count in ALPHABETS.items():
         if not (place / part).is_dir():
             raise Unusable(f"{place / part} is not a folder")
@@ -157,11 +133,13 @@ def _from_folders(place: Path, resampling: Resampling) -> Omniglot:
         if len(alphabets) != count:
             raise Unusable(f"{place / part} has {len(alphabets)} alphabets, not {count}")
         for alphabet in alphabets:
-            characters = [_shrink(_drawn(folder), resampling) for folder in _folders(alphabet)]
+            characters = _folders(alphabet)
             if not characters:
                 raise Unusable(f"{alphabet} has no characters")
-            drawings[alphabet.name] = np.stack(characters)
-    return _checked({name: drawings[name] for name in sorted(drawings)}, place)
+            counts[alphabet.name] = len(characters)
+            if only is None or alphabet.name in only:
+                drawings[alphabet.name] = np.stack([_shrink(_drawn(folder), resampling) for folder in characters])
+    return _checked({name: drawings[name] for name in sorted(drawings)}, counts, place)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -187,9 +165,9 @@ def _shrink(inked: np.ndarray, resampling: Resampling) -> np.ndarray:
     return resize(inked.astype(np.uint8) * 255, SIZE, Image.Resampling[resampling.upper()])
 
 
-def _checked(drawings: dict[str, np.ndarray], source: Path) -> Omniglot:
-    """Raises Unusable where the counts are others, or ink and paper were exchanged."""
-    alphabets, characters = len(drawings), sum(map(len, drawings.values()))
+def _checked(drawings: dict[str, np.ndarray], counts: Mapping[str, int], source: Path) -> Omniglot:
+    """`counts`: characters by alphabet. Raises Unusable where these are others, or ink and paper were exchanged."""
+    alphabets, characters = len(counts), sum(counts.values())
     if (alphabets, characters) != (sum(ALPHABETS.values()), CHARACTERS):
         wanted = f"{sum(ALPHABETS.values())} and {CHARACTERS:,}"
         raise Unusable(f"{source} has {alphabets} alphabets and {characters:,} characters, not {wanted}")

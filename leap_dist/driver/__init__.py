@@ -9,11 +9,12 @@ If the driver dies, everything dies with it, and `--resume` continues from the r
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import torch
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from leap_dist import families
 from leap_dist.config import ConfigError
 from leap_dist.driver.access import prepare_local, prepare_to_join
 from leap_dist.driver.actors import EVALUATION, SERVER
@@ -83,8 +85,9 @@ def gpus_per_worker(config: Config, total_gpus: float) -> float:
     return wanted.gpus or min(1.0, total_gpus / config.workers)
 
 
-def check_hardware(config: Config) -> None:
-    """Before Ray starts on this machine: raises ConfigError where GPUs are asked for that it does not have."""
+def check_prerequisites(config: Config) -> None:
+    """Before Ray starts: raises ConfigError where this machine lacks the GPUs, or the data, that are asked for."""
+    families.of(config).check(config)
     if config.address == "local":
         gpus_per_worker(config, torch.cuda.device_count())
 
@@ -107,7 +110,7 @@ def train(
     Raises RunDirectoryBusy or CorruptFile where the server cannot use the run directory, ConfigError where there is no
     cluster or it lacks what is asked for.
     """
-    run_dir = run_dir.absolute()  # the server's process starts elsewhere
+    run_dir, config = run_dir.absolute(), _with_absolute_data_dir(config)  # other processes start elsewhere
     movable = remote is None and config.server.storage == "shared"
     start = _Start(SERVER, (config, run_dir, uuid.uuid4().hex, remote), run_dir, movable)
     return _operate(config, start, record, wall_seconds_before, run_dir / "profile" if profile else None)
@@ -123,9 +126,13 @@ def evaluate(
     workers = min(config.workers, len(runs))
     server = replace(config.server, gather_seconds=0.0)  # there is nothing to gather
     config = replace(config, workers=workers, min_workers=min(config.min_workers, workers), server=server)
-    out = out.absolute()
+    out, config = out.absolute(), _with_absolute_data_dir(config)
     start = _Start(EVALUATION, (config, list(runs), out), out, movable=config.server.storage == "shared")
     return _operate(config, start, record, wall_seconds_before)
+
+
+def _with_absolute_data_dir(config: Config) -> Config:
+    return replace(config, data_dir=str(Path(config.data_dir).absolute()))
 
 
 class _Start(NamedTuple):
@@ -138,15 +145,27 @@ class _Start(NamedTuple):
     """Other nodes have the folder too."""
 
 
+@contextlib.contextmanager
+def session(config: Config) -> Iterator[None]:
+    """One connection to Ray for all that is trained and evaluated in here. Raises ConfigError, see `connect`."""
+    connect(config)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def _operate(
     config: Config, start: _Start, record: Record, wall_seconds_before: float = 0.0, profiles: Path | None = None
 ) -> str:
     """Server, workers and control loop, until the work is done."""
     progress = Progress(config, wall_seconds_before)
-    connect(config)
+    in_session = ray.is_initialized()
+    if not in_session:
+        connect(config)
     stop = StopSignal()
     nodes = Nodes()
-    pool = None
+    pool = server = None
     try:
         total = total_with_autoscaler("GPU", list(nodes.view.staying.values()), config.address)
         gpus = gpus_per_worker(config, total)
@@ -154,7 +173,8 @@ def _operate(
         pool = Pool(config, nodes, profiles)
         pool.require_room()
         if config.address != "local":
-            pool.alerts += check_nodes(nodes.view.staying, start.folder if start.movable else None)
+            data_dir = Path(config.data_dir) if config.is_supervised else None
+            pool.alerts += check_nodes(nodes.view.staying, start.folder if start.movable else None, data_dir)
         server = _start_server(start)
         pool.open(server)
         return Control(server, pool, nodes, progress, record, stop).loop()
@@ -166,7 +186,10 @@ def _operate(
             if pool is not None:
                 pool.close()
             nodes.close()
-            ray.shutdown()
+            if not in_session:
+                ray.shutdown()
+            elif server is not None:
+                ray.kill(server)
 
 
 def _leave_ray() -> None:

@@ -17,15 +17,14 @@ import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
 
 from envs import atari
-from leap_dist import arms, audit
+from leap_dist import arms, audit, families
 from leap_dist.config import ConfigError
 from leap_dist.contribution import Ack, Contribution, Idle, Lease, Renewal
 from leap_dist.device import prepare
 from leap_dist.evaluation import EvaluationServer, Run
 from leap_dist.files import CorruptFile
-from leap_dist.film import Film, Play
+from leap_dist.film import Film, NoFilm, Play
 from leap_dist.mirror import Remote, connect
-from leap_dist.models import initialization
 from leap_dist.run_lock import RunDirectoryBusy
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
@@ -129,7 +128,7 @@ class ServerActor(_Actor):
 
     def _make(self, config: Config, run_dir: Path, session: str, remote: Remote | None = None) -> MetaServer:
         self._snapshots: dict[int, ray.ObjectRef[Any]] = {}
-        manifest, initial = initialization(atari.channels(config.atari.frames), config.seed, config.scope)
+        manifest, initial = families.of(config).initialization(config, config.seed, config.scope)
         return MetaServer(
             config,
             run_dir,
@@ -272,7 +271,7 @@ class WorkerActor:
         self._client = ServerClient(server, aggregators.get(ray.get_runtime_context().get_node_id()))
         self._time = Stopwatch()
         self._profiler = Profiler(self._time) if profile else NoProfiler()
-        self._film = Film(config)
+        self._film = NoFilm() if config.is_supervised else Film(config)
         self._notice = Notice()
 
     def run(self) -> list[Play]:

@@ -28,18 +28,21 @@ class Seen(NamedTuple):
     """Of the probe file, None where it is not there."""
     versions: dict[str, str | None]
     """By package, None where it is missing."""
+    has_data: bool
+    """The data sets' directory is there."""
 
 
-def check_nodes(nodes: Mapping[str, Node], folder: Path | None) -> list[str]:
+def check_nodes(nodes: Mapping[str, Node], folder: Path | None, data_dir: Path | None = None) -> list[str]:
     """Asks every node. Returns what a person should know but nothing stops at.
 
     `folder`: an existing directory that all nodes should share; None: they need not.
+    `data_dir`: a directory that all nodes should have; None: there is none.
 
-    Raises ConfigError where a node does not share the folder, or lacks a package.
+    Raises ConfigError where a node does not share the folder, or lacks a package or the data.
     """
     here = {name: metadata.version(name) for name in PACKAGES}
     with _probe(folder) as (path, content):
-        seen, silent = _ask(list(nodes), path)
+        seen, silent = _ask(list(nodes), path, "/" if data_dir is None else str(data_dir))
     warnings = [f"{nodes[name].host} has not answered for {ANSWER_SECONDS:.0f} s" for name in silent]
     for name, answer in seen.items():
         host = nodes[name].host
@@ -48,6 +51,8 @@ def check_nodes(nodes: Mapping[str, Node], folder: Path | None) -> list[str]:
                 f"run-dir: {folder} is not shared with node {host}; put it on storage that every node has, give a URL, "
                 "or say --server.storage node, with which only this node can resume the run"
             )
+        if not answer.has_data:
+            raise ConfigError(f"data_dir: node {host} has no {data_dir}; put the data sets there, or on shared storage")
         if missing := [package for package in PACKAGES if answer.versions[package] is None]:
             raise ConfigError(
                 f"address: node {host} lacks {', '.join(missing)}; install this project's requirements.txt there"
@@ -76,11 +81,11 @@ def _probe(folder: Path | None) -> Iterator[tuple[str, str]]:
         path.unlink(missing_ok=True)
 
 
-def _ask(names: list[str], path: str) -> tuple[dict[str, Seen], list[str]]:
+def _ask(names: list[str], path: str, data_dir: str) -> tuple[dict[str, Seen], list[str]]:
     """What each node said, and those that did not in time, or went while they were asked."""
 
     # Defined in here so that Ray ships it whole: a node then needs nothing of ours to answer.
-    def look(path: str, packages: tuple[str, ...]) -> tuple[str | None, dict[str, str | None]]:
+    def look(path: str, data_dir: str, packages: tuple[str, ...]) -> tuple[str | None, dict[str, str | None], bool]:
         import importlib.metadata
         import pathlib
 
@@ -90,15 +95,16 @@ def _ask(names: list[str], path: str) -> tuple[dict[str, Seen], list[str]]:
                 versions[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
                 versions[package] = None
+        has_data = pathlib.Path(data_dir).is_dir()
         try:
-            return pathlib.Path(path).read_text(), versions
+            return pathlib.Path(path).read_text(), versions, has_data
         except OSError:
-            return None, versions
+            return None, versions, has_data
 
     remote: Any = ray.remote(num_cpus=0, max_retries=0)(look)
     asked = {
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(
-            path, PACKAGES
+            path, data_dir, PACKAGES
         ): name
         for name in names
     }

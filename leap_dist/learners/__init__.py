@@ -33,6 +33,9 @@ class Learner(Protocol):
     local: Mapping[str, Tensor]
     """The task's own parameters, such as its head."""
 
+    descent: float | None
+    """α, where a step is θ_{i+1} = θ_i − α ∇f(θ_i) and nothing else, so that the gradient tells the path; or None."""
+
     steps_per_update: int
     """Agent steps (or examples) that one `backward` consumes."""
 
@@ -42,11 +45,21 @@ class Learner(Protocol):
     def step(self) -> None:
         """Clips and applies the gradient: θ_i → θ_{i+1}. Must not write into `.grad`; may drop it."""
 
+    @property
+    def done(self) -> bool:
+        """Training on is of no use, whatever is left of the task."""
+
+    def measure(self) -> Tensor:
+        """Like `backward`, but on data that training does not see, where the task has such data."""
+
     def evaluate(self) -> Tensor:
         """f(θ_K) on fresh data, without a gradient, shape (); consumes as much of it as `backward`."""
 
     def progress(self) -> Progress:
         """Reports what happened since the last call, and starts afresh."""
+
+    def conclude(self) -> dict[str, float]:
+        """What shows only once training is over, by name; for evaluations."""
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
         """From now on calls `see` with each picture of what it is learning from, uint8 (C, H, W), where it has any.

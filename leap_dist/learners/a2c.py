@@ -95,6 +95,7 @@ class A2C:
             epsilon_inside=agent.epsilon_form == "inside",
             max_grad_norm=agent.max_grad_norm,
         )
+        self.descent: float | None = None  # RMSProp, and clipped
         self.steps_per_update = agent.envs * agent.unroll
         self._rollout = Rollout(
             self._model,
@@ -124,6 +125,15 @@ class A2C:
         with self.stopwatch("update"):
             self._optimizer.step()
 
+    @property
+    def done(self) -> bool:
+        """Never: there is always more to play."""
+        return False
+
+    def measure(self) -> Tensor:
+        """Every unroll is new: the same as `backward`."""
+        return self.backward()
+
     def evaluate(self) -> Tensor:
         """The loss of one more unroll, without a gradient, shape ()."""
         self._play()
@@ -138,6 +148,10 @@ class A2C:
         report = Progress(tuple(self._finished), means, tuple(self._ended))
         self._reset_progress()
         return report
+
+    def conclude(self) -> dict[str, float]:
+        """Nothing: episodes tell all there is."""
+        return {}
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
         """Shows the first environment's newest frame after every step, (1, 84, 84) in gray or (3, 84, 84) in colour."""

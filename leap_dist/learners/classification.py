@@ -6,6 +6,7 @@ network's layers, shape of the augmentation, which statistics batch norm uses, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -23,12 +24,11 @@ from leap_dist.learners.examples import (
     Examples,
     Seeds,
     Source,
-    SupervisedSettings,
     draws_for_test,
     tensors_of,
 )
 from leap_dist.models import add_vector, load_vector
-from leap_dist.settings import WorkerSettings
+from leap_dist.settings import SupervisedSettings, WorkerSettings
 from leap_dist.stopwatch import Stopwatch
 
 HELD_OUT_BATCH = 500
@@ -48,6 +48,25 @@ class Score(NamedTuple):
     error: float
     """The part that was classified wrongly."""
     loss: float
+
+
+class Patience:
+    """Says when an error, noted every now and then, has not been the lowest for long; never with a length of 0."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._lowest = math.inf
+        self._since = 0
+
+    def note(self, error: float) -> None:
+        """The error as it is now."""
+        self._since = 0 if error < self._lowest else self._since + 1
+        self._lowest = min(self._lowest, error)
+
+    @property
+    def over(self) -> bool:
+        """Enough."""
+        return 0 < self._length <= self._since
 
 
 def area_under(curve: np.ndarray) -> float:
@@ -104,6 +123,7 @@ class Classifier:
         self._parameters = list(self._model.parameters())
         self._targets = [parameter.detach() for parameter in self._parameters]  # the same memory, outside the graph
         self.steps_per_update = settings.batch
+        self.descent: float | None = settings.learning_rate
         self._learning_rate = settings.learning_rate
         self._dtype = resolve_precision(worker.precision, device.type)
 
@@ -113,22 +133,35 @@ class Classifier:
         self._train, self._held_out = source(data.train), source(data.test)
         self._draws = Draws(self._train.count, settings, self._seeds)
         self._test_maps = draws_for_test(self._held_out.count, settings, self._seeds)
+        self._fresh = Draws(self._held_out.count, settings, self._seeds._replace(order=self._seeds.test))
+        self._validation = None if data.validation is None else source(data.validation)
+        self._patience = Patience(settings.patience)
+        self._most = settings.epochs * self._train.count or math.inf
         self._see: Callable[[np.ndarray], None] | None = None
         self._seen = 0
-        self._recent: list[Tensor] = []
+        self._recent: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits and labels of each batch
         self._past: list[np.ndarray] = []
 
     def backward(self) -> Tensor:
         """Leaves the gradient of a fresh batch's mean cross-entropy in `.grad`. Returns the loss, shape ()."""
+        return self._backward(*self._batch())
+
+    def measure(self) -> Tensor:
+        """The same of a batch of held-out images; they are no part of the curve."""
+        images, labels = self._held_out.take(*self._fresh.next())
+        self._seen += len(labels)
+        return self._backward(images, labels, note=False)
+
+    def _backward(self, images: Tensor, labels: Tensor, *, note: bool = True) -> Tensor:
         with self.stopwatch("update"):
-            images, labels = self._batch()
             logits = self._logits(images)
             loss = F.cross_entropy(logits, labels)
-            for parameter, gradient in zip(self._parameters, torch.autograd.grad(loss, self._parameters), strict=True):
+            # Zeros for what is not used: the biases of convolutions are constants.
+            gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 parameter.grad = gradient
-            return self._note(loss.detach(), logits.detach(), labels)
+            return self._note(loss.detach(), logits.detach(), labels) if note else loss.detach()
 
-    @torch.no_grad()
     def step(self) -> None:
         """θ ← θ − α ∇f; the gradients are dropped, not overwritten."""
         with self.stopwatch("update"):
@@ -138,6 +171,14 @@ class Classifier:
             torch._foreach_add_(self._targets, gradients, alpha=-self._learning_rate)
             for parameter in self._parameters:
                 parameter.grad = None
+
+    @property
+    def done(self) -> bool:
+        """All epochs are over, or validation says that there is no more to gain."""
+        count, batch = self._train.count, self.steps_per_update
+        if self._validation is not None and self._seen // count > (self._seen - batch) // count:
+            self._patience.note(self._score(self._validation, None).error)
+        return self._seen >= self._most or self._patience.over
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
@@ -155,17 +196,28 @@ class Classifier:
         begin at (0, 1) and forget that by a tenth per update: a test means little before some 50 of them. Two calls in
         a row give the same, and training goes on as if there had been none.
         """
+        return self._score(self._held_out, self._test_maps)
+
+    @torch.no_grad()
+    def _score(self, source: Source, maps: Tensor | None) -> Score:
         loss = wrong = 0.0
         self._model.eval()
-        count = self._held_out.count
-        for index in torch.arange(count).split(HELD_OUT_BATCH):
-            maps = None if self._test_maps is None else self._test_maps[index]
-            images, labels = self._held_out.take(index, maps)
+        for index in torch.arange(source.count).split(HELD_OUT_BATCH):
+            images, labels = source.take(index, None if maps is None else maps[index])
             logits = self._logits(images)
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             wrong += (logits.argmax(1) != labels).sum().item()
         self._model.train()
-        return Score(wrong / count, loss / count)
+        return Score(wrong / source.count, loss / source.count)
+
+    def conclude(self) -> dict[str, float]:
+        """Error and loss on the held-out images, and the error on the training images, as the network is now."""
+        test = self.test()
+        return {
+            "test_error": test.error,
+            "test_loss": test.loss,
+            "train_error": self._score(self._train, None).error,
+        }
 
     def curve(self) -> Curve:
         """Of all updates so far."""
@@ -204,14 +256,17 @@ class Classifier:
         return logits.float()
 
     def _note(self, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Takes a batch into the curve. On a GPU nothing is waited for."""
-        error = (logits.argmax(1) != labels).double().mean()
-        self._recent.append(torch.stack([loss.double(), error]))
+        """Takes a batch into the curve. What was wrong is counted later, in many batches at once."""
+        self._recent.append((loss, logits, labels))
         return loss
 
     def _settle(self) -> np.ndarray:
         """What was noted since the last call, (n, 2), to go into the past."""
-        recent: np.ndarray = torch.stack(self._recent).cpu().numpy() if self._recent else np.empty((0, 2))
+        recent = np.empty((0, 2))
+        if self._recent:
+            losses, logits, labels = (torch.stack(part) for part in zip(*self._recent, strict=True))
+            errors = (logits.argmax(2) != labels).double().mean(1)
+            recent = torch.stack([losses.double(), errors], dim=1).cpu().numpy()
         self._past.append(recent)
         self._recent = []
         return recent

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from leap_dist.augmentation import FAMILIES, draw, look_up
-from leap_dist.settings import setting
-
-
-@dataclass(frozen=True)
-class SupervisedSettings:
-    """How a classifier is trained on a task (appendices C and D)."""
-
-    batch: int = setting(20, "examples per update", low=1, high=100_000)
-    learning_rate: float = setting(0.1, "α of gradient descent", above=0)
-    augmentation: Literal["none", "affine", "rotations", "turned"] = setting(
-        "none",
-        "images: as they are; each turned, shifted and scaled anew; each turned anew by one of 36 angles; or a task's "
-        "all turned by the same one",
-    )
+from leap_dist.settings import SupervisedSettings
 
 
 @dataclass(frozen=True)
@@ -49,6 +36,8 @@ class Dataset:
     mean: tuple[float, ...] = (0.0,)
     """Of a channel, pixels counting from 0 to 1; one for all or one for each."""
     std: tuple[float, ...] = (1.0,)
+    validation: Examples | None = None
+    """Held out too: to tell when training has nothing more to gain."""
 
 
 class Seeds(NamedTuple):
@@ -114,10 +103,10 @@ class Source:
         device = self._images.device
         index = index.to(device, non_blocking=True)
         if maps is None:
-            images = self._images[index]
+            images = self._images.index_select(0, index)
         else:
             images = look_up(self._images, index, maps.to(device, non_blocking=True))
-        return images.permute(0, 3, 1, 2).expand(-1, self._channels, -1, -1), self._labels[index]
+        return images.permute(0, 3, 1, 2).expand(-1, self._channels, -1, -1), self._labels.index_select(0, index)
 
     def normalized(self, images: Tensor) -> Tensor:
         """The network's input, laid out channels last."""

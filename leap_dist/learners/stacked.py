@@ -21,9 +21,9 @@ from leap_dist.contribution import PathStatistics
 from leap_dist.convnet import ConvNet, initialize
 from leap_dist.device import resolve_device, resolve_precision
 from leap_dist.learners.classification import Curve, Score
-from leap_dist.learners.examples import Dataset, Draws, Seeds, Source, SupervisedSettings, draws_for_test, tensors_of
+from leap_dist.learners.examples import Dataset, Draws, Seeds, Source, draws_for_test, tensors_of
 from leap_dist.models import flatten
-from leap_dist.settings import LeapSettings, WorkerSettings
+from leap_dist.settings import LeapSettings, SupervisedSettings, WorkerSettings
 
 _SMALLEST_NORM = 1e-12
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,12 +13,11 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from envs.games import reference_scores
 from leap_dist.report import COLOURS
-from leap_dist.statistics import Band, Interval
+from leap_dist.statistics import Interval
+from leap_dist.transfer.canvas import DASHES, draw_band, legend, new_figure, png, style
 from leap_dist.transfer.results import AGGREGATES, MEASURES, Results
 
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _RANDOM_PLAY: dict[str, Any] = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}
-_DOTS_PER_INCH = 120
 _MEASURES = {"final": "final return", "auc": "area under the curve"}
 _AGGREGATES = {"median": "median", "iqm": "IQM", "mean": "mean", "optimality_gap": "optimality gap (less is better)"}
 
@@ -33,7 +30,7 @@ def pictures(results: Results) -> dict[str, bytes]:
         drawn["aggregates.png"] = _aggregates(results)
     if results.against:
         drawn["improvement.png"] = _improvement(results)
-    return {name: _png(figure) for name, figure in drawn.items()}
+    return {name: png(figure) for name, figure in drawn.items()}
 
 
 def _curves(results: Results) -> Figure:
@@ -46,10 +43,10 @@ def _curves(results: Results) -> Figure:
         panels.append(lambda axes: _draw_all_games(axes, results))
     columns = min(len(panels), 3 if len(panels) <= 9 else 4 if len(panels) <= 16 else 5)
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(max(6.0, 3.4 * columns), 2.6 * rows + 0.7)
+    figure = new_figure(max(6.0, 3.4 * columns), 2.6 * rows + 0.7)
     for index, draw in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
-        _style(axes)
+        style(axes)
         axes.set_xlim(0, results.budget)
         axes.set_xlabel("agent steps", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -71,7 +68,7 @@ def _draw_game(axes: Axes, results: Results, game: str) -> None:
     if (random_play := reference_scores().get(game, {}).get("random")) is not None:
         axes.axhline(random_play, **_RANDOM_PLAY)
     for arm, cell in cells.items():
-        _draw_band(axes, results.grid, cell.curve, results, arm)
+        draw_band(axes, results.grid, cell.curve, _look(results, arm))
 
 
 def _draw_all_games(axes: Axes, results: Results) -> None:
@@ -79,28 +76,28 @@ def _draw_all_games(axes: Axes, results: Results) -> None:
     axes.set_title(f"IQM of {count} game{'s' if count > 1 else ''}", fontsize=10, fontweight="bold")
     axes.set_ylabel("human-normalized return", fontsize=8)
     for arm, overall in results.overall.items():
-        _draw_band(axes, results.grid, overall.curve, results, arm)
+        draw_band(axes, results.grid, overall.curve, _look(results, arm))
 
 
 def _profiles(results: Results) -> Figure:
-    figure = _figure(9.0, 3.8)
+    figure = new_figure(9.0, 3.8)
     for index, measure in enumerate(MEASURES):
         axes = figure.add_subplot(1, 2, index + 1)
-        _style(axes)
+        style(axes)
         axes.set_title(_MEASURES[measure], fontsize=10)
         axes.set_xlabel("human-normalized score τ", fontsize=9)
         axes.set_ylabel("fraction of runs above τ", fontsize=9)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlim(results.thresholds[measure][0], results.thresholds[measure][-1])
         for arm, overall in results.overall.items():
-            _draw_band(axes, results.thresholds[measure], overall.profiles[measure], results, arm)
+            draw_band(axes, results.thresholds[measure], overall.profiles[measure], _look(results, arm))
     _legend(figure, results)
     return figure
 
 
 def _aggregates(results: Results) -> Figure:
     height = max(1.6, 0.9 + 0.26 * len(results.arms))  # inches of a row; its label needs as much
-    figure = _figure(11.0, 2 * height + 0.4)
+    figure = new_figure(11.0, 2 * height + 0.4)
     for row, measure in enumerate(MEASURES):
         for column, name in enumerate(AGGREGATES):
             axes = figure.add_subplot(len(MEASURES), len(AGGREGATES), row * len(AGGREGATES) + column + 1)
@@ -115,7 +112,7 @@ def _aggregates(results: Results) -> Figure:
 
 
 def _improvement(results: Results) -> Figure:
-    figure = _figure(8.0, 1.1 + 0.3 * len(results.against))
+    figure = new_figure(8.0, 1.1 + 0.3 * len(results.against))
     for index, measure in enumerate(MEASURES):
         axes = figure.add_subplot(1, 2, index + 1)
         _draw_intervals(
@@ -129,15 +126,9 @@ def _improvement(results: Results) -> Figure:
     return figure
 
 
-def _draw_band(axes: Axes, at: np.ndarray, band: Band, results: Results, arm: str) -> None:
-    look = _look(results, arm)
-    axes.fill_between(at, band.low, band.high, color=look["color"], alpha=0.18, linewidth=0)
-    axes.plot(at, band.point, linewidth=1.6, **look)
-
-
 def _draw_intervals(axes: Axes, intervals: dict[str, Interval], results: Results, *, named: bool) -> None:
     """One line per arm, from above; the bar is the interval, the diamond the estimate."""
-    _style(axes)
+    style(axes)
     axes.grid(visible=False, axis="y")
     for place, (arm, interval) in enumerate(intervals.items()):
         colour = _look(results, arm)["color"]
@@ -154,7 +145,7 @@ def _draw_intervals(axes: Axes, intervals: dict[str, Interval], results: Results
 def _look(results: Results, arm: str) -> dict[str, Any]:
     """Colour and dashes of an arm, together different for 30."""
     index = results.arms.index(arm)
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": _DASHES[index % len(_DASHES)]}
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
 def _any_reference(results: Results) -> bool:
@@ -163,32 +154,4 @@ def _any_reference(results: Results) -> bool:
 
 def _legend(figure: Figure, results: Results, extra: list[Line2D] | None = None) -> None:
     handles = [Line2D([], [], linewidth=1.8, label=arm, **_look(results, arm)) for arm in results.arms]
-    handles += extra or []
-    inches = 0.9 + 0.085 * max(len(str(handle.get_label())) for handle in handles)  # of the longest entry
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=max(1, int(figure.get_figwidth() / inches)),
-        fontsize=9,
-        frameon=False,
-        handlelength=3,
-    )
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH)
-    figure.set_layout_engine("constrained", h_pad=0.08)  # inches, so that a title keeps its distance from what is above
-    return figure
-
-
-def _style(axes: Axes) -> None:
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # Without the library's version in it, the same results give the same bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    legend(figure, handles + (extra or []))

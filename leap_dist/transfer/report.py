@@ -7,21 +7,17 @@ tensorboard/eval         curves with margins
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
-import math
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from leap_dist import statistics
 from leap_dist.config import ConfigError
 from leap_dist.files import CorruptFile, read_regular, reason, remove, write_atomic
 from leap_dist.transfer import figures, tensorboard
 from leap_dist.transfer.page import Verbatim, markdown, page
+from leap_dist.transfer.plain import csv_text, plain
 from leap_dist.transfer.results import SEED, Results, Row, compute
 from leap_dist.transfer.runs import describe_arms, load_all
 from leap_dist.transfer.text import TITLE, blocks
@@ -97,41 +93,24 @@ def _attached(out: Path) -> tuple[list[Verbatim], list[str]]:
 
 
 def _table(rows: tuple[Row, ...]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    found = []
     for row in rows:
         run = row.run
         speed = run.budget / run.seconds if run.seconds else None
         measured = (row.auc, row.final, row.normalized_auc, row.normalized_final, row.steps_to_baseline)
-        values = (run.arm, run.game, run.seed, run.budget, len(run.ended), *measured, run.seconds, speed)
-        writer.writerow("" if value is None or value != value else value for value in values)
-    return buffer.getvalue()
+        found.append((run.arm, run.game, run.seed, run.budget, len(run.ended), *measured, run.seconds, speed))
+    return csv_text(COLUMNS, found)
 
 
 def _json(results: Results, described: list[dict[str, Any]], warnings: list[str], repetitions: int) -> str:
+    numbers = plain(dataclasses.replace(results, rows=()))
+    del numbers["rows"]  # they are in results.csv
     content = {
         "format": FORMAT,
         "described": described,
         "bootstrap": {"repetitions": repetitions, "level": statistics.LEVEL, "seed": SEED},
         "window": statistics.WINDOW,
-        **_plain(results),
+        **numbers,
         "warnings": warnings,
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses and arrays as strict JSON, where what is unknown or infinite is null. Runs are in results.csv."""
-    if dataclasses.is_dataclass(value):
-        names = (field.name for field in dataclasses.fields(value) if field.name != "rows")
-        return {name: _plain(getattr(value, name)) for name in names}
-    if hasattr(value, "_asdict"):
-        return _plain(value._asdict())
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, np.ndarray | tuple | list):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):  # NumPy's are some
-        return float(value) if math.isfinite(value) else None
-    return value

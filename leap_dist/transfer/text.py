@@ -34,7 +34,7 @@ def blocks(
         Heading(TITLE, 1),
         Paragraph(_scope(results)),
         *(wrong if warnings else []),
-        *_arms(results, described),
+        *initializations(described),
         *_curves(results, pictures),
         *_all_games(results, pictures),
         *_against(results, pictures),
@@ -53,7 +53,8 @@ def _scope(results: Results) -> str:
     )
 
 
-def _arms(results: Results, described: list[dict[str, Any]]) -> list[Block]:
+def initializations(described: list[dict[str, Any]]) -> list[Block]:
+    """Where the arms' initializations are from, as arms.json has it; nothing where it has nothing."""
     if not described:
         return []
     header = ["arm", *(name.replace("_", "-") for name in _DESCRIBED)]

@@ -1,0 +1,178 @@
+"""What a study trains and tests: from a command's settings to the configuration of every run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from leap_dist import config as configuration
+from leap_dist.catalogue import DATA_SETS
+from leap_dist.config import ConfigError
+from leap_dist.settings import Config
+from leap_dist.study.spec import ARMS, Study
+
+_HOW = {"workers", "min_workers", "wait_for_nodes", "address", "insecure", "data_dir", "preset", "games", "seed"}
+_HOW_SECTIONS = {"worker", "server", "telemetry"}
+"""Settings that change nothing in what a study finds, or that its cells have values of their own for."""
+
+
+class Cell(NamedTuple):
+    """One training run."""
+
+    group: str
+    seed: int
+    arm: str
+
+    def __str__(self) -> str:
+        return f"{self.arm}, group {self.group}, seed {self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A study, and the settings that its runs are made with.
+
+    Args:
+        preset: where they start from.
+        given: settings of all arms, by dotted name.
+        of_arms: what single arms have in their place.
+        test_steps: examples that an evaluation trains on.
+    """
+
+    study: Study
+    preset: str
+    given: Mapping[str, Any]
+    of_arms: Mapping[str, Mapping[str, Any]]
+    test_steps: int
+
+    def cells(self) -> Iterator[Cell]:
+        """Seed by seed, so that whatever is done when it ends early compares all arms."""
+        for seed in self.study.seeds:
+            for group in self.study.groups:
+                for arm in self.study.arms:
+                    yield Cell(group, seed, arm)
+
+    def training(self, cell: Cell) -> Config:
+        """Of a cell. Raises ConfigError."""
+        settings = {**self.given, **self.of_arms.get(cell.arm, {}), "meta_learner": cell.arm, "seed": cell.seed}
+        return _resolve(self.preset, settings, training_games(cell.group, self.given))
+
+    def test(self, group: str, seed: int) -> Config:
+        """Of an evaluation of all arms: they learn alike then. Raises ConfigError."""
+        held_out = {"games": ("held_out",) if self.study.tasks == "omniglot" else (group,)}
+        fixed = {"meta_learner": "none", "mode": "buffered", "seed": seed, "task_steps": self.test_steps}
+        learning = {name: value for name, value in self.given.items() if not name.startswith(("meta", "leap"))}
+        return _resolve(self.preset, {**learning, **fixed}, {**training_games(group, self.given), **held_out})
+
+
+def make(
+    *,
+    preset: str,
+    given: Mapping[str, Any],
+    arms: Sequence[str],
+    groups: Sequence[str],
+    seeds: int,
+    of_arms: Mapping[str, Mapping[str, Any]],
+    test_steps: int | None,
+) -> Plan:
+    """A plan, with every run's settings checked. Raises ConfigError.
+
+    Args:
+        arms: meta-learners.
+        groups: numbers of pretraining alphabets, or data sets to hold out.
+        seeds: how many; they are counted from setting `seed` on.
+        test_steps: None: as many as a training task has.
+    """
+    if not 1 <= seeds <= 1000:
+        raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
+    for arm in (*arms, *of_arms):
+        if arm not in ARMS:
+            raise ConfigError(f"arms: no meta-learner {arm[:40]!r} among {', '.join(ARMS)}")
+    tasks = configuration.typed("tasks", given.get("tasks", Config.tasks))
+    if tasks == "atari":
+        raise ConfigError("tasks: a study is of omniglot or multi-cv; for Atari games see launch.py evaluate")
+    first = configuration.resolve(preset, given)
+    groups = groups or ("4", "10", "20") if tasks == "omniglot" else groups or first.games
+    for group in groups:
+        if tasks == "multi-cv" and group not in first.games:
+            raise ConfigError(f"groups: {group[:40]!r} is none of the data sets {', '.join(first.games)}")
+    study = Study(
+        tasks=tasks,
+        arms=tuple(arm for arm in ARMS if arm in arms),
+        groups=tuple(dict.fromkeys(groups)),
+        seeds=tuple(range(first.seed, first.seed + seeds)),
+        settings={},
+        meta_updates=first.meta_updates,
+        batch_size=first.meta.batch_size,
+        task_steps=first.task_steps,
+    )
+    plan = Plan(study, preset, given, of_arms, test_steps or first.task_steps)
+    runs = {cell: plan.training(cell) for cell in plan.cells()}
+    for cell in runs:
+        plan.test(cell.group, cell.seed)
+    found = {cell.arm: _settings(config) for cell, config in runs.items()}
+    return dataclasses.replace(plan, study=dataclasses.replace(study, settings=found))
+
+
+def parse_of_arms(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """ARM:SETTING=VALUE, each, as settings by arm. Raises ConfigError."""
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        arm, colon, rest = text.partition(":")
+        name, equals, value = rest.partition("=")
+        if not (colon and equals):
+            raise ConfigError(f"with: {text[:60]!r} is not ARM:SETTING=VALUE, as in reptile:meta.learning-rate=0.3")
+        found.setdefault(arm, {})[name.replace("-", "_")] = value
+    return found
+
+
+def training_games(group: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group's runs train on, as settings."""
+    if given["tasks"] == "omniglot":
+        return {"games": ("pretraining",), "supervised.pretraining": group}
+    games = configuration.typed("games", given.get("games", ("all",)))
+    return {"games": tuple(name for name in (DATA_SETS if "all" in games else games) if name != group)}
+
+
+def _resolve(preset: str, settings: Mapping[str, Any], games: Mapping[str, Any]) -> Config:
+    return configuration.resolve(preset, settings, games)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What an arm is trained with, as plain data: all that makes a difference to what is found."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in configuration.fixed_settings(config).items()
+        if name not in _HOW and name.split(".")[0] not in _HOW_SECTIONS | {"agent", "atari"}
+    }
+
+
+def merge(old: Study, new: Study) -> Study:
+    """The study that `new` makes of `old` in the same folder. Raises ConfigError where they cannot be one.
+
+    Arms, groups and seeds may be added; an arm that is there keeps its settings.
+    """
+    if old.tasks != new.tasks:
+        raise ConfigError(f"out: there is a study of {old.tasks} already; choose another")
+    for arm in old.settings.keys() & new.settings.keys():
+        for name, value in new.settings[arm].items():
+            if name != "supervised.pretraining" and old.settings[arm].get(name) != value:
+                was = old.settings[arm].get(name)
+                raise ConfigError(
+                    f"{name}: the study in this folder has {was} for {arm}, not {value}; choose another --out"
+                )
+
+    def both(name: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys((*getattr(old, name), *getattr(new, name))))
+
+    arms = tuple(arm for arm in ARMS if arm in both("arms"))
+    groups = both("groups")
+    if old.tasks == "omniglot":
+        groups = tuple(sorted(groups, key=int))
+    return dataclasses.replace(
+        new,
+        arms=arms,
+        groups=groups,
+        seeds=tuple(sorted(both("seeds"))),
+        settings={arm: new.settings.get(arm) or old.settings[arm] for arm in arms},
+    )
