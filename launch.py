@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from leap_dist import config as configuration
-from leap_dist import reading, report, run_directory, working_copy
+from leap_dist import measure, reading, report, run_directory, working_copy
 from leap_dist.config import ConfigError
 from leap_dist.files import CorruptFile
 from leap_dist.journal import Ledger
@@ -464,8 +464,8 @@ def _conclude(run: working_copy.Run, outcome: str, summary: dict[str, Any]) -> N
         picture = f"could not be written: {error}"
     print(
         f"\n{outcome}: {summary['tasks']} of {summary['tasks_wanted']} tasks, {summary['meta_updates']} meta-updates, "
-        f"{summary['contributions_applied']} contributions, {summary['agent_steps']:,} agent steps "
-        f"in {summary['wall_seconds']:.0f} s\n"
+        f"{summary['contributions_applied']} contributions, {summary['agent_steps']:,} "
+        f"{measure.of_summary(summary).steps} in {summary['wall_seconds']:.0f} s\n"
         f"  initialization  {run.shown}/init.safetensors\n"
         f"  picture         {picture}\n"
         f"  ledger          {run.shown}/ledger.jsonl\n"

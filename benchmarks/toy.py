@@ -59,6 +59,19 @@ class ToyLearner:
         """Nothing."""
         return Progress((), {})
 
+    @property
+    def done(self) -> bool:
+        """Never."""
+        return False
+
+    def measure(self) -> Tensor:
+        """The same as `backward`: nothing is held out."""
+        return self.backward()
+
+    def conclude(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
     def show(self, see: Callable[[np.ndarray], None]) -> None:
         """There is nothing to see."""
 

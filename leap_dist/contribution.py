@@ -68,9 +68,9 @@ class CurvePoint:
     """Agent steps since the task's start."""
     episodes: int
     score: float | None
-    """Mean raw return of the episodes that ended, None where none did."""
+    """Mean raw return of the episodes that ended, None where none did. Of supervised tasks, mean error of a batch."""
     means: dict[str, float]
-    """Mean loss, policy_loss, value_loss, entropy."""
+    """Mean loss, policy_loss, value_loss, entropy; loss, error."""
 
     def plain(self) -> dict[str, Any]:
         """As plain data. `dataclasses.asdict` gives the same, twenty times slower."""

@@ -173,6 +173,15 @@ class Omniglot(Images):
 class MultiCV(Images):
     """A data set's classes."""
 
+    def check(self, config: Config) -> None:
+        """Reads everything once."""
+        try:
+            super().check(config)
+        except ConfigError as error:
+            there = [name for name in multicv.at_hand(Path(config.data_dir)) if name in config.games]
+            hint = f". There are folders of {', '.join(there)}: choose with --games" if there else ""
+            raise ConfigError(f"{error}{hint}") from None
+
     def __init__(self) -> None:
         super().__init__(channels=3, size=multicv.SIZE, classes=10)
 

@@ -15,6 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from leap_dist import measure
+from leap_dist.measure import Measure
+
 _STYLES = {
     "running": "green",
     "waiting": "yellow",
@@ -107,7 +110,7 @@ def _progress(summary: dict[str, Any]) -> str:
     updates = "" if _evaluates(summary) else f", meta-updates {summary['meta_updates']}"
     return (
         f"{'runs' if _evaluates(summary) else 'tasks'} {summary['tasks']}/{summary['tasks_wanted']}{updates}"
-        f" | agent steps {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
+        f" | {measure.of_summary(summary).steps} {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
         f" | elapsed {_duration(summary['wall_seconds'])}, ETA {_duration(left) if left is not None else 'unknown'}"
     )
 
@@ -142,29 +145,30 @@ def _health(summary: dict[str, Any]) -> Text:
 
 
 def _worker_table(summary: dict[str, Any]) -> Table:
+    shown = measure.of_summary(summary)
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("worker")
-    table.add_column("game")
-    for name in ("task done", "steps/s", "last return", "silent"):
+    table.add_column(shown.source)
+    for name in ("task done", shown.rate, f"last {shown.name}", "silent"):
         table.add_column(name, justify="right", no_wrap=True)
     leases = {lease["worker"]: lease for lease in summary["leases"]}
     states = {worker["name"]: worker["state"] for worker in summary["workers"]}
     for name in [*states, *(worker for worker in leases if worker not in states)]:
         if name in leases:
-            table.add_row(name, *_lease_cells(leases[name]))
+            table.add_row(name, *_lease_cells(leases[name], shown))
         else:
             state = states[name]
             table.add_row(name, Text("waiting" if state == "running" else state, style="dim"))
     return table
 
 
-def _lease_cells(lease: dict[str, Any]) -> tuple[str, ...]:
+def _lease_cells(lease: dict[str, Any], shown: Measure) -> tuple[str, ...]:
     scores = [point["score"] for point in lease["curve"] if point["score"] is not None]
     return (
         f"{lease['game']}, {lease['arm']}, seed {lease['seed']}" if "arm" in lease else lease["game"],
         f"{lease['steps'] / lease['steps_wanted']:.0%}",
         f"{lease['steps'] / lease['seconds']:,.0f}" if lease["seconds"] else "",
-        f"{scores[-1]:,.1f}" if scores else "",
+        shown.shown(scores[-1]) if scores else "",
         f"{lease['silent_seconds']:.0f} s",
     )
 

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from typing import Any
 
+from leap_dist import measure
 from leap_dist.settings import Config
 
 WINDOW_SECONDS = 30.0
@@ -36,6 +37,7 @@ class Progress:
             "preset": self._config.preset,
             "mode": self._config.mode,
             "meta_learner": self._config.meta_learner,
+            "measure": measure.of_config(self._config).name,
             "updated": time.time(),
             "wall_seconds": self._before + now - self._started,
             "steps_per_second": self._step_rate(now, status["agent_steps"]),

@@ -14,17 +14,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from envs.games import reference_scores
+from leap_dist import measure
+from leap_dist.measure import Measure
 
 # Okabe and Ito's colours, which the colour-blind tell apart; without yellow, faint on white, and black, the mean's.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "h")
 _RANDOM_PLAY: dict[str, Any] = {"color": "0.55", "linestyle": "--", "linewidth": 1.0}
 _ONE_TASK: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4.5, "markeredgewidth": 0, "alpha": 0.5}
-_RETURNS_LEGEND = (
+_SCORES_LEGEND = (
     Line2D([], [], color="0.3", label="one task", **_ONE_TASK),
     Line2D([], [], color="0.3", linewidth=1.2, label="mean of a meta-update"),
-    Line2D([], [], label="random play", **_RANDOM_PLAY),
 )
+_RANDOM_PLAY_LEGEND = Line2D([], [], label="random play", **_RANDOM_PLAY)
 _DOTS_PER_INCH = 120
 
 
@@ -37,21 +39,22 @@ class _Task(NamedTuple):
 
 
 def progress_picture(lines: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draws a run's ledger: the tasks' returns, a panel for every game, and the lengths of their gradient paths.
+    """Draws a run's ledger: the tasks' returns, or training errors, a panel for every game, and their paths' lengths.
 
-    Returns are those of the second half of a task. The PNG replaces `path` as a whole, in whatever state the run is.
-    Raises OSError where it cannot be written; what was there stays.
+    Returns and errors are those of the second half of a task. The PNG replaces `path` as a whole, in whatever state the
+    run is. Raises OSError where it cannot be written; what was there stays.
     """
     tasks: defaultdict[str, list[_Task]] = defaultdict(list)
     for line in lines:
         if line["final"]:
-            tasks[line["game"]].append(_Task(line["version_after"], task_return(line["curve"]), line["path"]["length"]))
-    figure = _draw({game: tasks[game] for game in sorted(tasks)}, title) if tasks else _empty(title)
+            tasks[line["game"]].append(_Task(line["version_after"], task_score(line["curve"]), line["path"]["length"]))
+    by_name = {game: tasks[game] for game in sorted(tasks)}
+    figure = _draw(by_name, measure.of_lines(lines), title) if tasks else _empty(title)
     _save(figure, path)
 
 
-def task_return(curve: list[dict[str, Any]]) -> float | None:
-    """Mean raw return of the episodes that ended in the second half of a task's curve.
+def task_score(curve: list[dict[str, Any]]) -> float | None:
+    """Mean raw return of the episodes that ended in the second half of a task's curve; mean error of its batches.
 
     Of the whole curve where none ended there, None where none ended at all.
     """
@@ -62,7 +65,7 @@ def task_return(curve: list[dict[str, Any]]) -> float | None:
     return sum(point["score"] * point["episodes"] for point in chosen) / episodes if episodes else None
 
 
-def _draw(tasks: dict[str, list[_Task]], title: str) -> Figure:
+def _draw(tasks: dict[str, list[_Task]], drawn: Measure, title: str) -> Figure:
     columns = min(len(tasks), 4 if len(tasks) <= 12 else 6 if len(tasks) <= 30 else 8)
     rows = math.ceil(len(tasks) / columns)
     heights = 2.0 * rows + 0.3, 3.4
@@ -73,25 +76,31 @@ def _draw(tasks: dict[str, list[_Task]], title: str) -> Figure:
     (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
     last = max(task.version for of_game in tasks.values() for task in of_game)
     for index, (game, of_game) in enumerate(tasks.items()):
-        _draw_returns(upper.add_subplot(rows, columns, index + 1), game, of_game, COLOURS[index % len(COLOURS)], last)
-    upper.legend(handles=_RETURNS_LEGEND, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+        axes = upper.add_subplot(rows, columns, index + 1)
+        _draw_scores(axes, game, of_game, drawn, COLOURS[index % len(COLOURS)], last)
+    legend = _SCORES_LEGEND if tasks.keys().isdisjoint(reference_scores()) else (*_SCORES_LEGEND, _RANDOM_PLAY_LEGEND)
+    upper.legend(handles=legend, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     _draw_lengths(lower.add_subplot(), tasks, last)
     return figure
 
 
-def _draw_returns(axes: Axes, game: str, tasks: list[_Task], colour: str, last: int) -> None:
+def _draw_scores(axes: Axes, game: str, tasks: list[_Task], drawn: Measure, colour: str, last: int) -> None:
     axes.set_title(game, fontsize=9)
-    _label(axes, "return", last, ticks=5)
-    ended = [(task.version, task.score) for task in tasks if task.score is not None]
+    _label(axes, drawn.title, last, ticks=5)
+    ended = [(task.version, drawn.scale * task.score) for task in tasks if task.score is not None]
     random_play = reference_scores().get(game, {}).get("random")
     if not ended:
         axes.set_yticks([])
-        axes.text(0.5, 0.5, "no episode finished yet", transform=axes.transAxes, ha="center", va="center", fontsize=8)
+        axes.text(0.5, 0.5, drawn.nothing, transform=axes.transAxes, ha="center", va="center", fontsize=8)
         return
     if random_play is not None:
         axes.axhline(random_play, **_RANDOM_PLAY)
     axes.plot(*zip(*ended, strict=True), color=colour, **_ONE_TASK)
     axes.plot(*_means(ended), color=colour, linewidth=1.2)
+    if drawn.lowest is not None:  # heights can be compared then
+        axes.update_datalim([(last, drawn.lowest)])
+        axes.autoscale_view()
+        axes.set_ylim(bottom=drawn.lowest)
 
 
 def _draw_lengths(axes: Axes, tasks: dict[str, list[_Task]], last: int) -> None:

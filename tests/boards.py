@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from leap_dist.telemetry import TensorBoard
 
 GAMES = ("pong", "freeway", "air_raid")  # air_raid has no published scores
+ALPHABETS = ("greek", "n_ko", "old_church_slavonic_cyrillic")
 
 Line = dict[str, Any]
 Points = dict[tuple[str, str], list[tuple[int, float]]]
@@ -20,6 +21,11 @@ Points = dict[tuple[str, str], list[tuple[int, float]]]
 def point(steps: int, score: float | None, value: float = 0.5) -> dict[str, Any]:
     means = {"loss": value, "policy_loss": value + 1, "value_loss": value + 2, "entropy": value + 3}
     return {"steps": steps, "episodes": 0 if score is None else 2, "score": score, "means": means}
+
+
+def batches(steps: int, error: float, loss: float = 0.5) -> dict[str, Any]:
+    """A curve's point of a supervised task."""
+    return {"steps": steps, "episodes": 5, "score": error, "means": {"loss": loss, "error": error}}
 
 
 def line(game: str, version: int, curve: list[dict[str, Any]], *, steps: int = 300, **values: Any) -> Line:
@@ -54,15 +60,19 @@ def line(game: str, version: int, curve: list[dict[str, Any]], *, steps: int = 3
     }
 
 
-def ledger(updates: int, seed: int = 0) -> list[list[Line]]:
-    """Meta-updates of three tasks: every game, in changing order, with curves of changing length."""
+def ledger(updates: int, seed: int = 0, names: tuple[str, ...] = GAMES) -> list[list[Line]]:
+    """Meta-updates of three tasks: every game (or alphabet), in changing order, with curves of changing length."""
     rng = np.random.default_rng(seed)
     made = []
     for version in range(1, updates + 1):
         lines = []
-        for game in rng.permutation(GAMES):
+        for game in rng.permutation(names):
             steps = [100 * (i + 1) for i in range(int(rng.integers(1, 4)))]
-            curve = [point(s, float(rng.normal()) if rng.random() < 0.7 else None, float(rng.normal())) for s in steps]
+            if names == ALPHABETS:
+                curve = [batches(s, float(rng.random()), float(rng.normal())) for s in steps]
+            else:
+                scores = [float(rng.normal()) if rng.random() < 0.7 else None for _ in steps]
+                curve = [point(s, score, float(rng.normal())) for s, score in zip(steps, scores, strict=True)]
             lines.append(line(str(game), version, curve, norm=float(rng.random()), staleness=int(rng.integers(3))))
         made.append(lines)
     return made

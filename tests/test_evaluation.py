@@ -393,7 +393,11 @@ def test_a_run_directory_with_a_foreign_config_is_no_traceback(tmp_path):
     run = trained_run(tmp_path / "mine")
     (run / "config.yaml").write_text("some: thing\n")
     _, files = arms.read([str(run)])
-    assert arms.settings(files, {}, None) == {"preset": "paper"}
+    assert arms.settings(files, {}, None) == {
+        "preset": "paper",
+        "tasks": "atari",
+        "games": ("breakout", "qbert", "space_invaders"),
+    }
 
 
 def test_games_that_an_arm_was_trained_on_are_named():

@@ -553,7 +553,7 @@ def report_tasks(lines: list[dict[str, Any]]) -> None:
     """What the picture makes of lines, but for the drawing."""
     for line in lines:
         if line["final"]:
-            _ = line["game"], line["version_after"], report.task_return(line["curve"]), line["path"]["length"] > 0
+            _ = line["game"], line["version_after"], report.task_score(line["curve"]), line["path"]["length"] > 0
 
 
 def fuzz_pictures(folder: Path, runs: dict[str, list[Run]]) -> Case:

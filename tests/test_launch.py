@@ -8,7 +8,7 @@ import re
 import pytest
 
 import launch
-from leap_dist import driver, run_directory
+from leap_dist import driver, run_directory, working_copy
 from leap_dist.config import ConfigError, resolve
 from leap_dist.run_lock import RunDirectoryBusy, RunLock
 
@@ -260,3 +260,18 @@ def test_too_few_gpus():
     config = resolve("paper", {"worker.gpus": 2})
     with pytest.raises(ConfigError, match=r"worker.gpus: 2 asked for, but there are 1 GPUs"):
         driver.gpus_per_worker(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"measure": "error"}, "8 contributions, 1,600 examples in 14 s"),
+        ({"measure": "return"}, "8 contributions, 1,600 agent steps in 14 s"),
+        ({}, "8 contributions, 1,600 agent steps in 14 s"),
+    ],
+)
+def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words):
+    counts = {"tasks": 8, "tasks_wanted": 8, "meta_updates": 4, "contributions_applied": 8, "agent_steps": 1600}
+    launch._conclude(working_copy.Run(tmp_path), "done", {**counts, "wall_seconds": 14.2, "alerts": [], **more})
+    assert f"done: 8 of 8 tasks, 4 meta-updates, {words}\n" in capsys.readouterr().out
+    assert (tmp_path / "progress.png").exists()

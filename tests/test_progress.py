@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from protocol import Clock, config, serve
 
+from leap_dist import measure
 from leap_dist import progress as module
 from leap_dist.progress import WINDOW_SECONDS, Progress
 
@@ -31,3 +32,10 @@ def test_rates_are_of_the_last_half_minute_and_never_negative(clock: Clock, tmp_
     assert rates(WINDOW_SECONDS, 20_000, 50) == (500.0, 1.0)
     assert rates(2, 21_500, 3) == (750.0, 0.0), "a new server has counted its own pushes only"
     assert rates(4, 23_600, 11) == (600.0, 2.0)
+
+
+@pytest.mark.parametrize(("tasks", "name"), [("atari", "return"), ("omniglot", "error"), ("multi-cv", "error")])
+def test_the_summary_says_what_tells_how_training_goes(tmp_path: Any, tasks: str, name: str) -> None:
+    told = Progress(config(tasks=tasks), 0.0).summary(serve(tmp_path, config()).status(), "running", {})
+    assert told["measure"] == name
+    assert measure.of_summary(told) is measure.of_config(config(tasks=tasks))

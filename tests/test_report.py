@@ -15,7 +15,8 @@ from PIL import Image
 
 from envs.games import SETS, reference_scores
 from leap_dist import report
-from leap_dist.report import progress_picture, task_return
+from leap_dist.catalogue import ALPHABETS
+from leap_dist.report import progress_picture, task_score
 
 THREE = ("freeway", "pong", "up_n_down")
 
@@ -27,6 +28,13 @@ def point(steps: int, episodes: int, score: float | None) -> dict[str, Any]:
 def line(game: str, version: int, score: float | None = 1.0, length: float = 3.0) -> dict[str, Any]:
     curve = [point(100, 0, None), point(200, 0 if score is None else 2, score)]
     return {"game": game, "version_after": version, "final": True, "curve": curve, "path": {"length": length}}
+
+
+def supervised(alphabet: str, version: int, error: float = 0.5) -> dict[str, Any]:
+    """A line of a run whose tasks are alphabets: an error of `error` in the second half of the task."""
+    curve = [(100, 0.9), (200, error)]
+    points = [{**point(steps, 5, value), "means": {"loss": 1.0, "error": value}} for steps, value in curve]
+    return {**line(alphabet, version), "curve": points}
 
 
 def figure_of(lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Figure:
@@ -108,6 +116,45 @@ def test_curves_show_means_of_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None
     assert curve(lengths, colour="black") == ([1, 3], [5.0, 7.0])
 
 
+def test_of_alphabets_the_panels_show_training_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [supervised("greek", 1, 0.5), supervised("greek", 1, 0.25), supervised("greek", 3, 0.125)]
+    figure = figure_of([*lines, supervised("n_ko", 2), {**supervised("ulog", 2), "curve": []}], monkeypatch)
+    greek = panel(figure, "greek")
+    assert greek.get_ylabel() == "training error (%)"
+    assert curve(greek) == ([1, 3], [37.5, 12.5])
+    assert "no batch yet" in texts(panel(figure, "ulog"))
+    for alphabet in ("greek", "n_ko"):  # from 0 on, with room above the highest point
+        low, high = panel(figure, alphabet).get_ylim()
+        assert low == 0
+        assert 50 < high < 60
+    words = texts(figure)
+    assert "one task" in words
+    for word in ("random play", "return", "episode"):
+        assert not [text for text in words if word in text], word
+
+
+def test_of_games_the_legend_has_random_play_where_it_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "random play" in texts(figure_of([line("pong", 1), line("air_raid", 1)], monkeypatch))
+    assert "random play" not in texts(figure_of([line("air_raid", 1)], monkeypatch))
+
+
+def test_thirty_five_alphabets_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = sorted(ALPHABETS, key=len)[-35:]  # the longest ones
+    figure = figure_of([supervised(name, version) for version in range(1, 4) for name in names], monkeypatch)
+    figure.draw_without_rendering()  # which lays it out
+    panels = [panel(figure, name) for name in names]
+    titles = [axes.title.get_window_extent() for axes in panels]
+    assert not [1 for at, one in enumerate(titles) for other in titles[at + 1 :] if one.overlaps(other)]
+    assert all(axes.get_window_extent().width > 150 and axes.get_window_extent().height > 100 for axes in panels)
+    lengths = panel(figure, "length of the gradient paths")
+    legend = lengths.get_legend()
+    assert legend is not None
+    box = legend.get_window_extent()
+    assert not box.overlaps(lengths.get_window_extent())
+    assert box.x1 <= figure.bbox.x1
+    assert box.y0 >= figure.bbox.y0
+
+
 @pytest.mark.parametrize("updates", [1, 2, 7, 1000])
 def test_meta_updates_are_counted_in_whole_numbers(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
     figure = figure_of([line("pong", version) for version in (1, updates)], monkeypatch)
@@ -184,5 +231,5 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytes
         ([point(100, 1, 10.0), point(200, 3, 20.0), point(300, 0, None), point(400, 0, None)], 17.5),  # no second half
     ],
 )
-def test_the_return_of_a_task(points: list[dict[str, Any]], expected: float | None) -> None:
-    assert task_return(points) == expected
+def test_the_score_of_a_task(points: list[dict[str, Any]], expected: float | None) -> None:
+    assert task_score(points) == expected

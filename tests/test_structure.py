@@ -54,7 +54,7 @@ FLOORS = [
         "leap_dist.run_lock",
         "leap_dist.labels",
     ],
-    ["leap_dist.combinations", "leap_dist.files", "leap_dist.quantization", "leap_dist.catalogue"],
+    ["leap_dist.combinations", "leap_dist.files", "leap_dist.quantization", "leap_dist.catalogue", "leap_dist.measure"],
     ["leap_dist.config"],
     [f"leap_dist.{name}" for name in GROUND] + ["leap_dist.stop_signal"],
     [f"leap_dist.datasets.{name}" for name in ("idx", "cifar", "matlab", "pictures")],

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from boards import curves, ledger, line, merge, newest_files, point, shown, summary, write
+from boards import batches, curves, ledger, line, merge, newest_files, point, shown, summary, write
 from protocol import Clock
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -123,6 +123,24 @@ def test_values_of_tasks_when_games_alternate(tmp_path: Path) -> None:
         assert points["game/pong", f"task/{name}"] == [(step, value) for step in (300, 600, 620, 640)]
     assert points["game/freeway", "task/path_length"] == [(50, 2.0), (120, 2.0)]
     assert points["game/freeway", "task/return"] == [(120, 3.0)]
+
+
+def test_of_supervised_tasks_the_error_takes_the_place_of_the_return(tmp_path: Path) -> None:
+    tasks = [
+        line("greek", 1, [batches(100, 0.9, 3.0), batches(300, 0.5, 2.0)]),
+        line("n_ko", 1, [batches(300, 0.25, 1.0)]),
+        line("ulog", 1, []),
+        line("greek", 1, [batches(200, 0.75)], steps=200, final=False),  # not at its end, of which meta/error is
+    ]
+    write(tmp_path, [tasks]).close()
+    points = shown(tmp_path)
+    for group, step in (("meta", 1), ("meta_frames", 1000)):
+        assert points["server", f"{group}/error"] == [(step, 0.375)]
+        assert points["server", f"{group}/loss"] == [(step, 1.5)]
+    assert points["game/greek", "task/error"] == [(100, pytest.approx(0.9)), (300, 0.5)]
+    assert points["game/greek", "task/loss"] == [(100, 3.0), (300, 2.0)]
+    assert points["game/n_ko", "task/error"] == [(300, 0.25)]
+    assert not {tag for _, tag in points if "return" in tag or "score" in tag or "human" in tag}
 
 
 @pytest.mark.parametrize("torn_bytes", [0, 1, 5, 300, 10**9])
@@ -308,6 +326,49 @@ def test_the_table_shows_state_totals_alerts_and_workers() -> None:
     ):
         assert part in text, part
     assert "first" not in text
+
+
+def text_of(summary: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(summary))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_the_table_speaks_of_examples_and_errors_where_tasks_are_supervised() -> None:
+    leases = [lease("w0", "greek", curve=[batches(4000, 0.95), batches(8000, 0.123)]), lease("w1", "n_ko", curve=[])]
+    text = text_of(summary(measure="error", leases=leases))
+    assert [row.split() for row in text.splitlines()][-3:] == [
+        ["worker", "data", "set", "task", "done", "examples/s", "last", "error", "silent"],
+        ["w0", "greek", "75%", "1,500", "12.3%", "4", "s"],
+        ["w1", "n_ko", "75%", "1,500", "4", "s"],
+    ]
+    assert "tasks 9/30, meta-updates 3 | examples 1,234,567, 2,310/s | elapsed" in text
+    for word in ("return", "agent steps", "game"):
+        assert word not in text, word
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "last"),
+    [
+        ({"measure": "error"}, ("examples 1,234,567", "examples/s", "last error"), "12.3%"),
+        ({"measure": "return"}, ("agent steps 1,234,567", "steps/s", "last return"), "0.1"),
+        ({}, ("agent steps 1,234,567", "steps/s", "last return"), "0.1"),  # a summary of an earlier version
+    ],
+)
+def test_the_table_of_an_evaluation_does_too(values: dict[str, Any], words: tuple[str, ...], last: str) -> None:
+    held = lease("w0", "greek", arm="leap", seed=7, curve=[batches(8000, 0.123)])
+    text = text_of(summary(kind="evaluation", given_up=[], leases=[held], **values))
+    assert "runs 9/30 | " in text
+    for word in words:
+        assert word in text, word
+    assert text.splitlines()[-1].split() == ["w0", "greek,", "leap,", "seed", "7", "75%", "1,500", last, "4", "s"]
+
+
+def test_a_file_gets_lines_about_examples() -> None:
+    out = io.StringIO()
+    with LiveTable(Console(file=out, width=40)) as table:
+        table.show(summary(measure="error"))
+    assert " | examples 1,234,567, 2,310/s | " in out.getvalue()
 
 
 @pytest.mark.parametrize("state", ["starting", "stopping", "done", "interrupted", "failed", "died"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from boards import GAMES, ledger, merge, summary
+from boards import ALPHABETS, GAMES, ledger, merge, summary
 from PIL import Image
 from protocol import config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,6 +21,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 
 from leap_dist.config import fixed_settings
 from leap_dist.film import LARGEST, Play, encode
+from leap_dist.measure import ERROR, RETURN, Measure, of_config
 from leap_dist.telemetry import TensorBoard
 from leap_dist.telemetry.hyperparameters import METRICS
 from leap_dist.telemetry.tags import CURVE, META, OPS, PATH, custom_scalars
@@ -29,6 +30,15 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("emulator", "waiting", "other")
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
 AGREEMENT = {"games": ["freeway", "pong"], "cosines": [[1.0, -0.25], [-0.25, 1.0]]}
+NAMES = {"atari": GAMES, "omniglot": ALPHABETS}
+ONLY = {
+    "atari": {
+        "meta/score_human_normalized", "meta/score_iqm", "meta/score_lower_quartile", "meta/score_upper_quartile",
+        "task/return", "task/human_normalized", "task/policy_loss", "task/value_loss", "task/entropy",
+    },
+    "omniglot": {"meta/error", "task/error"},
+}  # fmt: skip
+"""Tags that runs of one kind of task have, and others do not."""
 GIF = encode([np.full((1, 84, 84), shade, np.uint8) for shade in (0, 100, 200)], 130)
 
 
@@ -43,11 +53,17 @@ def documented() -> set[str]:
     return found
 
 
-def promised() -> set[tuple[str, str]]:
-    """(run, tag) of every curve of a run of GAMES."""
-    tags = documented()
+def tags_of(tasks: str) -> set[str]:
+    """Of a run of such tasks."""
+    others = {tag for kind, tags in ONLY.items() if kind != tasks for tag in tags}
+    return {tag for tag in documented() if tag.replace("meta_frames/", "meta/") not in others}
+
+
+def promised(tasks: str) -> set[tuple[str, str]]:
+    """(run, tag) of every curve of a run of all NAMES of such tasks."""
+    tags = tags_of(tasks)
     server = {("server", tag) for tag in tags if not tag.startswith("task/")}
-    games = {(f"game/{game}", tag) for game in GAMES for tag in tags if tag.startswith("task/")}
+    games = {(f"game/{game}", tag) for game in NAMES[tasks] for tag in tags if tag.startswith("task/")}
     return server | games - {("game/air_raid", "task/human_normalized")}
 
 
@@ -64,39 +80,49 @@ def read(run_dir: Path) -> dict[str, EventAccumulator]:
     return {r.relative_to(root).as_posix(): EventAccumulator(str(r), EVERYTHING).Reload() for r in runs}
 
 
-def launch(run_dir: Path, updates: list[Any], *, first: int, states: list[str]) -> TensorBoard:
+def launch(run_dir: Path, updates: list[Any], *, first: int, states: list[str], tasks: str = "atari") -> TensorBoard:
     """One launch as launch.py does it, from the ledger's first line; it made meta-updates from `first` on."""
     board = TensorBoard(run_dir, agreement_interval=1)
     board.text("config", "```yaml\nseed: 1\n```")
     board.text("manifest", "{}")
-    board.begin(config())
+    board.begin(config(tasks=tasks))
     done = updates[:first]
     for version, state in enumerate(states, first):
-        plays = [Play(game, 300 * version, GIF) for game in GAMES]
+        plays = [Play(game, 300 * version, GIF) for game in NAMES[tasks]]
         board.record(
             merge(done) if version == first else updates[version - 1], told(version, version, state=state), plays
         )
     return board
 
 
+@pytest.fixture(scope="module", params=list(NAMES))
+def tasks(request: pytest.FixtureRequest) -> str:
+    """What the run's tasks are."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module", params=["in one go", "resumed"])
-def board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EventAccumulator]:
+def board(
+    request: pytest.FixtureRequest, tasks: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, EventAccumulator]:
     """A run of eight meta-updates; "resumed": killed after five, of the last of which some did not reach the disk."""
     run_dir = tmp_path_factory.mktemp("run")
-    updates = ledger(8)
+    updates = ledger(8, names=NAMES[tasks])
     if request.param == "resumed":
-        launch(run_dir, updates, first=1, states=["running"] * 5)
+        launch(run_dir, updates, first=1, states=["running"] * 5, tasks=tasks)
         for path in (run_dir / "tensorboard").rglob("events.*"):
             path.write_bytes(path.read_bytes()[:-5])
-        launch(run_dir, updates, first=5, states=["running"] * 3 + ["done"]).close()
+        launch(run_dir, updates, first=5, states=["running"] * 3 + ["done"], tasks=tasks).close()
     else:
-        launch(run_dir, updates, first=1, states=["running"] * 7 + ["done"]).close()
+        launch(run_dir, updates, first=1, states=["running"] * 7 + ["done"], tasks=tasks).close()
     return read(run_dir)
 
 
-def test_every_promised_curve_is_there_and_nothing_else_finite_and_rising(board: dict[str, EventAccumulator]) -> None:
-    assert {(run, tag) for run, events in board.items() for tag in events.Tags()["scalars"]} == promised()
-    for run, tag in promised():
+def test_every_promised_curve_is_there_and_nothing_else_finite_and_rising(
+    tasks: str, board: dict[str, EventAccumulator]
+) -> None:
+    assert {(run, tag) for run, events in board.items() for tag in events.Tags()["scalars"]} == promised(tasks)
+    for run, tag in promised(tasks):
         points = board[run].Scalars(tag)
         steps = [point.step for point in points]
         assert steps == sorted(set(steps)), (run, tag)
@@ -111,7 +137,7 @@ def test_the_code_has_the_names_of_the_page() -> None:
     assert code == {tag for tag in documented() if not tag.startswith(("ops/refused/", "ops/time_share/"))}
 
 
-def test_the_layout_shows_every_group_and_each_chart_has_curves(board: dict[str, EventAccumulator]) -> None:
+def test_the_layout_shows_every_group_and_each_chart_has_curves(tasks: str, board: dict[str, EventAccumulator]) -> None:
     (event,) = board["server"].Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     assert [category.title for category in layout.category] == [
@@ -121,18 +147,18 @@ def test_the_layout_shows_every_group_and_each_chart_has_curves(board: dict[str,
     for category in layout.category:
         for chart in category.chart:
             margins = {getattr(s, part) for s in chart.margin.series for part in ("value", "lower", "upper")}
-            assert margins <= documented(), chart.title
+            assert margins <= tags_of(tasks), chart.title
             for pattern in chart.multiline.tag:
-                matched = {tag for tag in documented() if re.match(pattern, tag)}
+                matched = {tag for tag in tags_of(tasks) if re.match(pattern, tag)}
                 assert matched, (chart.title, pattern)
                 shown |= matched
             shown |= margins
     left_out = {"meta/score_human_normalized", "task/policy_loss", "ops/partials", "ops/clipped", "ops/all_zero"}
     frames = {tag for tag in documented() if tag.startswith("meta_frames/")}
-    assert documented() - shown == left_out | frames | {"ops/write_failures"}
+    assert tags_of(tasks) - shown == (left_out | frames | {"ops/write_failures"}) & tags_of(tasks)
 
 
-def test_the_settings_are_comparable_and_the_session_ends_once(board: dict[str, EventAccumulator]) -> None:
+def test_the_settings_are_comparable_and_the_session_ends_once(tasks: str, board: dict[str, EventAccumulator]) -> None:
     data = {
         tag: metadata.parse_session_end_info_plugin_data(content) if tag == metadata.SESSION_END_INFO_TAG
         else metadata.parse_session_start_info_plugin_data(content) if tag == metadata.SESSION_START_INFO_TAG
@@ -141,14 +167,16 @@ def test_the_settings_are_comparable_and_the_session_ends_once(board: dict[str, 
     }  # fmt: skip
     assert set(data) == {metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG}
     start, end = data[metadata.SESSION_START_INFO_TAG], data[metadata.SESSION_END_INFO_TAG]
-    assert set(start.hparams) == set(fixed_settings(config()))
+    settings = config(tasks=tasks)
+    assert set(start.hparams) == set(fixed_settings(settings))
     assert start.hparams["meta.batch_size"].number_value == 2
     assert start.hparams["meta_learner"].string_value == "leap"
-    assert start.hparams["games"].string_value == "pong, freeway"
+    assert start.hparams["games"].string_value == ", ".join(settings.games)
     assert start.hparams["leap.stabilize"].string_value == "yes"
     assert end.status == api_pb2.STATUS_SUCCESS
-    assert [info.name.tag for info in data[metadata.EXPERIMENT_TAG].metric_infos] == list(METRICS)
-    assert set(METRICS) <= documented()
+    assert [info.name.tag for info in data[metadata.EXPERIMENT_TAG].metric_infos] == list(METRICS[of_config(settings)])
+    assert set(METRICS[of_config(settings)]) <= tags_of(tasks)
+    assert (tasks == "omniglot") == ("meta/error" in METRICS[of_config(settings)])
 
 
 def test_the_text_is_there_once(board: dict[str, EventAccumulator]) -> None:
@@ -156,13 +184,13 @@ def test_the_text_is_there_once(board: dict[str, EventAccumulator]) -> None:
         assert [event.step for event in board["server"].Tensors(f"{name}/text_summary")] == [0]
 
 
-def test_the_pictures_are_pictures(board: dict[str, EventAccumulator]) -> None:
+def test_the_pictures_are_pictures(tasks: str, board: dict[str, EventAccumulator]) -> None:
     heat_maps = board["server"].Images("meta/agreement_between_games")
     assert [event.step for event in heat_maps] == list(range(1, 9))
     for event in heat_maps:
         with Image.open(io.BytesIO(event.encoded_image_string)) as picture:
             assert (picture.format, picture.size) == ("PNG", (event.width, event.height))
-    for game in GAMES:
+    for game in NAMES[tasks]:
         films = board[f"game/{game}"].Images(f"play/{game}")
         assert [event.step for event in films] == [300 * version for version in range(1, 9)]
         assert {(event.width, event.height, event.encoded_image_string) for event in films} == {(84, 84, GIF)}
@@ -232,7 +260,10 @@ def test_before_anything_was_timed_there_are_no_times(tmp_path: Path) -> None:
     assert found == set()
 
 
-def test_the_layout_is_one_summary_that_the_plugin_can_read() -> None:
-    made = custom_scalars()
+@pytest.mark.parametrize(("measure", "steps"), [(RETURN, "agent steps"), (ERROR, "examples")])
+def test_the_layout_is_one_summary_that_the_plugin_can_read(measure: Measure, steps: str) -> None:
+    made = custom_scalars(measure)
     assert isinstance(made, Summary)
     assert [value.tag for value in made.value] == ["custom_scalars__config__"]
+    layout = layout_pb2.Layout.FromString(made.value[0].tensor.string_val[0])
+    assert layout.category[-1].chart[0].title == f"{steps} per second"

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from leap_dist import config as configuration
-from leap_dist.catalogue import DATA_SETS
+from leap_dist.catalogue import ALPHABETS, DATA_SETS, HELD_OUT
 from leap_dist.config import ConfigError
 from leap_dist.settings import Config
 from leap_dist.study.spec import ARMS, Study
 
+DEFAULT_GROUPS = ("4", "10", "20")
+MOST = len(ALPHABETS) - HELD_OUT - 1
+"""Alphabets that can be for pretraining."""
 _HOW = {"workers", "min_workers", "wait_for_nodes", "address", "insecure", "data_dir", "preset", "games", "seed"}
 _HOW_SECTIONS = {"worker", "server", "telemetry"}
 """Settings that change nothing in what a study finds, or that its cells have values of their own for."""
@@ -92,10 +95,18 @@ def make(
     if tasks == "atari":
         raise ConfigError("tasks: a study is of omniglot or multi-cv; for Atari games see launch.py evaluate")
     first = configuration.resolve(preset, given)
-    groups = groups or ("4", "10", "20") if tasks == "omniglot" else groups or first.games
+    groups = groups or (DEFAULT_GROUPS if tasks == "omniglot" else first.games)
+    if tasks == "multi-cv" and len(first.games) < 2:
+        raise ConfigError(f"games: {first.games[0]} alone leaves nothing to train on while it is held out; add another")
     for group in groups:
         if tasks == "multi-cv" and group not in first.games:
             raise ConfigError(f"groups: {group[:40]!r} is none of the data sets {', '.join(first.games)}")
+        if tasks == "omniglot" and not (group.isascii() and group.isdecimal() and 1 <= int(group[:6]) <= MOST):
+            raise ConfigError(f"groups: {group[:40]!r} is no number of alphabets from 1 to {MOST}")
+    if test_steps is not None and test_steps < first.steps_per_update:
+        raise ConfigError(
+            f"test_steps: {test_steps} is less than a batch of supervised.batch = {first.steps_per_update} examples"
+        )
     study = Study(
         tasks=tasks,
         arms=tuple(arm for arm in ARMS if arm in arms),
@@ -106,7 +117,7 @@ def make(
         batch_size=first.meta.batch_size,
         task_steps=first.task_steps,
     )
-    plan = Plan(study, preset, given, of_arms, test_steps or first.task_steps)
+    plan = Plan(study, preset, given, of_arms, first.task_steps if test_steps is None else test_steps)
     runs = {cell: plan.training(cell) for cell in plan.cells()}
     for cell in runs:
         plan.test(cell.group, cell.seed)
@@ -154,13 +165,11 @@ def merge(old: Study, new: Study) -> Study:
     """
     if old.tasks != new.tasks:
         raise ConfigError(f"out: there is a study of {old.tasks} already; choose another")
-    for arm in old.settings.keys() & new.settings.keys():
+    for arm in (name for name in ARMS if name in old.settings and name in new.settings):
         for name, value in new.settings[arm].items():
             if name != "supervised.pretraining" and old.settings[arm].get(name) != value:
                 was = old.settings[arm].get(name)
-                raise ConfigError(
-                    f"{name}: the study in this folder has {was} for {arm}, not {value}; choose another --out"
-                )
+                raise ConfigError(f"{name}: the study there has {was} for {arm}, not {value}; choose another --out")
 
     def both(name: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys((*getattr(old, name), *getattr(new, name))))

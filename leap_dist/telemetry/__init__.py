@@ -7,9 +7,9 @@ run `server` holds several axes (versions, agent steps, seconds), and a purge wo
 
     run          tags                    step
     server       meta/*                  version, that is, meta-updates made; a picture among them
-    server       meta_frames/*           agent steps of all contributions applied so far
+    server       meta_frames/*           agent steps (or examples) of all contributions applied so far
     server       ops/*                   wall seconds over all launches
-    game/<game>  task/*                  agent steps of this game in all contributions applied so far
+    game/<game>  task/*                  agent steps (or examples) of this game in all contributions applied so far
     game/<game>  play/<game>             the same, had all its tasks been trained in full
 
 What is not in the ledger, ops/* and pictures, may have a gap after a crash. `tags` has all names. Values of one run and
@@ -34,6 +34,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard import summary as summaries
 
+from leap_dist import measure
 from leap_dist.film import Play, dimensions
 from leap_dist.settings import Config
 from leap_dist.telemetry.heatmap import draw
@@ -82,7 +83,8 @@ class TensorBoard:
 
     def begin(self, config: Config) -> None:
         """Adds how the curves are laid out, and the settings to compare runs by, where they are not there yet."""
-        self._pending.append(Event(SERVER, 0, [*custom_scalars().value, *session_start(config)]))
+        layout = custom_scalars(measure.of_config(config))
+        self._pending.append(Event(SERVER, 0, [*layout.value, *session_start(config)]))
         self._write()
 
     def record(self, lines: list[dict[str, Any]], summary: dict[str, Any], plays: Sequence[Play] = ()) -> None:

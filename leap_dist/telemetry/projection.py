@@ -13,6 +13,7 @@ import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from envs.games import human_normalized
+from leap_dist import measure
 from leap_dist.telemetry.tags import CURVE, OPS
 
 SERVER = "server"
@@ -103,11 +104,8 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
     """One meta-update. What no task has a value for is left out."""
     done = [task for task in tasks if task["final"]]
     of_tasks = {
-        "loss": [
-            task["curve"][-1]["means"]["loss"]
-            for task in done
-            if task["curve"] and "loss" in task["curve"][-1]["means"]
-        ],
+        "loss": _last_means(done, "loss"),
+        "error": _last_means(done, "error"),
         "score_human_normalized": [score for task in done if (score := _normalized_score(task)) is not None],
         "gradient_norm": [task["norm"] for task in tasks],
         "path_length": [task["path"]["length"] for task in done],
@@ -123,6 +121,12 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
     return means | {"update_norm": tasks[0]["update_norm"], "agreement": tasks[0]["agreement"]}
 
 
+def _last_means(tasks: list[dict[str, Any]], name: str) -> list[float]:
+    """Of the tasks' last curve points, where they have it."""
+    ends = [task["curve"][-1]["means"] for task in tasks if task["curve"]]
+    return [means[name] for means in ends if name in means]
+
+
 def _normalized_score(task: dict[str, Any]) -> float | None:
     """Human-normalized return at the task's end: of its last curve point in which an episode ended."""
     scores = [point["score"] for point in task["curve"] if point["score"] is not None]
@@ -132,7 +136,7 @@ def _normalized_score(task: dict[str, Any]) -> float | None:
 def _curve_values(game: str, point: dict[str, Any]) -> dict[str, float]:
     values = {name: point["means"][name] for name in CURVE if name in point["means"]}
     if point["score"] is not None:
-        values["return"] = point["score"]
+        values[measure.of_point(point).name] = point["score"]
         if (normalized := human_normalized(game, point["score"])) is not None:
             values["human_normalized"] = normalized
     return values

@@ -7,8 +7,11 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import summary as summaries
 
+from leap_dist.measure import ERROR, RETURN, Measure
+
 META = (
     "loss",
+    "error",
     "score_human_normalized",
     "score_iqm",
     "score_lower_quartile",
@@ -27,7 +30,7 @@ META = (
 )
 """Of run `server`, as meta/… and as meta_frames/…"""
 
-CURVE = ("return", "human_normalized", "loss", "policy_loss", "value_loss", "entropy")
+CURVE = ("return", "human_normalized", "error", "loss", "policy_loss", "value_loss", "entropy")
 """Of a game's run, as task/…, at several points of a task."""
 
 PATH = ("path_length", "path_energy", "loss_term_norm", "path_term_norm", "term_cosine", "pull_norm")
@@ -64,11 +67,23 @@ PLAY = "play"
 """The picture of a game's run, as play/<game>."""
 
 _EVERY_GAME = {
-    "return": "task/return$",
-    "human-normalized score": "task/human_normalized$",
-    "entropy": "task/entropy$",
-    "value loss": "task/value_loss$",
-    "loss": "task/loss$",
+    RETURN: {
+        "return": "task/return$",
+        "human-normalized score": "task/human_normalized$",
+        "entropy": "task/entropy$",
+        "value loss": "task/value_loss$",
+        "loss": "task/loss$",
+    },
+    ERROR: {"training error": "task/error$", "loss": "task/loss$"},
+}
+_OVER_GAMES: dict[Measure, dict[str, list[Any]]] = {
+    RETURN: {
+        "human-normalized score over all games: interquartile mean and quartiles": [
+            "Margin",
+            ["meta/score_iqm", "meta/score_lower_quartile", "meta/score_upper_quartile"],
+        ]
+    },
+    ERROR: {"training error": ["Multiline", ["meta/error$"]]},
 }
 _EVERY_PATH = {
     "length": "task/path_length$",
@@ -80,7 +95,7 @@ _EVERY_PATH = {
 }
 
 
-def custom_scalars() -> Summary:
+def custom_scalars(measure: Measure) -> Summary:
     """The layout: categories of charts of some tags each. Lines' are regular expressions, a margin's are not."""
 
     def lines(*patterns: str) -> list[Any]:
@@ -88,10 +103,7 @@ def custom_scalars() -> Summary:
 
     layout = {
         "meta-learning": {
-            "human-normalized score over all games: interquartile mean and quartiles": [
-                "Margin",
-                ["meta/score_iqm", "meta/score_lower_quartile", "meta/score_upper_quartile"],
-            ],
+            **_OVER_GAMES[measure],
             "loss": lines("meta/loss$"),
             "mean norm of a pull": lines("meta/gradient_norm$"),
             "norm of the update": lines("meta/update_norm$"),
@@ -108,9 +120,9 @@ def custom_scalars() -> Summary:
             "mean cosine between loss term and path term": lines("meta/term_cosine$"),
             **{f"per game: {title}": lines(pattern) for title, pattern in _EVERY_PATH.items()},
         },
-        "per game": {title: lines(pattern) for title, pattern in _EVERY_GAME.items()},
+        "per game": {title: lines(pattern) for title, pattern in _EVERY_GAME[measure].items()},
         "operations": {
-            "agent steps per second": lines("ops/steps_per_second$"),
+            f"{measure.steps} per second": lines("ops/steps_per_second$"),
             "pushes per second": lines("ops/pushes_per_second$"),
             "milliseconds of a push": lines("ops/push_ms_p(50|99)$"),
             "share of the server's time that its work takes": lines("ops/busy_share$"),

@@ -1,0 +1,132 @@
+"""From a command's settings to the configuration of every run of a study."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from leap_dist.catalogue import ALPHABETS, expand
+from leap_dist.config import ConfigError
+from leap_dist.study.plan import Plan, make, merge, parse_of_arms
+
+
+def planned(**changes: Any) -> Plan:
+    given = {"tasks": "omniglot", **changes.pop("given", {})}
+    settings = {
+        "preset": "paper",
+        "arms": ["none", "reptile", "leap"],
+        "groups": ["4", "20"],
+        "seeds": 2,
+        "of_arms": {},
+        "test_steps": None,
+    }
+    return make(given=given, **{**settings, **changes})
+
+
+def test_cells_come_seed_by_seed_and_arms_in_their_order():
+    cells = list(planned(given={"seed": "5"}).cells())
+    assert [str(cell) for cell in cells[:4]] == [
+        "leap, group 4, seed 5",
+        "reptile, group 4, seed 5",
+        "none, group 4, seed 5",
+        "leap, group 20, seed 5",
+    ]
+    assert len(cells) == 12
+    assert {cell.seed for cell in cells} == {5, 6}
+
+
+def test_a_group_of_omniglot_is_so_many_alphabets_and_the_held_out_ones_are_the_seeds():
+    plan = planned()
+    by_cell = {cell: plan.training(cell) for cell in plan.cells()}
+    for cell, config in by_cell.items():
+        assert (config.meta_learner, config.seed) == (cell.arm, cell.seed)
+        assert len(config.games) == int(cell.group)
+        test = plan.test(cell.group, cell.seed)
+        assert test.games == expand("omniglot", ("held_out",), seed=cell.seed, pretraining=1)
+        assert not set(test.games) & set(config.games)
+        assert (test.meta_learner, test.task_steps, test.supervised) == ("none", config.task_steps, config.supervised)
+
+
+def test_a_group_of_multi_cv_is_what_is_held_out():
+    plan = planned(given={"tasks": "multi-cv", "games": "mnist,svhn,cifar10"}, groups=[], test_steps=999)
+    assert plan.study.groups == ("mnist", "svhn", "cifar10")
+    for cell in plan.cells():
+        assert plan.training(cell).games == tuple(name for name in ("mnist", "svhn", "cifar10") if name != cell.group)
+        assert plan.test(cell.group, cell.seed).games == (cell.group,)
+        assert plan.test(cell.group, cell.seed).task_steps == 999
+
+
+def test_an_arm_may_have_settings_of_its_own():
+    plan = planned(
+        given={"meta.learning_rate": "0.2"},
+        of_arms=parse_of_arms(["reptile:meta.learning-rate=0.5", "reptile:meta.batch_size=3"]),
+    )
+    found = {cell.arm: plan.training(cell).meta for cell in plan.cells() if cell.arm != "none"}
+    assert (found["leap"].learning_rate, found["leap"].batch_size) == (0.2, 20)
+    assert (found["reptile"].learning_rate, found["reptile"].batch_size) == (0.5, 3)
+    assert plan.study.settings["reptile"]["meta.learning_rate"] == 0.5
+    assert plan.study.settings["leap"]["leap.metric"] == "length"
+
+
+def test_a_study_grows_by_arms_groups_and_seeds():
+    old, new = planned(seeds=1).study, planned(arms=["fomaml", "leap"], groups=["10"], seeds=3).study
+    both = merge(old, new)
+    assert both.arms == ("leap", "reptile", "fomaml", "none")
+    assert both.groups == ("4", "10", "20")
+    assert both.seeds == (0, 1, 2)
+    assert set(both.settings) == set(both.arms)
+    assert merge(old, old) == old
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"given": {"supervised.learning_rate": 0.5}}, "learning_rate: the study there has 0.1 for leap, not 0.5"),
+        ({"given": {"task_steps": 1000}}, "task_steps: the study there has 2000"),
+        ({"given": {"tasks": "multi-cv", "games": "mnist,svhn"}, "groups": []}, "there is a study of omniglot already"),
+    ],
+)  # fmt: skip
+def test_one_folder_has_one_study(change, message):
+    with pytest.raises(ConfigError, match=message):
+        merge(planned().study, planned(**change).study)
+
+
+def test_how_it_runs_may_change():
+    assert merge(planned().study, planned(given={"workers": 7, "worker.wire": "int8"}).study)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 0}, "seeds: 0 is not between 1 and 1000"),
+        ({"arms": ["lepa"]}, "arms: no meta-learner 'lepa' among leap, reptile"),
+        ({"groups": ["36"]}, "groups: '36' is no number of alphabets from 1 to 35"),
+        ({"groups": ["²"]}, "groups: '²' is no number"),
+        ({"groups": ["9" * 5000]}, "groups: "),
+        ({"test_steps": 19}, "test_steps: 19 is less than a batch of supervised.batch = 20 examples"),
+        ({"given": {"tasks": "atari"}}, "tasks: a study is of omniglot or multi-cv"),
+        ({"given": {"tasks": "multi-cv", "games": "mnist"}, "groups": []}, "games: mnist alone leaves nothing"),
+        ({"given": {"tasks": "multi-cv", "games": "mnist,svhn"}, "groups": ["gtsrb"]}, "'gtsrb' is none of the"),
+        ({"of_arms": {"leap": {"meta.momentun": 1}}}, "meta.momentun: no such setting; did you mean meta.momentum"),
+        ({"of_arms": {"none": {}, "lepa": {}}}, "no meta-learner 'lepa'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line(change, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        planned(**change)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["leap", "leap:meta.momentum", "meta.momentum=1", ""])
+def test_what_is_no_setting_of_an_arm_is_refused(text):
+    with pytest.raises(ConfigError, match="is not ARM:SETTING=VALUE"):
+        parse_of_arms([text])
+
+
+def test_defaults_are_those_of_the_tables():
+    assert planned(groups=[]).study.groups == ("4", "10", "20")
+    assert len(ALPHABETS) - 10 - 1 == 35
+    assert replace(planned().study, seeds=(9,)).seeds == (9,)
