@@ -18,7 +18,7 @@ import numpy as np
 
 from leap_dist import families
 from leap_dist.arms import Arm
-from leap_dist.config import ConfigError, to_dict
+from leap_dist.config import ConfigError
 from leap_dist.contribution import Ack, Contribution, Idle, Lease, Task
 from leap_dist.files import CorruptFile
 from leap_dist.leases import ACCEPTED, LeaseBook, OpenLease, Unrecorded, describe
@@ -49,13 +49,11 @@ class Run(NamedTuple):
 
     def identity(self, config: Config) -> dict[str, Any]:
         """Everything that determines it, as plain data that JSON gives back unchanged."""
-        settings = to_dict(config)
-        sections = families.of(config).sections
         return {
             "init": self.arm.sha256 or self.arm.source,
             "steps": config.task_steps,
             "precision": config.worker.precision,
-            **{f"{part}.{name}": value for part in sections for name, value in settings[part].items()},
+            **families.of(config).identity(config),
         }
 
 

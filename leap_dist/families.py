@@ -5,6 +5,7 @@ Everything else (worker's loop, server, modes, ledger, evaluation) is the same f
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Container
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +54,9 @@ class Family(Protocol):
     def initialization(self, config: Config, seed: int, scope: str) -> tuple[Manifest, np.ndarray]:
         """A fresh random φ₀, float32, with its manifest; the same for the same seed."""
 
+    def identity(self, config: Config) -> dict[str, Any]:
+        """All settings that determine what a learner learns from, and how, as plain data."""
+
     def preprocessing(self, config: Config) -> dict[str, Any]:
         """What an encoder is given, for init.safetensors."""
 
@@ -81,6 +85,10 @@ class Atari:
     def initialization(self, config: Config, seed: int, scope: str) -> tuple[Manifest, np.ndarray]:
         """See Family."""
         return models.initialization(atari.channels(config.atari.frames), seed, scope)
+
+    def identity(self, config: Config) -> dict[str, Any]:
+        """See Family."""
+        return _section(config, "agent") | _section(config, "atari")
 
     def preprocessing(self, config: Config) -> dict[str, Any]:
         """See Family."""
@@ -135,6 +143,12 @@ class Images:
     def initialization(self, config: Config, seed: int, scope: str) -> tuple[Manifest, np.ndarray]:
         """See Family."""
         return convnet.initialization(self._channels, self._size, self._classes, seed, scope)
+
+    def identity(self, config: Config) -> dict[str, Any]:
+        """See Family. The run's seed says which images are for what."""
+        settings = _section(config, "supervised")
+        del settings["supervised.pretraining"]
+        return settings | {"seed": config.seed}
 
     def preprocessing(self, config: Config) -> dict[str, Any]:
         """See Family."""
@@ -191,6 +205,10 @@ class MultiCV(Images):
 
 
 _FAMILIES: dict[str, Family] = {"atari": Atari(), "omniglot": Omniglot(), "multi-cv": MultiCV()}
+
+
+def _section(config: Config, name: str) -> dict[str, Any]:
+    return {f"{name}.{field}": value for field, value in dataclasses.asdict(getattr(config, name)).items()}
 
 
 # A process decodes once what it learns from, and keeps it as bytes.

@@ -29,15 +29,29 @@ class Measure:
     unit: str
     lowest: float | None
     """That a score can be; None: there is no such limit."""
+    counts_from: float
+    """Part of a task after which its scores count. Of classifiers the whole: most of a task, they make no error."""
 
     def shown(self, score: float) -> str:
         """A score, for people."""
         return f"{self.scale * score:,.1f}{self.unit}"
 
+    def of_task(self, curve: list[dict[str, Any]]) -> float | None:
+        """Mean raw return of the episodes that ended in the second half of a task's curve.
 
-RETURN = Measure("return", "return", "agent steps", "steps/s", "game", "no episode finished yet", 1, "", None)
+        Of the whole curve where none ended there, None where none ended at all. Of a supervised task, mean error of all
+        its batches, which is the area under its training-error curve.
+        """
+        ended = [point for point in curve if point["score"] is not None]
+        start = self.counts_from * curve[-1]["steps"] if curve else 0
+        chosen = [point for point in ended if point["steps"] > start] or ended
+        episodes = sum(point["episodes"] for point in chosen)
+        return sum(point["score"] * point["episodes"] for point in chosen) / episodes if episodes else None
+
+
+RETURN = Measure("return", "return", "agent steps", "steps/s", "game", "no episode finished yet", 1, "", None, 0.5)
 ERROR = Measure(
-    "error", "training error (%)", "examples", "examples/s", "data set", "no batch yet", 100, "%", 0.0
+    "error", "training error (%)", "examples", "examples/s", "data set", "no batch yet", 100, "%", 0.0, 0.0
 )  # an alphabet is a data set too
 
 _MEASURES = {measure.name: measure for measure in (RETURN, ERROR)}

@@ -41,28 +41,18 @@ class _Task(NamedTuple):
 def progress_picture(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draws a run's ledger: the tasks' returns, or training errors, a panel for every game, and their paths' lengths.
 
-    Returns and errors are those of the second half of a task. The PNG replaces `path` as a whole, in whatever state the
-    run is. Raises OSError where it cannot be written; what was there stays.
+    Returns are those of the second half of a task, errors those of all its batches. The PNG replaces `path` as a
+    whole, in whatever state the run is. Raises OSError where it cannot be written; what was there stays.
     """
+    drawn = measure.of_lines(lines)
     tasks: defaultdict[str, list[_Task]] = defaultdict(list)
     for line in lines:
         if line["final"]:
-            tasks[line["game"]].append(_Task(line["version_after"], task_score(line["curve"]), line["path"]["length"]))
+            score = drawn.of_task(line["curve"])
+            tasks[line["game"]].append(_Task(line["version_after"], score, line["path"]["length"]))
     by_name = {game: tasks[game] for game in sorted(tasks)}
-    figure = _draw(by_name, measure.of_lines(lines), title) if tasks else _empty(title)
+    figure = _draw(by_name, drawn, title) if tasks else _empty(title)
     _save(figure, path)
-
-
-def task_score(curve: list[dict[str, Any]]) -> float | None:
-    """Mean raw return of the episodes that ended in the second half of a task's curve; mean error of its batches.
-
-    Of the whole curve where none ended there, None where none ended at all.
-    """
-    ended = [point for point in curve if point["score"] is not None]
-    half = curve[-1]["steps"] / 2 if curve else 0
-    chosen = [point for point in ended if point["steps"] > half] or ended
-    episodes = sum(point["episodes"] for point in chosen)
-    return sum(point["score"] * point["episodes"] for point in chosen) / episodes if episodes else None
 
 
 def _draw(tasks: dict[str, list[_Task]], drawn: Measure, title: str) -> Figure:

@@ -31,7 +31,7 @@ from protocol import config as small_config
 
 import launch
 from leap_dist import config as configuration
-from leap_dist import driver, report, run_directory, telemetry
+from leap_dist import driver, measure, run_directory, telemetry
 from leap_dist.checkpoint import CheckpointStore
 from leap_dist.config import ConfigError
 from leap_dist.contribution import Ack, Contribution
@@ -553,7 +553,8 @@ def report_tasks(lines: list[dict[str, Any]]) -> None:
     """What the picture makes of lines, but for the drawing."""
     for line in lines:
         if line["final"]:
-            _ = line["game"], line["version_after"], report.task_score(line["curve"]), line["path"]["length"] > 0
+            _ = line["game"], line["version_after"], line["path"]["length"] > 0
+            measure.of_lines([line]).of_task(line["curve"])
 
 
 def fuzz_pictures(folder: Path, runs: dict[str, list[Run]]) -> Case:

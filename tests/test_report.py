@@ -16,7 +16,8 @@ from PIL import Image
 from envs.games import SETS, reference_scores
 from leap_dist import report
 from leap_dist.catalogue import ALPHABETS
-from leap_dist.report import progress_picture, task_score
+from leap_dist.measure import ERROR, RETURN
+from leap_dist.report import progress_picture
 
 THREE = ("freeway", "pong", "up_n_down")
 
@@ -31,8 +32,8 @@ def line(game: str, version: int, score: float | None = 1.0, length: float = 3.0
 
 
 def supervised(alphabet: str, version: int, error: float = 0.5) -> dict[str, Any]:
-    """A line of a run whose tasks are alphabets: an error of `error` in the second half of the task."""
-    curve = [(100, 0.9), (200, error)]
+    """A line of a run whose tasks are alphabets, with a mean error of `error` over all its batches."""
+    curve = [(100, 1.5 * error), (200, 0.5 * error)]
     points = [{**point(steps, 5, value), "means": {"loss": 1.0, "error": value}} for steps, value in curve]
     return {**line(alphabet, version), "curve": points}
 
@@ -124,9 +125,7 @@ def test_of_alphabets_the_panels_show_training_errors(monkeypatch: pytest.Monkey
     assert curve(greek) == ([1, 3], [37.5, 12.5])
     assert "no batch yet" in texts(panel(figure, "ulog"))
     for alphabet in ("greek", "n_ko"):  # from 0 on, with room above the highest point
-        low, high = panel(figure, alphabet).get_ylim()
-        assert low == 0
-        assert 50 < high < 60
+        assert panel(figure, alphabet).get_ylim() == (0, pytest.approx(1.05 * 50))
     words = texts(figure)
     assert "one task" in words
     for word in ("random play", "return", "episode"):
@@ -232,4 +231,10 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_the_score_of_a_task(points: list[dict[str, Any]], expected: float | None) -> None:
-    assert task_score(points) == expected
+    assert RETURN.of_task(points) == expected
+
+
+def test_the_error_of_a_task_is_the_area_under_its_curve() -> None:
+    points = [point(100, 1, 1.0), point(200, 2, 0.25), point(300, 1, 0.0)]
+    assert ERROR.of_task(points) == 0.375
+    assert ERROR.of_task([]) is None

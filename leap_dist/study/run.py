@@ -75,8 +75,8 @@ def _train(cell: Cell, plan: Plan, out: Path, say: Say) -> str:
         with open_run(folder, resume=begun) as run:
             run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS if begun else 0.0)
             outcome, _ = launching.meta_train(config, run)
-    except RunDirectoryBusy as error:
-        say(f"{cell}: {error}")
+    except RunDirectoryBusy:
+        say(f"{cell}: another process is at it")
         return "failed"
     return outcome
 
@@ -105,8 +105,8 @@ def _test(cells: list[Cell], plan: Plan, out: Path, say: Say) -> str:
         run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS)
         arms.write(folder, chosen)
         return launching.evaluate(config, runs, folder)
-    except RunDirectoryBusy as error:
-        say(f"group {group}, seed {seed}: {error}")
+    except RunDirectoryBusy:
+        say(f"group {group}, seed {seed}: another process is at the test")
         return "failed"
 
 

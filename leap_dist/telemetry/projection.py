@@ -14,6 +14,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from envs.games import human_normalized
 from leap_dist import measure
+from leap_dist.measure import ERROR
 from leap_dist.telemetry.tags import CURVE, OPS
 
 SERVER = "server"
@@ -104,8 +105,12 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
     """One meta-update. What no task has a value for is left out."""
     done = [task for task in tasks if task["final"]]
     of_tasks = {
-        "loss": _last_means(done, "loss"),
-        "error": _last_means(done, "error"),
+        "loss": [
+            task["curve"][-1]["means"]["loss"]
+            for task in done
+            if task["curve"] and "loss" in task["curve"][-1]["means"]
+        ],
+        "error": [error for task in done if (error := _error(task)) is not None],
         "score_human_normalized": [score for task in done if (score := _normalized_score(task)) is not None],
         "gradient_norm": [task["norm"] for task in tasks],
         "path_length": [task["path"]["length"] for task in done],
@@ -121,10 +126,9 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
     return means | {"update_norm": tasks[0]["update_norm"], "agreement": tasks[0]["agreement"]}
 
 
-def _last_means(tasks: list[dict[str, Any]], name: str) -> list[float]:
-    """Of the tasks' last curve points, where they have it."""
-    ends = [task["curve"][-1]["means"] for task in tasks if task["curve"]]
-    return [means[name] for means in ends if name in means]
+def _error(task: dict[str, Any]) -> float | None:
+    """Mean training error, of a supervised task."""
+    return ERROR.of_task(task["curve"]) if measure.of_lines([task]) is ERROR else None
 
 
 def _normalized_score(task: dict[str, Any]) -> float | None:

@@ -83,7 +83,7 @@ _OVER_GAMES: dict[Measure, dict[str, list[Any]]] = {
             ["meta/score_iqm", "meta/score_lower_quartile", "meta/score_upper_quartile"],
         ]
     },
-    ERROR: {"training error": ["Multiline", ["meta/error$"]]},
+    ERROR: {"training error, mean of a task": ["Multiline", ["meta/error$"]]},
 }
 _EVERY_PATH = {
     "length": "task/path_length$",
