@@ -144,23 +144,24 @@ class Classifier:
 
     def backward(self) -> Tensor:
         """Leaves the gradient of a fresh batch's mean cross-entropy in `.grad`. Returns the loss, shape ()."""
-        return self._backward(*self._batch())
+        with self.stopwatch("update"):
+            return self._backward(*self._batch())
 
     def measure(self) -> Tensor:
         """The same of a batch of held-out images; they are no part of the curve."""
-        images, labels = self._held_out.take(*self._fresh.next())
-        self._seen += len(labels)
-        return self._backward(images, labels, note=False)
+        with self.stopwatch("update"):
+            images, labels = self._held_out.take(*self._fresh.next())
+            self._seen += len(labels)
+            return self._backward(images, labels, note=False)
 
     def _backward(self, images: Tensor, labels: Tensor, *, note: bool = True) -> Tensor:
-        with self.stopwatch("update"):
-            logits = self._logits(images)
-            loss = F.cross_entropy(logits, labels)
-            # Zeros for what is not used: the biases of convolutions are constants.
-            gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
-                parameter.grad = gradient
-            return self._note(loss.detach(), logits.detach(), labels) if note else loss.detach()
+        logits = self._logits(images)
+        loss = F.cross_entropy(logits, labels)
+        # Zeros for what is not used: the biases of convolutions are constants.
+        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return self._note(loss.detach(), logits.detach(), labels) if note else loss.detach()
 
     def step(self) -> None:
         """θ ← θ − α ∇f; the gradients are dropped, not overwritten."""
