@@ -77,6 +77,8 @@ def _meta_learner(config: Config) -> Iterator[str]:
         yield f"meta.shared: model has one head for all tasks, but a head is for {heads}; use encoder"
     if learner == "finetune-single" and config.tasks == "multi-cv":
         yield "meta_learner: finetune-single has one head, but data sets have classes of their own; use finetune-multi"
+    if config.keeps_heads and config.supervised.labels == "drawn":
+        yield "supervised.labels: drawn makes nonsense of the heads that finetune-multi keeps; use fixed"
     if learner == "finetune-single" and meta.shared == "convolutions":
         yield (
             f"meta.shared: {meta.shared} leaves the linear layer to each task, but finetune-single shares the head "

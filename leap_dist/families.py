@@ -135,6 +135,10 @@ class Images:
         """What is called `name`. Raises ConfigError where it is not in `config.data_dir`."""
         raise NotImplementedError
 
+    def task(self, config: Config, lease: Lease) -> Supervised:
+        """What a lease's task learns from."""
+        return self.data(config, lease.task.game)
+
     def check(self, config: Config) -> None:
         """Reads everything once."""
         for name in config.games:
@@ -157,7 +161,7 @@ class Images:
     def learner(self, config: Config, lease: Lease, start: Beginning, stopwatch: Stopwatch) -> Classifier:
         """See Family."""
         return Classifier(
-            _dataset(self.data(config, lease.task.game), config),
+            _dataset(self.task(config, lease), config),
             start.vector,
             seed=lease.task.seed,
             settings=config.supervised,
@@ -170,7 +174,11 @@ class Images:
 
 
 class Omniglot(Images):
-    """An alphabet's characters: which 20, and which of their drawings are held out, the run's seed says."""
+    """An alphabet's characters: which 20, and which of their drawings are held out, the run's seed says.
+
+    A head that all tasks share can learn alphabets by heart while a character is the same class at every visit: then
+    there is nothing left to learn on a task, nor to be pulled forward along. With labels drawn anew there is.
+    """
 
     def __init__(self) -> None:
         super().__init__(channels=1, size=omniglot.SIZE, classes=omniglot.CLASSES)
@@ -182,6 +190,15 @@ class Omniglot(Images):
         if name not in published:
             raise ConfigError(f"data_dir: the Omniglot in {config.data_dir} has no alphabet {name}")
         return found.task(published[name], config.seed)
+
+    def task(self, config: Config, lease: Lease) -> Supervised:
+        """See Images."""
+        found = super().task(config, lease)
+        if config.supervised.labels == "fixed":
+            return found
+        classes = np.random.default_rng(lease.task.seed).permutation(found.classes)
+        train, test = (Split(part.images, classes[part.labels]) for part in (found.train, found.test))
+        return dataclasses.replace(found, train=train, test=test)
 
 
 class MultiCV(Images):

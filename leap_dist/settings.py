@@ -124,6 +124,11 @@ class SupervisedSettings:
         "all turned by the same one",
     )
     pretraining: int = setting(20, "omniglot: alphabets that games pretraining draws by seed", low=1, high=35)
+    labels: Literal["fixed", "drawn"] = setting(
+        "fixed",
+        "omniglot: which class a character is, the same at every visit of its alphabet, or drawn anew, so that a head "
+        "cannot know it by heart",
+    )
     resampling: Literal["lanczos", "nearest"] = setting("lanczos", "omniglot: from 105 × 105 pixels to 28 × 28")
     epochs: int = setting(0, "passes over its images after which a task ends, before task_steps; 0: no limit", low=0)
     patience: int = setting(

@@ -869,6 +869,7 @@ OTHER_VALUES = {
     "supervised.learning_rate": 0.5,
     "supervised.augmentation": "turned",
     "supervised.pretraining": 7,
+    "supervised.labels": "drawn",
     "supervised.resampling": "nearest",
     "supervised.epochs": 3,
     "supervised.patience": 4,

@@ -269,6 +269,28 @@ def test_an_alphabet_is_the_same_at_every_visit_and_another_with_another_seed(mo
         omniglot.data(config, "latin")
 
 
+def test_labels_may_be_drawn_anew_at_every_visit(monkeypatch):
+    from leap_dist.contribution import Lease, Task
+    from leap_dist.datasets.omniglot import Omniglot
+
+    drawings = np.random.default_rng(0).integers(0, 255, (30, 20, 28, 28), dtype=np.uint8)
+    monkeypatch.setattr(families, "_omniglot", lambda *_: Omniglot({"Greek": drawings}))
+    omniglot = families._FAMILIES["omniglot"]
+    assert isinstance(omniglot, families.Omniglot)
+    fixed = resolve("smoke", {"tasks": "omniglot", "games": ("greek",)})
+    drawn = resolve("smoke", {"tasks": "omniglot", "games": ("greek",), "supervised.labels": "drawn"})
+    leases = [Lease("l", Task(0, "greek", 0, seed, 200), "w0", "i0", 0, 60.0) for seed in (1, 2)]
+    one, other = (omniglot.task(drawn, lease) for lease in leases)
+    assert np.array_equal(one.train.images, omniglot.task(fixed, leases[0]).train.images)
+    assert not np.array_equal(one.train.labels, other.train.labels)
+    assert np.array_equal(omniglot.task(fixed, leases[0]).train.labels, omniglot.task(fixed, leases[1]).train.labels)
+    for label in range(20):  # a character is one class in both parts
+        (before,) = set(omniglot.task(fixed, leases[0]).train.labels[one.train.labels == label])
+        assert set(omniglot.task(fixed, leases[0]).test.labels[one.test.labels == label]) == {before}
+    with pytest.raises(ConfigError, match="labels: drawn makes nonsense"):
+        resolve("smoke", {"tasks": "omniglot", "supervised.labels": "drawn", "meta_learner": "finetune-multi"})
+
+
 def test_missing_data_is_said_before_anything_starts_with_what_there_is(data_dir):
     config = small(data_dir, games=("mnist", "cifar10", "svhn"))
     with pytest.raises(ConfigError, match=r"svhn is not a folder.*There are folders of cifar10, mnist: choose with"):
