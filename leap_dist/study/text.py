@@ -170,12 +170,16 @@ def _settings(results: Results) -> list[Block]:
     settings = results.study.settings
     if not any(settings.values()):
         return []
-    rows = [
-        [arm, ", ".join(f"{name} {_value(value)}" for name, value in settings[arm].items()) or NONE]
-        for arm in results.study.arms
-        if arm in settings
-    ]
-    return [Heading("Settings of each arm"), Table(["arm", "settings"], rows, numbers=False)]
+    arms = [arm for arm in results.study.arms if arm in settings]
+    first = settings[arms[0]]
+    alike = {name: first[name] for name in first if all(settings[arm].get(name) == first[name] for arm in arms)}
+    rows = [[arm, _shown({n: v for n, v in settings[arm].items() if n not in alike or len(arms) == 1})] for arm in arms]
+    found: list[Block] = [Heading("Settings of each arm"), Table(["arm", "settings"], rows, numbers=False)]
+    return found if len(arms) == 1 or not alike else [*found, Paragraph(f"All arms: {_shown(alike)}.")]
+
+
+def _shown(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_value(value)}" for name, value in settings.items()) or NONE
 
 
 def _value(value: Any) -> str:
