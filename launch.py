@@ -426,6 +426,10 @@ def _study(parsed: argparse.Namespace) -> int:
     return {"done": DONE, "interrupted": INTERRUPTED}.get(outcome, FAILED)
 
 
+def _holds_study(where: working_copy.Location) -> bool:
+    return not reading.is_remote(where) and (Path(where) / "study.json").exists()
+
+
 def _study_report(out: Path) -> None:
     """Builds a study's tables and pictures anew, and says where they are."""
     from leap_dist.study.report import build
@@ -494,6 +498,12 @@ def _draw(run_dir: Path, path: Path, name: str) -> Path:
 
 
 def _status(parsed: argparse.Namespace) -> int:
+    if _holds_study(parsed.run_dir):
+        from leap_dist.study import progress
+
+        found = progress.progress(Path(parsed.run_dir))
+        print(json.dumps(found) if parsed.json else progress.text(found))
+        return DONE
     with reading.folder_of(parsed.run_dir, "config.yaml", "summary.json") as run_dir:
         summary = run_directory.read_summary(run_dir)
     if summary["state"] not in run_directory.ENDED and not reading.is_alive(parsed.run_dir):
@@ -518,7 +528,7 @@ def _status(parsed: argparse.Namespace) -> int:
 def _plot(parsed: argparse.Namespace) -> int:
     if reading.is_remote(parsed.run_dir) and parsed.out is None:
         raise ConfigError("out: say with --out where the picture of a run at a URL is to go")
-    if not reading.is_remote(parsed.run_dir) and (Path(parsed.run_dir) / "study.json").exists():
+    if _holds_study(parsed.run_dir):
         _study_report(Path(parsed.run_dir))
         return DONE
     with reading.folder_of(parsed.run_dir, "config.yaml", "ledger.jsonl") as run_dir:

@@ -107,6 +107,7 @@ FLOORS = [
     ],
     ["leap_dist.families"],
     ["leap_dist.worker", "leap_dist.meta_state", "leap_dist.working_copy", "leap_dist.study.results"],
+    ["leap_dist.study.progress"],
     ["leap_dist.examination"],
     [
         "leap_dist.server",

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from leap_dist import run_directory
 from leap_dist.catalogue import ALPHABETS, expand
 from leap_dist.config import ConfigError
+from leap_dist.study import progress
 from leap_dist.study.plan import Plan, make, merge, parse_of_arms
 
 
@@ -124,6 +126,23 @@ def test_what_cannot_be_is_refused_in_one_line(change, message):
 def test_what_is_no_setting_of_an_arm_is_refused(text):
     with pytest.raises(ConfigError, match="is not ARM:SETTING=VALUE"):
         parse_of_arms([text])
+
+
+def test_progress_is_told_from_what_runs_have_written(tmp_path):
+    study = planned().study
+    study.write(tmp_path)
+    states = {"4/seed0/leap": ("done", 4), "4/seed0/reptile": ("running", 1), "4/seed0/test": ("done", 30)}
+    for name, (state, done) in states.items():
+        (tmp_path / name).mkdir(parents=True)
+        run_directory.write_summary(tmp_path / name, {"state": state, "tasks": done, "tasks_wanted": 4})
+    found = progress.progress(tmp_path)
+    assert (found["trained"], found["to_train"], found["tested"], found["to_test"]) == (1, 8, 1, 4)
+    lines = progress.text(found).splitlines()
+    assert lines[0] == "omniglot: 1 of 8 trained, 1 of 4 tested"
+    assert lines[1] == "group 4, seed 0: leap done, reptile running 1/4, test done"
+    assert lines[2] == "group 20, seed 0: leap waiting, reptile waiting, test waiting"
+    with pytest.raises(ConfigError, match="holds no study"):
+        progress.progress(tmp_path / "4")
 
 
 def test_defaults_are_those_of_the_tables():
