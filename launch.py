@@ -211,7 +211,7 @@ def _add_study(commands: Any) -> None:
     )
     which = study.add_argument_group("the study")
     which.add_argument("--out", type=_directory, required=True, metavar="DIR", help="where to")
-    which.add_argument("--arms", nargs="+", metavar="NAME", help="meta-learners, and none (default: all)")
+    which.add_argument("--arms", nargs="+", default=[], metavar="NAME", help="meta-learners, and none (default: all)")
     which.add_argument(
         "--groups", nargs="+", default=[], metavar="NAME",
         help="omniglot: numbers of pretraining alphabets (default: 4 10 20); multi-cv: data sets to hold out, one at a "
@@ -405,14 +405,13 @@ def _tasks_of(out: Path) -> str:
 
 def _study(parsed: argparse.Namespace) -> int:
     from leap_dist.study import plan, run  # slow to import
-    from leap_dist.study.spec import ARMS
 
     loaded = configuration.read_yaml(parsed.config) if parsed.config else {}
     loaded.pop("preset", None)
     planned = plan.make(
         preset=parsed.preset,
         given={**loaded, **_settings(parsed)},
-        arms=[arm for text in parsed.arms or ARMS for arm in text.split(",")],
+        arms=[arm for text in parsed.arms for arm in text.split(",")],
         groups=[group for text in parsed.groups for group in text.split(",")],
         seeds=parsed.seeds,
         of_arms=plan.parse_of_arms(parsed.of_arms),

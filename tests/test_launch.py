@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from data_sets import write_part
 
 import launch
 from leap_dist import driver, run_directory, working_copy
@@ -275,3 +276,45 @@ def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words
     launch._conclude(working_copy.Run(tmp_path), "done", {**counts, "wall_seconds": 14.2, "alerts": [], **more})
     assert f"done: 8 of 8 tasks, 4 meta-updates, {words}\n" in capsys.readouterr().out
     assert (tmp_path / "progress.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["train", "--tasks", "omniglto"], r"tasks: 'omniglto' is none of atari, .*; did you mean omniglot\?"),
+        (["train", "--tasks", "omniglot", "--preset", "fast"], r"preset: fast is not for tasks omniglot; .*"),
+        (["train", "--tasks", "omniglot", "--games", "grek"], r"games: no alphabet 'grek'; the nearest are greek, .*"),
+        (["train", "--tasks", "omniglot", "--data-dir", "s3://data"], r"data_dir: 's3://data' is a URL; give .*"),
+        (["train", "--tasks", "omniglot", "--data-dir", "nowhere"], r"data_dir: nowhere/omniglot is no.*"),
+        (["train", "--tasks", "multi-cv", "--games", "mnist", "--data-dir", "nowhere"], r"data_dir: nowhere/mnist .*"),
+        (["train", "--tasks", "multi-cv", "--meta.shared", "model"], r"meta\.shared: model has one head for all .*"),
+        (["train", "--meta.shared", "model"], r"meta\.shared: model has one head for all tasks, .*; use encoder"),
+        (["study", "--out", "s"], r"tasks: a study is of omniglot or multi-cv; .*"),
+        (["study", "--tasks", "omniglot", "--out", "s", "--arms", "lepa"], r"arms: no meta-learner 'lepa' among .*"),
+        (["study", "--tasks", "omniglot", "--out", "s", "--groups", "0"], r"groups: '0' is no number of alphabets .*"),
+        (["study", "--tasks", "omniglot", "--out", "s", "--with", "leap"], r"with: 'leap' is not ARM:SETTING=VALUE.*"),
+        (["study", "--tasks", "omniglot", "--out", "s", "--data-dir", "nowhere"], r"data_dir: nowhere/omniglot .*"),
+        (["study", "--tasks", "omniglot", "--out", "s3://s"], r"out: a URL is for runs only; .*"),
+        (["study", "--tasks", "omniglot", "--oout", "s", "--out", "s"], r"--oout: no such flag; did you mean --out\?"),
+    ],
+)  # fmt: skip
+def test_supervised_tasks_and_studies_are_refused_in_one_line_too(capsys, tmp_path, monkeypatch, arguments, pattern):
+    monkeypatch.chdir(tmp_path)
+    assert re.fullmatch(pattern, refused(capsys, *arguments))
+    assert list(tmp_path.iterdir()) == [], "nothing was written"
+
+
+def test_a_study_does_not_go_where_a_run_is(capsys, tmp_path):
+    write_part(tmp_path / "data", "mnist")
+    write_part(tmp_path / "data", "cifar10")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("preset: paper\n")
+    study = ["study", "--tasks", "multi-cv", "--preset", "smoke", "--games", "mnist,cifar10", "--out", str(run)]
+    assert "holds a run or an evaluation" in refused(capsys, *study, "--data-dir", str(tmp_path / "data"))
+
+
+def test_a_damaged_study_is_refused_by_all_who_read_it(capsys, tmp_path):
+    (tmp_path / "study.json").write_text("{}")
+    for command in ("status", "plot"):
+        assert "study.json is not a study's, or damaged" in refused(capsys, command, "--run-dir", str(tmp_path))

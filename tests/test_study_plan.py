@@ -60,6 +60,12 @@ def test_a_group_of_multi_cv_is_what_is_held_out():
         assert plan.test(cell.group, cell.seed).task_steps == 999
 
 
+def test_without_arms_given_all_that_go_with_the_tasks_are_compared():
+    assert planned(arms=[]).study.arms == ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none")
+    multi_cv = planned(arms=[], given={"tasks": "multi-cv", "games": "mnist,svhn"}, groups=[])
+    assert multi_cv.study.arms == ("leap", "reptile", "fomaml", "finetune-multi", "none")
+
+
 def test_an_arm_may_have_settings_of_its_own():
     plan = planned(
         given={"meta.learning_rate": "0.2"},

@@ -81,19 +81,20 @@ def make(
     """A plan, with every run's settings checked. Raises ConfigError.
 
     Args:
-        arms: meta-learners.
-        groups: numbers of pretraining alphabets, or data sets to hold out.
+        arms: meta-learners; none given: all that go with the tasks.
+        groups: numbers of pretraining alphabets, or data sets to hold out; none given: 4, 10 and 20, or all.
         seeds: how many; they are counted from setting `seed` on.
         test_steps: None: as many as a training task has.
     """
     if not 1 <= seeds <= 1000:
         raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
-    for arm in (*arms, *of_arms):
-        if arm not in ARMS:
-            raise ConfigError(f"arms: no meta-learner {arm[:40]!r} among {', '.join(ARMS)}")
     tasks = configuration.typed("tasks", given.get("tasks", Config.tasks))
     if tasks == "atari":
         raise ConfigError("tasks: a study is of omniglot or multi-cv; for Atari games see launch.py evaluate")
+    arms = arms or [arm for arm in ARMS if (tasks, arm) != ("multi-cv", "finetune-single")]
+    for arm in (*arms, *of_arms):
+        if arm not in ARMS:
+            raise ConfigError(f"arms: no meta-learner {arm[:40]!r} among {', '.join(ARMS)}")
     first = configuration.resolve(preset, given)
     groups = groups or (DEFAULT_GROUPS if tasks == "omniglot" else first.games)
     if tasks == "multi-cv" and len(first.games) < 2:
