@@ -21,7 +21,7 @@ from ray.autoscaler._private import util as autoscaler
 from ray.scripts import scripts
 
 import launch
-from leap_dist import config
+from leap_dist import command_line, config
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
@@ -313,7 +313,7 @@ def given() -> list[tuple[str, list[str]]]:
 def test_every_flag_that_is_given_exists() -> None:
     found = given()
     assert {"README.md", "rayjob.yaml", "node.sh", "elastic.sbatch"} <= {name for name, _ in found}
-    actions = launch._parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    actions = command_line.parser(launch.COMMANDS)._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     known = {name: set(parser.get_default("flags")) for name, parser in actions.items()}
     missing = set()
     for name, words in found:
@@ -327,7 +327,7 @@ def test_every_value_that_is_given_is_accepted() -> None:
     for _, words in given():
         kept = [word for word in words if not word.startswith("$")]
         if kept[0] == "train" and "--resume" not in kept and "--address" in kept and kept[-1] != "--address":
-            parsed = launch._parser().parse_args(kept)
-            config.resolve(parsed.preset or "paper", {}, launch._settings(parsed))
+            parsed = command_line.parser(launch.COMMANDS).parse_args(kept)
+            config.resolve(parsed.preset or "paper", {}, command_line.settings(parsed))
             checked += 1
     assert checked >= 7

@@ -30,8 +30,8 @@ from protocol import INITIAL, Clock, Worker, fast_folder, ledger, serve
 from protocol import config as small_config
 
 import launch
+from leap_dist import command_line, driver, measure, run_directory, telemetry
 from leap_dist import config as configuration
-from leap_dist import driver, measure, run_directory, telemetry
 from leap_dist.checkpoint import CheckpointStore
 from leap_dist.config import ConfigError
 from leap_dist.contribution import Ack, Contribution
@@ -617,7 +617,7 @@ def fuzz_summary(folder: Path, runs: dict[str, list[Run]]) -> Case:
     }  # fmt: skip
     text = json.dumps(summary).encode()
     run_directory.prepare(folder, small_config())
-    parser = launch._parser()
+    parser = command_line.parser(launch.COMMANDS)
 
     def case(rng: Rng, number: int) -> None:
         data = damage(text, rng) if rng.random() < 0.5 else json.dumps(mangle(summary, rng)).encode()
@@ -658,11 +658,16 @@ def command(*arguments: str, parser: Any = None) -> tuple[int, str]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
         if parser is not None:
-            patch.setattr(launch, "_parser", lambda: parser)
+            patch.setattr(command_line, "parser", lambda commands: parser)
         patch.setattr(driver, "train", lambda *_, **__: pytest.fail("training began"))
-        patch.setattr(launch, "_train", lambda parsed: launch._resolve(parsed) and 0)
+
+        def only_resolved(parsed: Any) -> int:
+            launch._resolve(parsed)
+            return 0
+
+        patch.setitem(launch.COMMANDS, "train", only_resolved)
         parser and patch.setitem(
-            parser._subparsers._group_actions[0].choices["train"]._defaults, "command", launch._train
+            parser._subparsers._group_actions[0].choices["train"]._defaults, "command", only_resolved
         )
         try:
             code = launch.main(list(arguments))
@@ -706,7 +711,7 @@ def fuzz_config_on_resume(folder: Path, runs: dict[str, list[Run]]) -> Case:
 
 def fuzz_config_file(folder: Path, runs: dict[str, list[Run]]) -> Case:
     """A file with settings, and flags over it, through the command line."""
-    parser = launch._parser()
+    parser = command_line.parser(launch.COMMANDS)
     names = [name for name, _, _ in configuration.fields()]
     words = (
         *("1", "0", "-1", "1e400", "nan", "inf", "0x10", "1_000", "true", "yes", "no", "~", "[]", "{}", "[1, [2]]"),
@@ -739,7 +744,7 @@ def fuzz_resume(folder: Path, runs: dict[str, list[Run]]) -> Case:
     """`train --resume` on a folder in which something else has taken a file's place."""
     run_directory.prepare(folder / "good", small_config())
     files = on_disk(folder / "good")
-    parser = launch._parser()
+    parser = command_line.parser(launch.COMMANDS)
 
     def case(rng: Rng, number: int) -> None:
         where = lay_out(files, folder / str(number))

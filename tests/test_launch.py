@@ -9,7 +9,7 @@ import pytest
 from data_sets import write_part
 
 import launch
-from leap_dist import driver, run_directory, working_copy
+from leap_dist import command_line, driver, run_directory, working_copy
 from leap_dist.config import ConfigError, resolve
 from leap_dist.run_lock import RunDirectoryBusy, RunLock
 
@@ -110,7 +110,7 @@ def test_missing_config_file(capsys, tmp_path):
 
 
 def test_no_command_and_unknown_command(capsys):
-    assert "train | evaluate | status | plot | export" in refused(capsys)
+    assert "train | evaluate | study | status | plot | export" in refused(capsys)
     assert "invalid choice: 'trian'" in refused(capsys, "trian")
 
 
@@ -181,11 +181,15 @@ def test_resume_lets_length_and_placement_change(tmp_path):
 
 def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
     (tmp_path / "c.yaml").write_text("preset: quick\nworkers: 5\nmeta: {batch_size: 7}\n")
-    parsed = launch._parser().parse_args(["train", "--config", str(tmp_path / "c.yaml"), "--workers", "9"])
+    parsed = command_line.parser(launch.COMMANDS).parse_args(
+        ["train", "--config", str(tmp_path / "c.yaml"), "--workers", "9"]
+    )
     config, run = launch._resolve(parsed)
     assert (config.preset, config.workers, config.meta.batch_size, config.task_steps) == ("quick", 9, 7, 10_000)
     assert run.folder.name.startswith("quick-")
-    assert launch._resolve(launch._parser().parse_args(["train", "--games", "pong,qbert", "seed24"]))[0].games[:2] == (
+    assert launch._resolve(
+        command_line.parser(launch.COMMANDS).parse_args(["train", "--games", "pong,qbert", "seed24"])
+    )[0].games[:2] == (
         "pong",
         "qbert",
     )
@@ -196,7 +200,9 @@ def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
     [([], False), (["--insecure"], True), (["--insecure", "no"], False), (["--insecure", "--workers", "2"], True)],
 )
 def test_a_flag_of_yes_or_no_alone_means_yes(arguments, insecure):
-    config, _ = launch._resolve(launch._parser().parse_args(["train", "--preset", "smoke", *arguments]))
+    config, _ = launch._resolve(
+        command_line.parser(launch.COMMANDS).parse_args(["train", "--preset", "smoke", *arguments])
+    )
     assert config.insecure is insecure
 
 

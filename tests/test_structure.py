@@ -116,7 +116,7 @@ FLOORS = [
         "leap_dist.study.figures",
         "leap_dist.study.text",
     ],
-    ["leap_dist.arms", "leap_dist.study.report", "leap_dist.study.evaluation"],
+    ["leap_dist.arms", "leap_dist.study.report", "leap_dist.study.evaluation", "leap_dist.command_line"],
     ["leap_dist.evaluation"],
     ["leap_dist.driver.actors", "leap_dist.driver.access", "leap_dist.driver.nodes"],
     ["leap_dist.driver.room", "leap_dist.driver.preflight", "leap_dist.driver.aggregators"],
