@@ -157,10 +157,9 @@ def _study(parsed: argparse.Namespace) -> int:
     from leap_dist.study import plan, run  # slow to import
 
     loaded = configuration.read_yaml(parsed.config) if parsed.config else {}
-    loaded.pop("preset", None)
     planned = plan.make(
-        preset=parsed.preset,
-        given={**loaded, **command_line.settings(parsed)},
+        preset=parsed.preset or str(loaded.get("preset", "paper")),
+        given={**{n: v for n, v in loaded.items() if n != "preset"}, **command_line.settings(parsed)},
         arms=[arm for text in parsed.arms for arm in text.split(",")],
         groups=[group for text in parsed.groups for group in text.split(",")],
         seeds=parsed.seeds,

@@ -68,7 +68,7 @@ class ToyLearner:
         """The same as `backward`: nothing is held out."""
         return self.backward()
 
-    def conclude(self) -> dict[str, float]:
+    def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
         """Nothing."""
         return {}
 

@@ -204,7 +204,7 @@ def _add_study(below: Any, command: Command) -> None:
     which.add_argument(
         "--with", dest="of_arms", action="append", default=[], metavar="ARM:SETTING=VALUE", help="for one arm alone"
     )
-    which.add_argument("--preset", default="paper", help="where all settings start from (default: paper)")
+    which.add_argument("--preset", help="where all settings start from (default: paper)")
     which.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings, laid over the preset")
     flags = _add_settings(study)
     own = ["--out", "--arms", "--groups", "--seeds", "--test-steps", "--with", "--preset", "--config"]
@@ -264,7 +264,7 @@ def _add_settings(parser: argparse.ArgumentParser, wanted: Container[str] | None
             const="yes" if kind is bool else None,
             metavar=_METAVARS.get(kind) or "{" + ",".join(get_args(kind)) + "}",
             nargs="+" if kind == tuple[str, ...] else "?" if kind is bool else None,
-            help=f"{field.metadata['help']} (paper: {default})".replace("%", "%%"),
+            help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"),
         )
         flags.append(flag)
     return flags

@@ -250,11 +250,18 @@ def _is_fixed(name: str) -> bool:
     return name not in _FREE_ON_RESUME and name.split(".")[0] not in _FREE_SECTIONS_ON_RESUME
 
 
+def default(name: str) -> Any:
+    """Of a setting, by its dotted name, as plain data."""
+    value = _FIELDS[name][0].default
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _flat(config: Config) -> dict[str, Any]:
-    return {name: _lookup(config, name) for name in _FIELDS}
+    return {name: look_up(config, name) for name in _FIELDS}
 
 
-def _lookup(config: Any, name: str) -> Any:
+def look_up(config: Any, name: str) -> Any:
+    """A setting's value, by its dotted name."""
     for part in name.split("."):
         config = getattr(config, part)
     return config

@@ -7,6 +7,7 @@ what an arm changes is the start alone. Every run is a file, so an evaluation go
 from __future__ import annotations
 
 import bisect
+import contextlib
 import logging
 import time
 from collections import Counter, deque
@@ -53,7 +54,7 @@ class Run(NamedTuple):
             "init": self.arm.sha256 or self.arm.source,
             "steps": config.task_steps,
             "precision": config.worker.precision,
-            **families.of(config).identity(config),
+            **families.of(config).identity(config, self.game),
         }
 
 
@@ -69,9 +70,15 @@ def plan(arms: Sequence[Arm], config: Config, seeds: int) -> list[Run]:
 def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], list[str]]:
     """Which of the runs are still to be made, by index, and a warning for each result that is damaged.
 
-    Raises ConfigError where a result is there that was made with other settings.
+    Raises ConfigError where a result is there that was made with other settings, be it of another arm.
     """
     left, warnings = [], []
+    planned = {path_of(out, run.arm.label, run.game, run.seed) for run in runs}
+    for path in sorted(set(out.glob("runs/*/*/*.json")) - planned):
+        with contextlib.suppress(CorruptFile, OSError):
+            other, identity = load(path)
+            wanted = _settings(runs[0].identity(config))
+            _require_alike(f"{other.arm} on {other.game}", _settings(identity), wanted, out)
     for index, run in enumerate(runs):
         path = path_of(out, run.arm.label, run.game, run.seed)
         try:
@@ -82,14 +89,23 @@ def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], 
             left.append(index)
             warnings.append(f"{run.name} is run again: {error}")
         else:
-            wanted = run.identity(config)
-            for name in sorted(wanted.keys() | identity.keys()):
-                if wanted.get(name) != identity.get(name):
-                    raise ConfigError(
-                        f"out: {out} holds {run.name} with {name} {str(identity.get(name))[:40]}, not "
-                        f"{str(wanted.get(name))[:40]}; choose another --out, or use the same settings"
-                    )
+            _require_alike(run.name, identity, run.identity(config), out)
     return left, warnings
+
+
+def _require_alike(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> None:
+    """Raises ConfigError where a run that is there was made with other settings."""
+    for setting in sorted(wanted.keys() | found.keys()):
+        if wanted.get(setting) != found.get(setting):
+            raise ConfigError(
+                f"out: {out} holds {name} with {setting} {str(found.get(setting))[:40]}, not "
+                f"{str(wanted.get(setting))[:40]}; choose another --out, or use the same settings"
+            )
+
+
+def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an identity, what runs of all arms and games have in common."""
+    return {name: value for name, value in identity.items() if name not in ("init", "data")}
 
 
 class EvaluationServer:

@@ -54,8 +54,8 @@ class Family(Protocol):
     def initialization(self, config: Config, seed: int, scope: str) -> tuple[Manifest, np.ndarray]:
         """A fresh random φ₀, float32, with its manifest; the same for the same seed."""
 
-    def identity(self, config: Config) -> dict[str, Any]:
-        """All settings that determine what a learner learns from, and how, as plain data."""
+    def identity(self, config: Config, game: str) -> dict[str, Any]:
+        """All that determines what a learner learns from, and how, as plain data."""
 
     def preprocessing(self, config: Config) -> dict[str, Any]:
         """What an encoder is given, for init.safetensors."""
@@ -86,7 +86,7 @@ class Atari:
         """See Family."""
         return models.initialization(atari.channels(config.atari.frames), seed, scope)
 
-    def identity(self, config: Config) -> dict[str, Any]:
+    def identity(self, config: Config, game: str) -> dict[str, Any]:
         """See Family."""
         return _section(config, "agent") | _section(config, "atari")
 
@@ -148,7 +148,7 @@ class Images:
         """See Family."""
         return convnet.initialization(self._channels, self._size, self._classes, seed, scope)
 
-    def identity(self, config: Config) -> dict[str, Any]:
+    def identity(self, config: Config, game: str) -> dict[str, Any]:
         """See Family. The run's seed says which images are for what."""
         settings = _section(config, "supervised")
         del settings["supervised.pretraining"]
@@ -219,6 +219,12 @@ class MultiCV(Images):
     def data(self, config: Config, name: str) -> Supervised:
         """See Images."""
         return _data_set(config.data_dir, name)
+
+    def identity(self, config: Config, game: str) -> dict[str, Any]:
+        """See Family. Of a data set there may be a part only."""
+        data = self.data(config, game)
+        found = f"{data.name}, {len(data.train)} + {len(data.test)} images"
+        return super().identity(config, game) | {"data": found}
 
 
 _FAMILIES: dict[str, Family] = {"atari": Atari(), "omniglot": Omniglot(), "multi-cv": MultiCV()}

@@ -64,6 +64,7 @@ _MULTI_CV: dict[str, Any] = {
     "supervised.batch": 32,
     "supervised.epochs": 10,
     "supervised.patience": 2,
+    "server.lease_seconds": 300.0,  # a process decodes tens of thousands of pictures before its first step
     "telemetry.gif_interval": 0,
 }
 
@@ -92,7 +93,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
             "task_steps": 640,
             "fomaml.rollouts": 2,
             "worker.push_interval": 320,
-            "server.lease_seconds": 20.0,
+            "server.lease_seconds": 60.0,
         },
     },
 }

@@ -247,8 +247,16 @@ class _Run:
             self._curve.append(CurvePoint(steps, len(progress.scores), score, means))
 
     def _conclude(self, steps: int) -> None:
-        """The curve's last point has what shows only at the end."""
-        if more := self._learner.conclude():
+        """The curve's last point has what shows only at the end. The lease is kept while that is looked at."""
+        renewed = self._clock()
+
+        def beat() -> None:
+            nonlocal renewed
+            if self._must_renew(self._clock() - renewed):
+                self._server.renew(self._lease.id, self._lease.incarnation, steps)
+                renewed = self._clock()
+
+        if more := self._learner.conclude(beat):
             self._note(steps, more)
 
     def _push(self, updates: int, steps: int, *, final: bool = False) -> Ack:

@@ -94,7 +94,7 @@ class Noisy:
     def measure(self) -> Tensor:
         return self.backward()
 
-    def conclude(self) -> dict[str, float]:
+    def conclude(self, beat: object) -> dict[str, float]:
         return {}
 
     def step(self) -> None:

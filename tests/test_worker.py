@@ -55,7 +55,7 @@ class Quadratic:
     def progress(self):
         return Progress((1.0, 2.0), {"loss": 0.5})
 
-    def conclude(self):
+    def conclude(self, beat):
         return {}
 
     def close(self):

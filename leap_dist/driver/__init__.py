@@ -145,14 +145,26 @@ class _Start(NamedTuple):
     """Other nodes have the folder too."""
 
 
+class HeadLost(RuntimeError):
+    """The cluster's head is gone in the middle of a session. The process will end without Ray's own shutting down."""
+
+
 @contextlib.contextmanager
 def session(config: Config) -> Iterator[None]:
-    """One connection to Ray for all that is trained and evaluated in here. Raises ConfigError, see `connect`."""
+    """One connection to Ray for all that is trained and evaluated in here. Raises ConfigError, see `connect`.
+
+    In it, `train` and `evaluate` raise HeadLost where they would have failed with the cluster.
+    """
     connect(config)
+    lost = False
     try:
         yield
+    except HeadLost:
+        lost = True
+        raise
     finally:
-        ray.shutdown()
+        if not lost:
+            ray.shutdown()
 
 
 def _operate(
@@ -177,7 +189,10 @@ def _operate(
             pool.alerts += check_nodes(nodes.view.staying, start.folder if start.movable else None, data_dir)
         server = _start_server(start)
         pool.open(server)
-        return Control(server, pool, nodes, progress, record, stop).loop()
+        outcome = Control(server, pool, nodes, progress, record, stop).loop()
+        if in_session and nodes.head_is_gone:
+            raise HeadLost("the cluster's head is gone: the same command goes on, on another cluster")
+        return outcome
     finally:
         stop.restore()
         if nodes.head_is_gone:

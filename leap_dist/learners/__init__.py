@@ -58,8 +58,8 @@ class Learner(Protocol):
     def progress(self) -> Progress:
         """Reports what happened since the last call, and starts afresh."""
 
-    def conclude(self) -> dict[str, float]:
-        """What shows only once training is over, by name; for evaluations."""
+    def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
+        """What shows only once training is over, by name; for evaluations. Calls `beat` every second or so."""
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
         """From now on calls `see` with each picture of what it is learning from, uint8 (C, H, W), where it has any.

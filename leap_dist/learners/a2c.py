@@ -149,7 +149,7 @@ class A2C:
         self._reset_progress()
         return report
 
-    def conclude(self) -> dict[str, float]:
+    def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
         """Nothing: episodes tell all there is."""
         return {}
 

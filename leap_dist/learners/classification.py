@@ -132,10 +132,10 @@ class Classifier:
 
         self._train, self._held_out = source(data.train), source(data.test)
         self._draws = Draws(self._train.count, settings, self._seeds)
-        self._test_maps = draws_for_test(self._held_out.count, settings, self._seeds)
+        self._settings = settings
         self._fresh = Draws(self._held_out.count, settings, self._seeds._replace(order=self._seeds.test))
         self._validation = None if data.validation is None else source(data.validation)
-        self._patience = Patience(settings.patience)
+        self._patience, self._scored = Patience(settings.patience), 0  # epochs
         self._most = settings.epochs * self._train.count or math.inf
         self._see: Callable[[np.ndarray], None] | None = None
         self._seen = 0
@@ -176,9 +176,10 @@ class Classifier:
     @property
     def done(self) -> bool:
         """All epochs are over, or validation says that there is no more to gain."""
-        count, batch = self._train.count, self.steps_per_update
-        if self._validation is not None and self._seen // count > (self._seen - batch) // count:
-            self._patience.note(self._score(self._validation, None).error)
+        epochs = self._seen // self._train.count
+        if self._validation is not None and epochs > self._scored:
+            self._patience.note(self._score(self._validation).error)
+            self._scored = epochs
         return self._seen >= self._most or self._patience.over
 
     @torch.no_grad()
@@ -197,28 +198,27 @@ class Classifier:
         begin at (0, 1) and forget that by a tenth per update: a test means little before some 50 of them. Two calls in
         a row give the same, and training goes on as if there had been none.
         """
-        return self._score(self._held_out, self._test_maps)
+        return self._score(self._held_out)
 
     @torch.no_grad()
-    def _score(self, source: Source, maps: Tensor | None) -> Score:
+    def _score(self, source: Source, beat: Callable[[], None] = lambda: None) -> Score:
+        """Of all images, each augmented once, the same at every call."""
         loss = wrong = 0.0
+        maps = draws_for_test(source.count, self._settings, self._seeds)
         self._model.eval()
         for index in torch.arange(source.count).split(HELD_OUT_BATCH):
             images, labels = source.take(index, None if maps is None else maps[index])
             logits = self._logits(images)
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             wrong += (logits.argmax(1) != labels).sum().item()
+            beat()
         self._model.train()
         return Score(wrong / source.count, loss / source.count)
 
-    def conclude(self) -> dict[str, float]:
+    def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
         """Error and loss on the held-out images, and the error on the training images, as the network is now."""
-        test = self.test()
-        return {
-            "test_error": test.error,
-            "test_loss": test.loss,
-            "train_error": self._score(self._train, None).error,
-        }
+        test, train = self._score(self._held_out, beat), self._score(self._train, beat)
+        return {"test_error": test.error, "test_loss": test.loss, "train_error": train.error}
 
     def curve(self) -> Curve:
         """Of all updates so far."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from leap_dist import config as configuration
-from leap_dist.catalogue import ALPHABETS, DATA_SETS, HELD_OUT
+from leap_dist.catalogue import ALPHABETS, HELD_OUT, short
 from leap_dist.config import ConfigError
 from leap_dist.settings import Config
 from leap_dist.study.spec import ARMS, Study
@@ -15,9 +15,15 @@ from leap_dist.study.spec import ARMS, Study
 DEFAULT_GROUPS = ("4", "10", "20")
 MOST = len(ALPHABETS) - HELD_OUT - 1
 """Alphabets that can be for pretraining."""
-_HOW = {"workers", "min_workers", "wait_for_nodes", "address", "insecure", "data_dir", "preset", "games", "seed"}
-_HOW_SECTIONS = {"worker", "server", "telemetry"}
-"""Settings that change nothing in what a study finds, or that its cells have values of their own for."""
+_OF_CELLS = {"games", "seed", "supervised.pretraining", "agent", "atari"}
+"""Settings, and sections, that each cell has its own values for, or none at all."""
+_MORE = ("worker.precision", "worker.wire", "server.on_lost")
+"""What may change while a run goes on, and changes what is found."""
+_ALIKE = {
+    "tasks", "games", "seed", "meta_learner", "meta_updates", "meta.batch_size", "task_steps", "data_dir",
+    "supervised.pretraining",
+}  # fmt: skip
+"""Settings that no arm has a value of its own for: arms are compared on the same tasks and the same budget."""
 
 
 class Cell(NamedTuple):
@@ -58,14 +64,27 @@ class Plan:
     def training(self, cell: Cell) -> Config:
         """Of a cell. Raises ConfigError."""
         settings = {**self.given, **self.of_arms.get(cell.arm, {}), "meta_learner": cell.arm, "seed": cell.seed}
-        return _resolve(self.preset, settings, training_games(cell.group, self.given))
+        return configuration.resolve(self.preset, settings, self._training_games(cell.group))
 
     def test(self, group: str, seed: int) -> Config:
         """Of an evaluation of all arms: they learn alike then. Raises ConfigError."""
         held_out = {"games": ("held_out",) if self.study.tasks == "omniglot" else (group,)}
         fixed = {"meta_learner": "none", "mode": "buffered", "seed": seed, "task_steps": self.test_steps}
         learning = {name: value for name, value in self.given.items() if not name.startswith(("meta", "leap"))}
-        return _resolve(self.preset, {**learning, **fixed}, {**training_games(group, self.given), **held_out})
+        return configuration.resolve(self.preset, learning, fixed, held_out)
+
+    def everything(self) -> Config:
+        """Of all that any run learns from. Raises ConfigError."""
+        runs = [self.training(cell) for cell in self.cells()]
+        runs += [self.test(group, seed) for group in self.study.groups for seed in self.study.seeds]
+        games = dict.fromkeys(name for config in runs for name in config.games)
+        return dataclasses.replace(runs[0], games=tuple(games))
+
+    def _training_games(self, group: str) -> dict[str, Any]:
+        """What a group's runs train on, as settings."""
+        if self.study.tasks == "omniglot":
+            return {"games": ("pretraining",), "supervised.pretraining": group}
+        return {"games": tuple(name for name in self.study.games if name != group)}
 
 
 def make(
@@ -95,8 +114,15 @@ def make(
     for arm in (*arms, *of_arms):
         if arm not in ARMS:
             raise ConfigError(f"arms: no meta-learner {arm[:40]!r} among {', '.join(ARMS)}")
+    for arm, settings in of_arms.items():
+        if arm not in arms:
+            raise ConfigError(f"with: {arm} is none of the arms {', '.join(arms)}")
+        for name in settings:
+            if name in _ALIKE:
+                raise ConfigError(f"with: {name} is the same for all arms of a study; give it for all")
     first = configuration.resolve(preset, given)
     groups = groups or (DEFAULT_GROUPS if tasks == "omniglot" else first.games)
+    groups = groups if tasks == "omniglot" else [short(group) for group in groups]
     if tasks == "multi-cv" and len(first.games) < 2:
         raise ConfigError(f"games: {first.games[0]} alone leaves nothing to train on while it is held out; add another")
     for group in groups:
@@ -111,19 +137,23 @@ def make(
     study = Study(
         tasks=tasks,
         arms=tuple(arm for arm in ARMS if arm in arms),
-        groups=tuple(dict.fromkeys(groups)),
+        groups=tuple(dict.fromkeys(str(int(group)) if tasks == "omniglot" else group for group in groups)),
         seeds=tuple(range(first.seed, first.seed + seeds)),
+        games=first.games if tasks == "multi-cv" else (),
         settings={},
+        test={},
         meta_updates=first.meta_updates,
         batch_size=first.meta.batch_size,
         task_steps=first.task_steps,
     )
     plan = Plan(study, preset, given, of_arms, first.task_steps if test_steps is None else test_steps)
     runs = {cell: plan.training(cell) for cell in plan.cells()}
-    for cell in runs:
-        plan.test(cell.group, cell.seed)
+    tests = {(cell.group, cell.seed): plan.test(cell.group, cell.seed) for cell in runs}
+    for cell, config in runs.items():
+        assert not set(config.games) & set(tests[cell.group, cell.seed].games), cell
     found = {cell.arm: _settings(config) for cell, config in runs.items()}
-    return dataclasses.replace(plan, study=dataclasses.replace(study, settings=found))
+    test = {name: value for name, value in _settings(tests[groups_of(study)[0]]).items() if _is_of_tests(name)}
+    return dataclasses.replace(plan, study=dataclasses.replace(study, settings=found, test=test))
 
 
 def parse_of_arms(texts: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -138,24 +168,22 @@ def parse_of_arms(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def training_games(group: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a group's runs train on, as settings."""
-    if given["tasks"] == "omniglot":
-        return {"games": ("pretraining",), "supervised.pretraining": group}
-    games = configuration.typed("games", given.get("games", ("all",)))
-    return {"games": tuple(name for name in (DATA_SETS if "all" in games else games) if name != group)}
+def groups_of(study: Study) -> list[tuple[str, int]]:
+    """Every group with every seed, in the order in which they are made."""
+    return [(group, seed) for seed in study.seeds for group in study.groups]
 
 
-def _resolve(preset: str, settings: Mapping[str, Any], games: Mapping[str, Any]) -> Config:
-    return configuration.resolve(preset, settings, games)
+def _is_of_tests(name: str) -> bool:
+    return name == "task_steps" or name == "worker.precision" or name.startswith("supervised.")
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What an arm is trained with, as plain data: all that makes a difference to what is found."""
+    """All that makes a difference to what is found, as plain data."""
+    more = {name: configuration.look_up(config, name) for name in _MORE}
     return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in configuration.fixed_settings(config).items()
-        if name not in _HOW and name.split(".")[0] not in _HOW_SECTIONS | {"agent", "atari"}
+        name: value
+        for name, value in {**configuration.fixed_settings(config), **more}.items()
+        if name not in _OF_CELLS and name.split(".")[0] not in _OF_CELLS
     }
 
 
@@ -164,13 +192,18 @@ def merge(old: Study, new: Study) -> Study:
 
     Arms, groups and seeds may be added; an arm that is there keeps its settings.
     """
-    if old.tasks != new.tasks:
-        raise ConfigError(f"out: there is a study of {old.tasks} already; choose another")
-    for arm in (name for name in ARMS if name in old.settings and name in new.settings):
-        for name, value in new.settings[arm].items():
-            if name != "supervised.pretraining" and old.settings[arm].get(name) != value:
-                was = old.settings[arm].get(name)
-                raise ConfigError(f"{name}: the study there has {was} for {arm}, not {value}; choose another --out")
+    for field in ("tasks", "games", "meta_updates", "batch_size", "task_steps"):
+        was, asked = getattr(old, field), getattr(new, field)
+        if was != asked:
+            was, asked = (" ".join(value) if isinstance(value, tuple) else value for value in (was, asked))
+            raise ConfigError(f"{field}: the study there has {was}, not {asked}; choose another --out")
+    both_have = [arm for arm in ARMS if arm in old.settings and arm in new.settings]
+    compared = {"tests": (old.test, new.test), **{arm: (old.settings[arm], new.settings[arm]) for arm in both_have}}
+    for of, (before, after) in compared.items():
+        for name, value in after.items():
+            was = before.get(name, configuration.default(name))  # a setting may be younger than the study
+            if was != value:
+                raise ConfigError(f"{name}: the study there has {was} for {of}, not {value}; choose another --out")
 
     def both(name: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys((*getattr(old, name), *getattr(new, name))))
@@ -184,5 +217,5 @@ def merge(old: Study, new: Study) -> Study:
         arms=arms,
         groups=groups,
         seeds=tuple(sorted(both("seeds"))),
-        settings={arm: new.settings.get(arm) or old.settings[arm] for arm in arms},
+        settings={arm: new.settings.get(arm) or old.settings.get(arm, {}) for arm in arms},
     )

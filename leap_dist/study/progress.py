@@ -38,7 +38,11 @@ def text(found: dict[str, Any]) -> str:
 
 def _comparison(out: Path, study: Study, group: str, seed: int) -> dict[str, Any]:
     arms = {arm: _state(training_of(out, group, seed, arm)) for arm in study.arms if arm != "none"}
-    return {"group": group, "seed": seed, "arms": arms, "test": _state(evaluation_of(out, group, seed))}
+    folder = evaluation_of(out, group, seed)
+    test = _state(folder)
+    if test["state"] == "done" and not all((folder / "runs" / arm).is_dir() for arm in study.arms):
+        test["state"] = "waiting"  # arms were added since
+    return {"group": group, "seed": seed, "arms": arms, "test": test}
 
 
 def _state(folder: Path) -> dict[str, Any]:
@@ -46,7 +50,9 @@ def _state(folder: Path) -> dict[str, Any]:
         summary = run_directory.read_summary(folder)
     except ConfigError:
         return {"state": "waiting", "done": 0, "of": 0}
-    return {"state": summary["state"], "done": summary.get("tasks", 0), "of": summary["tasks_wanted"]}
+    ended = summary["state"] in run_directory.ENDED or run_directory.is_alive(folder)
+    state = summary["state"] if ended else "died"
+    return {"state": state, "done": summary.get("tasks", 0), "of": summary["tasks_wanted"]}
 
 
 def _shown(part: dict[str, Any]) -> str:

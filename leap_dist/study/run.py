@@ -1,23 +1,27 @@
 """Makes the runs of a study that are missing, one after the other, each on all workers.
 
-Several processes may work on one folder: whoever finds a run in use goes on with the next one.
+Several processes may work on one folder, where locks of files work between their machines: whoever finds a run in use
+goes on with the next one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from leap_dist import arms, driver, evaluation, launching, run_directory
 from leap_dist import config as configuration
 from leap_dist.config import ConfigError
-from leap_dist.run_lock import RunDirectoryBusy
-from leap_dist.study.plan import Cell, Plan, merge
+from leap_dist.files import CorruptFile
+from leap_dist.run_lock import RunDirectoryBusy, RunLock
+from leap_dist.study.plan import Cell, Plan, groups_of, merge
 from leap_dist.study.spec import Study, evaluation_of, training_of
 from leap_dist.working_copy import open_run
 
 PASSES = 2
 """What others were at may be done the second time."""
+_CLAIMS = ".claims"
 
 Say = Callable[[str], None]
 
@@ -25,64 +29,101 @@ Say = Callable[[str], None]
 def run(plan: Plan, out: Path, say: Say) -> str:
     """Trains and tests what is missing in `out`. Returns "done", "interrupted" or "failed".
 
-    "failed" where a run could not be ended, or others are still at some; the rest is made all the same. Raises
-    ConfigError where something else is in `out`, or what the tasks learn from is not here.
+    "failed" where a run could not be ended, or others are still at some; the rest is made all the same, but where the
+    cluster is lost. Raises ConfigError where something else is in `out`, or what the tasks learn from is not here.
     """
-    cells = list(plan.cells())
-    driver.check_prerequisites(plan.training(cells[0]))
-    if (out / "study.json").exists():
-        study = merge(Study.read(out), plan.study)
-    elif run_directory.exists(out):
-        raise ConfigError(f"out: {out} holds a run or an evaluation; choose another")
-    else:
-        study = plan.study
+    everything = plan.everything()
+    driver.check_prerequisites(everything)
+    _note(plan.study, out)
+    cells, left = list(plan.cells()), groups_of(plan.study)
     try:
-        study.write(out)
+        with driver.session(everything):
+            for _ in range(PASSES):
+                for group, seed in list(left):
+                    compared = [cell for cell in cells if (cell.group, cell.seed) == (group, seed)]
+                    outcome = _compare(compared, plan, out, say)
+                    if outcome == "interrupted":
+                        return outcome
+                    if outcome == "done":
+                        left.remove((group, seed))
+    except driver.HeadLost as error:
+        say(str(error))
+    return "failed" if left else "done"
+
+
+def _note(study: Study, out: Path) -> None:
+    """Says in `out` what is compared, with what others have said there. Raises ConfigError."""
+    if run_directory.exists(out):
+        raise ConfigError(f"out: {out} holds a run or an evaluation; choose another")
+    try:
+        with _claim(out, "study"):
+            (merge(Study.read(out), study) if (out / "study.json").exists() else study).write(out)
+    except RunDirectoryBusy:
+        raise ConfigError(f"out: others are writing to {out} all the time; try again") from None
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror}); choose another") from None
-    left = [(group, seed) for seed in plan.study.seeds for group in plan.study.groups]
-    with driver.session(plan.training(cells[0])):
-        for _ in range(PASSES):
-            for group, seed in list(left):
-                outcome = _compare([cell for cell in cells if (cell.group, cell.seed) == (group, seed)], plan, out, say)
-                if outcome == "interrupted":
-                    return outcome
-                if outcome == "done":
-                    left.remove((group, seed))
-    return "failed" if left else "done"
+
+
+@contextlib.contextmanager
+def _claim(folder: Path, name: str) -> Iterator[None]:
+    """Keeps other studies' processes away from a part of it. Raises RunDirectoryBusy where one is at it, OSError."""
+    place = folder / _CLAIMS / name
+    place.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(place)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _compare(cells: list[Cell], plan: Plan, out: Path, say: Say) -> str:
     """All arms of one group and seed, and their evaluation."""
+    group, seed, _ = cells[0]
     whole = True
     for cell in cells:
-        outcome = _train(cell, plan, out, say)
+        outcome = _attempt(cell, plan, out, say)
         if outcome == "interrupted":
             return outcome
         whole &= outcome == "done"
     if not whole:
-        say(f"group {cells[0].group}, seed {cells[0].seed}: not every arm is trained, so none is tested yet")
+        say(f"group {group}, seed {seed}: not every arm is trained, so none is tested yet")
         return "failed"
-    return _test(cells, plan, out, say)
-
-
-def _train(cell: Cell, plan: Plan, out: Path, say: Say) -> str:
-    """One training run, begun or gone on with; of arm none there is none."""
-    folder, config = training_of(out, cell.group, cell.seed, cell.arm), plan.training(cell)
-    if cell.arm == "none" or _is_done(folder):
-        return "done"
-    say(f"{cell}: {config.meta_updates} meta-updates of {config.meta.batch_size} tasks")
-    begun = run_directory.exists(folder)
-    if begun and (changed := configuration.incompatibilities(run_directory.load_config(folder, {}), config)):
-        raise ConfigError(f"out: {folder} was begun with other settings: {'; '.join(changed)}")
     try:
-        with open_run(folder, resume=begun) as run:
-            run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS if begun else 0.0)
-            outcome, _ = launching.meta_train(config, run)
+        with _claim(evaluation_of(out, group, seed).parent, "test"):
+            return _test(cells, plan, out, say)
+    except RunDirectoryBusy:
+        say(f"group {group}, seed {seed}: another process is at the test")
+    except (ConfigError, CorruptFile, OSError) as error:
+        say(f"group {group}, seed {seed}: the test cannot be made: {error}")
+    return "failed"
+
+
+def _attempt(cell: Cell, plan: Plan, out: Path, say: Say) -> str:
+    """One training run, unless others are at it. What is wrong with it does not keep the others from being made."""
+    if cell.arm == "none":
+        return "done"
+    folder = training_of(out, cell.group, cell.seed, cell.arm)
+    try:
+        with _claim(folder.parent, cell.arm):
+            return _train(folder, cell, plan, say)
     except RunDirectoryBusy:
         say(f"{cell}: another process is at it")
-        return "failed"
-    return outcome
+    except (ConfigError, CorruptFile, OSError) as error:
+        say(f"{cell}: cannot be trained: {error}")
+    return "failed"
+
+
+def _train(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
+    """Begun, or gone on with."""
+    config, begun = plan.training(cell), run_directory.exists(folder)
+    if begun and (changed := configuration.incompatibilities(run_directory.load_config(folder, {}), config)):
+        raise ConfigError(f"{folder} was begun with other settings: {'; '.join(changed)}")
+    if _is_done(folder):
+        return "done"
+    say(f"{cell}: {config.meta_updates} meta-updates of {config.meta.batch_size} tasks")
+    with open_run(folder, resume=begun) as run:
+        run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS if begun else 0.0)
+        return launching.meta_train(config, run)[0]
 
 
 def _is_done(folder: Path) -> bool:
@@ -105,13 +146,9 @@ def _test(cells: list[Cell], plan: Plan, out: Path, say: Say) -> str:
     if not left:
         return "done"
     say(f"group {group}, seed {seed}: test of {', '.join(labels)} on {', '.join(config.games)}")
-    try:
-        run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS)
-        arms.write(folder, chosen)
-        return launching.evaluate(config, runs, folder)
-    except RunDirectoryBusy:
-        say(f"group {group}, seed {seed}: another process is at the test")
-        return "failed"
+    run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS)
+    arms.write(folder, chosen)
+    return launching.evaluate(config, runs, folder)
 
 
 def _spec(cell: Cell, out: Path) -> str:

@@ -30,7 +30,9 @@ _SHAPE = {
     "arms": [str],
     "groups": [str],
     "seeds": [int],
+    "games": [str],
     "settings": {...: {...: object}},
+    "test": {...: object},
     "meta_updates": int,
     "batch_size": int,
     "task_steps": int,
@@ -56,6 +58,10 @@ class Study:
     """Tasks per meta-update."""
     task_steps: int
     """Examples per task."""
+    games: tuple[str, ...] = ()
+    """Multi-CV: the data sets; each group's runs train on all but the one that is held out."""
+    test: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What all arms learn with when they are tested."""
 
     @classmethod
     def read(cls, out: Path) -> Study:
@@ -110,7 +116,9 @@ def _parse(content: Any) -> Study:
         arms=tuple(content["arms"]),
         groups=tuple(content["groups"]),
         seeds=tuple(content["seeds"]),
+        games=tuple(content["games"]),
         settings=content["settings"],
+        test=content["test"],
         meta_updates=content["meta_updates"],
         batch_size=content["batch_size"],
         task_steps=content["task_steps"],
