@@ -24,7 +24,7 @@ from leap_dist.contribution import Ack, Contribution, Lease, Task
 from leap_dist.convnet import ConvNet, initialization
 from leap_dist.learners import Learner
 from leap_dist.learners.classification import Classifier, Curve, area_under
-from leap_dist.learners.examples import Dataset, Examples
+from leap_dist.learners.examples import Dataset, Examples, Seeds, Source, draws_for_test
 from leap_dist.models import Manifest, flatten
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
@@ -339,11 +339,26 @@ def test_held_out_images_are_judged_by_the_averages_over_training():
 
 def test_held_out_images_are_augmented_by_the_tasks_seed():
     settings = replace(SETTINGS, augmentation="affine")
-    one, same, other = (classifier(dataset(), ENCODER, settings=settings, seed=seed)._test_maps for seed in (1, 1, 2))
+    one, same, other = (draws_for_test(12, settings, Seeds.of(seed)) for seed in (1, 1, 2))
+    assert one is not None
     assert one.shape == (12, 2, 3)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    assert classifier(dataset(), ENCODER)._test_maps is None
+    assert draws_for_test(12, SETTINGS, Seeds.of(1)) is None
+
+
+def test_errors_are_measured_on_images_augmented_alike(monkeypatch):
+    seen = []
+    take = Source.take
+    monkeypatch.setattr(Source, "take", lambda self, index, maps: seen.append(maps) or take(self, index, maps))
+    for augmentation in ("affine", "none"):
+        learner = classifier(dataset(), ENCODER, settings=replace(SETTINGS, augmentation=augmentation))
+        beats: list[int] = []
+        found = learner.conclude(lambda beats=beats: beats.append(1))
+        assert set(found) == {"test_error", "test_loss", "train_error"}
+        assert len(beats) == 2, "once for each part of at most 500 images"
+    assert [maps is None for maps in seen] == [False, False, True, True]
+    assert [len(maps) for maps in seen[:2]] == [12, 24], "held-out and training images"
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)

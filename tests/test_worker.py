@@ -498,3 +498,26 @@ def test_phi_at_the_lease_is_sent_along_where_the_server_corrects_for_it(monkeyp
         if sent:
             assert contribution.start.dtype == np.float32
             assert np.array_equal(contribution.start, PHI)
+
+
+def test_the_lease_is_renewed_while_an_evaluation_is_concluded(monkeypatch):
+    """What takes long at the end, a look at all images, says so in between."""
+    tape, clock = [], Clock()
+    learner = Quadratic(tape, clock, 0.0)
+
+    def conclude(beat):
+        for _ in range(10):
+            clock.now += 1.0
+            beat()
+        return {"test_error": 0.25}
+
+    learner.conclude = conclude  # type: ignore[method-assign]
+    monkeypatch.setattr(worker, "make_learner", lambda *_: learner)
+    server = Server(tape)
+    run = config(
+        agent__envs=4, agent__unroll=5, task_steps=60, worker__heartbeat_seconds=3.0, worker__push_interval=1_000
+    )
+    start = worker.Start(np.array([3.0, 4.0], np.float32), evaluation=True)
+    worker.run_task(LEASE, start, run, server, clock=clock)
+    assert [entry for entry in tape if entry == "renew"] == ["renew"] * 2, "after more than three seconds, twice in ten"
+    assert server.received[-1].curve[-1].means["test_error"] == 0.25
