@@ -520,4 +520,4 @@ def test_the_lease_is_renewed_while_an_evaluation_is_concluded(monkeypatch):
     start = worker.Start(np.array([3.0, 4.0], np.float32), evaluation=True)
     worker.run_task(LEASE, start, run, server, clock=clock)
     assert [entry for entry in tape if entry == "renew"] == ["renew"] * 2, "after more than three seconds, twice in ten"
-    assert server.received[-1].curve[-1].means["test_error"] == 0.25
+    assert [point.means.get("test_error") for point in server.received[-1].curve][-2] == 0.25
