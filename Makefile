@@ -10,13 +10,9 @@ ARGS ?=
 train: .venv/installed
 	$(BIN)/python launch.py train --preset quick $(ARGS)
 
-# Tests with Ray mostly wait; the others take what they leave, and are shown when both are done.
 test: .venv/installed-dev lint types
-	@nice -n 19 $(BIN)/python -m pytest -m "not ray" -p no:cacheprovider --numprocesses 2 --dist worksteal > .tests.log 2>&1 & \
-	others=$$!; \
-	$(BIN)/python -m pytest -m ray --numprocesses 3 --dist loadfile --no-loadscope-reorder; with_ray=$$?; \
-	wait $$others; others=$$?; cat .tests.log; \
-	test $$with_ray -eq 0 && test $$others -eq 0
+	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m ray --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
