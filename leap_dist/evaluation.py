@@ -73,12 +73,12 @@ def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], 
     Raises ConfigError where a result is there that was made with other settings, be it of another arm.
     """
     left, warnings = [], []
+    common = _settings(runs[0].identity(config))
     planned = {path_of(out, run.arm.label, run.game, run.seed) for run in runs}
     for path in sorted(set(out.glob("runs/*/*/*.json")) - planned):
         with contextlib.suppress(CorruptFile, OSError):
             other, identity = load(path)
-            wanted = _settings(runs[0].identity(config))
-            _require_alike(f"{other.arm} on {other.game}", _settings(identity), wanted, out)
+            _require_alike(f"{other.arm} on {other.game}", _settings(identity), common, out)
     for index, run in enumerate(runs):
         path = path_of(out, run.arm.label, run.game, run.seed)
         try:

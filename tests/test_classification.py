@@ -23,11 +23,12 @@ from leap_dist import worker
 from leap_dist.contribution import Ack, Contribution, Lease, Task
 from leap_dist.convnet import ConvNet, initialization
 from leap_dist.learners import Learner
-from leap_dist.learners.classification import Classifier, Curve, area_under
+from leap_dist.learners.classification import Classifier, Curve
 from leap_dist.learners.examples import Dataset, Examples, Seeds, Source, draws_for_test
 from leap_dist.models import Manifest, flatten
 from leap_dist.server import MetaServer
 from leap_dist.settings import Config
+from leap_dist.statistics import trapezoids as area_under
 from leap_dist.worker import Start, run_task
 
 ARMS = ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none")

@@ -69,15 +69,6 @@ class Patience:
         return 0 < self._length <= self._since
 
 
-def area_under(curve: np.ndarray) -> float:
-    """Trapezoids between the points of a curve, over the number T of points: (Σ_{i<T} (x_i + x_{i−1})/2) / T.
-
-    The authors divide by T and not by the T − 1 trapezoids. It is taken of training errors (appendix C) or of losses
-    (their code).
-    """
-    return float((curve[1:] + curve[:-1]).sum() / 2 / len(curve))
-
-
 class Classifier:
     """One network learning one data set, from given parameters. Implements `leap_dist.learners.Learner`.
 

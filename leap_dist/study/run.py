@@ -81,40 +81,38 @@ def _compare(cells: list[Cell], plan: Plan, out: Path, say: Say) -> str:
     group, seed, _ = cells[0]
     whole = True
     for cell in cells:
-        outcome = _attempt(cell, plan, out, say)
+        outcome = _train(cell, plan, out, say)
         if outcome == "interrupted":
             return outcome
         whole &= outcome == "done"
     if not whole:
         say(f"group {group}, seed {seed}: not every arm is trained, so none is tested yet")
         return "failed"
+    folder = evaluation_of(out, group, seed)
+    return _attempt(folder, f"test, group {group}, seed {seed}", say, lambda: _test(folder, cells, plan, out, say))
+
+
+def _attempt(folder: Path, name: str, say: Say, make: Callable[[], str]) -> str:
+    """Makes one run, unless others are at it. What is wrong with it does not keep the others from being made."""
     try:
-        with _claim(evaluation_of(out, group, seed).parent, "test"):
-            return _test(cells, plan, out, say)
+        with _claim(folder.parent, folder.name):
+            return make()
     except RunDirectoryBusy:
-        say(f"group {group}, seed {seed}: another process is at the test")
+        say(f"{name}: another process is at it")
     except (ConfigError, CorruptFile, OSError) as error:
-        say(f"group {group}, seed {seed}: the test cannot be made: {error}")
+        say(f"{name}: cannot be made: {error}")
     return "failed"
 
 
-def _attempt(cell: Cell, plan: Plan, out: Path, say: Say) -> str:
-    """One training run, unless others are at it. What is wrong with it does not keep the others from being made."""
+def _train(cell: Cell, plan: Plan, out: Path, say: Say) -> str:
+    """One training run, begun or gone on with; of arm none there is none."""
     if cell.arm == "none":
         return "done"
     folder = training_of(out, cell.group, cell.seed, cell.arm)
-    try:
-        with _claim(folder.parent, cell.arm):
-            return _train(folder, cell, plan, say)
-    except RunDirectoryBusy:
-        say(f"{cell}: another process is at it")
-    except (ConfigError, CorruptFile, OSError) as error:
-        say(f"{cell}: cannot be trained: {error}")
-    return "failed"
+    return _attempt(folder, str(cell), say, lambda: _go_on(folder, cell, plan, say))
 
 
-def _train(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
-    """Begun, or gone on with."""
+def _go_on(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
     config, begun = plan.training(cell), run_directory.exists(folder)
     if begun and (changed := configuration.incompatibilities(run_directory.load_config(folder, {}), config)):
         raise ConfigError(f"{folder} was begun with other settings: {'; '.join(changed)}")
@@ -133,10 +131,10 @@ def _is_done(folder: Path) -> bool:
         return False
 
 
-def _test(cells: list[Cell], plan: Plan, out: Path, say: Say) -> str:
+def _test(folder: Path, cells: list[Cell], plan: Plan, out: Path, say: Say) -> str:
     """Fresh learners from every arm's initialization, on what was held out."""
     group, seed, _ = cells[0]
-    folder, config = evaluation_of(out, group, seed), plan.test(group, seed)
+    config = plan.test(group, seed)
     labels, files = arms.read([_spec(cell, out) for cell in cells])
     chosen = arms.arms(labels, files, config)
     runs = evaluation.plan(chosen, config, seeds=1)
