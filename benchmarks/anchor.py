@@ -24,9 +24,9 @@ from benchmarks.fleet import measure as measure_point
 from benchmarks.harness import progress
 from benchmarks.service import Disk, RayCost
 from benchmarks.traffic import Load
-from leap_dist.contribution import Ack, Contribution, Idle, Lease
+from leap_dist.config.settings import Config
 from leap_dist.driver.actors import Grant, ServerActor, _ServerClient
-from leap_dist.settings import Config
+from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease
 
 CALLS = 1000  # that Ray's cost is measured by
 OBJECTS = 8  # different contributions among them

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from benchmarks import verdict
 from benchmarks.harness import command, hardware, progress
 from benchmarks.rig import Rig, resident
-from leap_dist.settings import Config
+from leap_dist.config.settings import Config
 
 KINDS = ("worker", "pause", "server", "node", "driver", "disk")
 CONDITIONS = ("messages",)

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 
-from envs import atari
-from leap_dist.config import resolve
-from leap_dist.contribution import Contribution, CurvePoint, Lease, PathStatistics
-from leap_dist.driver import connect
+from leap_dist.config.loading import resolve
+from leap_dist.config.settings import Config
 from leap_dist.driver.actors import SERVER
-from leap_dist.models import Manifest, initialization
-from leap_dist.server import MetaServer
-from leap_dist.settings import Config
+from leap_dist.driver.driver import connect
+from leap_dist.envs import atari_vector
+from leap_dist.nn.actor_critic import initialization
+from leap_dist.nn.flat_vector import Manifest
+from leap_dist.protocol.messages import Contribution, CurvePoint, Lease, PathStatistics
+from leap_dist.server.meta_server import MetaServer
 
 CURVE_POINTS = 20  # of a task of the paper's length, at the default push interval
 
@@ -39,7 +40,7 @@ def config(**settings: Any) -> Config:
 
 def encoder() -> tuple[Manifest, np.ndarray]:
     """The manifest of the preset's encoder, and what stands in for a pull-forward gradient of it."""
-    manifest, _ = initialization(atari.channels(config().atari.frames), 0)
+    manifest, _ = initialization(atari_vector.channels(config().atari.frames), 0)
     return manifest, np.random.default_rng(0).normal(scale=1e-3, size=manifest.size).astype(np.float32)
 
 
@@ -47,7 +48,7 @@ def plain_server(run_dir: Path, **settings: Any) -> MetaServer:
     """A server without Ray, in a directory that this makes."""
     run_dir.mkdir()
     chosen = config(**settings)
-    manifest, initial = initialization(atari.channels(chosen.atari.frames), chosen.seed)
+    manifest, initial = initialization(atari_vector.channels(chosen.atari.frames), chosen.seed)
     return MetaServer(chosen, run_dir, manifest=manifest, initial=initial)
 
 

@@ -30,11 +30,11 @@ from benchmarks.service import Given
 from benchmarks.simulation import Simulation
 from benchmarks.toy import Quadratic
 from benchmarks.traffic import Clock, Load
-from leap_dist.config import resolve
-from leap_dist.contribution import Contribution, Lease
-from leap_dist.models import Manifest
-from leap_dist.server import MetaServer
-from leap_dist.settings import Config
+from leap_dist.config.loading import resolve
+from leap_dist.config.settings import Config
+from leap_dist.nn.flat_vector import Manifest
+from leap_dist.protocol.messages import Contribution, Lease
+from leap_dist.server.meta_server import MetaServer
 
 UPDATES = 20  # K, gradient steps of a task
 APART = 2.0  # how far the games' optima lie from one another; see toy.Quadratic

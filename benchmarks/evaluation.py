@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.harness import Report, interleaved, parser
-from envs import atari
-from leap_dist.config import resolve
-from leap_dist.contribution import Ack, Contribution, Lease, Task
-from leap_dist.device import prepare
-from leap_dist.models import initialization
-from leap_dist.settings import Config
-from leap_dist.worker import Start, make_learner, run_task
+from leap_dist.config.loading import resolve
+from leap_dist.config.settings import Config
+from leap_dist.envs import atari_vector
+from leap_dist.nn.actor_critic import initialization
+from leap_dist.nn.device import prepare
+from leap_dist.protocol.messages import Ack, Contribution, Lease, Task
+from leap_dist.worker.run_task import Start, make_learner, run_task
 
 
 class _Taker:
@@ -54,7 +54,7 @@ def main() -> None:
 
 def measure(game: str, config: Config, repeats: int, report: Report) -> None:
     """Both arms on one game."""
-    _, vector = initialization(atari.channels(config.atari.frames), 0)
+    _, vector = initialization(atari_vector.channels(config.atari.frames), 0)
     lease = Lease("000000-00000000", Task(0, game, 0, 1, config.task_steps), "w0", "i0", 0, 60.0)
     start = Start(vector, scope="encoder", evaluation=True)
 

@@ -21,13 +21,14 @@ from benchmarks.rig import resident
 from benchmarks.service import Disk, Measured, RayCost, Sampled, Samples, Taken
 from benchmarks.simulation import SETTLING_SECONDS, Simulation
 from benchmarks.traffic import Clock, Load, Tally
-from envs import atari
-from leap_dist.config import resolve
-from leap_dist.contribution import Contribution, Lease
-from leap_dist.models import Manifest, initialization
-from leap_dist.quantization import BLOCK
-from leap_dist.server import MetaServer
-from leap_dist.settings import Config
+from leap_dist.config.loading import resolve
+from leap_dist.config.settings import Config
+from leap_dist.envs import atari_vector
+from leap_dist.nn.actor_critic import initialization
+from leap_dist.nn.flat_vector import Manifest
+from leap_dist.protocol.messages import Contribution, Lease
+from leap_dist.protocol.quantization import BLOCK
+from leap_dist.server.meta_server import MetaServer
 
 SPEEDS = {
     "air_raid": 1356, "amidar": 1892, "assault": 1884, "asterix": 2103, "atlantis": 1762, "beam_rider": 1693,
@@ -116,7 +117,7 @@ class Encoder:
     @classmethod
     def full(cls, config: Config) -> Encoder:
         """The preset's own."""
-        return cls(*initialization(atari.channels(config.atari.frames), config.seed, config.scope))
+        return cls(*initialization(atari_vector.channels(config.atari.frames), config.seed, config.scope))
 
     @classmethod
     def small(cls) -> Encoder:

@@ -1,4 +1,4 @@
-"""What leap_dist/aggregator.py does on a node, in simulated time: reports are gathered, and delivered together.
+"""What leap_dist/server/aggregator.py does on a node, in simulated time: reports are gathered, and delivered together.
 
 The real one waits for the server's answer where it stands, which a simulation cannot; the rules are the same.
 """
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from leap_dist.aggregator import SOON_SECONDS
-from leap_dist.contribution import Ack, Contribution, Renewal
+from leap_dist.protocol.messages import Ack, Contribution, Renewal
+from leap_dist.server.aggregator import SOON_SECONDS
 
 Asker = TypeVar("Asker")
 

@@ -23,14 +23,15 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Report, parser, progress
-from envs import atari
-from leap_dist.device import prepare
-from leap_dist.leap import PullForward
-from leap_dist.learners import a2c
-from leap_dist.learners.a2c import A2C
-from leap_dist.models import flatten, initialization
-from leap_dist.presets import PRESETS
-from leap_dist.settings import AgentSettings, AtariSettings, WorkerSettings
+from leap_dist.config.presets import PRESETS
+from leap_dist.config.settings import AgentSettings, AtariSettings, WorkerSettings
+from leap_dist.envs import atari_vector
+from leap_dist.leap.pull_forward import PullForward
+from leap_dist.nn.actor_critic import initialization
+from leap_dist.nn.device import prepare
+from leap_dist.nn.flat_vector import flatten
+from leap_dist.tasks.atari import a2c
+from leap_dist.tasks.atari.a2c import A2C
 
 WARM_UP = 20
 """Updates that do not count: the first ones choose algorithms and record graphs."""
@@ -77,7 +78,7 @@ def learner_of(
     game: str, agent: AgentSettings, settings: AtariSettings, device: str, precision: str = "auto", seed: int = 1
 ) -> A2C:
     """A learner at the start of a task."""
-    vector = initialization(atari.channels(settings.frames), 0)[1]
+    vector = initialization(atari_vector.channels(settings.frames), 0)[1]
     worker = WorkerSettings(device=device, precision=precision)  # type: ignore[arg-type]
     return A2C(game, vector, seed=seed, agent=agent, settings=settings, worker=worker)
 
@@ -92,11 +93,11 @@ def compare_with_cpu(game: str, agent: AgentSettings, settings: AtariSettings, r
     gpu, cpu = (learner_of(game, small, settings, device, "float32") for device in ("cuda", "cpu"))
     differences, loss_differences = [], []
     for _ in range(10):
-        steps: list[tuple[np.ndarray, atari.Step]] = []
+        steps: list[tuple[np.ndarray, atari_vector.Step]] = []
         real = gpu._env.step
         start, cpu._lives = gpu._rollout._frames.cpu().numpy().copy(), gpu._lives.copy()
 
-        def recording(actions: np.ndarray, real: Any = real, steps: Any = steps) -> atari.Step:
+        def recording(actions: np.ndarray, real: Any = real, steps: Any = steps) -> atari_vector.Step:
             steps.append((actions, real(actions)))
             return steps[-1][1]
 
@@ -216,7 +217,7 @@ def work(
     agent, settings = of_preset(preset)
     steps, in_leap = 0, 0.0
     if arm == "emulator":
-        env = atari.make(game, agent.envs, frames=settings.frames)
+        env = atari_vector.make(game, agent.envs, frames=settings.frames)
         env.reset(seed=index)
         drawn = np.random.default_rng(index).integers(0, len(env.actions), (512, agent.envs))
         start.wait()

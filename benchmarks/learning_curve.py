@@ -14,8 +14,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from envs.games import reference_scores
-from leap_dist.journal import Ledger
+from leap_dist.envs.games import reference_scores
+from leap_dist.storage.journal import Ledger
 
 
 def main() -> None:

@@ -30,13 +30,13 @@ import ray
 
 from benchmarks import clients
 from benchmarks.harness import Report, progress
-from envs import atari
-from leap_dist.contribution import Ack, Idle, Lease
+from leap_dist.config.settings import Config
 from leap_dist.driver.actors import ServerClient
-from leap_dist.models import initialization
-from leap_dist.run_lock import lock_holder
-from leap_dist.server import MetaServer
-from leap_dist.settings import Config
+from leap_dist.envs import atari_vector
+from leap_dist.nn.actor_critic import initialization
+from leap_dist.protocol.messages import Ack, Idle, Lease
+from leap_dist.server.meta_server import MetaServer
+from leap_dist.storage.run_lock import lock_holder
 
 PUSHES = 5  # of a lease, the last one final
 THREADS = 8  # clients in one process
@@ -193,7 +193,7 @@ class Clients:
     def work(self, server: Any, names: Sequence[str], leases: int, seed: int) -> list[Pushed]:
         """Each client delivers so many tasks. Everything that they pushed."""
         settings = config(len(names))
-        manifest, _ = initialization(atari.channels(settings.atari.frames), settings.seed, settings.scope)
+        manifest, _ = initialization(atari_vector.channels(settings.atari.frames), settings.seed, settings.scope)
 
         def one(name: str) -> list[Pushed]:
             counting = Counting(server)
@@ -251,7 +251,7 @@ def measure(run_dir: Path, *, count: int, names: Sequence[str], loss: tuple[int,
 
 def read_back(settings: Config, run_dir: Path, acknowledged: Iterable[Name], seed: int) -> tuple[list[Name], float]:
     """The ledger, and how far φ is from what was acknowledged: of a server that starts from the run directory."""
-    manifest, initial = initialization(atari.channels(settings.atari.frames), settings.seed, settings.scope)
+    manifest, initial = initialization(atari_vector.channels(settings.atari.frames), settings.seed, settings.scope)
     while lock_holder(run_dir) is not None:  # a killed process takes a moment to be gone
         time.sleep(0.05)
     server = MetaServer(settings, run_dir, manifest=manifest, initial=initial)

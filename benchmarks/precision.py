@@ -17,11 +17,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.harness import Report, parser, progress
-from envs import atari
-from leap_dist.config import resolve
-from leap_dist.device import prepare
-from leap_dist.learners.a2c import A2C
-from leap_dist.models import initialization
+from leap_dist.config.loading import resolve
+from leap_dist.envs import atari_vector
+from leap_dist.nn.actor_critic import initialization
+from leap_dist.nn.device import prepare
+from leap_dist.tasks.atari.a2c import A2C
 
 PRECISIONS = ("bfloat16", "float32")
 EPISODES = 100
@@ -56,7 +56,7 @@ def train(precision: str, game: str, seed: int, steps: int) -> tuple[Curve, floa
     """One agent: (agent steps, mean return of the last 100 episodes) as it goes, and the seconds it took."""
     prepare("cpu", 1, 0)
     config = resolve("fast", {"worker.precision": precision, "worker.device": "cpu"})
-    vector = initialization(atari.channels(config.atari.frames), seed)[1]
+    vector = initialization(atari_vector.channels(config.atari.frames), seed)[1]
     learner = A2C(game, vector, seed=seed, agent=config.agent, settings=config.atari, worker=config.worker)
     curve: Curve = []
     scores: list[float] = []

@@ -36,7 +36,7 @@ import torch
 from benchmarks import clients, server_memory
 from benchmarks.clients import Bare, Client, Final
 from benchmarks.harness import Report, interleaved, parser, progress
-from leap_dist.files import sync_directory
+from leap_dist.storage.atomic import sync_directory
 
 SECONDS = 1.0  # that an arm of `pushes` takes
 TASKS = 160  # in an arm of `durable`

@@ -20,7 +20,7 @@ import ray
 
 from benchmarks import clients
 from benchmarks.harness import Report, interleaved
-from leap_dist.contribution import Lease
+from leap_dist.protocol.messages import Lease
 
 LEASES = 256
 PUSHES = 3

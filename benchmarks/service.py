@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from leap_dist.server import MetaServer
+from leap_dist.server.meta_server import MetaServer
 
 
 class Taken(NamedTuple):

@@ -20,10 +20,10 @@ import numpy as np
 from benchmarks.gathering import Gathering
 from benchmarks.service import Service
 from benchmarks.traffic import Call, Clock, Content, Load, Tally, Worker
-from leap_dist.contribution import Ack, Contribution, Idle, Lease, Renewal
-from leap_dist.driver.control import POLL_SECONDS, pause_after
-from leap_dist.server import MetaServer
-from leap_dist.settings import Config
+from leap_dist.config.settings import Config
+from leap_dist.driver.control_loop import POLL_SECONDS, pause_after
+from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Renewal
+from leap_dist.server.meta_server import MetaServer
 
 SETTLING_SECONDS = 25.0  # between the warm-up and the measured window
 RESTART_SECONDS = 10.0  # from a worker's end to its successor's first call

@@ -4,8 +4,9 @@
     python -m benchmarks.statistics --games 24 --arms 6
 
 Three arms, five games, five seeds, 10,000 bootstrap samples; runs of a million agent steps with some thousands of
-episodes each, made up. `statistics` is everything of leap_dist.statistics that a report over all games asks for:
-aggregates of two measures, profiles at 101 thresholds, IQM curves of 100 points, and each arm against the baseline.
+episodes each, made up. `statistics` is everything of leap_dist.evaluation.statistics that a report over all games
+asks for: aggregates of two measures, profiles at 101 thresholds, IQM curves of 100 points, and each arm against the
+baseline.
 `report` is the whole report, from the files of the runs to those of the pictures.
 """
 
@@ -18,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Report, interleaved, parser
-from envs.games import SETS, human_normalized, reference_scores
-from leap_dist import statistics
-from leap_dist.transfer import report as transfer_report
-from leap_dist.transfer.results import AGGREGATES
-from leap_dist.transfer.runs import TransferRun, save
+from leap_dist.envs.games import SETS, human_normalized, reference_scores
+from leap_dist.evaluation import statistics
+from leap_dist.evaluation.report import games as transfer_report
+from leap_dist.evaluation.results.games import AGGREGATES
+from leap_dist.evaluation.results.runs import TransferRun, save
 
 HELD_OUT = ("breakout", "pong", "qbert", "seaquest", "space_invaders")
 ARMS = ("leap", "finetune", "scratch", "reptile", "fomaml", "multi")

@@ -31,15 +31,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.harness import Report, interleaved, parser
-from leap_dist import meta_learners
-from leap_dist.augmentation import FAMILIES, draw, look_up
-from leap_dist.config import resolve
-from leap_dist.convnet import initialization
-from leap_dist.device import prepare
-from leap_dist.learners.classification import Classifier
-from leap_dist.learners.examples import Dataset, Examples
-from leap_dist.learners.stacked import Stack
-from leap_dist.settings import LeapSettings, SupervisedSettings, WorkerSettings
+from leap_dist.config.loading import resolve
+from leap_dist.config.settings import LeapSettings, SupervisedSettings, WorkerSettings
+from leap_dist.leap import meta_learners
+from leap_dist.nn.convnet import initialization
+from leap_dist.nn.device import prepare
+from leap_dist.tasks.images.augmentation import FAMILIES, draw, look_up
+from leap_dist.tasks.images.classifier import Classifier
+from leap_dist.tasks.images.examples import Dataset, Examples
+from leap_dist.tasks.images.stacked import Stack
 
 SIDE, CLASSES, BATCH = 28, 20, 20
 WARM_UP = 5

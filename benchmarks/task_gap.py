@@ -23,12 +23,12 @@ import ray
 
 from benchmarks import clients
 from benchmarks.harness import Report, parser
-from envs import atari
-from leap_dist.config import resolve
-from leap_dist.contribution import Idle
-from leap_dist.device import prepare
+from leap_dist.config.loading import resolve
+from leap_dist.config.settings import Config
 from leap_dist.driver.actors import WorkerActor
-from leap_dist.settings import Config
+from leap_dist.envs import atari_vector
+from leap_dist.nn.device import prepare
+from leap_dist.protocol.messages import Idle
 
 
 class Tape:
@@ -38,16 +38,16 @@ class Tape:
         self.tasks: list[tuple[str, float, float]] = []
         """(game, start of its first step, end of its last step)."""
         self._game = ""
-        self._step = atari.Atari.step
+        self._step = atari_vector.Atari.step
         tape = self
 
-        def step(env: atari.Atari, actions: np.ndarray) -> atari.Step:
+        def step(env: atari_vector.Atari, actions: np.ndarray) -> atari_vector.Step:
             started = time.perf_counter()
             result = tape._step(env, actions)
             tape._note(started)
             return result
 
-        atari.Atari.step = step  # type: ignore[method-assign]
+        atari_vector.Atari.step = step  # type: ignore[method-assign]
 
     def begin(self, game: str) -> None:
         """A task of `game` comes next."""

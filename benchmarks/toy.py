@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leap_dist import meta_learners
-from leap_dist.aggregation import MetaOptimizer, Pull, combine
-from leap_dist.config import resolve
-from leap_dist.learners import Progress
-from leap_dist.models import flatten, initialize, load_vector
-from leap_dist.settings import Config
+from leap_dist.config.loading import resolve
+from leap_dist.config.settings import Config
+from leap_dist.leap import meta_learners
+from leap_dist.leap.learner import Progress
+from leap_dist.nn.actor_critic import initialize
+from leap_dist.nn.flat_vector import flatten, load_vector
+from leap_dist.server.aggregation import MetaOptimizer, Pull, combine
 
 
 class ToyLearner:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from leap_dist.contribution import Contribution, Lease, Renewal
+from leap_dist.protocol.messages import Contribution, Lease, Renewal
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Was anything lost or doubled? Judged from what a run left behind, by other rules than the server's own.
 
-What workers were promised (`leap_dist.audit`) is held against what counts: the ledger, and the journal's entries that
-the newest checkpoint lacks. `judge` and the arithmetic below it are pure.
+What workers were promised (`leap_dist.testing.delivery_log`) is held against what counts: the ledger, and the
+journal's entries that the newest checkpoint lacks. `judge` and the arithmetic below it are pure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load
 
-from leap_dist import audit
+from leap_dist.testing import delivery_log
 
 Line = Mapping[str, Any]
 
@@ -86,7 +86,7 @@ def read(run_dir: Path, audit_dir: Path) -> Evidence:
     return Evidence(
         ledger=[json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else [],
         waiting=waiting,
-        promises=audit.read(audit_dir),
+        promises=delivery_log.read(audit_dir),
         version=state["version"],
         applied=inner["applied"],
         applied_steps=inner["applied_steps"],

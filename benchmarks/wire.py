@@ -26,8 +26,8 @@ import torch
 from benchmarks import clients
 from benchmarks.harness import Report, parser, progress
 from benchmarks.server import file_system
-from leap_dist.contribution import Contribution, Lease
-from leap_dist.quantization import quantize
+from leap_dist.protocol.messages import Contribution, Lease
+from leap_dist.protocol.quantization import quantize
 
 WIRES = {"float32": 32, "int16": 16, "int8": 8}
 TIMES = 30  # that packing and unpacking are timed in a repetition

@@ -25,13 +25,13 @@ from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 
 from benchmarks.harness import Report, interleaved, parser
-from envs import atari
-from leap_dist.config import resolve
-from leap_dist.device import prepare
-from leap_dist.leap import PullForward
-from leap_dist.learners.a2c import A2C
-from leap_dist.models import initialization
-from leap_dist.settings import Config
+from leap_dist.config.loading import resolve
+from leap_dist.config.settings import Config
+from leap_dist.envs import atari_vector
+from leap_dist.leap.pull_forward import PullForward
+from leap_dist.nn.actor_critic import initialization
+from leap_dist.nn.device import prepare
+from leap_dist.tasks.atari.a2c import A2C
 
 
 def main() -> None:
@@ -170,7 +170,7 @@ def learner_of(game: str, config: Config) -> A2C:
     """A learner on its way through a task."""
     return A2C(
         game,
-        initialization(atari.channels(config.atari.frames), 0)[1],
+        initialization(atari_vector.channels(config.atari.frames), 0)[1],
         seed=1,
         agent=config.agent,
         settings=config.atari,
@@ -189,7 +189,7 @@ def replace_emulator(learner: A2C) -> None:
 
 def emulator(game: str, config: Config) -> Callable[[], object]:
     """One step of our environments with random actions."""
-    env = atari.make(game, config.agent.envs, frames=config.atari.frames)
+    env = atari_vector.make(game, config.agent.envs, frames=config.atari.frames)
     env.reset(seed=0)
     actions = random_actions(len(env.actions), env.count)
     return lambda: env.step(next(actions))

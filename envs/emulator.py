@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from ale_py import ALEInterface, LoggerMode, roms
 
-from envs.games import require
+from leap_dist.envs.games import require
 
 NOOP, FIRE = 0, 1
 SHELF_SIZE = 256

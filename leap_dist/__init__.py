@@ -10,19 +10,19 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LIBRARY = {
-    "Config": "leap_dist.settings",
-    "Contribution": "leap_dist.contribution",
-    "CorruptFile": "leap_dist.files",
-    "Lease": "leap_dist.contribution",
-    "Manifest": "leap_dist.models",
-    "MetaServer": "leap_dist.server",
-    "MetaSettings": "leap_dist.settings",
-    "PullForward": "leap_dist.leap",
-    "flatten": "leap_dist.models",
-    "load_encoder": "leap_dist.weights",
-    "load_network": "leap_dist.weights",
-    "load_vector": "leap_dist.models",
-    "read_initialization": "leap_dist.weights",
+    "Config": "leap_dist.config.settings",
+    "Contribution": "leap_dist.protocol.messages",
+    "CorruptFile": "leap_dist.storage.atomic",
+    "Lease": "leap_dist.protocol.messages",
+    "Manifest": "leap_dist.nn.actor_critic",
+    "MetaServer": "leap_dist.server.meta_server",
+    "MetaSettings": "leap_dist.config.settings",
+    "PullForward": "leap_dist.leap.pull_forward",
+    "flatten": "leap_dist.nn.actor_critic",
+    "load_encoder": "leap_dist.weights.initialization",
+    "load_network": "leap_dist.weights.initialization",
+    "load_vector": "leap_dist.nn.actor_critic",
+    "read_initialization": "leap_dist.weights.initialization",
 }
 
 

@@ -2,13 +2,11 @@
 
 import os
 import secrets
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -60,13 +58,13 @@ def cluster(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Ite
     time."""
     from ray.cluster_utils import Cluster  # slow to import, and only some tests need Ray
 
-    from leap_dist.driver import access
+    from leap_dist.driver import auth
 
     for name in ("HOME", "RAY_TMPDIR"):
         monkeypatch.setenv(name, environment[name])
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # put back afterwards
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
-    access._set_mode("token")
+    auth._set_mode("token")
     monkeypatch.setenv("LEAP_FAILPOINTS", "task.update=slow@1-1000000")
     started = Cluster(shutdown_at_exit=False)
     started.add_node(num_cpus=0, include_dashboard=False, _system_config=NOTICED_SOON)

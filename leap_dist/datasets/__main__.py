@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leap_dist.config import ConfigError
+from leap_dist.config.loading import ConfigError
 from leap_dist.datasets import multicv, omniglot
 
 

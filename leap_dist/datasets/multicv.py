@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leap_dist.config import ConfigError
+from leap_dist.config.loading import ConfigError
 from leap_dist.datasets import cifar, facescrub, gtsrb, idx, svhn
 from leap_dist.datasets.bounded import Missing, Unusable, read_npz
 from leap_dist.datasets.pictures import pad, resize

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from leap_dist.config import ConfigError
+from leap_dist.config.loading import ConfigError
 from leap_dist.datasets.bounded import Missing, Unusable, first, read_npz, read_within
 from leap_dist.datasets.pictures import open_picture, resize
 from leap_dist.datasets.splits import Split, Supervised

@@ -16,20 +16,22 @@ import ray
 import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
 
-from envs import atari
-from leap_dist import arms, audit, families
-from leap_dist.config import ConfigError
-from leap_dist.contribution import Ack, Contribution, Idle, Lease, Renewal
-from leap_dist.device import prepare
-from leap_dist.evaluation import EvaluationServer, Run
-from leap_dist.files import CorruptFile
-from leap_dist.film import Film, NoFilm, Play
-from leap_dist.mirror import Remote, connect
-from leap_dist.run_lock import RunDirectoryBusy
-from leap_dist.server import MetaServer
-from leap_dist.settings import Config
-from leap_dist.stopwatch import NoProfiler, Profiler, Stopwatch
-from leap_dist.worker import Notice, Start, run_task
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.settings import Config
+from leap_dist.envs import atari_vector
+from leap_dist.evaluation import initializations
+from leap_dist.evaluation.server import EvaluationServer, Run
+from leap_dist.nn.device import prepare
+from leap_dist.nn.profiling import NoProfiler, Profiler, Stopwatch
+from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Renewal
+from leap_dist.server.meta_server import MetaServer
+from leap_dist.storage.atomic import CorruptFile
+from leap_dist.storage.replica import Remote, connect
+from leap_dist.storage.run_lock import RunDirectoryBusy
+from leap_dist.tasks import families
+from leap_dist.tasks.atari.video import Film, NoFilm, Play
+from leap_dist.testing import delivery_log
+from leap_dist.worker.run_task import Notice, Start, run_task
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +165,7 @@ class EvaluationActor(_Actor):
 
     def _make(self, config: Config, runs: list[Run], out: Path) -> EvaluationServer:
         chosen = {run.arm.label: run.arm for run in runs}
-        return EvaluationServer(config, runs, arms.vectors(list(chosen.values())), out)
+        return EvaluationServer(config, runs, initializations.vectors(list(chosen.values())), out)
 
     def _grant(self, lease: Lease) -> Grant:
         vector, scope = self._server.start(lease)
@@ -201,11 +203,11 @@ class ServerClient:
     def push(self, contribution: Contribution) -> Ack:
         """Delivers a contribution; while the server's disk is full, or it has too much to do, again and again."""
         name = {"lease": contribution.lease, "seq": contribution.seq, "final": contribution.final}
-        audit.note("pushed", **name)
+        delivery_log.note("pushed", **name)
         while True:
             ack: Ack = self._report("push", contribution)
             if ack.durable:
-                audit.note("durable", **name)
+                delivery_log.note("durable", **name)
             skipped = ack.reason == "busy" and not contribution.final  # the next one holds it
             if ack.accepted or not ack.wait or not ack.proceed or skipped:
                 return ack
@@ -335,7 +337,7 @@ class WorkerActor:
             raise  # the server's trouble, not the game's
         except Exception as error:  # whatever breaks in a task is the server's to count, not the end of the worker
             log.exception("task %s (%s) failed", lease.id, lease.task.game)
-            atari.rebuild()  # nothing that this task has played with is used again
+            atari_vector.rebuild()  # nothing that this task has played with is used again
             self._client.call("fail", lease.id, self._incarnation, f"{type(error).__name__}: {error}")
 
 

@@ -1,4 +1,4 @@
-"""One aggregator on every node: what its workers report goes to the server together (leap_dist.aggregator)."""
+"""One aggregator on every node: what its workers report goes to the server together (leap_dist.server.aggregator)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from leap_dist.aggregator import Aggregator
-from leap_dist.contribution import Ack, Contribution, Renewal
 from leap_dist.driver.actors import ServerClient
+from leap_dist.protocol.messages import Ack, Contribution, Renewal
+from leap_dist.server.aggregator import Aggregator
 
 AT_ONCE = 1000  # calls that an aggregator answers or keeps waiting
 

@@ -13,14 +13,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from leap_dist.config import ConfigError
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.settings import Config
 from leap_dist.driver.actors import WORKER, Gone
 from leap_dist.driver.aggregators import Aggregators
 from leap_dist.driver.nodes import Nodes
-from leap_dist.driver.room import Need, ask_autoscaler, autoscaler_groups, most_that_fit, no_room
-from leap_dist.film import Play
-from leap_dist.settings import Config
-from leap_dist.stopwatch import breakdown, shares
+from leap_dist.driver.placement import Need, ask_autoscaler, autoscaler_groups, most_that_fit, no_room
+from leap_dist.nn.profiling import breakdown, shares
+from leap_dist.tasks.atari.video import Play
 
 LEAVE_SECONDS = 5.0  # before its node goes, a worker should be gone
 PLACED_SECONDS = 60.0  # in which a worker that fits should have started

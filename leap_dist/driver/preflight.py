@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from leap_dist.config import ConfigError
+from leap_dist.config.loading import ConfigError
 from leap_dist.driver.nodes import Node
 
 ANSWER_SECONDS = 60.0  # in which every node should have answered; the first process on a node takes a while

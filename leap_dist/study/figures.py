@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
-from leap_dist.report import COLOURS
-from leap_dist.statistics import Band
+from leap_dist.evaluation.report.canvas import DASHES, draw_band, legend, new_figure, png, style
+from leap_dist.evaluation.results.measures import Points
+from leap_dist.evaluation.statistics import Band
 from leap_dist.study import published
-from leap_dist.study.measures import Points
 from leap_dist.study.meta_training import Evolution
 from leap_dist.study.results import Results
 from leap_dist.study.spec import ARMS
-from leap_dist.transfer.canvas import DASHES, draw_band, legend, new_figure, png, style
+from leap_dist.telemetry.pictures import COLOURS
 
 _NONE = "0.35"  # nothing was learned, so no colour
 _MARKERS = ("o", "s", "^", "D", "v", "X")

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from leap_dist import config as configuration
-from leap_dist.catalogue import ALPHABETS, HELD_OUT, short
-from leap_dist.config import ConfigError
-from leap_dist.settings import Config
+from leap_dist.config import loading as configuration
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.registry import ALPHABETS, HELD_OUT, short
+from leap_dist.config.settings import Config
 from leap_dist.study.spec import ARMS, Study
 
 DEFAULT_GROUPS = ("4", "10", "20")

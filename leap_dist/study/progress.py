@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from leap_dist import run_directory
-from leap_dist.config import ConfigError
+from leap_dist.config.loading import ConfigError
+from leap_dist.storage import run_directory
 from leap_dist.study.spec import Study, evaluation_of, training_of
 
 

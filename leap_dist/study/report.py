@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leap_dist import statistics
-from leap_dist.config import ConfigError
-from leap_dist.study import figures, meta_training, output
+from leap_dist.config.loading import ConfigError
+from leap_dist.evaluation import statistics
+from leap_dist.evaluation.report import output
+from leap_dist.study import figures, meta_training
 from leap_dist.study.results import REFERENCE, Results, compute, load
 from leap_dist.study.spec import Study
 from leap_dist.study.text import blocks

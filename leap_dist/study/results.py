@@ -7,13 +7,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from leap_dist import statistics
-from leap_dist.statistics import Band, Interval
-from leap_dist.study import measures
-from leap_dist.study.measures import MEASURES, Difference, Outcome, Points, Spread
+from leap_dist.evaluation import statistics
+from leap_dist.evaluation.results import measures
+from leap_dist.evaluation.results.measures import MEASURES, Difference, Outcome, Points, Spread
+from leap_dist.evaluation.results.runs import load_all
+from leap_dist.evaluation.statistics import Band, Interval
 from leap_dist.study.meta_training import Evolution
 from leap_dist.study.spec import Study, evaluation_of
-from leap_dist.transfer.runs import load_all
 
 REFERENCE = "leap"
 """The arm that all others are compared with."""

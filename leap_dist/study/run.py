@@ -10,14 +10,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from leap_dist import arms, driver, evaluation, launching, run_directory
-from leap_dist import config as configuration
-from leap_dist.config import ConfigError
-from leap_dist.files import CorruptFile
-from leap_dist.run_lock import RunDirectoryBusy, RunLock
+from leap_dist.config import loading as configuration
+from leap_dist.config.loading import ConfigError
+from leap_dist.driver import driver, launching
+from leap_dist.evaluation import initializations, server
+from leap_dist.storage import run_directory
+from leap_dist.storage.atomic import CorruptFile
+from leap_dist.storage.location import open_run
+from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
 from leap_dist.study.plan import Cell, Plan, groups_of, merge
 from leap_dist.study.spec import Study, evaluation_of, training_of
-from leap_dist.working_copy import open_run
 
 PASSES = 2
 """What others were at may be done the second time."""
@@ -135,20 +137,20 @@ def _test(folder: Path, cells: list[Cell], plan: Plan, out: Path, say: Say) -> s
     """Fresh learners from every arm's initialization, on what was held out."""
     group, seed, _ = cells[0]
     config = plan.test(group, seed)
-    labels, files = arms.read([_spec(cell, out) for cell in cells])
-    chosen = arms.arms(labels, files, config)
-    runs = evaluation.plan(chosen, config, seeds=1)
-    left, warnings = evaluation.missing(runs, config, folder)
+    labels, files = initializations.read([_spec(cell, out) for cell in cells])
+    chosen = initializations.arms(labels, files, config)
+    runs = server.plan(chosen, config, seeds=1)
+    left, warnings = server.missing(runs, config, folder)
     for warning in warnings:
         say(warning)
     if not left:
         return "done"
     say(f"group {group}, seed {seed}: test of {', '.join(labels)} on {', '.join(config.games)}")
     run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS)
-    arms.write(folder, chosen)
+    initializations.write(folder, chosen)
     return launching.evaluate(config, runs, folder)
 
 
 def _spec(cell: Cell, out: Path) -> str:
-    source = arms.SCRATCH if cell.arm == "none" else training_of(out, cell.group, cell.seed, cell.arm)
+    source = initializations.SCRATCH if cell.arm == "none" else training_of(out, cell.group, cell.seed, cell.arm)
     return f"{cell.arm}={source}"

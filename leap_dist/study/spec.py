@@ -16,10 +16,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from leap_dist.catalogue import DATA_SETS
-from leap_dist.config import ConfigError
-from leap_dist.files import DAMAGE, CorruptFile, read_regular, reason, write_atomic
-from leap_dist.shapes import conform
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.registry import DATA_SETS
+from leap_dist.protocol.schema import conform
+from leap_dist.storage.atomic import DAMAGE, CorruptFile, read_regular, reason, write_atomic
 
 FORMAT = 1
 ARMS = ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from leap_dist.statistics import Interval
+from leap_dist.evaluation.report.document import Block, Bullets, Heading, Paragraph, Picture, Table
+from leap_dist.evaluation.results.measures import MEASURES, SEED
+from leap_dist.evaluation.statistics import Interval
 from leap_dist.study import published
-from leap_dist.study.measures import MEASURES, SEED
 from leap_dist.study.results import REFERENCE, Cell, Comparison, Results
-from leap_dist.transfer.page import Block, Bullets, Heading, Paragraph, Picture, Table
 
 NONE = "–"
 """Where there is nothing to show."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import summary as summaries
 
-from leap_dist import measure
-from leap_dist.config import fixed_settings
-from leap_dist.measure import ERROR, RETURN
-from leap_dist.settings import Config
+from leap_dist.config import metrics
+from leap_dist.config.loading import fixed_settings
+from leap_dist.config.metrics import ERROR, RETURN
+from leap_dist.config.settings import Config
 
 _OF_EVERY_RUN = ("meta/loss", "meta/path_length", "meta/agreement", "ops/steps_per_second")
 METRICS = {
@@ -25,7 +25,7 @@ def session_start(config: Config) -> list[Summary.Value]:
         name: value if isinstance(value, int | float) and not isinstance(value, bool) else _text(value)
         for name, value in fixed_settings(config).items()
     }
-    experiment, start, _ = summaries.hparams(settings, dict.fromkeys(METRICS[measure.of_config(config)]))
+    experiment, start, _ = summaries.hparams(settings, dict.fromkeys(METRICS[metrics.of_config(config)]))
     return [*experiment.value, *start.value]
 
 

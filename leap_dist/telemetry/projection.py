@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from envs.games import human_normalized
-from leap_dist import measure
-from leap_dist.measure import ERROR
+from leap_dist.config import metrics
+from leap_dist.config.metrics import ERROR
+from leap_dist.envs.games import human_normalized
 from leap_dist.telemetry.tags import CURVE, OPS
 
 SERVER = "server"
@@ -128,7 +128,7 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
 
 def _error(task: dict[str, Any]) -> float | None:
     """Mean training error, of a supervised task."""
-    return ERROR.of_task(task["curve"]) if measure.of_lines([task]) is ERROR else None
+    return ERROR.of_task(task["curve"]) if metrics.of_lines([task]) is ERROR else None
 
 
 def _normalized_score(task: dict[str, Any]) -> float | None:
@@ -140,7 +140,7 @@ def _normalized_score(task: dict[str, Any]) -> float | None:
 def _curve_values(game: str, point: dict[str, Any]) -> dict[str, float]:
     values = {name: point["means"][name] for name in CURVE if name in point["means"]}
     if point["score"] is not None:
-        values[measure.of_point(point).name] = point["score"]
+        values[metrics.of_point(point).name] = point["score"]
         if (normalized := human_normalized(game, point["score"])) is not None:
             values["human_normalized"] = normalized
     return values

@@ -7,7 +7,7 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import summary as summaries
 
-from leap_dist.measure import ERROR, RETURN, Measure
+from leap_dist.config.metrics import ERROR, RETURN, Metric
 
 META = (
     "loss",
@@ -76,7 +76,7 @@ _EVERY_GAME = {
     },
     ERROR: {"training error": "task/error$", "loss": "task/loss$"},
 }
-_OVER_GAMES: dict[Measure, dict[str, list[Any]]] = {
+_OVER_GAMES: dict[Metric, dict[str, list[Any]]] = {
     RETURN: {
         "human-normalized score over all games: interquartile mean and quartiles": [
             "Margin",
@@ -95,7 +95,7 @@ _EVERY_PATH = {
 }
 
 
-def custom_scalars(measure: Measure) -> Summary:
+def custom_scalars(measure: Metric) -> Summary:
     """The layout: categories of charts of some tags each. Lines' are regular expressions, a margin's are not."""
 
     def lines(*patterns: str) -> list[Any]:

@@ -1,0 +1,1 @@
+"""Settings: what can be configured, checked and read from flags and files."""

@@ -1,0 +1,69 @@
+"""A run, or an evaluation, from its directory to its end: what the command line and studies have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from leap_dist.config import loading as configuration
+from leap_dist.config.settings import Config
+from leap_dist.driver import driver
+from leap_dist.evaluation.server import Run
+from leap_dist.storage import run_directory
+from leap_dist.storage.location import Run as TrainingRun
+from leap_dist.storage.redaction import redact
+from leap_dist.telemetry import tensorboard, terminal
+
+
+def meta_train(config: Config, run: TrainingRun, *, profile: bool = False) -> tuple[str, dict[str, Any]]:
+    """Meta-trains in a prepared directory, with its TensorBoard, and progress on standard output.
+
+    Returns "done", "interrupted" or "failed", and the summary as it was shown last. Raises what `driver.train` does.
+    """
+    run_dir = run.folder
+    before = run_directory.wall_seconds(run_dir)
+    board = tensorboard.TensorBoard(run_dir, agreement_interval=config.telemetry.agreement_interval)
+    board.begin(config)
+    board.text("config", redact(f"```yaml\n{configuration.to_yaml(config)}```"))
+    board.text("manifest", redact(f"```json\n{(run_dir / 'manifest.json').read_text()}\n```"))
+    latest: dict[str, Any] = {}
+    with terminal.LiveTable() as table:
+
+        def record(lines: list[dict[str, Any]], summary: dict[str, Any], plays: list[Any]) -> None:
+            summary = run.report(summary)
+            latest.update(summary)
+            board.record(lines, summary, plays)
+            with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
+                run_directory.write_summary(run_dir, summary)
+            table.show(summary)
+
+        try:
+            outcome = driver.train(
+                config, run_dir, record, wall_seconds_before=before, profile=profile, remote=run.remote
+            )
+        except KeyboardInterrupt:  # the second one: nobody else says any more how this ended
+            if latest:
+                with contextlib.suppress(OSError):
+                    run_directory.write_summary(run_dir, {**latest, "state": "interrupted"})
+            raise
+        finally:
+            board.close()
+    return outcome, latest
+
+
+def evaluate(config: Config, runs: Sequence[Run], out: Path) -> str:
+    """Makes the runs of an evaluation that are missing in a prepared folder, with progress on standard output.
+
+    Returns "done", "interrupted" or "failed". Raises what `driver.evaluate` does.
+    """
+    with terminal.LiveTable() as table:
+
+        def record(lines: list[dict[str, Any]], summary: dict[str, Any], plays: list[Any]) -> None:
+            with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
+                run_directory.write_summary(out, summary)
+            table.show(summary)
+
+        before = run_directory.wall_seconds(out)
+        return driver.evaluate(config, runs, out, record, wall_seconds_before=before)

@@ -1,0 +1,1 @@
+"""Transfer evaluation: fresh learners from each initialization, compared."""

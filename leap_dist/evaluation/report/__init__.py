@@ -1,0 +1,1 @@
+"""Reports of evaluations: documents, figures and curves."""

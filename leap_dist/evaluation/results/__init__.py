@@ -1,0 +1,1 @@
+"""Results of evaluations, from the files of single runs to statistics."""

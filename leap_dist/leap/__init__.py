@@ -1,0 +1,1 @@
+"""The Leap algorithm in pure PyTorch."""

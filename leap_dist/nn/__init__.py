@@ -1,0 +1,1 @@
+"""Networks, flat parameter vectors and devices."""

@@ -1,0 +1,1 @@
+"""Messages that pass between the server and its workers."""

@@ -1,0 +1,1 @@
+"""The parameter server: leases, validation, aggregation and recovery."""

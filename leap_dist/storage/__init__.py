@@ -1,0 +1,1 @@
+"""Durable files, locks, and run directories on disk or in object storage."""

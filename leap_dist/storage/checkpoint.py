@@ -1,0 +1,150 @@
+"""Checkpoints: the whole state of a server after a meta-update, in a folder that appears in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leap_dist.storage.atomic import (
+    DAMAGE,
+    FORMAT,
+    CorruptFile,
+    NewerFormat,
+    OlderFormat,
+    json_digest,
+    pack,
+    read_regular,
+    reason,
+    remove,
+    set_aside,
+    sync_directory,
+    unpack,
+    write_atomic,
+)
+from leap_dist.storage.replica import NO_MIRROR, NoMirror
+from leap_dist.testing.failpoints import failpoint
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a server needs to go on from a meta-update, besides the journal."""
+
+    version: int
+    init: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+    heads: dict[str, np.ndarray]
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """`checkpoints/NNNNNN/` with {init,optimizer,heads}.safetensors and, written last, state.json."""
+
+    def __init__(self, directory: Path, keep: int, mirror: NoMirror = NO_MIRROR) -> None:
+        """Creates the directory. Raises OSError."""
+        self._directory = directory
+        self._keep = keep
+        self._mirror = mirror
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def versions(self) -> list[int]:
+        """Versions on disk, ascending, whether valid or not."""
+        names = (path.name for path in self._directory.iterdir())
+        return sorted(int(name) for name in names if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,17}", name))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Durable when this returns. Raises OSError, and then the checkpoints are as they were."""
+        final = self._directory / f"{checkpoint.version:06d}"
+        temporary = self._directory / f".{final.name}.tmp"
+        remove(temporary)
+        failpoint("checkpoint.write")
+        try:
+            temporary.mkdir()
+            files = {
+                "init.safetensors": pack(checkpoint.init, {}),
+                "optimizer.safetensors": pack(checkpoint.optimizer, {}),
+                "heads.safetensors": pack(checkpoint.heads, {}),
+            }
+            for name, data in files.items():
+                write_atomic(temporary / name, data, "checkpoint-file")
+            state = {
+                "format": FORMAT,
+                "version": checkpoint.version,
+                "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+                "state": checkpoint.state,
+            }
+            state["sha256"] = json_digest(state)
+            marker = json.dumps(state).encode()
+            write_atomic(temporary / "state.json", marker, "checkpoint-file")
+            failpoint("checkpoint.written")
+            self._mirror.checkpoint(checkpoint.version, {**files, "state.json": marker})
+            if os.path.lexists(final):  # a checkpoint that did not load, and could not be set aside
+                remove(final)
+            os.replace(temporary, final)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        failpoint("checkpoint.renamed")
+        sync_directory(self._directory)
+        failpoint("checkpoint.durable")
+        for version in self.versions()[: -self._keep]:
+            remove(self._directory / f"{version:06d}")
+            self._mirror.retire(version)
+
+    def load_newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, or None, with one warning for each newer one that is not.
+
+        Those are set aside as NNNNNN.damaged, for a person to look at; where none is whole, all stay where they are.
+        Raises NewerFormat or OlderFormat where the newest one that is not damaged is of another format.
+        """
+        warnings: list[str] = []
+        damaged: list[Path] = []
+        for version in reversed(self.versions()):
+            try:
+                checkpoint = self._load(version)
+            except (NewerFormat, OlderFormat):
+                raise
+            except (CorruptFile, OSError) as error:
+                warnings.append(f"checkpoint {version} cannot be used: {error}")
+                damaged.append(self._directory / f"{version:06d}")
+                continue
+            for folder in damaged:
+                set_aside(folder)
+            return checkpoint, warnings
+        return None, warnings
+
+    def _load(self, version: int) -> Checkpoint:
+        folder = self._directory / f"{version:06d}"
+        if folder.is_symlink():
+            raise CorruptFile("it is a symbolic link, which is not followed")
+        try:
+            state = json.loads(read_regular(folder / "state.json"))
+            checksum = state.pop("sha256")
+            if int(state["format"]) > FORMAT:
+                raise NewerFormat(
+                    f"checkpoint {version}: format {state['format']} is newer than {FORMAT}; update leap-dist"
+                )
+            if int(state["format"]) < FORMAT:
+                raise OlderFormat(
+                    f"checkpoint {version}: format {state['format']} is older than {FORMAT}; "
+                    "end the run with what began it"
+                )
+            if checksum != json_digest(state) or state["version"] != version:
+                raise CorruptFile("state.json is damaged: its checksum does not match")
+            contents = {}
+            for name in ("init.safetensors", "optimizer.safetensors", "heads.safetensors"):
+                data = read_regular(folder / name)
+                if hashlib.sha256(data).hexdigest() != state["files"][name]:
+                    raise CorruptFile(f"{name} is damaged: its checksum does not match")
+                contents[name] = unpack(data, name)[0]
+        except DAMAGE as error:
+            raise CorruptFile(f"state.json is damaged: {reason(error)}") from None
+        init, optimizer, heads = contents.values()
+        return Checkpoint(version, init, optimizer, heads, state["state"])

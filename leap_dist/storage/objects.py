@@ -1,0 +1,212 @@
+"""Objects behind a URL, through fsspec: put whole, read whole, listed, removed, each within a bounded time.
+
+What the callers rely on: an object appears whole or not at all, and who reads after a put has returned sees it. Object
+stores promise both, and a directory here is written so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+
+from leap_dist.config.loading import ConfigError
+from leap_dist.storage.atomic import remove, write_atomic
+from leap_dist.storage.redaction import redact
+
+CALL_SECONDS = 10.0  # for one object, besides its size: workers wait for the server, and it for this
+BYTES_PER_SECOND = 500_000.0  # that a connection has at least; a slower one is taken for broken
+REST_SECONDS = (
+    2.0  # after a call without an answer, in which others are not even tried: what waits elsewhere gets its turn
+)
+LARGE = 100 * 2**20  # bytes that an object may well have
+
+_S3 = {
+    "config_kwargs": {"connect_timeout": 5, "read_timeout": 8, "retries": {"max_attempts": 2}},
+    "use_listings_cache": False,
+    "skip_instance_cache": True,
+}
+_GCS = {"timeout": 8, "use_listings_cache": False, "skip_instance_cache": True}
+SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "file": ("", {}),
+    "memory": ("", {}),
+    "s3": ("s3fs", _S3),
+    "s3a": ("s3fs", _S3),
+    "gs": ("gcsfs", _GCS),
+    "gcs": ("gcsfs", _GCS),
+}
+"""Kinds of URL that objects appear whole at: the package that each needs, and what fsspec is told."""
+
+_PART = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.][A-Za-z0-9_.,=@+-]*")  # of a name: nothing that leads elsewhere
+_Result = TypeVar("_Result")
+
+
+class Storage:
+    """A folder of objects. All that goes wrong is an OSError of one line, without secrets in it.
+
+    `name`s are paths below the folder. `root` is its path in the `filesystem`.
+    """
+
+    def __init__(self, url: str, filesystem: Any, root: str) -> None:
+        self.url = url
+        self._filesystem = filesystem
+        self._root = root.rstrip("/")
+        self._rests_until = 0.0
+        self._sizes: dict[str, int] = {}
+
+    @property
+    def folder(self) -> Path | None:
+        """The directory behind a file:// URL."""
+        return Path(self._root) if self.url.startswith("file:") else None
+
+    def put(self, name: str, data: bytes) -> None:
+        """Writes an object, whole, over one that is there. It is durable when this returns. Raises OSError.
+
+        Where it raises, the object may be there nevertheless, or appear later.
+        """
+        self._call(name, lambda path: self._put(path, data), len(data))
+
+    def get(self, name: str) -> bytes:
+        """An object's content; a large one has to be among the `names` asked for. Raises FileNotFoundError, OSError."""
+        data: bytes = self._call(name, self._filesystem.cat_file, self._sizes.get(name, 0))
+        return data
+
+    def find(self, name: str) -> bytes | None:
+        """A small object's content, None where there is none. Raises OSError."""
+        try:
+            return self.get(name)
+        except FileNotFoundError:
+            return None
+
+    def names(self, below: str = "") -> list[str]:
+        """Of all objects, or those in a folder, sorted; without those that could lead elsewhere. Raises OSError."""
+        found = self._call(below, self._find, 0)
+        sizes = {path.removeprefix(self._root).lstrip("/"): size for path, size in found.items()}
+        self._sizes |= sizes
+        return sorted(name for name in sizes if all(_PART.fullmatch(part) for part in name.split("/")))
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes objects; those that are not there do not matter. Raises OSError."""
+        if names := list(names):
+            self._call(names[0], lambda _: self._remove(names), 0)
+
+    def probe(self) -> None:
+        """Puts an object, reads it back and removes it. Raises OSError where any of it does not work."""
+        name, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
+        self.put(name, content)
+        if self.get(name) != content:
+            raise OSError(errno.EIO, "what was written is not what is read back")
+        self.remove([name])
+
+    def _put(self, path: str, data: bytes) -> None:
+        if self.folder is None:
+            self._filesystem.pipe_file(path, data)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(path), data, "object")
+
+    def _find(self, path: str) -> dict[str, int]:
+        """Sizes, by path."""
+        self._filesystem.invalidate_cache()
+        found: dict[str, dict[str, Any]] = self._filesystem.find(path, detail=True)
+        return {name: int(about.get("size") or 0) for name, about in found.items()}
+
+    def _remove(self, names: list[str]) -> None:
+        paths = [f"{self._root}/{name}" for name in names]
+        if self.folder is not None:
+            for path in paths:
+                remove(Path(path))
+            return
+        try:
+            self._filesystem.rm(paths)  # many in one request, where there is such a thing
+        except FileNotFoundError:
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError):
+                    self._filesystem.rm_file(path)
+
+    def _call(self, name: str, call: Callable[[str], _Result], size: int) -> _Result:
+        """The result of a call on a path, which runs in a thread of its own: there is no other way to stop waiting."""
+        if time.monotonic() < self._rests_until:
+            raise TimeoutError(errno.ETIMEDOUT, "no answer a moment ago")
+        path = f"{self._root}/{name}" if name else self._root
+        outcome: list[_Result] = []
+        trouble: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                outcome.append(call(path))
+            except BaseException as error:  # to be raised where the call was made
+                trouble.append(error)
+
+        thread = threading.Thread(target=run, name=f"storage {name}", daemon=True)
+        thread.start()
+        seconds = CALL_SECONDS + size / BYTES_PER_SECOND
+        thread.join(seconds)
+        if outcome:
+            return outcome[0]
+        if not trouble:
+            self._rests_until = time.monotonic() + REST_SECONDS
+            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:.0f} s")
+        error = trouble[0]
+        if isinstance(error, FileNotFoundError) or not isinstance(error, Exception):
+            raise error
+        raise OSError(getattr(error, "errno", None) or errno.EIO, _one_line(error)) from None
+
+
+def is_url(text: str) -> bool:
+    """Whether it is meant as a URL, and not as a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
+def open_storage(url: str, field: str = "run-dir") -> Storage:
+    """The storage behind a URL; nothing is asked of it yet.
+
+    Raises ConfigError, which names the `field`, where the URL is none that can be used, or a package is missing.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigError(f"{field}: what was given is not a URL") from None
+    scheme = parts.scheme.lower()
+    if "@" in parts.netloc:
+        raise ConfigError(
+            f"{field}: the {ascii(scheme)[1:-1]}:// URL has a user or password in it, which would end up in logs; give "
+            "credentials by the environment or the provider's own files"
+        )
+    if scheme not in SCHEMES:
+        near = difflib.get_close_matches(scheme, SCHEMES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}://?" if near else f"use one of {', '.join(f'{name}://' for name in SCHEMES)}"
+        raise ConfigError(f"{field}: {ascii(scheme)[1:-1][:40]}:// is not a kind of URL that can hold a run; {hint}")
+    shown = redact(url)
+    if re.search(r"[?#*\[\]\s\\]", url) or ".." in parts.path.split("/"):
+        raise ConfigError(f"{field}: {shown} has one of ? # * [ ] \\ .. or a space in it; leave that out")
+    if scheme == "file" and parts.netloc:
+        raise ConfigError(f"{field}: {shown} has no absolute path; it begins with file:///")
+    if not parts.path.strip("/") and (scheme not in ("memory",) or not parts.netloc):
+        raise ConfigError(f"{field}: {shown} names no folder; add one, as in {shown.rstrip('/')}/run")
+    package, options = SCHEMES[scheme]
+    try:
+        filesystem, root = fsspec.core.url_to_fs(f"{scheme}://{url.partition('://')[2].rstrip('/')}", **options)
+    except ImportError:
+        extra = "s3" if package == "s3fs" else "gcs"
+        raise ConfigError(
+            f"{field}: {scheme}:// needs the package {package}; pip install {package}, or pip install '.[{extra}]'"
+        ) from None
+    except Exception as error:  # whatever a package raises where it does not like its settings
+        raise ConfigError(f"{field}: {shown} cannot be used: {_one_line(error)}") from None
+    return Storage(f"{scheme}://{url.partition('://')[2].rstrip('/')}", filesystem, root)
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return redact(" ".join(f"{text or type(error).__name__}".split()))[:300]

@@ -1,0 +1,66 @@
+"""Takes secrets out of text that is written or shown: what the environment holds, and what looks like one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote
+
+from leap_dist.storage import auth_token
+
+HIDDEN = "***"
+SHORTEST = 8
+"""Characters of a value that is hidden wherever it appears; a shorter one would take ordinary text with it."""
+
+_SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|KEY)$", re.IGNORECASE)
+_NAME = r"(?:token|secret|passw(?:or)?d|passphrase|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key)"
+_VALUE = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\S+)"""
+# No pattern may begin with something of any length: the time for a text would go with the square of its length.
+_SHAPES = [
+    (re.compile(r"(://)[^\s/]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),  # in a URL
+    (
+        re.compile(r"""((?:^|(?<=[\s"'=(,])))[\w.+-]{1,64}:[^\s/]{1,256}@(?=[\w\[])"""),
+        rf"\1{HIDDEN}@",
+    ),  # the same without scheme
+    (re.compile(r"""(authorization["']?\s*[:=]\s*["']?)(?:\w+\s+)?[^\s"']+""", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (re.compile(r"(\bbearer\s+)[^\s\"']+", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (re.compile(rf"""({_NAME}["']?\s*[:=]\s*){_VALUE}""", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (re.compile(rf"(--[\w.-]{{0,40}}?{_NAME}\s+){_VALUE}", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (re.compile(r"(_KEY=)" + _VALUE), rf"\1{HIDDEN}"),
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), HIDDEN),
+]
+
+
+def redact(text: str) -> str:
+    """`text` with every secret in it replaced by ***."""
+    return redact_all([text])[0]
+
+
+def redact_all(texts: Iterable[str]) -> list[str]:
+    """The same for several texts."""
+    known = _known()
+    return [_redact(text, known) for text in texts]
+
+
+def _redact(text: str, known: list[str]) -> str:
+    for secret in known:
+        text = text.replace(secret, HIDDEN)
+    for shape, replacement in _SHAPES:
+        text = shape.sub(replacement, text)
+    return text
+
+
+def _known() -> list[str]:
+    """The values of secrets that this process has, as they are and as they look when quoted; longest first."""
+    values = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
+    for path in (os.environ.get("RAY_AUTH_TOKEN_PATH"), auth_token.default_path()):
+        try:
+            values.add(Path(path).read_text().strip() if path else "")
+        except (OSError, ValueError):
+            continue
+    long = [value for value in values if len(value) >= SHORTEST]
+    forms = {form for v in long for form in (v, v.strip(), json.dumps(v)[1:-1], repr(v)[1:-1], quote(v, safe=""))}
+    return sorted((form for form in forms if len(form) >= SHORTEST), key=len, reverse=True)

@@ -1,0 +1,1 @@
+"""Kinds of tasks: Atari games and image data sets."""

@@ -1,0 +1,1 @@
+"""A2C on Atari games."""

@@ -1,0 +1,165 @@
+"""The device's side of A2C: choosing actions through an unroll, then its loss and gradient.
+
+T is the unroll length, N the number of environments, A the number of actions; time runs along the first axis. All
+tensors stay where they are from unroll to unroll, so that on a GPU both halves run as captured graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leap_dist.config.settings import AgentSettings
+from leap_dist.nn.actor_critic import FRAME_SIZE, ActorCritic
+from leap_dist.nn.device import CapturedGraph, Graph
+from leap_dist.nn.recorder import Recorder
+
+LONGEST_CAPTURED = 64
+"""Steps of an unroll that are captured: each is a graph of its own, which costs memory."""
+
+
+def n_step_returns(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Tensor:
+    """R_t = r_t + d_t R_{t+1}, R_T = bootstrap (Sutton & Barto, section 7.1).
+
+    Args:
+        rewards: (T, N). Where an episode was truncated, with γ V(last observation) already added.
+        discounts: (T, N), γ, or 0 where the return ends.
+        bootstrap: (N,), V(s_T).
+
+    Returns:
+        (T, N).
+    """
+    assert rewards.shape == discounts.shape, (rewards.shape, discounts.shape)
+    assert bootstrap.shape == rewards.shape[1:], (bootstrap.shape, rewards.shape)
+    returns = torch.empty_like(rewards)
+    following = bootstrap
+    for t in reversed(range(len(rewards))):
+        following = torch.addcmul(rewards[t], discounts[t], following, out=returns[t])
+    return returns
+
+
+class Rollout:
+    """One unroll after the other: `start`, then `act` T times, then `gradients` or `loss`.
+
+    Args:
+        model: on its device already.
+        actions: A.
+        dtype: the encoder's arithmetic; heads and loss are float32.
+        generator: on the model's device; draws the actions.
+        graph: the kind of graph to run as, if any.
+    """
+
+    def __init__(
+        self,
+        model: ActorCritic,
+        agent: AgentSettings,
+        *,
+        actions: int,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+        graph: type[Graph] | None,
+    ) -> None:
+        steps, envs = agent.unroll, agent.envs
+        self._model = model
+        self._agent = agent
+        self._generator = generator
+        self._recorder = Recorder(model.encoder, steps, envs, dtype)
+        device, channels = generator.device, model.encoder.conv1.in_channels
+
+        pinned = device.type == "cuda"  # from page-locked memory, copies need not be waited for
+        frames = torch.zeros(envs, channels, FRAME_SIZE, FRAME_SIZE, dtype=torch.uint8, pin_memory=pinned)
+        outcome = torch.zeros(2, steps, envs, pin_memory=pinned)
+        self.rewards: np.ndarray
+        self.discounts: np.ndarray
+        self.rewards, self.discounts = outcome.numpy()
+        """(T, N), for the caller to fill in before the loss is asked for."""
+        self._staged = (frames, outcome) if graph else None
+        self._frames = torch.zeros_like(frames, device=device)
+        self._outcome = torch.zeros_like(outcome, device=device) if graph else outcome
+        self._noise = torch.zeros(steps, envs, actions, device=device)
+        self._actions = torch.zeros(steps, envs, dtype=torch.int64, device=device)
+        self._last_value = torch.zeros(envs, device=device)
+
+        if steps > LONGEST_CAPTURED:
+            graph = None
+        self._act = [CapturedGraph(partial(self._choose, t), graph) for t in range(steps)]
+        self._bootstrap = CapturedGraph(self._value_last, graph)
+        self._gradients = CapturedGraph(self._differentiate, graph)
+
+    def start(self) -> None:
+        """Begins an unroll, with the parameters as they are now. The frames last seen are its first."""
+        # Gumbel's way of drawing from a softmax: argmax of logits − log E, E exponential. One draw for all steps.
+        self._noise.exponential_(generator=self._generator).log_().neg_()
+
+    def see(self, observations: np.ndarray) -> None:
+        """Takes uint8 (N, C, 84, 84) for the next step."""
+        frames = torch.from_numpy(observations)
+        if self._staged is None:
+            self._frames = frames
+        else:
+            self._frames.copy_(self._staged[0].copy_(frames), non_blocking=True)
+
+    def act(self, step: int) -> np.ndarray:
+        """Draws actions (N,) for the frames last seen, as the `step`-th of the unroll."""
+        self._act[step]()
+        return self._actions[step].cpu().numpy()
+
+    @torch.no_grad()
+    def value(self, observations: np.ndarray) -> np.ndarray:
+        """V(s), (n,), n ≤ N, with the parameters that the unroll began with."""
+        frames = torch.from_numpy(observations).to(self._frames.device)
+        value: np.ndarray = self._model.values(self._recorder.encode(self._agent.unroll, frames)).cpu().numpy()
+        return value
+
+    def gradients(self) -> tuple[Tensor, list[Tensor]]:
+        """(loss, policy loss, value loss, entropy) and the loss's gradient by parameter, all new tensors."""
+        self._finish()
+        parts, *gradients = self._gradients()
+        return parts, gradients
+
+    @torch.no_grad()
+    def loss(self) -> Tensor:
+        """(loss, policy loss, value loss, entropy), without a gradient."""
+        self._finish()
+        return self._loss(self._recorder.features())
+
+    def _finish(self) -> None:
+        """What is known only when the last step was made."""
+        if self._staged is not None:
+            self._outcome.copy_(self._staged[1], non_blocking=True)
+        self._bootstrap()
+
+    @torch.no_grad()
+    def _choose(self, step: int) -> Sequence[Tensor]:
+        if step == 0:
+            self._recorder.begin()
+        logits = self._model.logits(self._recorder.encode(step, self._frames))
+        torch.argmax(logits + self._noise[step], dim=-1, out=self._actions[step])
+        return ()
+
+    @torch.no_grad()
+    def _value_last(self) -> Sequence[Tensor]:
+        self._last_value.copy_(self._model.values(self._recorder.encode(self._agent.unroll, self._frames)))
+        return ()
+
+    def _differentiate(self) -> Sequence[Tensor]:
+        parts = self._loss(self._recorder.replay())
+        return parts.detach(), *torch.autograd.grad(parts[0], [*self._model.parameters()])
+
+    def _loss(self, features: Tensor) -> Tensor:
+        """The A2C loss (Mnih et al. 2016), a mean over T × N steps, with its three parts: (4,)."""
+        agent = self._agent
+        logits, values = self._model.heads(features)
+        log_policy = torch.log_softmax(logits, dim=-1)
+        rewards, discounts = self._outcome
+        returns = n_step_returns(rewards, discounts, self._last_value).view(-1)
+        chosen = log_policy.gather(1, self._actions.view(-1, 1)).squeeze(1)
+        policy_loss = -((returns - values.detach()) * chosen).mean()
+        value_loss = (returns - values).square().mean()
+        entropy = -(log_policy.exp() * log_policy).sum(-1).mean()
+        loss = policy_loss + agent.value_cost * value_loss - agent.entropy_cost * entropy
+        return torch.stack([loss, policy_loss, value_loss, entropy])

@@ -1,0 +1,206 @@
+"""Many classifiers in lockstep: the tasks of one meta-batch as one computation, for a GPU that one task leaves idle.
+
+Every task has its row θ_b of one matrix (B, P). One pass of `torch.func` over all rows gives all gradients, and Leap's
+accumulator is arithmetic on rows. Images, order, augmentation and heads are those of `Classifier` with the same seeds,
+and so are the results but for rounding. (Where the pixels of a pooling window are alike, rounding decides which of them
+the gradient goes through, and paths part sooner.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn import functional as F
+
+from leap_dist.config.settings import LeapSettings, SupervisedSettings, WorkerSettings
+from leap_dist.nn.convnet import ConvNet, initialize
+from leap_dist.nn.device import resolve_device, resolve_precision
+from leap_dist.nn.flat_vector import flatten
+from leap_dist.protocol.messages import PathStatistics
+from leap_dist.tasks.images.classifier import Curve, Score
+from leap_dist.tasks.images.examples import Dataset, Draws, Seeds, Source, draws_for_test, tensors_of
+
+_SMALLEST_NORM = 1e-12
+
+
+class Outcome(NamedTuple):
+    """Of one task."""
+
+    gradient: np.ndarray
+    """G (equation 8), float32, flat: of the shared parameters."""
+    moved: np.ndarray
+    """φ − θ_K, likewise: what Reptile sends."""
+    path: PathStatistics
+    curve: Curve
+    score: Score
+
+
+class Pulls:
+    """Leap's accumulator for B paths at once, as `PullForward` is for one (without smoothing). Nothing is waited for.
+
+    Args:
+        start: (B, S), the shared parameters of each.
+    """
+
+    def __init__(self, start: Tensor, settings: LeapSettings) -> None:
+        self._settings = settings
+        self._previous = start.clone()
+        self._loss_term = torch.zeros_like(start)  # Σ w_i λ|Δf_i| ∇f(θ_i)
+        self._path_term = torch.zeros_like(start)  # −Σ w_i Δθ_i
+        self._gradients: Tensor | None = None
+        self._losses = start.new_zeros(len(start), dtype=torch.float64)
+        self._energy, self._length = torch.zeros_like(self._losses), torch.zeros_like(self._losses)
+
+    def observe(self, losses: Tensor, points: Tensor, gradients: Tensor) -> None:
+        """All stand at `points` (B, S) with these losses (B,) and gradients (B, S), which are taken over."""
+        self.end_segments(losses, points)
+        self._gradients = gradients
+
+    def end_segments(self, losses: Tensor, points: Tensor) -> None:
+        """Adds the segment from the last observation of each to here."""
+        settings, losses = self._settings, losses.double()
+        if self._gradients is not None:
+            behind = self._previous - points
+            change = losses - self._losses
+            squared = behind.norm(dim=1).double().square() + settings.loss_weight * change.square()
+            norm = squared.sqrt()
+            weight = 1 / norm.clamp_min(_SMALLEST_NORM) if settings.metric == "length" else torch.ones_like(norm)
+            outward = weight * settings.loss_weight * (change.abs() if settings.stabilize else -change)
+            self._loss_term.addcmul_(self._gradients, outward.float().unsqueeze(1))
+            self._path_term.addcmul_(behind, weight.float().unsqueeze(1))
+            self._energy += squared
+            self._length += norm
+        self._previous.copy_(points)
+        self._losses = losses
+
+    def report(self) -> list[tuple[np.ndarray, PathStatistics]]:
+        """G and the path's geometry, of each."""
+        loss_terms, path_terms = self._loss_term.cpu(), self._path_term.cpu()
+        found = []
+        for loss, path, energy, length in zip(
+            loss_terms, path_terms, self._energy.tolist(), self._length.tolist(), strict=True
+        ):
+            norms = loss.double().norm().item(), path.double().norm().item()
+            product = norms[0] * norms[1]
+            cosine = torch.dot(loss.double(), path.double()).item() / product if product > 0 else 0.0
+            found.append(((loss + path).numpy(), PathStatistics(energy, length, *norms, cosine)))
+        return found
+
+
+class Stack:
+    """B tasks of one shape, each learned by a network of its own.
+
+    Args:
+        tasks: their data; images, classes and normalization are alike in all.
+        vector: flat float32 vector φ that the shared parameters of all start from.
+        seeds: one for each task, as `Classifier` takes it.
+        scope: which parameters are shared, as `Classifier` takes it.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Dataset],
+        vector: np.ndarray,
+        *,
+        seeds: Sequence[int],
+        settings: SupervisedSettings,
+        worker: WorkerSettings,
+        leap: LeapSettings,
+        scope: str = "model",
+    ) -> None:
+        device = torch.device(resolve_device(worker.device))
+        _, side, _, channels = tasks[0].train.images.shape
+        alike = {(task.train.images.shape[1:], task.classes, task.mean, task.std) for task in tasks}
+        if len(alike) > 1:
+            raise ValueError(f"tasks of several kinds cannot be stacked: {sorted(alike)}")
+        self._settings = settings
+        self._dtype = resolve_precision(worker.precision, device.type)
+        self._model = ConvNet(channels, side, tasks[0].classes)
+        self._shapes = {name: parameter.shape for name, parameter in self._model.named_parameters()}
+        own = [Seeds.of(seed) for seed in seeds]
+        self._theta = self._start(own, vector, scope).to(device)
+        self._shared = len(vector)  # the head comes last, so that what is shared is the first part of a row
+        self._pulls = Pulls(self._theta[:, : self._shared], leap)
+        self._model.to(device)
+        self._buffers = {
+            name: buffer.expand(len(tasks), *buffer.shape).clone() for name, buffer in self._model.named_buffers()
+        }
+        self._gradient = vmap(grad_and_value(self._loss, has_aux=True), randomness="error")
+
+        parts = [tensors_of(task.train, settings, seed) for task, seed in zip(tasks, own, strict=True)]
+        images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        self._train = Source(images, labels, tasks[0], device)
+        counts = [len(labels) for _, labels in parts]
+        self._offsets = np.cumsum([0, *counts[:-1]]).tolist()
+        self._draws = [Draws(count, settings, seed) for count, seed in zip(counts, own, strict=True)]
+        self._held_out = [
+            (Source(*tensors_of(task.test, settings, seed), task, device), seed)
+            for task, seed in zip(tasks, own, strict=True)
+        ]
+
+    @torch.no_grad()
+    def train(self, updates: int) -> list[Outcome]:
+        """So many updates of each, and what came of it, in the order of the tasks. Once only."""
+        start = self._theta[:, : self._shared].clone()
+        curve: list[Tensor] = []
+        self._model.train()
+        for index, maps in self._plan(updates):
+            images, labels = self._train.take(index, maps)
+            inputs = self._train.normalized(images).unflatten(0, (len(self._draws), -1))
+            labels = labels.view(len(self._draws), -1)
+            gradients, (losses, logits) = self._gradient(self._theta, self._buffers, inputs, labels)
+            curve.append(torch.stack([losses.double(), (logits.argmax(2) != labels).double().mean(1)]))
+            self._pulls.observe(losses, self._theta[:, : self._shared], gradients[:, : self._shared])
+            self._theta = self._theta.add(gradients, alpha=-self._settings.learning_rate)
+        moved = (start - self._theta[:, : self._shared]).cpu().numpy()
+        curves = torch.stack(curve, dim=-1).cpu().numpy()  # (2, B, K)
+        return [
+            Outcome(gradient, moved[row], path, Curve(*curves[:, row]), self._test(row))
+            for row, (gradient, path) in enumerate(self._pulls.report())
+        ]
+
+    def _start(self, seeds: Sequence[Seeds], vector: np.ndarray, scope: str) -> Tensor:
+        rows = []
+        for seed in seeds:
+            initialize(self._model, torch.Generator().manual_seed(seed.head))
+            _, local = self._model.parameters_of(scope)
+            rows.append(torch.cat([torch.from_numpy(vector.astype(np.float32)), *map(_flat, local.values())]))
+        return torch.stack(rows)
+
+    def _plan(self, updates: int) -> list[tuple[Tensor, Tensor | None]]:
+        """The batches of all tasks together, update by update, where the images are."""
+        plan: list[tuple[Tensor, Tensor | None]] = []
+        for _ in range(updates):
+            index, maps = zip(*(draws.next() for draws in self._draws), strict=True)
+            together = torch.cat([one + offset for one, offset in zip(index, self._offsets, strict=True)])
+            plan.append((together, None if maps[0] is None else torch.cat(maps)))
+        return plan
+
+    def _parameters(self, row: Tensor) -> dict[str, Tensor]:
+        parts = row.split([shape.numel() for shape in self._shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+    def _loss(self, row: Tensor, buffers: dict[str, Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of one task's batch, with its logits. Batch norm's averages are updated in place."""
+        with torch.autocast(images.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            logits = functional_call(self._model, (self._parameters(row), buffers), (images,)).float()
+        return F.cross_entropy(logits, labels), logits
+
+    def _test(self, row: int) -> Score:
+        """As `Classifier.test`."""
+        source, seeds = self._held_out[row]
+        self._model.eval()
+        state = {**self._parameters(self._theta[row]), **{name: part[row] for name, part in self._buffers.items()}}
+        images, labels = source.take(torch.arange(source.count), draws_for_test(source.count, self._settings, seeds))
+        with torch.autocast(images.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            logits = functional_call(self._model, state, (source.normalized(images),)).float()
+        return Score((logits.argmax(1) != labels).double().mean().item(), F.cross_entropy(logits, labels).item())
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return flatten([tensor])

@@ -1,0 +1,161 @@
+"""The picture of a run: progress.png, drawn from the ledger alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter, MaxNLocator
+
+from leap_dist.config import metrics
+from leap_dist.config.metrics import Metric
+from leap_dist.envs.games import reference_scores
+
+# Okabe and Ito's colours, which the colour-blind tell apart; without yellow, faint on white, and black, the mean's.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "h")
+_RANDOM_PLAY: dict[str, Any] = {"color": "0.55", "linestyle": "--", "linewidth": 1.0}
+_ONE_TASK: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4.5, "markeredgewidth": 0, "alpha": 0.5}
+_SCORES_LEGEND = (
+    Line2D([], [], color="0.3", label="one task", **_ONE_TASK),
+    Line2D([], [], color="0.3", linewidth=1.2, label="mean of a meta-update"),
+)
+_RANDOM_PLAY_LEGEND = Line2D([], [], label="random play", **_RANDOM_PLAY)
+_DOTS_PER_INCH = 120
+
+
+class _Task(NamedTuple):
+    """What the picture shows of a ledger line."""
+
+    version: int
+    score: float | None
+    length: float
+
+
+def progress_picture(lines: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Draws a run's ledger: the tasks' returns, or training errors, a panel for every game, and their paths' lengths.
+
+    Returns are those of the second half of a task, errors those of all its batches. The PNG replaces `path` as a
+    whole, in whatever state the run is. Raises OSError where it cannot be written; what was there stays.
+    """
+    drawn = metrics.of_lines(lines)
+    tasks: defaultdict[str, list[_Task]] = defaultdict(list)
+    for line in lines:
+        if line["final"]:
+            score = drawn.of_task(line["curve"])
+            tasks[line["game"]].append(_Task(line["version_after"], score, line["path"]["length"]))
+    by_name = {game: tasks[game] for game in sorted(tasks)}
+    figure = _draw(by_name, drawn, title) if tasks else _empty(title)
+    _save(figure, path)
+
+
+def _draw(tasks: dict[str, list[_Task]], drawn: Metric, title: str) -> Figure:
+    columns = min(len(tasks), 4 if len(tasks) <= 12 else 6 if len(tasks) <= 30 else 8)
+    rows = math.ceil(len(tasks) / columns)
+    heights = 2.0 * rows + 0.3, 3.4
+    size = max(8.0, 2.7 * columns), 0.4 + sum(heights)
+    figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, layout="constrained")
+    figure.suptitle(title, fontsize=12, parse_math=False)
+    # Two figures in one, so that the legend beside the lower one takes no room from the upper one.
+    (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
+    last = max(task.version for of_game in tasks.values() for task in of_game)
+    for index, (game, of_game) in enumerate(tasks.items()):
+        axes = upper.add_subplot(rows, columns, index + 1)
+        _draw_scores(axes, game, of_game, drawn, COLOURS[index % len(COLOURS)], last)
+    legend = _SCORES_LEGEND if tasks.keys().isdisjoint(reference_scores()) else (*_SCORES_LEGEND, _RANDOM_PLAY_LEGEND)
+    upper.legend(handles=legend, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    _draw_lengths(lower.add_subplot(), tasks, last)
+    return figure
+
+
+def _draw_scores(axes: Axes, game: str, tasks: list[_Task], drawn: Metric, colour: str, last: int) -> None:
+    axes.set_title(game, fontsize=9)
+    _label(axes, drawn.title, last, ticks=5)
+    ended = [(task.version, drawn.scale * task.score) for task in tasks if task.score is not None]
+    random_play = reference_scores().get(game, {}).get("random")
+    if not ended:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, drawn.nothing, transform=axes.transAxes, ha="center", va="center", fontsize=8)
+        return
+    if random_play is not None:
+        axes.axhline(random_play, **_RANDOM_PLAY)
+    axes.plot(*zip(*ended, strict=True), color=colour, **_ONE_TASK)
+    axes.plot(*_means(ended), color=colour, linewidth=1.2)
+    if drawn.lowest is not None:  # heights can be compared then
+        axes.update_datalim([(last, drawn.lowest)])
+        axes.autoscale_view()
+        axes.set_ylim(bottom=drawn.lowest)
+
+
+def _draw_lengths(axes: Axes, tasks: dict[str, list[_Task]], last: int) -> None:
+    axes.set_title("length of the gradient paths", fontsize=10)
+    _label(axes, "path length (log scale)", last, ticks=10)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter())  # which labels these only where the axis spans less than a decade
+    # A diverged task has no length, and a logarithmic axis has no place for 0.
+    drawn = {
+        game: [(task.version, task.length) for task in of_game if 0 < task.length < math.inf]
+        for game, of_game in tasks.items()
+    }
+    every = max(1, last // 20)
+    for index, (game, points) in enumerate(drawn.items()):
+        if points:
+            axes.plot(*_means(points), label=game, alpha=0.8, markevery=every, **_style(index))
+    if everything := [point for points in drawn.values() for point in points]:
+        axes.plot(
+            *_means(everything), label="mean of all tasks", color="black", linewidth=2.2, marker=".", markevery=every
+        )
+    if axes.lines:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=math.ceil(len(axes.lines) / 13), fontsize=7)
+
+
+def _means(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """Versions in ascending order, and the mean of the values at each."""
+    by_version: defaultdict[int, list[float]] = defaultdict(list)
+    for version, value in points:
+        by_version[version].append(value)
+    versions = sorted(by_version)
+    return versions, [sum(by_version[version]) / len(by_version[version]) for version in versions]
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Colour and marker of the game at that place: together different for 60 games."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": _MARKERS[index // len(COLOURS) % len(_MARKERS)],
+        "markersize": 4,
+        "linewidth": 1.2,
+    }
+
+
+def _label(axes: Axes, values: str, last: int, ticks: int) -> None:
+    axes.set_xlabel("meta-update", fontsize=7)
+    axes.set_ylabel(values, fontsize=7)
+    axes.tick_params(which="both", labelsize=7)
+    axes.set_xlim(0.5, last + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _empty(title: str) -> Figure:
+    figure = Figure(figsize=(8.0, 3.0), dpi=_DOTS_PER_INCH)
+    figure.suptitle(title, fontsize=12, parse_math=False)
+    figure.text(0.5, 0.45, "no meta-update has been made yet", ha="center", va="center", fontsize=12, color="0.4")
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(part, format="png")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,74 @@
+"""How fast a run goes and how long it will take: the server's counters put against the clock."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from leap_dist.config import metrics
+from leap_dist.config.settings import Config
+
+WINDOW_SECONDS = 30.0
+
+
+class Progress:
+    """Turns the server's status into the summary that the table, TensorBoard and summary.json show.
+
+    `wall_seconds_before` are those of earlier launches of the same run.
+    """
+
+    def __init__(self, config: Config, wall_seconds_before: float) -> None:
+        self._config = config
+        self._before = wall_seconds_before
+        self._started = time.monotonic()
+        self._first_task: float | None = None
+        self._step_rate, self._push_rate = _Rate(), _Rate()
+        self._begun: tuple[float, float] | None = None  # (time, tasks' worth of work done)
+
+    def summary(self, status: dict[str, Any], state: str, more: dict[str, Any]) -> dict[str, Any]:
+        """The status with rates and times, and with `more` about the workers."""
+        now = time.monotonic()
+        if self._first_task is None and status["tasks"] + status["tasks_waiting"]:
+            self._first_task = now - self._started
+        return {
+            **status,
+            "state": state,
+            "preset": self._config.preset,
+            "mode": self._config.mode,
+            "meta_learner": self._config.meta_learner,
+            "measure": metrics.of_config(self._config).name,
+            "updated": time.time(),
+            "wall_seconds": self._before + now - self._started,
+            "steps_per_second": self._step_rate(now, status["agent_steps"]),
+            "pushes_per_second": self._push_rate(now, status["pushes"]),
+            "eta_seconds": self._eta(now, status),
+            "time_to_first_task": self._first_task,
+            **more,
+        }
+
+    def _eta(self, now: float, status: dict[str, Any]) -> float | None:
+        """Seconds to go, None before the first sign of work."""
+        done = status["tasks"] + status["tasks_waiting"]
+        done += sum(lease["steps"] / lease["steps_wanted"] for lease in status["leases"])
+        if self._begun is None:
+            self._begun = now, done
+        then, done_then = self._begun
+        left = status["tasks_wanted"] - done
+        return (now - then) * left / (done - done_then) if done > done_then else None
+
+
+class _Rate:
+    """Of a counter, per second, over the last WINDOW_SECONDS."""
+
+    def __init__(self) -> None:
+        self._window: deque[tuple[float, int]] = deque()  # (time, count)
+
+    def __call__(self, now: float, count: int) -> float:
+        if self._window and count < self._window[-1][1]:  # the server was restarted, and has counted less than before
+            self._window.clear()
+        self._window.append((now, count))
+        while now - self._window[0][0] > WINDOW_SECONDS:
+            self._window.popleft()
+        then, count_then = self._window[0]
+        return (count - count_then) / (now - then) if now > then else 0.0

@@ -1,0 +1,1 @@
+"""Initializations as files, and their export to other libraries."""

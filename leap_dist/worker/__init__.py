@@ -1,0 +1,1 @@
+"""The worker: one task from its lease to its final contribution."""

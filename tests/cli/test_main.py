@@ -1,0 +1,306 @@
+"""The command line: what it refuses, in one line, with exit code 2, before Ray starts."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from commands import no_ray, refused  # noqa: F401
+from data_sets import write_part
+
+from leap_dist.cli import main as launch
+from leap_dist.cli import parser
+from leap_dist.config.loading import ConfigError, resolve
+from leap_dist.driver import driver
+from leap_dist.storage import location, run_directory
+from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["--preset", "quik"], r"preset: no preset 'quik'; did you mean quick\?"),
+        (["--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
+        (["--games", "Pong"], r"games: no game 'Pong'; the nearest are pong.*"),
+        (["--games", "pong", "joust"], r"games: 'joust' is a two-player cartridge .*"),
+        (["--games", "combat"], r"games: 'combat' is a two-player cartridge .*"),
+        (["--games", "maze_craze"], r"games: 'maze_craze' is a two-player cartridge .*"),
+        (["--games", "warlords"], r"games: 'warlords' is a two-player cartridge .*"),
+        (["--mode", "asink"], r"mode: 'asink' is none of sync, buffered, async, .*; did you mean async\?"),
+        (["--workers", "two"], r"workers: 'two' is not a whole number"),
+        (["--workers", "0"], r"workers: 0 is too small; the smallest valid value is 1"),
+        (["--seed", "-1"], r"seed: -1 is too small; the smallest valid value is 0"),
+        (["--agent.discount", "1.5"], r"agent.discount: 1.5 is too large; the largest valid value is 1"),
+        (["--agent.learning-rate", "nan"], r"agent.learning_rate: 'nan' is not a number"),
+        (["--meta.learning-rate", "0"], r"meta.learning_rate: 0 is too small; it must be greater than 0"),
+        (["--leap.stabilize", "perhaps"], r"leap.stabilize: 'perhaps' is neither true nor false"),
+        (["--task-steps", "10"], r"task_steps: 10 is less than 2 rollouts .* use at least 320"),
+        (["--agent.learning-rat", "1"], r"--agent.learning-rat: no such flag; did you mean --agent.learning-rate\?"),
+        (["--learning-rate", "1"], r"--learning-rate: no such flag; did you mean --(agent|meta).learning-rate\?"),
+        (["--worker.device", "cuda"], r"worker.device: cuda asked for, but there are 0 GPUs; use --worker.device cpu"),
+        (["--worker.gpus", "0.5"], r"worker.gpus: 0.5 asked for, but there are 0 GPUs; use --worker.device cpu"),
+        (["--min-workers", "3"], r"min_workers: 3 is more than workers, 2; use at most that"),
+        (
+            ["--worker.labels", "spot"],
+            r"worker.labels: spot is neither LABEL=VALUE nor LABEL!=VALUE; write, .*",
+        ),
+        (
+            ["--worker.labels", "pool=a", "pool!=b"],
+            r"worker.labels: pool is given twice; write, .*pool=spot",
+        ),
+        (["--server.storage", "nod"], r"server.storage: 'nod' is none of shared, node; did you mean node\?"),
+        (["--preset", "../quick"], r"preset: no preset '../quick'; did you mean quick\?"),
+        (["--games", "../pong"], r"games: no game '../pong'; the nearest are pong.*"),
+        (["--games", "/etc/passwd"], r"games: no game '/etc/passwd'.*"),
+        (["--address", "6379"], r"address: '6379' is none of local, auto and HOST:PORT"),
+        (["--address", "head:"], r"address: 'head:' is none of local, auto and HOST:PORT"),
+        (["--address", "head:99999"], r"address: 'head:99999' has no valid port; it is between 1 and 65535, .*"),
+        (["--address", "me:hunter2@head:6379"], r"address: takes no URL, user or password; use local, .*"),
+        (["--address", "ray://head:10001"], r"address: takes no URL, user or password; use local, auto or HOST:PORT"),
+        (["--insecure", "perhaps"], r"insecure: 'perhaps' is neither true nor false"),
+        (["--resume"], r"resume: say which run with --run-dir"),
+        (["--workers"], r"argument --workers: expected one argument"),
+    ],
+)
+def test_bad_flags(capsys, monkeypatch, arguments, pattern):
+    monkeypatch.setattr(driver.torch.cuda, "device_count", lambda: 0)
+    line = refused(capsys, "train", *arguments)
+    assert re.fullmatch(pattern, line), line
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("modes: sync", r"modes: no such setting; did you mean mode\?"),
+        ("meta: {learning_rat: 1}", r"meta.learning_rat: no such setting; did you mean meta.learning_rate\?"),
+        ("workers: [1, 2]", r"workers: \[1, 2\] is not a whole number"),
+        ("games: 3", r"games: 3 is not a list of names"),
+        ("preset: nope", r"preset: no preset 'nope'.*"),
+        ("- a\n- b", r"config: .* holds list, not settings by name"),
+        ("a: [", r"config: cannot read .*"),
+    ],
+)
+def test_bad_config_files(capsys, tmp_path, text, pattern):
+    (tmp_path / "c.yaml").write_text(text)
+    line = refused(capsys, "train", "--config", str(tmp_path / "c.yaml"))
+    assert re.fullmatch(pattern, line), line
+
+
+def test_missing_config_file(capsys, tmp_path):
+    assert "cannot read" in refused(capsys, "train", "--config", str(tmp_path / "none.yaml"))
+
+
+def test_no_command_and_unknown_command(capsys):
+    assert "train | evaluate | study | status | plot | export" in refused(capsys)
+    assert "invalid choice: 'trian'" in refused(capsys, "trian")
+
+
+def test_a_run_directory_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused(capsys, "train", "--preset", "smoke", "--run-dir", str(tmp_path / "file" / "run"))
+    assert re.fullmatch(r"run-dir: .*file/run cannot be written \(Not a directory\); choose another", line), line
+
+
+def test_a_file_system_that_takes_no_files(capsys):
+    line = refused(capsys, "train", "--preset", "smoke", "--run-dir", "/proc/leap/run")
+    assert "/proc/leap/run cannot be written" in line
+
+
+def test_a_directory_that_holds_a_run_already(capsys, tmp_path):
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    line = refused(capsys, "train", "--preset", "smoke", "--run-dir", str(tmp_path))
+    assert "already holds a run; add --resume" in line
+
+
+def test_a_directory_that_a_live_server_holds(capsys, monkeypatch, tmp_path):
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    lock = RunLock(tmp_path)
+    monkeypatch.setattr(run_directory, "ORPHAN_SECONDS", 0.2)
+    line = refused(capsys, "train", "--resume", "--run-dir", str(tmp_path))
+    assert re.match(r"run-dir: .* is in use by a live server \(process \d+ on .+\); stop it or choose another", line)
+    lock.release()
+
+
+def test_a_resume_waits_for_the_server_of_a_driver_that_was_killed(monkeypatch, tmp_path):
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    holders = iter(["process 1", "process 1", None])
+    monkeypatch.setattr(run_directory, "lock_holder", lambda _: next(holders))
+    run_directory.prepare(tmp_path, resolve("smoke"), patience=60.0)
+    assert list(holders) == []
+
+
+def test_a_resume_does_not_wait_for_a_run_whose_driver_lives(monkeypatch, tmp_path):
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    asked = []
+
+    def held(run_dir):
+        run_directory.write_summary(run_dir, {"reports": asked.append("process 1")})
+        return "process 1"
+
+    monkeypatch.setattr(run_directory, "lock_holder", held)
+    with pytest.raises(RunDirectoryBusy, match=r"in use by a live server \(process 1\)"):
+        run_directory.prepare(tmp_path, resolve("smoke"), patience=60.0)
+    assert len(asked) == 1
+
+
+def test_resume_refuses_what_would_change_the_run(capsys, tmp_path):
+    assert "holds no run" in refused(capsys, "train", "--resume", "--run-dir", str(tmp_path))
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    line = refused(capsys, "train", "--resume", "--run-dir", str(tmp_path), "--seed", "5", "--games", "pong")
+    assert line.startswith("resume: these settings cannot change during a run: ")
+    assert "seed: 0 -> 5" in line
+    assert "games: ('pong', 'freeway') -> ('pong',)" in line
+    assert "keeps its preset" in refused(capsys, "train", "--resume", "--run-dir", str(tmp_path), "--preset", "quick")
+
+
+def test_resume_lets_length_and_placement_change(tmp_path):
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    config = run_directory.load_config(tmp_path, {"meta_updates": "50", "workers": "7", "worker.cpus": "0.5"})
+    assert (config.meta_updates, config.workers, config.worker.cpus) == (50, 7, 0.5)
+    assert config.task_steps == resolve("smoke").task_steps
+
+
+def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
+    (tmp_path / "c.yaml").write_text("preset: quick\nworkers: 5\nmeta: {batch_size: 7}\n")
+    parsed = parser.parser(launch.COMMANDS).parse_args(
+        ["train", "--config", str(tmp_path / "c.yaml"), "--workers", "9"]
+    )
+    config, run = launch._resolve(parsed)
+    assert (config.preset, config.workers, config.meta.batch_size, config.task_steps) == ("quick", 9, 7, 10_000)
+    assert run.folder.name.startswith("quick-")
+    assert launch._resolve(parser.parser(launch.COMMANDS).parse_args(["train", "--games", "pong,qbert", "seed24"]))[
+        0
+    ].games[:2] == (
+        "pong",
+        "qbert",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "insecure"),
+    [([], False), (["--insecure"], True), (["--insecure", "no"], False), (["--insecure", "--workers", "2"], True)],
+)
+def test_a_flag_of_yes_or_no_alone_means_yes(arguments, insecure):
+    config, _ = launch._resolve(parser.parser(launch.COMMANDS).parse_args(["train", "--preset", "smoke", *arguments]))
+    assert config.insecure is insecure
+
+
+def test_help_shows_every_setting(capsys):
+    with pytest.raises(SystemExit) as caught:
+        launch.main(["train", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for flag in (
+        "--preset",
+        "--mode {sync,buffered,async,fedasync,delayed-nesterov,stream}",
+        "--agent.learning-rate X",
+        "--meta.batch-size N",
+        "--insecure [yes|no]",
+    ):
+        assert flag in text
+    assert "exit codes" in text
+    assert "paper-5m" in text
+
+
+def test_status(capsys, tmp_path):
+    assert "no run was started there" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    run_directory.prepare(tmp_path, resolve("smoke"))
+    assert "it has not reported yet" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    (tmp_path / "summary.json").write_text("[]")
+    assert "damaged" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    run_directory.write_summary(tmp_path, {"state": "done", "meta_updates_wanted": 2})
+    assert "of another version" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    run_directory.write_summary(tmp_path, {"state": "running", "tasks_wanted": 4})
+    assert launch.main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"state": "died", "tasks_wanted": 4}, (
+        "running, but no server holds the directory"
+    )
+    lock = RunLock(tmp_path)
+    assert launch.main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"state": "running", "tasks_wanted": 4}
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "there", "expected"),
+    [("cpu", 0, 4, 0), ("auto", 0, 0, 0), ("auto", 0, 1, 0.25), ("auto", 0, 8, 1), ("cuda", 0, 2, 0.5),
+     ("cuda", 0.125, 1, 0.125), ("auto", 1, 4, 1)],
+)  # fmt: skip
+def test_gpus_per_worker(device, asked, there, expected):
+    config = resolve("paper", {"workers": 4, "worker.device": device, "worker.gpus": asked})
+    assert driver.gpus_per_worker(config, there) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"), [({"worker.gpus": 0.25}, 0.25), ({"worker.device": "cuda"}, 1.0), ({}, 0)]
+)
+def test_gpus_may_come_with_the_nodes_that_are_waited_for(settings, expected):
+    config = resolve("paper", {"wait_for_nodes": True, "address": "auto"}, settings)
+    assert driver.gpus_per_worker(config, 0) == expected
+    if settings:
+        with pytest.raises(ConfigError, match="asked for, but there are 0 GPUs"):
+            driver.gpus_per_worker(resolve("paper", {"wait_for_nodes": True}, settings), 0)
+
+
+def test_too_few_gpus():
+    config = resolve("paper", {"worker.gpus": 2})
+    with pytest.raises(ConfigError, match=r"worker.gpus: 2 asked for, but there are 1 GPUs"):
+        driver.gpus_per_worker(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"measure": "error"}, "8 contributions, 1,600 examples in 14 s"),
+        ({"measure": "return"}, "8 contributions, 1,600 agent steps in 14 s"),
+        ({}, "8 contributions, 1,600 agent steps in 14 s"),
+    ],
+)
+def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words):
+    counts = {"tasks": 8, "tasks_wanted": 8, "meta_updates": 4, "contributions_applied": 8, "agent_steps": 1600}
+    launch._conclude(location.Run(tmp_path), "done", {**counts, "wall_seconds": 14.2, "alerts": [], **more})
+    assert f"done: 8 of 8 tasks, 4 meta-updates, {words}\n" in capsys.readouterr().out
+    assert (tmp_path / "progress.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["train", "--tasks", "omniglto"], r"tasks: 'omniglto' is none of atari, .*; did you mean omniglot\?"),
+        (["train", "--tasks", "omniglot", "--preset", "fast"], r"preset: fast is not for tasks omniglot; .*"),
+        (["train", "--tasks", "omniglot", "--games", "grek"], r"games: no alphabet 'grek'; the nearest are greek, .*"),
+        (["train", "--tasks", "omniglot", "--data-dir", "s3://data"], r"data_dir: 's3://data' is a URL; give .*"),
+        (["train", "--tasks", "omniglot", "--data-dir", "nowhere"], r"data_dir: nowhere/omniglot is no.*"),
+        (["train", "--tasks", "multi-cv", "--games", "mnist", "--data-dir", "nowhere"], r"data_dir: nowhere/mnist .*"),
+        (["train", "--tasks", "multi-cv", "--meta.shared", "model"], r"meta\.shared: model has one head for all .*"),
+        (["train", "--meta.shared", "model"], r"meta\.shared: model has one head for all tasks, .*; use encoder"),
+        (["study", "--out", "s"], r"tasks: a study is of omniglot or multi-cv; .*"),
+        (["study", "--tasks", "omniglot", "--out", "s", "--arms", "lepa"], r"arms: no meta-learner 'lepa' among .*"),
+        (["study", "--tasks", "omniglot", "--out", "s", "--groups", "0"], r"groups: '0' is no number of alphabets .*"),
+        (["study", "--tasks", "omniglot", "--out", "s", "--with", "leap"], r"with: 'leap' is not ARM:SETTING=VALUE.*"),
+        (["study", "--tasks", "omniglot", "--out", "s", "--data-dir", "nowhere"], r"data_dir: nowhere/omniglot .*"),
+        (["study", "--tasks", "omniglot", "--out", "s3://s"], r"out: a URL is for runs only; .*"),
+        (["study", "--tasks", "omniglot", "--oout", "s", "--out", "s"], r"--oout: no such flag; did you mean --out\?"),
+    ],
+)  # fmt: skip
+def test_supervised_tasks_and_studies_are_refused_in_one_line_too(capsys, tmp_path, monkeypatch, arguments, pattern):
+    monkeypatch.chdir(tmp_path)
+    assert re.fullmatch(pattern, refused(capsys, *arguments))
+    assert list(tmp_path.iterdir()) == [], "nothing was written"
+
+
+def test_a_study_does_not_go_where_a_run_is(capsys, tmp_path):
+    write_part(tmp_path / "data", "mnist")
+    write_part(tmp_path / "data", "cifar10")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("preset: paper\n")
+    study = ["study", "--tasks", "multi-cv", "--preset", "smoke", "--games", "mnist,cifar10", "--out", str(run)]
+    assert "holds a run or an evaluation" in refused(capsys, *study, "--data-dir", str(tmp_path / "data"))
+
+
+def test_a_damaged_study_is_refused_by_all_who_read_it(capsys, tmp_path):
+    (tmp_path / "study.json").write_text("{}")
+    for command in ("status", "plot"):
+        assert "study.json is not a study's, or damaged" in refused(capsys, command, "--run-dir", str(tmp_path))

@@ -1,0 +1,154 @@
+"""Faults at every named point: a server in a process of its own, ended by SIGKILL there; a disk that is full there."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crashes import RUNS, Killed, assert_same_end, play
+from protocol import config, fast_folder, ledger, serve
+
+from leap_dist.testing import failpoints
+
+CONTEXT = multiprocessing.get_context("fork")  # the libraries are loaded already
+_OTHERS = ("study", "task.", "config.", "manifest.", "summary.", "arms.", "transfer-", "object.")
+POINTS = [point for point in failpoints.POINTS if not point.startswith(_OTHERS)]
+"""Those that a server reaches."""
+
+
+class Process:
+    """A MetaServer in a process of its own. Raises Killed where a failpoint ended it."""
+
+    def __init__(self, run_dir: Path, settings: Any, faults: str) -> None:
+        self._pipe, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=self._serve, args=(theirs, run_dir, settings, faults), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            self._answer()
+        except Killed:
+            self.close()
+            raise
+
+    def _serve(self, pipe: Any, run_dir: Path, settings: Any, faults: str) -> None:
+        self._pipe.close()
+        failpoints.arm(faults)
+        server = serve(run_dir, settings)
+        pipe.send(None)
+        while True:
+            try:
+                name, arguments = pipe.recv()
+            except EOFError:
+                return
+            value = getattr(server, name)
+            pipe.send(value(*arguments) if callable(value) else value)
+
+    def _answer(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            assert self._process.exitcode == -signal.SIGKILL
+            raise Killed from None
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            with contextlib.suppress(BrokenPipeError):
+                self._pipe.send((name, arguments))
+            return self._answer()
+
+        return call
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with fast_folder() as path:
+        yield path
+
+
+def killed_play(run_dir: Path, settings: Any, kills: list[str]) -> set[tuple[int, int]]:
+    """A run whose servers are killed where `kills` says, one after the other; what was acknowledged."""
+    left = list(kills)
+    server, acknowledged = play(run_dir, settings, lambda *arguments: Process(*arguments, left.pop(0) if left else ""))
+    assert not left, "every kill has happened"
+    server.close()
+    return acknowledged
+
+
+def hits(run_dir: Path, settings: Any) -> dict[str, int]:
+    """How often an undisturbed run reaches each point."""
+    failpoints.arm("task.start=kill@1000000")  # counts, and kills nobody
+    try:
+        server, _ = play(run_dir, settings)
+        server.close()
+        return dict(failpoints.hits)
+    finally:
+        failpoints.arm("")
+
+
+@pytest.mark.parametrize("run", ["sync", "buffered", "async", "stream", "stream-heads"])
+def test_a_server_killed_at_any_named_point_leaves_no_trace(folder: Path, run: str) -> None:
+    settings = config(**RUNS[run], server__keep_checkpoints=2)
+    undisturbed, acknowledged = play(folder / "undisturbed", settings)
+    undisturbed.close()
+    reached = hits(folder / "counted", settings)
+    assert set(reached) == set(POINTS), "a run reaches every point that there is"
+    for point in POINTS:
+        for hit in sorted({1, (reached[point] + 1) // 2, reached[point]}):
+            run_dir = folder / f"{point}@{hit}"
+            found = killed_play(run_dir, settings, [f"{point}=kill@{hit}", ""])
+            assert found == acknowledged, f"{point}@{hit}"
+            assert ledger(run_dir) == ledger(folder / "undisturbed"), f"{point}@{hit}"
+            server = serve(run_dir, settings)
+            assert_same_end(server, run_dir, undisturbed, folder / "undisturbed", f"{point}@{hit}")
+            server.close()
+            shutil.rmtree(run_dir)
+
+
+DISK = [point for point in POINTS if not point.startswith(("update.", "push.", "lease.acknowledge"))]
+SILENT = ("journal.discard", "lease.close")
+"""What is left lying harms nobody."""
+
+
+@pytest.mark.parametrize("run", ["sync", "buffered", "stream-heads"])
+def test_a_disk_that_is_full_at_any_write_for_a_while_changes_nothing(folder: Path, run: str) -> None:
+    """Training goes on, nothing is acknowledged that is not durable, and all of it counts once there is room again."""
+    settings = config(**RUNS[run], server__keep_checkpoints=2)
+    undisturbed, acknowledged = play(folder / "undisturbed", settings)
+    undisturbed.close()
+    for point in DISK:
+        for first in (1, 2, 4):
+            run_dir = folder / f"{point}@{first}"
+
+            def start(run_dir: Path, settings: Any, fault: str = f"{point}=full@{first}-{first + 2}") -> Any:
+                server = serve(run_dir, settings)
+                failpoints.arm(fault)
+                return server
+
+            try:
+                server, found = play(run_dir, settings, start)
+                fired = failpoints.hits[point] >= first
+            finally:
+                failpoints.arm("")
+            assert fired or first > 1
+            assert bool(server.alerts) == (fired and point not in SILENT), point
+            server.close()
+            server = serve(run_dir, settings)
+            lines = ledger(run_dir)
+            assert sorted((line["task"], line["seq"]) for line in lines) == sorted(found), f"{point}@{first}"
+            assert found == acknowledged, f"{point}@{first}"
+            assert [line["version_before"] for line in lines] == sorted(line["version_before"] for line in lines)
+            if run == "sync":  # elsewhere the order in which workers get through is part of the result
+                assert_same_end(server, run_dir, undisturbed, folder / "undisturbed", f"{point}@{first}")
+            server.close()
+            shutil.rmtree(run_dir)

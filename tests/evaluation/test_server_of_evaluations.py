@@ -1,0 +1,464 @@
+"""Transfer evaluation: what is compared, the server's side, and that nothing but the start differs between arms."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import no_ray, refused  # noqa: F401
+from protocol import Clock
+from written import written
+
+from leap_dist.cli import main as launch
+from leap_dist.config.loading import ConfigError, resolve, to_yaml
+from leap_dist.config.settings import Config
+from leap_dist.driver import driver
+from leap_dist.evaluation import initializations
+from leap_dist.evaluation import server as evaluation
+from leap_dist.evaluation.initializations import Arm
+from leap_dist.evaluation.results import runs as transfer
+from leap_dist.evaluation.server import EvaluationServer, plan
+from leap_dist.nn.actor_critic import initialization
+from leap_dist.protocol.messages import Contribution, CurvePoint, Episode, Idle, Lease, PathStatistics
+from leap_dist.testing import failpoints
+from leap_dist.worker.run_task import Start, run_task
+
+SCRATCH = Arm("scratch", "scratch", "encoder")
+OTHER = Arm("other", "a.safetensors", "encoder", "ab" * 32)
+START = initialization(4, 9)[1]
+VECTORS = {"other": START, "twin": START}
+
+
+def config(**settings: Any) -> Config:
+    chosen = {"meta_learner": "none", "task_steps": 400, **settings}
+    return resolve("smoke", {name.replace("__", "."): value for name, value in chosen.items()})
+
+
+def serve(out: Path, *, seeds: int = 1, clock: Clock | None = None, **settings: Any) -> EvaluationServer:
+    run = config(**settings)
+    return EvaluationServer(run, plan([SCRATCH, OTHER], run, seeds), VECTORS, out, clock=clock or Clock())
+
+
+def grant(server: EvaluationServer, worker: str = "w0", incarnation: str = "i0") -> Lease:
+    lease = server.lease(worker, incarnation)
+    assert isinstance(lease, Lease)
+    return lease
+
+
+def contribution(lease: Lease, *, final: bool = True, seq: int = 1) -> Contribution:
+    return Contribution(
+        lease=lease.id,
+        worker=lease.worker,
+        incarnation=lease.incarnation,
+        manifest="",
+        base_version=0,
+        seq=seq,
+        final=final,
+        updates=1,
+        steps=400 if final else 100,
+        seconds=2.0,
+        vector=np.empty(0, np.float32),
+        start=None,
+        path=PathStatistics(1.0, 1.0, 0.0, 0.0, 0.0),
+        curve=(CurvePoint(100, 1, 3.0, {"loss": 0.5}),),
+        episodes=(Episode(90, 3.0), Episode(180, float(lease.task.index))) if final else (),
+    )
+
+
+def finish(server: EvaluationServer, worker: str = "w0") -> int:
+    """One worker alone, to the end. Returns how many runs it made."""
+    count = 0
+    while not isinstance(answer := server.lease(worker, "i0"), Idle):
+        ack = server.push(contribution(answer))
+        assert (ack.accepted, ack.durable, ack.proceed) == (True, True, False)
+        count += 1
+    assert answer.finished
+    return count
+
+
+# --- the plan ------------------------------------------------------------------------------------------------------
+
+
+def test_runs_come_seed_by_seed_and_arms_share_seeds(tmp_path):
+    server = serve(tmp_path, seeds=2, seed=5)
+    leases = [grant(server, f"w{k}") for k in range(8)]
+    runs = [(server._runs[lease.task.index].arm.label, lease.task.game, lease.task.visit) for lease in leases]
+    assert runs == [(a, g, s) for s in (5, 6) for g in ("pong", "freeway") for a in ("scratch", "other")]
+    by_arm = {arm: [x.task.seed for x, run in zip(leases, runs, strict=True) if run[0] == arm] for arm, *_ in runs}
+    assert by_arm["scratch"] == by_arm["other"]
+    assert len(set(by_arm["other"])) == 4, "games and seeds differ"
+
+
+def test_an_arm_is_a_start_and_scratch_is_another_one_for_every_seed(tmp_path):
+    server = serve(tmp_path, seeds=2, games=("pong",))
+    scratch, other, scratch2, other2 = (server.start(grant(server, f"w{k}")) for k in range(4))
+    assert np.array_equal(other[0], START)
+    assert np.array_equal(other2[0], START)
+    assert scratch[0].shape == START.shape
+    assert not np.array_equal(scratch[0], scratch2[0])
+    assert {one[1] for one in (scratch, other)} == {"encoder"}
+
+
+# --- the protocol --------------------------------------------------------------------------------------------------
+
+
+def test_every_run_becomes_a_file_and_an_evaluation_goes_on_where_it_was_left(tmp_path):
+    server = serve(tmp_path, seeds=2)
+    lease = grant(server)
+    assert server.push(contribution(lease, final=False)).proceed
+    assert server.status()["agent_steps"] == 100
+    assert server.push(contribution(lease, seq=2)).durable
+    server.close()
+    server = serve(tmp_path, seeds=2)
+    assert server.status()["tasks"] == 1
+    assert finish(server) == 7
+    status = server.status()
+    assert (status["tasks"], status["tasks_wanted"], status["complete"], status["finished"]) == (8, 8, True, True)
+    server.close()
+    runs, warnings = transfer.load_all(tmp_path)
+    assert warnings == []
+    assert len(runs) == 8
+    first = next(run for run in runs if (run.arm, run.game, run.seed) == ("scratch", "pong", 0))
+    assert (first.budget, first.seconds, first.ended.tolist(), first.returns.tolist()) == (400, 2.0, [90, 180], [3, 0])
+    assert first.curve == ({"steps": 100, "loss": 0.5},)
+    server = serve(tmp_path, seeds=3)
+    assert finish(server) == 4, "more seeds add to what is there"
+    server.close()
+
+
+def test_a_damaged_result_is_run_again_and_said_so(tmp_path):
+    server = serve(tmp_path)
+    finish(server)
+    server.close()
+    path = transfer.path_of(tmp_path, "other", "freeway", 0)
+    path.write_bytes(path.read_bytes().replace(b"180", b"181"))
+    server = serve(tmp_path)
+    assert [alert for alert in server.alerts if "other on freeway with seed 0 is run again" in alert]
+    assert finish(server) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"agent__envs": 2}, "agent.envs 4, not 2"),
+        ({"task_steps": 800}, "steps 400, not 800"),
+        ({"atari__sticky_actions": 0.25}, "atari.sticky_actions 0.0, not 0.25"),
+    ],
+)
+def test_results_of_other_settings_are_not_mixed(tmp_path, settings, name):
+    server = serve(tmp_path)
+    finish(server)
+    server.close()
+    with pytest.raises(ConfigError, match=re.escape(name)):
+        serve(tmp_path, **settings)
+    serve(tmp_path).close()  # the lock was given back
+
+
+def test_another_file_under_the_same_label_is_refused(tmp_path):
+    server = serve(tmp_path)
+    finish(server)
+    server.close()
+    run = config()
+    with pytest.raises(ConfigError, match=r"init abab.*, not cdcd.*choose another --out"):
+        EvaluationServer(run, plan([replace(OTHER, sha256="cd" * 32)], run, 1), VECTORS, tmp_path)
+
+
+def test_two_evaluations_do_not_write_into_one_folder(tmp_path):
+    server = serve(tmp_path)
+    with pytest.raises(Exception, match=r"in use"):
+        serve(tmp_path)
+    server.close()
+
+
+def test_what_a_lost_or_silent_worker_was_at_is_run_again(tmp_path):
+    clock = Clock()
+    server = serve(tmp_path, clock=clock, games=("pong",))
+    lost, silent = grant(server, "lost", "i1"), grant(server, "silent", "i2")
+    assert server.lease("w0", "i0") == Idle(finished=False)
+    server.release("i1")
+    clock.now += 15
+    assert server.renew(silent.id, "i2", 100).proceed
+    clock.now += 15
+    server.tick()
+    assert server.status()["silent"] == []
+    clock.now += 10
+    server.tick()
+    assert server.status()["silent"] == ["i2"]
+    for late in (lost, silent):
+        ack = server.push(contribution(late))
+        assert (ack.accepted, ack.durable, ack.proceed) == (False, False, False)
+    assert server.status()["refused"] == {"worker-lost": 1, "expired": 1}
+    assert finish(server) == 2
+    assert server.status()["complete"]
+
+
+def test_repeated_and_old_messages_change_nothing(tmp_path):
+    server = serve(tmp_path, games=("pong",))
+    lease = grant(server)
+    end = contribution(lease, seq=2)
+    server.push(end)
+    before = transfer.path_of(tmp_path, "scratch", "pong", 0).read_bytes()
+    ack = server.push(end)
+    assert (ack.accepted, ack.durable, ack.reason) == (True, True, "duplicate")
+    assert server.push(replace(end, episodes=(), seconds=9.0)).reason == "duplicate"
+    assert transfer.path_of(tmp_path, "scratch", "pong", 0).read_bytes() == before
+    other = grant(server)
+    assert server.push(replace(contribution(other), incarnation="old")).reason == "incarnation"
+
+
+def test_a_full_disk_delays_a_result_and_loses_none(tmp_path):
+    server = serve(tmp_path, games=("pong",))
+    lease = grant(server)
+    failpoints.arm("transfer-run.write=full@1-2")
+    try:
+        for _ in range(2):
+            ack = server.push(contribution(lease))
+            assert (ack.durable, ack.reason, ack.proceed) == (False, "storage", True)
+            assert ack.wait > 0
+        assert server.push(contribution(lease)).durable
+    finally:
+        failpoints.arm("")
+    assert any("could not be stored" in alert for alert in server.alerts)
+
+
+def test_a_run_that_keeps_failing_is_given_up_and_the_others_are_made(tmp_path):
+    server = serve(tmp_path, games=("pong", "freeway", "breakout"))
+    for attempt in range(3):
+        lease = grant(server, f"w{attempt}")
+        assert lease.task.index == 0
+        assert not server.fail(lease.id, lease.incarnation, "broken").proceed
+        if attempt < 2:
+            other = grant(server, f"other{attempt}", "i1")  # the one on which it failed plays something else
+            assert other.task.index == 0
+            server.release("i1")
+    status = server.status()
+    assert "scratch on pong with seed 0" in status["given_up"]
+    finish(server, "well")
+    status = server.status()
+    assert status["finished"]
+    assert not status["complete"]
+    assert status["tasks"] == 6 - len(status["given_up"])
+
+
+def test_a_worker_on_which_everything_fails_is_stopped_before_any_game_is_given_up(tmp_path):
+    server = serve(tmp_path, seeds=2, games=("pong", "freeway", "breakout"))
+    failed = []
+    while isinstance(lease := server.lease("broken", "i0"), Lease):
+        failed.append(lease.task.game)
+        server.fail(lease.id, "i0", "broken")
+    assert failed == ["pong", "freeway", "breakout"]
+    status = server.status()
+    assert (status["quarantined_workers"], status["quarantined"], status["given_up"]) == (["broken"], [], [])
+    assert finish(server, "well") == 12
+
+
+# --- the learners --------------------------------------------------------------------------------------------------
+
+
+class Inbox:
+    """A server that takes everything."""
+
+    def __init__(self) -> None:
+        self.pushed: list[Contribution] = []
+
+    def renew(self, *_: Any) -> Any:
+        raise AssertionError("no heartbeat is due")
+
+    def snapshot(self) -> Any:
+        raise AssertionError("an evaluation does not follow φ")
+
+    def push(self, one: Contribution) -> Any:
+        self.pushed.append(one)
+        return evaluation._ack(True)
+
+
+def trained(server: EvaluationServer, run: Config) -> Contribution:
+    lease = grant(server)
+    vector, scope = server.start(lease)
+    inbox = Inbox()
+    run_task(lease, Start(vector, scope=scope, evaluation=True), run, inbox)
+    assert all(one.episodes == () for one in inbox.pushed[:-1])
+    server.push(inbox.pushed[-1])
+    return inbox.pushed[-1]
+
+
+def test_nothing_but_the_start_differs_between_arms(tmp_path):
+    """Arms with the same start have the same runs, bit for bit; so has the same run twice; another start has not."""
+    run = config(task_steps=2000, games=("pong",), worker__heartbeat_seconds=1000.0, server__lease_seconds=5000.0)
+    twin = replace(OTHER, label="twin")
+    runs = plan([OTHER, twin, SCRATCH], run, 1)
+    server = EvaluationServer(run, runs, VECTORS, tmp_path, clock=Clock())
+    one, same, scratch = (trained(server, run) for _ in range(3))
+    server.close()
+    (tmp_path / "again").mkdir()
+    server = EvaluationServer(run, runs, VECTORS, tmp_path / "again", clock=Clock())
+    again = trained(server, run)
+    server.close()
+    assert one.curve == same.curve == again.curve
+    assert one.curve != scratch.curve
+    assert one.episodes == same.episodes == again.episodes
+    assert one.vector.size == 0, "nothing is pulled forward"
+
+
+def test_episodes_are_told_with_the_step_at_which_they_ended(tmp_path):
+    run = config(task_steps=4000, games=("ms_pacman",), atari__max_episode_frames=400, atari__noop_max=0,
+                 worker__heartbeat_seconds=1000.0, server__lease_seconds=5000.0)  # fmt: skip
+    server = EvaluationServer(run, plan([SCRATCH], run, 1), VECTORS, tmp_path, clock=Clock())
+    done = trained(server, run)
+    # Every one of four episodes at once is cut off after a hundred agent steps.
+    assert [episode.steps for episode in done.episodes] == [400 * (k // 4 + 1) for k in range(40)]
+    assert sum(point.episodes for point in done.curve) == 40
+    scores = [episode.score for episode in done.episodes]
+    means = sum(point.score * point.episodes for point in done.curve if point.score is not None)
+    assert sum(scores) == pytest.approx(means)
+
+
+@pytest.mark.parametrize(("learner", "scope"), [("finetune-single", "model"), ("leap", "encoder")])
+def test_a_head_that_was_learned_with_the_encoder_is_reused(tmp_path, learner, scope):
+    path = written(tmp_path, meta_learner=learner)
+    labels, files = initializations.read([f"x={path}"])
+    run = config(games=("pong",), worker__heartbeat_seconds=1000.0, server__lease_seconds=5000.0)
+    (arm,) = initializations.arms(labels, files, run)
+    assert arm.scope == scope
+    (tmp_path / "out").mkdir()
+    server = EvaluationServer(run, plan([arm], run, 1), initializations.vectors([arm]), tmp_path / "out", clock=Clock())
+    assert trained(server, run).final
+
+
+# --- what is compared ----------------------------------------------------------------------------------------------
+
+
+def trained_run(folder: Path, **settings: Any) -> Path:
+    """A run directory, as far as an evaluation reads it."""
+    folder.mkdir()
+    written(folder, **settings)
+    chosen = resolve("smoke", {name.replace("__", "."): value for name, value in settings.items()})
+    (folder / "config.yaml").write_text(to_yaml(chosen))
+    return folder
+
+
+def test_labels_come_from_the_command_or_from_where_a_file_lies(tmp_path):
+    run = trained_run(tmp_path / "mine")
+    labels, files = initializations.read([str(run), f"best={run / 'init.safetensors'}", "scratch", "fresh=scratch"])
+    assert labels == ["mine", "best", "scratch", "fresh"]
+    assert [file.label for file in files] == ["mine", "best"]
+
+
+def test_agents_are_set_up_as_the_first_ones_own_run_was(tmp_path):
+    run = trained_run(tmp_path / "mine", **{"agent.envs": 3, "task_steps": 900, "agent.unroll": 7})
+    _, files = initializations.read([str(run), "scratch"])
+    found = initializations.resolve(
+        {"agent.unroll": "6"}, {}, initializations.settings(files, {"agent.unroll": "6"}, None)
+    )
+    assert (found.agent.envs, found.agent.unroll, found.task_steps, found.preset) == (3, 6, 900, "smoke")
+    assert found.games == ("breakout", "qbert", "space_invaders")
+    assert (found.meta_learner, found.atari.frames) == ("none", "gray4")
+    preset = initializations.resolve({}, {}, initializations.settings(files, {}, "fast"))
+    assert (preset.agent.envs, preset.preset) == (16, "fast")
+
+
+def test_arms_that_were_trained_otherwise_need_a_word(tmp_path):
+    one = trained_run(tmp_path / "one", **{"agent.envs": 3})
+    two = trained_run(tmp_path / "two", **{"agent.envs": 4})
+    _, files = initializations.read([str(one), str(two)])
+    with pytest.raises(ConfigError, match=r"agent\.envs: one was trained with 3, two with 4; .* --agent.envs"):
+        initializations.settings(files, {}, None)
+    assert initializations.settings(files, {"agent.envs": "4"}, None)["preset"] == "smoke"
+
+
+def test_what_only_training_uses_is_not_taken_from_a_file(tmp_path, capsys, monkeypatch):
+    """A run's own config.yaml is of use: its meta-learner, mode and what goes with them are left out."""
+    run = trained_run(tmp_path / "run", meta_learner="fomaml")
+    seen = {}
+
+    def stop(config, *_, **__):
+        seen["config"] = config
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(driver, "check_prerequisites", stop)
+    arguments = ["--init", "scratch", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out")]
+    assert refused(capsys, "evaluate", *arguments) == "enough"
+    assert (seen["config"].meta_learner, seen["config"].held_back, seen["config"].preset) == ("none", 0, "smoke")
+    streamed = tmp_path / "stream.yaml"
+    streamed.write_text("preset: smoke\nmode: stream\nmeta:\n  shift: true\n")
+    assert (
+        refused(capsys, "evaluate", "--init", "scratch", "--config", str(streamed), "--out", str(tmp_path / "o"))
+        == "enough"
+    )
+    streamed.write_text("preset: smoke\nagent:\n  env: 3\n")
+    assert "agent.env: no such setting" in refused(capsys, "evaluate", "--init", "scratch", "--config", str(streamed))
+
+
+def test_a_run_directory_with_a_foreign_config_is_no_traceback(tmp_path):
+    run = trained_run(tmp_path / "mine")
+    (run / "config.yaml").write_text("some: thing\n")
+    _, files = initializations.read([str(run)])
+    assert initializations.settings(files, {}, None) == {
+        "preset": "paper",
+        "tasks": "atari",
+        "games": ("breakout", "qbert", "space_invaders"),
+    }
+
+
+def test_games_that_an_arm_was_trained_on_are_named():
+    known = replace(OTHER, metadata={"games": ["pong", "breakout"]})
+    assert initializations.notes([known, SCRATCH], config(games=("pong", "freeway"))) == [
+        "pong: other was meta-trained on it"
+    ]
+
+
+def test_arms_of_earlier_commands_stay_noted(tmp_path):
+    initializations.write(tmp_path, [SCRATCH, OTHER])
+    initializations.write(tmp_path, [replace(OTHER, source="b"), replace(OTHER, label="third")])
+    noted = json.loads((tmp_path / "arms.json").read_text())["arms"]
+    assert [(arm["label"], arm["source"]) for arm in noted] == [
+        ("other", "b"), ("third", "a.safetensors"), ("scratch", "scratch")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        ([], r"the following arguments are required: --init"),
+        (
+            ["--init", "nowhere.safetensors"],
+            r"init: nowhere.safetensors cannot be read \(No such file or directory\).*",
+        ),
+        (["--init", "=x"], r"init: x cannot be read .*"),
+        (["--init", "../../etc=scratch"], r"init: arm '../../etc' is not up to 40 letters, .*; say LABEL=PATH"),
+        (["--init", "scratch", "--init", "scratch"], r"init: there are two of the label 'scratch'; .*"),
+        (["--init", "scratch", "--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
+        (["--init", "scratch", "--seeds", "0"], r"seeds: 0 is not between 1 and 1000"),
+        (["--init", "scratch", "--seeds", "x"], r"argument --seeds: invalid int value: 'x'"),
+        (["--init", "scratch", "--steps", "10"], r"task_steps: 10 is less than 2 rollouts .*"),
+        (["--init", "scratch", "--seed", "x"], r"seed: 'x' is not a whole number"),
+        (["--init", "scratch", "--mode", "sync"], r"--mode: no such flag.*"),
+        (["--init", "scratch", "--preset", "quik"], r"preset: no preset 'quik'; did you mean quick\?"),
+    ],
+)
+def test_bad_flags(capsys, no_ray, arguments, pattern):  # noqa: F811
+    line = refused(capsys, "evaluate", *arguments)
+    assert re.fullmatch(pattern, line), line
+
+
+def test_a_file_that_does_not_fit_is_refused(capsys, no_ray, tmp_path):  # noqa: F811
+    path = written(tmp_path, "rgb1")
+    line = refused(capsys, "evaluate", "--init", f"x={path}", "--preset", "smoke")
+    assert line == "atari.frames: gray4 is not what x was trained on; use --atari.frames rgb1"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert refused(capsys, "evaluate", "--init", f"x={path}").startswith("init: init.safetensors is not a file of ours")
+
+
+def test_runs_and_evaluations_do_not_share_a_folder(capsys, no_ray, tmp_path):  # noqa: F811
+    run = trained_run(tmp_path / "run")
+    line = refused(capsys, "evaluate", "--init", "scratch", "--preset", "smoke", "--out", str(run))
+    assert line == f"out: {run} holds a training run; choose another"
+    initializations.write(run, [SCRATCH])
+    line = refused(capsys, "train", "--resume", "--run-dir", str(run))
+    assert line.endswith("holds an evaluation; go on with it by the same evaluate command")
+    assert launch.run_directory.holds_evaluation(run)

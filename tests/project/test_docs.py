@@ -1,0 +1,76 @@
+"""The pages for users of the library do what they say: their code is run, as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from written import written
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    "weights.md": """
+images = torch.rand(2, 4, 84, 84)
+assert torch.equal(same(images), encoder(images))
+assert features.shape == (1, 256) and actions.shape == (2,)
+assert agent.num_timesteps == 100
+""",
+    "library.md": """
+assert loss_from["server"] < 0.5 * loss_from["fresh"], loss_from
+assert loss_from["by hand"] < 0.5 * loss_from["fresh"], loss_from
+assert server.status()["complete"] and not server.alerts, server.alerts
+""",
+}
+"""With what has to be true at the end."""
+
+
+def program(page: Path) -> str:
+    """A page's code, every line in its place, so that a traceback names the page's line.
+
+    Blocks of `python` are taken as they are, lines of `sh` have to call launch.py; there is no other code.
+    """
+    lines, kind = ["import torch; torch.manual_seed(0); torch.set_num_threads(1); import launch"], ""
+    for number, line in enumerate(page.read_text().splitlines()):
+        fence = re.fullmatch(r"```(\w*)", line)
+        if fence:
+            assert kind or fence[1] in ("python", "sh"), f"{page}:{number + 1}: what is {line}?"
+            kind = "" if kind else fence[1]
+        elif kind == "sh":
+            python, script, *arguments = shlex.split(line)
+            assert (python, script) == ("python", "launch.py"), line
+            lines.append(f"assert launch.main({arguments}) == 0")
+            continue
+        if number:
+            lines.append(line if kind == "python" and not fence else "")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_code_of_a_page_runs(tmp_path, name):
+    code = program(ROOT / "docs" / name)
+    written(tmp_path / "runs" / "demo")
+    script = f"exec(compile({code!r}, {name!r}, 'exec'))\n{PAGES[name]}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=220)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_page_s_code_keeps_its_lines():
+    page = ROOT / "docs" / "library.md"
+    code = program(page).splitlines()
+    text = page.read_text().splitlines()
+    assert [n for n, line in enumerate(code) if line == "def train(seed, start, steps=30):"] == [
+        n for n, line in enumerate(text) if line == "def train(seed, start, steps=30):"
+    ]
+
+
+def test_the_library_s_example_is_short():
+    """Model, tasks, training and server together."""
+    code = program(ROOT / "docs" / "library.md").splitlines()[1:]
+    assert sum(bool(line.strip()) for line in code[: code.index("server.close()") + 1]) < 40

@@ -1,0 +1,113 @@
+"""Secrets do not survive in what is written or shown; ordinary text does, letter for letter."""
+
+from __future__ import annotations
+
+import json
+import os
+from unittest import mock
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from leap_dist.config.loading import fields, resolve
+from leap_dist.envs.games import available
+from leap_dist.storage import auth_token, run_directory
+from leap_dist.storage.redaction import redact, redact_all
+
+VARIABLES = ["RAY_AUTH_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "MY_SECRET", "wandb_api_key"]
+AROUND = st.text(st.characters(exclude_categories=("C",)), max_size=30)
+ANY_SECRET = st.text(st.characters(exclude_categories=("C",), exclude_characters="*"), min_size=8, max_size=60)
+WORD = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="\"'"), min_size=8, max_size=40)
+
+
+@given(st.sampled_from(VARIABLES), ANY_SECRET, AROUND, AROUND)
+def test_what_a_variable_of_the_environment_holds_is_hidden_wherever_it_stands(name, secret, before, after):
+    forms = {secret, json.dumps([secret])[2:-2], repr(secret)[1:-1]}
+    assume(not any(form in before or form in after for form in forms))
+    with mock.patch.dict(os.environ, {name: secret}):
+        for form in forms:
+            assert form not in redact(f"{before}{form}{after}")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_token_in_a_file_is_hidden(monkeypatch, tmp_path, named):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    path = tmp_path / "mine" if named else auth_token.default_path()
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("0123abcd4567\n")
+    if named:
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    assert redact("x0123abcd4567y") == "x***y"
+
+
+NAMED = [
+    "token={}", "--token {}", "--hf-token={}", "password: {}", "'password': '{}'", '"api_key": "{}"', "secret = {}",
+    "AWS_SECRET_ACCESS_KEY={}", "HF_TOKEN={}", "SIGNING_KEY={}", "Authorization: Bearer {}", "authorization: {}",
+    "bearer {}", "client_secret={}", "?access_token={}", "passwd={}", "Authorization: Basic {}",
+]  # fmt: skip
+
+
+@given(st.sampled_from(NAMED), WORD, st.sampled_from(["", "at w0 ", "a: b, "]), st.sampled_from(["", " and more"]))
+@example("token={}", "a,b;c&d=e", "", "")
+def test_what_follows_a_name_that_says_secret_is_hidden(shape, secret, before, after):
+    assume(not secret.endswith("\\"))  # in quotes it would be no end
+    assert redact(before + shape.format(secret) + after).count(secret) == 0
+    assert redact(before + shape.format(secret) + after).endswith(after)
+
+
+@given(
+    st.sampled_from(["https://{}@host/x", "redis://me:{}@h:1", "at me:{}@10.0.0.1:6379", "ssh://{}@[::1]:22"]),
+    st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/*"), min_size=8, max_size=40),
+)
+def test_user_and_password_of_an_address_are_hidden(shape, secret):
+    assert secret not in redact(shape.format(secret))
+
+
+def test_key_ids_of_amazon_are_hidden():
+    assert redact("with AKIAIOSFODNN7EXAMPLE and ASIAIOSFODNN7EXAMPLE.") == "with *** and ***."
+
+
+ORDINARY = [
+    "tokens/s 1,234", "keep_checkpoints: 3", "server.keep_checkpoints: 0 is too small; the smallest valid value is 1",
+    "w0 died and is restarted in 2 s: The actor died unexpectedly", "lease 3-ab12cd of w0 (pong) expired",
+    "runs/quick-20260101-120000/init.safetensors", "https://arxiv.org/abs/1812.01054", "me@example.org: 12:30",
+    "git@github.com:someone/something.git", "1e-4 0.99 -inf nan", "monkey: banana", "key: value", "passwords",
+    "address: the cluster at '10.0.0.1:6379' asks for a token, and there is none here; set RAY_AUTH_TOKEN_PATH",
+    "address: no Ray cluster answers at 'head:6379' (unavailable); start one, or use local", "key=a, b",
+    "launch.py train --preset quick --games pong,assault --agent.learning-rate 1e-4 --run-dir /a/b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*ORDINARY, *available(), *(name for name, _, _ in fields())])
+def test_ordinary_text_is_left_alone(monkeypatch, text):
+    for name in list(os.environ):
+        if name.upper().endswith(("TOKEN", "KEY", "SECRET", "PASSWORD")):
+            monkeypatch.delenv(name)
+    assert redact(text) == text
+
+
+@given(st.lists(st.sampled_from([*ORDINARY, *available()])))
+def test_several_texts_are_several_texts(texts):
+    assert redact_all(texts) == texts
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("part", ["a.", "-", "a:,", "http", 'token="', "A_", "://", "bearer ", "--token", "a:b", "'"])
+def test_long_texts_take_no_time(part):
+    redact(part * 50_000)
+
+
+def test_short_values_are_not_hidden_for_they_are_everywhere(monkeypatch):
+    monkeypatch.setenv("SORT_KEY", "pong")
+    assert redact("pong") == "pong"
+
+
+def test_the_manifest_holds_no_secret_of_the_command_line(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
+    arguments = ["/x/launch.py", "train", "--run-dir", "s3://me:hunter22@store/x", "--config", "hf_0123456789.yaml"]
+    monkeypatch.setattr(run_directory.sys, "argv", arguments)
+    command = run_directory.manifest(resolve("smoke"))["command"]
+    assert command == ["launch.py", "train", "--run-dir", "s3://***@store/x", "--config", "***.yaml"]

@@ -1,0 +1,431 @@
+"""Curves and the live table. Event files are read back with TensorBoard's own accumulator: what it finds is shown."""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from boards import batches, curves, ledger, line, merge, newest_files, point, shown, summary, write
+from protocol import Clock
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+from torch.utils.tensorboard import FileWriter
+
+from leap_dist.envs.games import human_normalized
+from leap_dist.telemetry.tensorboard import RETRY_SECONDS, TensorBoard
+from leap_dist.telemetry.terminal import LiveTable, render
+
+
+def lease(worker: str, game: str, **values: Any) -> dict[str, Any]:
+    """See leases.describe."""
+    return {
+        "lease": "000000-abc",
+        "worker": worker,
+        "game": game,
+        "visit": 0,
+        "version": 3,
+        "steps": 12_000,
+        "steps_wanted": 16_000,
+        "seconds": 8.0,
+        "length": 3.0,
+        "curve": [point(4000, 540.0), point(8000, None)],
+        "silent_seconds": 4.4,
+        **values,
+    }
+
+
+# TensorBoard -----------------------------------------------------------------------------------------------------
+
+
+def test_values_of_a_meta_update(tmp_path: Path) -> None:
+    tasks = [
+        line(
+            "pong",
+            1,
+            [point(100, -21.0, 1.0), point(200, -20.0, 1.0), point(300, None, 2.0)],
+            norm=1.0,
+            staleness=2,
+            weight=0.5,
+            clip=0.25,
+        ),
+        line("freeway", 1, [point(300, 8.0, 6.0)], norm=4.0),
+        line("air_raid", 1, [point(300, 100.0, 1.0)], norm=1.0),
+        line("pong", 1, [], norm=6.0),  # its only curve point was never reported
+    ]
+    write(tmp_path, [tasks]).close()
+    points = shown(tmp_path)
+    scores = human_normalized("pong", -20.0), human_normalized("freeway", 8.0)
+    assert None not in scores
+    expected = {
+        "loss": 3.0,
+        "score_human_normalized": sum(scores) / 2,  # type: ignore[arg-type]
+        "update_norm": 0.25,
+        "gradient_norm": 3.0,
+        "path_length": 2.0,
+        "path_energy": 4.0,
+        "loss_term_norm": 1.0,
+        "path_term_norm": 3.0,
+        "term_cosine": -0.5,
+        "staleness": 0.5,
+        "staleness_weight": 0.875,
+        "clip": 0.8125,
+        "agreement": 0.125,
+        "score_iqm": sum(scores) / 2,  # type: ignore[arg-type]
+        "score_lower_quartile": min(scores) + (max(scores) - min(scores)) / 4,  # type: ignore[type-var, operator]
+        "score_upper_quartile": max(scores) - (max(scores) - min(scores)) / 4,  # type: ignore[type-var, operator]
+    }
+    for name, value in expected.items():
+        assert points["server", f"meta/{name}"] == [(1, pytest.approx(value))], name
+        assert points["server", f"meta_frames/{name}"] == [(1000, pytest.approx(value))], name
+
+
+def test_over_all_games_each_counts_by_its_newest_task_and_the_outer_quarters_do_not(tmp_path: Path) -> None:
+    games = ("alien", "amidar", "assault", "asterix", "breakout", "freeway", "pong", "qbert")
+    updates = [
+        [line(game, 1, [point(300, 10.0 * k)]) for k, game in enumerate(games)],
+        [line("pong", 2, [point(300, 21.0)]), line("freeway", 2, [point(300, None)]), line("air_raid", 2, [])],
+    ]
+    write(tmp_path, updates).close()
+    found = shown(tmp_path)
+    newest = {game: human_normalized(game, 10.0 * k) for k, game in enumerate(games)}
+    for version in (1, 2):
+        scores = np.sort([score for score in newest.values() if score is not None])
+        assert len(scores) == 8
+        expected = {"iqm": scores[2:6].mean(), "lower_quartile": np.percentile(scores, 25)}
+        for name, value in {**expected, "upper_quartile": np.percentile(scores, 75)}.items():
+            assert found["server", f"meta/score_{name}"][version - 1] == (version, pytest.approx(value))
+        newest["pong"] = human_normalized("pong", 21.0)
+
+
+def test_values_of_tasks_when_games_alternate(tmp_path: Path) -> None:
+    updates = [
+        [line("pong", 1, [point(100, None, 1.0), point(250, -20.0, 2.0)], steps=300), line("freeway", 1, [], steps=50)],
+        [line("freeway", 2, [point(70, 3.0, 4.0)], steps=70), line("pong", 2, [point(300, -19.0, 3.0)], steps=300)],
+        [line("pong", 3, [point(10, None, 5.0)], steps=20), line("pong", 3, [point(20, None, 6.0)], steps=20)],
+    ]
+    write(tmp_path, updates).close()
+    points = shown(tmp_path)
+    assert points["game/pong", "task/loss"] == [(100, 1.0), (250, 2.0), (600, 3.0), (610, 5.0), (640, 6.0)]
+    assert points["game/pong", "task/policy_loss"][0] == (100, 2.0)
+    assert points["game/pong", "task/value_loss"][0] == (100, 3.0)
+    assert points["game/pong", "task/entropy"][0] == (100, 4.0)
+    assert points["game/pong", "task/return"] == [(250, -20.0), (600, -19.0)]
+    normalized = [human_normalized("pong", score) for score in (-20.0, -19.0)]
+    assert [value for _, value in points["game/pong", "task/human_normalized"]] == pytest.approx(normalized)
+    geometry = {"path_length": 2.0, "path_energy": 4.0, "loss_term_norm": 1.0, "path_term_norm": 3.0}
+    for name, value in {**geometry, "term_cosine": -0.5, "pull_norm": 1.0}.items():
+        assert points["game/pong", f"task/{name}"] == [(step, value) for step in (300, 600, 620, 640)]
+    assert points["game/freeway", "task/path_length"] == [(50, 2.0), (120, 2.0)]
+    assert points["game/freeway", "task/return"] == [(120, 3.0)]
+
+
+def test_of_supervised_tasks_the_error_takes_the_place_of_the_return(tmp_path: Path) -> None:
+    tasks = [
+        line("greek", 1, [batches(100, 0.75, 3.0), batches(300, 0.5, 2.0)]),
+        line("n_ko", 1, [batches(300, 0.25, 1.0)]),
+        line("ulog", 1, []),
+        line("greek", 1, [batches(200, 0.75)], steps=200, final=False),  # not done
+    ]
+    write(tmp_path, [tasks]).close()
+    points = shown(tmp_path)
+    for group, step in (("meta", 1), ("meta_frames", 1000)):
+        assert points["server", f"{group}/error"] == [(step, 0.4375)]  # of 0.625 and 0.25
+        assert points["server", f"{group}/loss"] == [(step, 1.5)]
+    assert points["game/greek", "task/error"] == [(100, 0.75), (300, 0.5)]
+    assert points["game/greek", "task/loss"] == [(100, 3.0), (300, 2.0)]
+    assert points["game/n_ko", "task/error"] == [(300, 0.25)]
+    assert not {tag for _, tag in points if "return" in tag or "score" in tag or "human" in tag}
+
+
+@pytest.mark.parametrize("torn_bytes", [0, 1, 5, 300, 10**9])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_resumed_curves_are_those_of_an_undisturbed_run(tmp_path: Path, torn_bytes: int, at_once: bool) -> None:
+    updates = ledger(8)
+    write(tmp_path / "undisturbed", updates).close()
+    abandoned = write(tmp_path / "resumed", updates[:5])
+    for path in newest_files(tmp_path / "resumed"):
+        path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - torn_bytes)])
+    before = {path: path.read_bytes() for path in newest_files(tmp_path / "resumed")}
+
+    board = TensorBoard(tmp_path / "resumed")
+    for lines in [merge(updates)] if at_once else [merge(updates[:5]), [], *updates[5:]]:
+        board.record(lines, summary(20))
+    board.close()
+
+    assert curves(tmp_path / "resumed") == curves(tmp_path / "undisturbed")
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert board.failures == abandoned.failures == 0
+
+
+def test_resuming_twice_writes_nothing_new(tmp_path: Path) -> None:
+    updates = ledger(3)
+    write(tmp_path, updates).close()
+    files = {path: path.stat().st_size for path in tmp_path.rglob("events.*")}
+    for _ in range(2):
+        board = TensorBoard(tmp_path)
+        board.record(merge(updates), summary(2))
+        board.close()
+    assert {path: path.stat().st_size for path in tmp_path.rglob("events.*")} == files
+
+
+def test_operations_are_kept_once_a_second_and_further_apart_in_long_runs(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path)
+    for seconds in (0.0, 0.5, 1.2, 1.9, 2.0, 50_000.0, 50_049.9, 50_050.0):
+        board.record([], summary(seconds, restarts=int(seconds)))
+    board.close()
+    resumed = TensorBoard(tmp_path)
+    for seconds in (10.0, 60_000.0):  # the clock of a resumed run may lag behind what was last written
+        resumed.record([], summary(seconds, restarts=int(seconds), refused={"late": 1}))
+    resumed.close()
+    points = shown(tmp_path)
+    kept = [0, 1, 2, 50_000, 50_050, 60_000]
+    assert points["server", "ops/restarts"] == [(second, float(second)) for second in kept]
+    assert points["server", "ops/refused/late"] == [(60_000, 1.0)]
+    assert points["server", "ops/refused/stale"][-1] == (50_050, 5.0)
+    assert points["server", "ops/leases_lost"][0] == (0, 4.0)
+
+
+def test_where_the_workers_time_goes_is_a_mean_over_those_that_have_told(tmp_path: Path) -> None:
+    shares = [{"emulator": 0.5, "leap": 0.01, "other": 0.49}, {"emulator": 0.7, "leap": 0.03, "other": 0.27}, {}]
+    board = TensorBoard(tmp_path)
+    board.record([], summary(1.0, workers=[{"time_share": {}}]))
+    board.record([], summary(2.0, workers=[{"time_share": share} for share in shares]))
+    board.close()
+    points = shown(tmp_path)
+    found = {tag: points["server", f"ops/time_share/{tag}"] for tag in ("emulator", "leap", "other")}
+    assert found == {
+        "emulator": [(2, pytest.approx(0.6))],
+        "leap": [(2, pytest.approx(0.02))],
+        "other": [(2, pytest.approx(0.38))],
+    }
+
+
+def test_text_is_written_once(tmp_path: Path) -> None:
+    for text in ("seed: 1", "seed: 2"):
+        board = TensorBoard(tmp_path)
+        board.text("config", text)
+        board.text("manifest", "{}")
+        board.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "server"))
+    events.Reload()
+    assert set(events.Tags()["tensors"]) == {"config/text_summary", "manifest/text_summary"}
+    (config,) = events.Tensors("config/text_summary")
+    assert (config.step, config.tensor_proto.string_val[0]) == (0, b"seed: 1")
+
+
+def test_an_error_is_counted_logged_once_and_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    updates = ledger(6)
+    write(tmp_path / "undisturbed", updates).close()
+    clock = Clock()
+    board = write(tmp_path / "full", updates[:2], clock=clock)
+    calls = []
+
+    def refuse(self: FileWriter, *arguments: Any) -> None:
+        calls.append(arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(FileWriter, "add_summary", refuse)
+        board.record(updates[2], summary(3))
+        board.record(updates[3], summary(4))  # too early for another attempt
+        assert (board.failures, len(calls)) == (1, 1)
+        clock.now += RETRY_SECONDS
+        board.text("config", "seed: 1")
+        assert (board.failures, len(calls)) == (2, 2)
+        board.flush()
+        assert (board.failures, len(calls)) == (3, 3)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "No space left" in caplog.text
+
+    board.record(updates[4], summary(5))  # too early again
+    clock.now += RETRY_SECONDS
+    board.record(updates[5], summary(6))
+    assert board.failures == 3
+    assert curves(tmp_path / "full") == curves(tmp_path / "undisturbed")
+    assert not board._pending  # a week of curves would not fit into memory
+    board.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+@pytest.mark.parametrize("room", [0, 100, 1000, 3000])
+def test_a_full_disk_tears_a_record_and_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    updates = ledger(5)
+    write(tmp_path / "undisturbed", updates).close()
+    board = TensorBoard(tmp_path / "full")
+    left = room
+    append = LocalFileSystem._write
+
+    def fill(self: LocalFileSystem, filename: str, content: bytes, mode: str) -> None:
+        nonlocal left
+        append(self, filename, content[:left], mode)
+        left -= len(content)
+        if left < 0:
+            left = 0
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "_write", fill)
+        for lines in updates[:4]:
+            board.record(lines, summary())
+    assert board.failures == 1
+    assert curves(tmp_path / "full") != curves(tmp_path / "undisturbed")
+    board.record(updates[4], summary())
+    board.close()
+    assert board.failures == 1
+    assert curves(tmp_path / "full") == curves(tmp_path / "undisturbed")
+
+
+def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file is in the way")
+    board = write(tmp_path, ledger(2))
+    board.text("config", "seed: 1")
+    board.close()
+    assert board.failures == 2  # the first attempt, and the one that close makes
+
+
+# The live table --------------------------------------------------------------------------------------------------
+
+
+def test_the_table_shows_state_totals_alerts_and_workers() -> None:
+    workers = [
+        {"name": name, "state": state, "pid": None, "memory_bytes": None}
+        for name, state in (("w0", "running"), ("w1", "running"), ("w2", "restarting"))
+    ]
+    leases = [
+        lease("w0", "up_n_down"),
+        lease("w9", "pong", curve=[], steps=0, seconds=0.0),  # its worker is gone, and the lease not yet taken back
+    ]
+    alerts = ["first [red]", "second [/]", "third", "fourth"]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(summary(workers=workers, leases=leases, alerts=alerts, quarantined=["pitfall"])))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    rows = [row.split() for row in text.splitlines()]
+    assert rows[-4:] == [
+        ["w0", "up_n_down", "75%", "1,500", "540.0", "4", "s"],
+        ["w1", "waiting"],
+        ["w2", "restarting"],
+        ["w9", "pong", "0%", "4", "s"],
+    ]
+    assert text.startswith("running  preset quick, leap, mode buffered, updated 20")
+    for part in (
+        "tasks 9/30, meta-updates 3 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03",
+        "contributions: 9 applied, 2 waiting, 11 refused (6 manifest, 5 stale) | workers 2/3, restarts 7",
+        "pitfall, w8",
+        "checkpoint 0:00:04 old | 2 server restarts, 4 leases lost, 1 duplicates, 3 clipped, 0 all zeros",
+        "! second [/]",
+        "! third",
+        "! fourth",
+    ):
+        assert part in text, part
+    assert "first" not in text
+
+
+def text_of(summary: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(summary))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_the_table_speaks_of_examples_and_errors_where_tasks_are_supervised() -> None:
+    leases = [lease("w0", "greek", curve=[batches(4000, 0.95), batches(8000, 0.123)]), lease("w1", "n_ko", curve=[])]
+    text = text_of(summary(measure="error", leases=leases))
+    assert [row.split() for row in text.splitlines()][-3:] == [
+        ["worker", "data", "set", "task", "done", "examples/s", "last", "error", "silent"],
+        ["w0", "greek", "75%", "1,500", "12.3%", "4", "s"],
+        ["w1", "n_ko", "75%", "1,500", "4", "s"],
+    ]
+    assert "tasks 9/30, meta-updates 3 | examples 1,234,567, 2,310/s | elapsed" in text
+    for word in ("return", "agent steps", "game"):
+        assert word not in text, word
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "last"),
+    [
+        ({"measure": "error"}, ("examples 1,234,567", "examples/s", "last error"), "12.3%"),
+        ({"measure": "return"}, ("agent steps 1,234,567", "steps/s", "last return"), "0.1"),
+        ({}, ("agent steps 1,234,567", "steps/s", "last return"), "0.1"),  # a summary of an earlier version
+    ],
+)
+def test_the_table_of_an_evaluation_does_too(values: dict[str, Any], words: tuple[str, ...], last: str) -> None:
+    held = lease("w0", "greek", arm="leap", seed=7, curve=[batches(8000, 0.123)])
+    text = text_of(summary(kind="evaluation", given_up=[], leases=[held], **values))
+    assert "runs 9/30 | " in text
+    for word in words:
+        assert word in text, word
+    assert text.splitlines()[-1].split() == ["w0", "greek,", "leap,", "seed", "7", "75%", "1,500", last, "4", "s"]
+
+
+def test_a_file_gets_lines_about_examples() -> None:
+    out = io.StringIO()
+    with LiveTable(Console(file=out, width=40)) as table:
+        table.show(summary(measure="error"))
+    assert " | examples 1,234,567, 2,310/s | " in out.getvalue()
+
+
+@pytest.mark.parametrize("state", ["starting", "stopping", "done", "interrupted", "failed", "died"])
+def test_the_table_shows_a_run_that_has_just_begun_or_is_over(state: str) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(summary(state=state, eta_seconds=None, refused={})))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.startswith(f"{state}  ")
+    assert "ETA unknown" in text
+    assert "0 refused |" in text
+
+
+def test_a_terminal_gets_a_table_that_is_redrawn() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, force_interactive=True)
+    with LiveTable(console) as table:
+        table.show(summary(leases=[lease("w0", "pong")]))
+        table.show(summary(leases=[lease("w0", "freeway")]))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    first, second = text.index("pong"), text.index("freeway")
+    assert "\x1b[1A" in text[first:second]  # the cursor went back up
+    assert "\x1b[?25h" in text[second:]  # and is visible again
+
+
+def test_a_file_gets_lines_now_and_then() -> None:
+    clock, out = Clock(), io.StringIO()
+    with LiveTable(Console(file=out, width=40), seconds=10.0, clock=clock) as table:
+
+        def lines(seconds: float, **values: Any) -> list[str]:
+            out.seek(0)
+            out.truncate()
+            clock.now += seconds
+            table.show(summary(**values))
+            return out.getvalue().splitlines()
+
+        (line,) = lines(0)
+        assert line.startswith(
+            "tasks 9/30, meta-updates 3 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03 | "
+        )
+        assert "\x1b" not in line
+        assert lines(9) == []
+        assert len(lines(1)) == 1
+        assert lines(9) == []
+        assert [text[:26] for text in lines(0, tasks=8, meta_updates=4)] == ["tasks 8/30, meta-updates 4"]
+        assert lines(9, tasks=8, alerts=["one", "two"]) == []
+        assert lines(1, tasks=8, alerts=["one", "two"])[1:] == ["  ! one", "  ! two"]
+        assert lines(10, tasks=8, alerts=["one", "two", "3", "4", "5", "6"])[1:] == ["  ! 4", "  ! 5", "  ! 6"]
+        assert len(lines(10, tasks=8, alerts=["one", "two", "3", "4", "5", "6"])) == 1
+
+
+class _Gone(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_an_output_that_is_gone_is_ignored() -> None:
+    out = _Gone()
+    with pytest.raises(BrokenPipeError):
+        print("fails", file=out)
+    with LiveTable(Console(file=out)) as table:
+        table.show(summary())
