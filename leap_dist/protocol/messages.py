@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from leap_dist.protocol import schema
 from leap_dist.protocol.quantization import Quantized, quantize
-from leap_dist.protocol.schema import conform, shape_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Lease:
     @classmethod
     def of(cls, data: dict[str, Any]) -> Lease:
         """The inverse of `dataclasses.asdict`. Raises ValueError where a field is missing, unknown or wrong."""
-        conform(data, _LEASE, "lease")
+        schema.check(data, _LEASE, "lease")
         lease = _made(cls, {**data, "task": _made(Task, data["task"])})
         if lease.task.index < 0 or not 0 < lease.seconds < math.inf:
             raise ValueError("lease is of no task, or for no time")
@@ -193,7 +193,7 @@ class Contribution:
     @classmethod
     def of(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Contribution:
         """The inverse of `header` and `arrays`. Raises ValueError where one is missing, unknown or of a wrong type."""
-        conform(header, _HEADER, "contribution")
+        schema.check(header, _HEADER, "contribution")
         path = _made(PathStatistics, header["path"])
         curve = tuple(_made(CurvePoint, point) for point in header["curve"])
         episodes = tuple(_made(Episode, episode) for episode in header["episodes"])
@@ -214,8 +214,8 @@ class Contribution:
 
 
 _ARRAYS = ("vector", "start", "packed")
-_LEASE = shape_of(Lease)
-_HEADER = shape_of(Contribution)
+_LEASE = schema.shape_of(Lease)
+_HEADER = schema.shape_of(Contribution)
 _T = TypeVar("_T")
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from leap_dist.config.settings import Config
 from leap_dist.nn.flat_vector import Manifest
+from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Renewal
-from leap_dist.protocol.schema import conform
 from leap_dist.protocol.task_queue import TaskQueue
 from leap_dist.server import aggregation
 from leap_dist.server.admission import BackPressure, ContributionValidator, RateLimiter
@@ -513,7 +513,7 @@ class MetaServer:
         pending: set[int] = set()
         if rest is not None:
             try:
-                conform(rest, _REST, "rest")
+                schema.check(rest, _REST, "rest")
             except ValueError as error:
                 raise CorruptFile(f"the newest checkpoint is not of this program: {error}") from None
             self._queue.restore(rest["queue"])

@@ -25,8 +25,8 @@ import numpy as np
 from leap_dist.config.loading import fixed_settings
 from leap_dist.config.settings import Config
 from leap_dist.nn.flat_vector import Manifest
+from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Contribution, Lease
-from leap_dist.protocol.schema import conform
 from leap_dist.server import aggregation, staleness
 from leap_dist.server.aggregation import Direction, MetaOptimizer, Pull
 from leap_dist.storage.atomic import CorruptFile, NewerFormat, pack, write_atomic
@@ -383,7 +383,7 @@ class MetaState:
         except ValueError as error:
             raise CorruptFile(f"checkpoint {checkpoint.version} is of another encoder: {error}") from None
         try:
-            conform(state, _STATE, "state")
+            schema.check(state, _STATE, "state")
             self._check(vector, checkpoint)
         except ValueError as error:
             raise CorruptFile(f"checkpoint {checkpoint.version} cannot be gone on from: {error}") from None

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from leap_dist.protocol.schema import conform
+from leap_dist.protocol import schema
 from leap_dist.testing.failpoints import failpoint
 
 FORMAT = 3
@@ -131,7 +131,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
         if entry["sha256"] != _digest(tensors, entry["header"]):
             raise CorruptFile(f"{name} is damaged: its checksum does not match")
         header = json.loads(entry["header"])
-        conform(header, {}, "header")
+        schema.check(header, {}, "header")
     except DAMAGE as error:
         raise CorruptFile(f"{name} is not a file of ours, or damaged: {reason(error)}") from None
     return tensors, header

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from leap_dist.protocol.schema import conform
+from leap_dist.protocol import schema
 from leap_dist.storage.atomic import (
     DAMAGE,
     CorruptFile,
@@ -231,7 +231,7 @@ class Ledger:
 
 def _line(text: bytes) -> dict[str, Any]:
     line: dict[str, Any] = json.loads(text)
-    conform(line, LINE, "line")
+    schema.check(line, LINE, "line")
     if not re.fullmatch("[a-z0-9_]{1,80}", line["game"]):  # it becomes the name of a folder
         raise ValueError("line.game is not a game's name")
     return line

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
-from leap_dist.protocol.schema import conform
+from leap_dist.protocol import schema
 from leap_dist.storage.atomic import DAMAGE
 from leap_dist.storage.objects import Storage
 from leap_dist.storage.run_lock import RunDirectoryBusy
@@ -82,7 +82,7 @@ def read_claim(storage: Storage) -> Claim | None:
         return None
     try:
         content = json.loads(data)
-        conform(content, {"holder": str, "nonce": str, "generation": int}, "lock")
+        schema.check(content, {"holder": str, "nonce": str, "generation": int}, "lock")
         if not re.fullmatch("[0-9a-f]{32}", content["nonce"]) or not 0 <= content["generation"] < 10**6:
             raise ValueError("lock is not ours")
         return Claim(ascii(content["holder"])[1:-1][:200], content["nonce"], content["generation"])

@@ -17,7 +17,7 @@ import torch
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
-from leap_dist.protocol.schema import conform
+from leap_dist.protocol import schema
 from leap_dist.storage.atomic import write_atomic
 from leap_dist.storage.redaction import redact_all
 from leap_dist.storage.run_lock import RunDirectoryBusy, lock_holder, other_host
@@ -170,7 +170,7 @@ def changed_packages(run_dir: Path) -> list[str]:
     """
     try:
         packages = json.loads((run_dir / "manifest.json").read_bytes())["packages"]
-        conform(packages, {...: str}, "packages")
+        schema.check(packages, {...: str}, "packages")
     except (OSError, KeyError, ValueError, TypeError, RecursionError):
         return ["manifest.json cannot be read: whether packages have changed since the run was started is not known"]
     installed = {name: metadata.version(name) for name in PACKAGES}
@@ -215,7 +215,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
         hint = "it has not reported yet" if exists(run_dir) else "no run was started there"
         raise ConfigError(f"run-dir: {run_dir} has no summary.json; {hint}") from None
     try:
-        conform(summary, {"state": str, "tasks_wanted": int}, "summary")
+        schema.check(summary, {"state": str, "tasks_wanted": int}, "summary")
     except ValueError as error:
         raise ConfigError(f"run-dir: {run_dir}/summary.json is damaged, or of another version: {error}") from None
     assert isinstance(summary, dict)

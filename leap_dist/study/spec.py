@@ -18,7 +18,7 @@ from typing import Any
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import DATA_SETS
-from leap_dist.protocol.schema import conform
+from leap_dist.protocol import schema
 from leap_dist.storage.atomic import DAMAGE, CorruptFile, read_regular, reason, write_atomic
 
 FORMAT = 1
@@ -94,10 +94,10 @@ def evaluation_of(out: Path, group: str, seed: int) -> Path:
 
 def _parse(content: Any) -> Study:
     """Raises ValueError where the content is not a study's."""
-    conform(content, {"format": int}, "study")
+    schema.check(content, {"format": int}, "study")
     if content["format"] > FORMAT:
         raise ValueError(f"format {content['format']} is newer than {FORMAT}; update leap-dist")
-    conform(content, _SHAPE, "study")
+    schema.check(content, _SHAPE, "study")
     if content["tasks"] not in ("omniglot", "multi-cv"):
         raise ValueError(f"there are no studies of {content['tasks'][:60]!r}")
     for name in ("arms", "groups", "seeds"):

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
-from leap_dist.protocol.schema import conform
+from leap_dist.protocol import schema
 from leap_dist.storage.atomic import CorruptFile, read_regular
 from leap_dist.weights.initialization import Initialization, InitializedEncoder, read_initialization
 
@@ -208,7 +208,7 @@ def _config(initialization: Initialization, run_dir: Path) -> Config | None:
 def _manifest(run_dir: Path) -> dict[str, str]:
     try:
         manifest = json.loads(read_regular(run_dir / "manifest.json"))
-        conform(manifest, {"leap_dist": str, "started": str, "packages": {...: str}}, "manifest")
+        schema.check(manifest, {"leap_dist": str, "started": str, "packages": {...: str}}, "manifest")
     except (OSError, CorruptFile, ValueError, RecursionError):
         return {}
     versions = ", ".join(f"{n} {manifest['packages'].get(n, 'unknown')}" for n in ("torch", "ale-py"))

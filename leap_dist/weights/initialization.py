@@ -20,7 +20,7 @@ from leap_dist.envs.atari_vector import STACKS, channels
 from leap_dist.nn import convnet
 from leap_dist.nn.actor_critic import ALL_ACTIONS, FRAME_SIZE, SCALE, ActorCritic, Encoder, initialize
 from leap_dist.nn.flat_vector import Manifest, load_vector
-from leap_dist.protocol.schema import conform
+from leap_dist.protocol import schema
 from leap_dist.storage.atomic import CorruptFile, read_regular, unpack
 
 _ORDER = {
@@ -212,13 +212,13 @@ def _manifest(metadata: Mapping[str, Any]) -> Manifest:
 def _check(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
     """Raises ValueError where the content is not what a run writes."""
     more = {name: shape for name, shape in _MORE.items() if name in metadata}
-    conform(metadata, {**_METADATA, **more}, "metadata")
+    schema.check(metadata, {**_METADATA, **more}, "metadata")
     scope, given, tasks = metadata["shared"], metadata["preprocessing"], metadata.get("tasks", "atari")
     if scope not in _SCOPES:
         raise ValueError(f"shared is {scope[:40]!r}, which is none of {', '.join(_SCOPES)}")
     if tasks not in get_args(get_type_hints(Config)["tasks"]):
         raise ValueError(f"tasks is {tasks[:40]!r}, which this version does not know")
-    conform(given, _FRAMES if tasks == "atari" else _IMAGES, "preprocessing")
+    schema.check(given, _FRAMES if tasks == "atari" else _IMAGES, "preprocessing")
     if tasks == "atari":
         if given["frames"] not in STACKS:
             raise ValueError(f"frames is {given['frames'][:40]!r}, which is none of {', '.join(STACKS)}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from leap_dist.protocol.schema import conform
+from leap_dist.protocol import schema
 from leap_dist.storage.atomic import (
     DAMAGE,
     CorruptFile,
@@ -100,7 +100,7 @@ def load(path: Path) -> tuple[TransferRun, dict[str, Any]]:
     name = "/".join(path.parts[-3:])
     try:
         content = json.loads(read_regular(path))
-        conform(content, {"format": int, "sha256": str}, "run")
+        schema.check(content, {"format": int, "sha256": str}, "run")
         if content["format"] > FORMAT:
             raise NewerFormat(f"{name}: format {content['format']} is newer than {FORMAT}; update leap-dist")
         if content.pop("sha256") != json_digest(content):
@@ -134,7 +134,7 @@ def describe_arms(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """What arms.json says of each arm, in its order, and what is wrong with it. Without the file, nothing."""
     try:
         content = json.loads(read_regular(out / "arms.json"))
-        conform(content, {"arms": [{"label": str}]}, "arms")
+        schema.check(content, {"arms": [{"label": str}]}, "arms")
         labels = [require_label(arm["label"]) for arm in content["arms"]]
         if len(set(labels)) < len(labels):
             raise ValueError("a label is given twice")
@@ -154,7 +154,7 @@ def require_label(label: str) -> str:
 
 def _parse(content: dict[str, Any]) -> TransferRun:
     """Raises ValueError where the content is not that of a run."""
-    conform(content, _SHAPE, "run")
+    schema.check(content, _SHAPE, "run")
     require_label(content["arm"])
     if not _GAME.fullmatch(content["game"]):
         raise ValueError(f"game {content['game'][:60]!r} is not a name of a game")
