@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from graphs import TapeGraph
+from graph_twin import TapeGraph
 
 from benchmarks import gpu
 from benchmarks.harness import Report

@@ -7,7 +7,7 @@ import re
 
 import pytest
 from commands import no_ray, refused  # noqa: F401
-from data_sets import write_part
+from toy_data_sets import write_part
 
 from leap_dist.cli import main as launch
 from leap_dist.cli import parser

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from initialization_files import written
 from service import ROOT
-from written import written
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
 

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from data_sets import write_part
 from service import ROOT
+from toy_data_sets import write_part
 
 from leap_dist.study.spec import Study
 

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from leap_dist.evaluation import statistics
 
-REFERENCE = json.loads(Path(__file__).with_name("rliable_reference.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[1] / "support" / "rliable_reference.json").read_text())
 AGGREGATES = {
     "iqm": statistics.iqm,
     "mean": statistics.mean,

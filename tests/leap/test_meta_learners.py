@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import pull_forward
-from playing import seen
+from a2c_learners import seen
 from protocol import config, grant, ledger
+from pull_forward_oracle import pull_forward
 from torch import Tensor, nn
 from trajectories import make_net, train, watched
 

@@ -1,4 +1,4 @@
-"""Ours against the authors' published update (tests/authors.py): one path, and meta-training through the server."""
+"""Our update against the one the authors published (support/published_leap.py): a path, and whole meta-trainings."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-import authors
 import numpy as np
+import published_leap
 import pytest
 import torch
-from authors import Observation
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from oracles import pull_forward
 from protocol import INITIAL, config, contribution, grant, serve
+from published_leap import Observation
+from pull_forward_oracle import pull_forward
 from torch import Tensor, nn
 
 from leap_dist.leap.pull_forward import PullForward
@@ -32,7 +32,7 @@ MAX_GRAD_NORM = 0.3  # clips most gradients of these tasks
 class Task:
     """Regression on noise, drawn from a seed; the encoder is meta-learned, the head is the task's own.
 
-    With the default widths the encoder is that of tests/protocol.py.
+    With the default widths the encoder is that of tests/support/protocol.py.
     """
 
     def __init__(self, seed: int, widths: Sequence[int] = (3, 2)) -> None:
@@ -172,56 +172,56 @@ def test_one_path(optimizer, clip, flags, seed, widths, updates, with_final_loss
     else:
         pull.close()
     assume(not cancels(observations, **flags))
-    assert apart(pull.gradient().numpy(), authors.path(observations, **flags)) < TOLERANCE
+    assert apart(pull.gradient().numpy(), published_leap.path(observations, **flags)) < TOLERANCE
 
 
 def clipped_gradient(record: Recording, **flags: object) -> np.ndarray:
-    return authors.path(
+    return published_leap.path(
         [o._replace(gradient=g) for o, g in zip(record.observations, record.clipped, strict=True)], **flags
     )
 
 
 def all_k_segments(record: Recording, **flags: object) -> np.ndarray:
-    return authors.path([*record.observations, record.end], **flags)
+    return published_leap.path([*record.observations, record.end], **flags)
 
 
 def same_batch(record: Recording, **flags: object) -> np.ndarray:
     pairs = zip(record.observations, record.observations[1:], record.same_batch, strict=False)
-    return sum(authors.segment(here, there._replace(loss=loss), **flags) for here, there, loss in pairs)
+    return sum(published_leap.segment(here, there._replace(loss=loss), **flags) for here, there, loss in pairs)
 
 
 def gradient_at_the_end(record: Recording, **flags: object) -> np.ndarray:
     later = [o.gradient for o in record.observations[1:]]
     shifted = [o._replace(gradient=g) for o, g in zip(record.observations, later, strict=False)]
-    return authors.path([*shifted, record.observations[-1]], **flags)
+    return published_leap.path([*shifted, record.observations[-1]], **flags)
 
 
 def without_the_first_segment(record: Recording, **flags: object) -> np.ndarray:
-    return authors.path(record.observations[1:], **flags)
+    return published_leap.path(record.observations[1:], **flags)
 
 
 def other_stabilizer(record: Recording, *, stabilize: bool, **flags: object) -> np.ndarray:
-    return authors.path(record.observations, stabilize=not stabilize, **flags)
+    return published_leap.path(record.observations, stabilize=not stabilize, **flags)
 
 
 def other_metric(record: Recording, *, metric: str, **flags: object) -> np.ndarray:
-    return authors.path(record.observations, metric=METRICS[METRICS.index(metric) - 1], **flags)
+    return published_leap.path(record.observations, metric=METRICS[METRICS.index(metric) - 1], **flags)
 
 
 def without_loss(record: Recording, **flags: object) -> np.ndarray:
-    return authors.path(record.observations, with_loss=False, **flags)
+    return published_leap.path(record.observations, with_loss=False, **flags)
 
 
 def one_norm_per_parameter(record: Recording, **flags: object) -> np.ndarray:
     parts = []
     for i in range(len(record.end.theta)):
         alone = [o._replace(theta=[o.theta[i]], gradient=[o.gradient[i]]) for o in record.observations]
-        parts.append(authors.path(alone, **flags))
+        parts.append(published_leap.path(alone, **flags))
     return flat(parts)
 
 
 def with_the_paper_s_factor(record: Recording, *, metric: str, **flags: object) -> np.ndarray:
-    return authors.EQUATION_8_FACTOR[metric] * authors.path(record.observations, metric=metric, **flags)
+    return published_leap.EQUATION_8_FACTOR[metric] * published_leap.path(record.observations, metric=metric, **flags)
 
 
 MISTAKES = [
@@ -247,7 +247,7 @@ def test_a_mistake_in_one_path_would_show(mistake, metric, stabilize):
     pull = watch(task, with_loss=True, **flags, copy_gradients=True)
     record = learn(task, 8, clip="in place", observe=pull.observe)
     ours = pull.gradient().numpy()
-    assert apart(ours, authors.path(record.observations, **flags)) < TOLERANCE
+    assert apart(ours, published_leap.path(record.observations, **flags)) < TOLERANCE
     # What makes no difference: norms under the energy, and the factor of the length, which is 1.
     same = (mistake, metric) in [(one_norm_per_parameter, "energy"), (with_the_paper_s_factor, "length")]
     assert (apart(ours, mistake(record, **flags)) > 1000 * TOLERANCE) != same
@@ -258,7 +258,7 @@ def test_the_factor_of_equation_8_that_neither_has(metric):
     """Of the first segment J is exactly the identity: the published sum times p is the derivative of n^p there."""
     random = np.random.default_rng(0)
     theta, frozen, root = random.normal(size=4), random.normal(size=4), random.normal(size=(4, 4))
-    p = authors.EQUATION_8_FACTOR[metric]
+    p = published_leap.EQUATION_8_FACTOR[metric]
 
     def f(x: np.ndarray) -> float:
         return np.sum((root @ x) ** 2)
@@ -270,7 +270,7 @@ def test_the_factor_of_equation_8_that_neither_has(metric):
     differences = np.array([(n_to_the_p(theta + h * e) - n_to_the_p(theta - h * e)) / (2 * h) for e in np.eye(4)])
     here = Observation([theta], f(theta), [2 * root.T @ root @ theta])
     there = Observation([frozen], f(frozen), [np.full(4, np.nan)])
-    assert apart(differences, p * authors.path([here, there], metric=metric, stabilize=False)) < TOLERANCE
+    assert apart(differences, p * published_leap.path([here, there], metric=metric, stabilize=False)) < TOLERANCE
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -286,9 +286,9 @@ def test_where_nothing_moved_the_published_length_is_not_a_number_and_ours_is(me
             theta += step
     pull.close(3.0)
     observations.append(Observation(arrays([theta]), 3.0, arrays([theta.grad])))
-    assert np.isnan(authors.path(observations, metric=metric)).all() == (metric == "length")
+    assert np.isnan(published_leap.path(observations, metric=metric)).all() == (metric == "length")
     without_the_point = [observations[i] for i in (0, 1, 3)]
-    assert apart(pull.gradient().numpy(), authors.path(without_the_point, metric=metric)) < TOLERANCE
+    assert apart(pull.gradient().numpy(), published_leap.path(without_the_point, metric=metric)) < TOLERANCE
 
 
 def test_the_published_norm_counts_a_tensor_once_for_each_name_and_ours_once():
@@ -308,7 +308,7 @@ def test_the_published_norm_counts_a_tensor_once_for_each_name_and_ours_once():
                 weight -= 0.5
         # One step of 0.5 in each of 4 coordinates, Δf = −2: n² is 1 + 4 once, and 2 + 4 with the step counted twice.
         ratio = np.sqrt(6 / 5) if metric == "length" else 1.0
-        published = authors.path(observations, metric=metric)[: weight.numel()]
+        published = published_leap.path(observations, metric=metric)[: weight.numel()]
         assert apart(pull.gradient().numpy(), ratio * published) < TOLERANCE
 
 
@@ -342,7 +342,7 @@ def served(settings_of_run, *, optimizer: str, clip: str, **flags: object) -> tu
 
 
 def published(
-    meta: authors.SGD | authors.Adam,
+    meta: published_leap.SGD | published_leap.Adam,
     batches: list[list[int]],
     *,
     optimizer: str,
@@ -364,7 +364,7 @@ def published(
             tasks = [[*record.observations, record.end] for record in recordings]
         if mistake == "short tasks do not count":
             tasks = [task for task in tasks if len(task) > 1]
-        gradient = authors.meta_gradient(tasks, **flags)
+        gradient = published_leap.meta_gradient(tasks, **flags)
         if mistake == "not divided by the number of tasks":
             gradient = gradient * len(tasks)
         if mistake == "the meta-optimizer is new each time":
@@ -385,7 +385,7 @@ def run_settings(optimizer: str, learning_rate: float, **more: object):
     )
 
 
-RULES = {"sgd": (authors.SGD, 0.1), "adam": (authors.Adam, 0.01)}
+RULES = {"sgd": (published_leap.SGD, 0.1), "adam": (published_leap.Adam, 0.01)}
 
 
 @pytest.mark.parametrize("meta", RULES)

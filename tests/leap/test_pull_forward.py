@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import pull_forward, smoothed
+from pull_forward_oracle import pull_forward, smoothed
 from torch import nn
 from trajectories import (
     METRICS,

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from graphs import TapeGraph
-from playing import AGENT, ATARI, WORKER, parameters, playing
+from a2c_learners import AGENT, ATARI, WORKER, parameters, playing
+from graph_twin import TapeGraph
 
 from leap_dist.leap.pull_forward import PullForward
 from leap_dist.nn import device

@@ -11,8 +11,8 @@ import ale_py
 import numpy as np
 import pytest
 import torch
+from a2c_learners import ALONE, ATARI, gradients, playing, record_steps
 from ale_py import roms
-from playing import ALONE, ATARI, gradients, playing, record_steps
 from protocol import config
 
 from leap_dist.envs import atari_vector

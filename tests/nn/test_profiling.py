@@ -6,7 +6,7 @@ import gzip
 import json
 
 import pytest
-from playing import ALONE, playing
+from a2c_learners import ALONE, playing
 from protocol import Clock
 
 from leap_dist.nn.profiling import PARTS, NoProfiler, Profiler, Stopwatch, breakdown, shares

@@ -26,7 +26,7 @@ from leap_dist.config import loading
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
-SCHEMAS = json.loads((ROOT / "tests" / "kubernetes_schemas.json").read_text())
+SCHEMAS = json.loads((ROOT / "tests" / "support" / "kubernetes_schemas.json").read_text())
 CLOUDS = ["aws", "gcp"]
 SHELLS = sorted(path.name for path in (CLUSTER / "slurm").iterdir())
 

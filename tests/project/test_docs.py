@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from written import written
+from initialization_files import written
 
 ROOT = Path(__file__).parents[2]
 PAGES = {

@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from buckets import Bucket
+from faulty_storage import Bucket
 from protocol import config, serve, work
 
 from leap_dist.cli import main as command

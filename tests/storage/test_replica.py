@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from buckets import Bucket, fail, kill, launch
 from crashes import RUNS, Killed, assert_same_end, play, team
+from faulty_storage import Bucket, fail, kill, launch
 from fsspec.implementations.memory import MemoryFile
 from protocol import INITIAL, Worker, config, contribution, fast_folder, grant, ledger, serve, work
 

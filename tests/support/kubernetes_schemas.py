@@ -1,8 +1,8 @@
-"""Make kubernetes_schemas.json, which tests/project/test_cluster_files.py holds the manifests of cluster/kuberay against.
+"""Make kubernetes_schemas.json, which tests/project/test_cluster_files.py validates the manifests against.
 
     git clone --depth 1 --branch v1.7.0 https://github.com/ray-project/kuberay
     pip install kubernetes-validate==1.37.0
-    python tests/kubernetes_schemas.py kuberay
+    python tests/support/kubernetes_schemas.py kuberay
 
 From Kubernetes' own definitions (as kubernetes-validate bundles them) and KubeRay's custom resource definitions, both
 under the Apache licence 2.0, it keeps structure only: names, types, what is required and which values there are. In
@@ -106,7 +106,7 @@ def main(kuberay: Path) -> None:
             "kubernetes": KUBERNETES,
             "kuberay": KUBERAY,
             "licence": "Apache-2.0",
-            "made by": "tests/kubernetes_schemas.py",
+            "made by": "tests/support/kubernetes_schemas.py",
         },
         "kinds": kinds,
         "definitions": closure(needed, definitions),

@@ -1,8 +1,8 @@
-"""Writes tests/rliable_reference.json: what rliable makes of seeded scores, which test_statistics.py compares with.
+"""Make rliable_reference.json: what rliable makes of seeded scores, which test_statistics.py compares with.
 
     python3 -m venv .venv-crosscheck
     .venv-crosscheck/bin/pip install -r requirements-crosscheck.txt
-    .venv-crosscheck/bin/python tests/rliable_reference.py
+    .venv-crosscheck/bin/python tests/support/rliable_reference.py
 
 Not part of the suite, because rliable wants another pandas, and with SciPy and statsmodels is the larger part of what
 would have to be installed for it.
@@ -53,7 +53,7 @@ def main() -> None:
         {"x": x, "y": y, "interval": _interval({"": [scores[x], scores[y]]}, _improvement)} for x, y in PAIRS
     ]
     result = {
-        "made by": "tests/rliable_reference.py",
+        "made by": "tests/support/rliable_reference.py",
         "versions": {name: metadata.version(name) for name in ("rliable", "arch", "numpy", "scipy", "pandas")},
         "repetitions": REPETITIONS,
         "thresholds": thresholds.tolist(),

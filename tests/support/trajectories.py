@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from oracles import Path, pull_forward_with_shifts, smoothed
+from pull_forward_oracle import Path, pull_forward_with_shifts, smoothed
 from torch import Tensor, nn
 
 from leap_dist.leap.optimizers import RMSProp

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from playing import (
+from a2c_learners import (
     AGENT,
     ALONE,
     ATARI,
@@ -27,6 +25,8 @@ from playing import (
     record_steps,
     seen,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from leap_dist.config.settings import AgentSettings

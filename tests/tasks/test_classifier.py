@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from images import CLASSES, SETTINGS, SIDE, WORKER, classifier, dataset
-from oracles import pull_forward
 from protocol import config, grant, ledger
+from pull_forward_oracle import pull_forward
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toy_images import CLASSES, SETTINGS, SIDE, WORKER, classifier, dataset
 
 from leap_dist.config.settings import Config
 from leap_dist.evaluation.statistics import trapezoids as area_under

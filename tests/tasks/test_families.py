@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_sets import write_part
+from toy_data_sets import write_part
 
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.config.settings import Config

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from images import CLASSES, SETTINGS, SIDE, WORKER, classifier, dataset
 from torch import nn
+from toy_images import CLASSES, SETTINGS, SIDE, WORKER, classifier, dataset
 
 from leap_dist.config.settings import LeapSettings
 from leap_dist.leap.pull_forward import PullForward

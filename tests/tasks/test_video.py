@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from a2c_learners import playing
 from PIL import Image, ImageSequence
-from playing import playing
 from protocol import config
 
 from leap_dist.config.settings import AtariSettings

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from boards import batches, curves, ledger, line, merge, newest_files, point, shown, summary, write
+from event_files import batches, curves, ledger, line, merge, newest_files, point, shown, summary, write
 from protocol import Clock
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from boards import ALPHABETS, GAMES, ledger, merge, summary
+from event_files import ALPHABETS, GAMES, ledger, merge, summary
 from PIL import Image
 from protocol import config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 from commands import refused
+from initialization_files import CHANNELS, written
 from safetensors.numpy import load_file
-from written import CHANNELS, written
 
 from leap_dist import load_encoder
 from leap_dist.cli import main as launch

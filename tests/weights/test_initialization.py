@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from initialization_files import CHANNELS, written
 from safetensors.numpy import save
-from written import CHANNELS, written
 
 import leap_dist
 from leap_dist.nn.actor_critic import Encoder, initialization

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from oracles import pull_forward_with_shifts
 from protocol import Clock, config
+from pull_forward_oracle import pull_forward_with_shifts
 from torch import nn
 
 from leap_dist.leap import meta_learners

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import no_ray, refused  # noqa: F401
+from initialization_files import written
 from protocol import Clock
-from written import written
 
 from leap_dist.cli import main as launch
 from leap_dist.config.loading import ConfigError, resolve, to_yaml
