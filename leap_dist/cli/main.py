@@ -220,7 +220,7 @@ def _conclude(run: location.Run, outcome: str, summary: dict[str, Any]) -> None:
     print(
         f"\n{outcome}: {summary['tasks']} of {summary['tasks_wanted']} tasks, {summary['meta_updates']} meta-updates, "
         f"{summary['contributions_applied']} contributions, {summary['agent_steps']:,} "
-        f"{metrics.of_summary(summary).steps} in {summary['wall_seconds']:.0f} s\n"
+        f"{metrics.for_summary(summary).step_unit} in {summary['wall_seconds']:.0f} s\n"
         f"  initialization  {run.shown}/init.safetensors\n"
         f"  picture         {picture}\n"
         f"  ledger          {run.shown}/ledger.jsonl\n"

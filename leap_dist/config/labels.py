@@ -1,4 +1,4 @@
-"""Which nodes may get workers, by the labels that they were started with: `pool=spot` or `pool!=spot`."""
+"""Selectors for the labels of cluster nodes, such as `pool=spot` and `pool!=spot`: which nodes may get workers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _SELECTOR = re.compile(rf"((?:[A-Za-z0-9.-]{{1,253}}/)?{_NAME})(!?=)({_NAME})")
 
 
 def parse(selectors: Iterable[str]) -> dict[str, str]:
-    """Ray's form of label selectors: `pool=spot` becomes {"pool": "spot"}, `pool!=spot` {"pool": "!spot"}.
+    """Return label selectors in Ray's form: `pool=spot` becomes {"pool": "spot"}, `pool!=spot` {"pool": "!spot"}.
 
-    Raises ValueError where one is neither, or a label is named twice.
+    Raises ValueError if a selector is malformed or a label is selected twice.
     """
     conditions: dict[str, str] = {}
     for selector in selectors:
@@ -27,7 +27,7 @@ def parse(selectors: Iterable[str]) -> dict[str, str]:
 
 
 def match(conditions: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """Whether a node with these labels meets all conditions. A label that it lacks is unlike any value."""
+    """Return whether a node with these labels meets all conditions. A missing label differs from every value."""
     return all(
         labels.get(name) != wanted[1:] if wanted.startswith("!") else labels.get(name) == wanted
         for name, wanted in conditions.items()

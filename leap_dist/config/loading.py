@@ -83,7 +83,7 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
         if name not in _FIELDS:
             raise ConfigError(f"{name[:80]}: no such setting{_nearest(name, _FIELDS)}")
         section, _, leaf = name.rpartition(".")
-        tree.setdefault(section, {})[leaf] = typed(name, value)
+        tree.setdefault(section, {})[leaf] = parse_value(name, value)
     top = tree.pop("", {})
     for section, settings in tree.items():
         top[section] = dataclasses.replace(getattr(Config, section), **settings)
@@ -94,7 +94,7 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
 
 def _preset(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the preset means for the kind of task that is asked for. Raises ConfigError."""
-    tasks = typed("tasks", given.get("tasks", Config.tasks))
+    tasks = parse_value("tasks", given.get("tasks", Config.tasks))
     if tasks not in TASKS:
         return dict(PRESETS[preset])
     if preset not in TASKS[tasks]:
@@ -113,7 +113,7 @@ def _check(config: Config) -> None:
         raise ConfigError(problem)
 
 
-def typed(name: str, value: Any) -> Any:
+def parse_value(name: str, value: Any) -> Any:
     """`value` as the field's type, checked against its range. Raises ConfigError."""
     field, kind = _FIELDS[name]
     if get_origin(kind) is Literal:

@@ -1,4 +1,4 @@
-"""What tells people how training goes, and the words for it: an agent's return, a classifier's error."""
+"""The metric that shows how training goes, and the words for it: an agent's return or a classifier's error."""
 
 from __future__ import annotations
 
@@ -11,39 +11,45 @@ from leap_dist.config.settings import Config
 
 @dataclass(frozen=True)
 class Metric:
-    """Of a run's tasks."""
+    """A score of tasks, with everything that tables and figures need to present it."""
 
     name: str
-    """In summaries and tags, and of the column in the table."""
-    title: str
-    """Of an axis."""
-    steps: str
-    """What a task's steps are."""
-    rate: str
-    source: str
-    """What a task learns from."""
-    nothing: str
-    """Said where a game has no score."""
+    """Name in summaries, TensorBoard tags and table columns."""
+    axis_label: str
+    """Label of a figure's axis, with the unit."""
+    step_unit: str
+    """What one step of a task is, in the plural."""
+    rate_unit: str
+    """Unit of the training speed."""
+    task_noun: str
+    """What a task is learned from."""
+    no_score_text: str
+    """Text shown while a task has no score."""
     scale: int
-    """Of a score that people read."""
+    """Factor from a stored score to the number that is displayed."""
     unit: str
-    lowest: float | None
-    """That a score can be; None: there is no such limit."""
-    counts_from: float
-    """Part of a task after which its scores count. Of classifiers the whole: most of a task, they make no error."""
+    """Unit printed after the displayed number."""
+    minimum: float | None
+    """Smallest possible score; None if scores have no lower bound."""
+    counted_from: float
+    """Fraction of a task after which its scores count.
 
-    def shown(self, score: float) -> str:
-        """A score, for people."""
+    Returns count from the second half on. For classifiers the whole task counts: late in a task they make no errors.
+    """
+
+    def format(self, score: float) -> str:
+        """Return a stored score as text for display."""
         return f"{self.scale * score:,.1f}{self.unit}"
 
-    def of_task(self, curve: list[dict[str, Any]]) -> float | None:
-        """Mean raw return of the episodes that ended in the second half of a task's curve.
+    def task_score(self, curve: list[dict[str, Any]]) -> float | None:
+        """Return one score for a whole task, computed from its curve.
 
-        Of the whole curve where none ended there, None where none ended at all. Of a supervised task, mean error of all
-        its batches, which is the area under its training-error curve.
+        For returns: the mean over the episodes that ended in the second half of the curve, or in all of it if none
+        ended there. For errors: the mean over all batches, which is the area under the training-error curve. None if
+        the curve has no score.
         """
         ended = [point for point in curve if point["score"] is not None]
-        start = self.counts_from * curve[-1]["steps"] if curve else 0
+        start = self.counted_from * curve[-1]["steps"] if curve else 0
         chosen = [point for point in ended if point["steps"] > start] or ended
         episodes = sum(point["episodes"] for point in chosen)
         return sum(point["score"] * point["episodes"] for point in chosen) / episodes if episodes else None
@@ -54,24 +60,24 @@ ERROR = Metric(
     "error", "training error (%)", "examples", "examples/s", "data set", "no batch yet", 100, "%", 0.0, 0.0
 )  # an alphabet is a data set too
 
-_MEASURES = {measure.name: measure for measure in (RETURN, ERROR)}
+_BY_NAME = {metric.name: metric for metric in (RETURN, ERROR)}
 
 
-def of_config(config: Config) -> Metric:
-    """Of a run."""
+def for_config(config: Config) -> Metric:
+    """Return the metric of a run with this configuration."""
     return ERROR if config.is_supervised else RETURN
 
 
-def of_summary(summary: dict[str, Any]) -> Metric:
-    """Of the run that a summary is of. Older ones do not name it: there were games only."""
-    return _MEASURES[summary.get("measure", RETURN.name)]
+def for_summary(summary: dict[str, Any]) -> Metric:
+    """Return the metric of the run that a summary describes. Summaries of old runs, all of games, do not name it."""
+    return _BY_NAME[summary.get("measure", RETURN.name)]
 
 
-def of_point(point: dict[str, Any]) -> Metric:
-    """Of a curve's point: a classifier's has a mean error."""
+def for_point(point: dict[str, Any]) -> Metric:
+    """Return the metric of one point of a curve: only a classifier's points have a mean error."""
     return ERROR if ERROR.name in point["means"] else RETURN
 
 
-def of_lines(lines: Iterable[dict[str, Any]]) -> Metric:
-    """Of the run whose ledger lines these are."""
-    return next((of_point(point) for line in lines for point in line["curve"]), RETURN)
+def for_ledger(lines: Iterable[dict[str, Any]]) -> Metric:
+    """Return the metric of the run that wrote these ledger lines."""
+    return next((for_point(point) for line in lines for point in line["curve"]), RETURN)

@@ -1,12 +1,10 @@
-"""What can be learned, by name: Atari games, alphabets of Omniglot, data sets of Multi-CV. Names only, no data."""
+"""Registry of task names: Atari games, Omniglot alphabets, Multi-CV data sets, and named sets of them."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from dataclasses import dataclass
-
-import numpy as np
 
 from leap_dist.envs import games as atari
 
@@ -18,18 +16,18 @@ ALPHABETS = (
     "malayalam", "manipuri", "mkhedruli_georgian", "mongolian", "n_ko", "old_church_slavonic_cyrillic", "oriya",
     "sanskrit", "sylheti", "syriac_estrangelo", "syriac_serto", "tengwar", "tibetan", "tifinagh", "ulog",
 )  # fmt: skip
-"""Of Omniglot, those with the 20 characters that a task has, in the order of the names as they are published."""
+"""Omniglot alphabets with at least the 20 characters that a task needs, in the order of their published names."""
 
 DATA_SETS = ("cifar10", "cifar100", "mnist", "svhn", "fashion_mnist", "gtsrb", "facescrub", "notmnist")
-"""Of Multi-CV."""
+"""The data sets of Multi-CV."""
 
 HELD_OUT, VALIDATION = 10, 10
-"""Alphabets for the final evaluation, and at most for early stopping; training has the others."""
+"""Number of alphabets held out for the final evaluation, and largest number for early stopping."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Which alphabets are for what."""
+    """A division of alphabets into disjoint sets."""
 
     pretraining: tuple[str, ...]
     validation: tuple[str, ...]
@@ -37,13 +35,17 @@ class Partition:
 
 
 def partition(alphabets: tuple[str, ...], pretraining: int, seed: int) -> Partition:
-    """Draws who is for what: a pure function of the arguments.
+    """Divide alphabets at random; the result depends on the arguments alone.
 
-    One order is drawn by seed. Its first 10 are held out, the next ones are for pretraining, up to 10 of the last for
-    validation. So for one seed the held-out alphabets are the same whatever the number of pretraining tasks, and more
-    of these include the fewer: arms are compared on equal terms. (The authors' held-out ones follow after the
-    pretraining ones of the order, so that they change with their number.) Raises ValueError.
+    The seed determines one order. The first 10 alphabets are held out, the next `pretraining` ones are for training,
+    and up to 10 at the end for validation. So the held-out alphabets of a seed do not depend on `pretraining`, and a
+    larger training set contains the smaller ones: arms are compared on equal terms. (In the authors' code the held-out
+    alphabets follow the training alphabets, and change with their number.)
+
+    Raises ValueError if too few alphabets remain.
     """
+    import numpy as np  # only needed here, and the command line starts faster without it
+
     most = len(alphabets) - HELD_OUT - 1
     if not 1 <= pretraining <= most:
         raise ValueError(f"{pretraining} alphabets are not from 1 to {most}")
@@ -52,21 +54,22 @@ def partition(alphabets: tuple[str, ...], pretraining: int, seed: int) -> Partit
     return Partition(tuple(order[HELD_OUT:end]), tuple(order[end:][-VALIDATION:]), tuple(order[:HELD_OUT]))
 
 
-def short(name: str) -> str:
-    """An alphabet's published name as it is typed, and as folders are called: lower case, words joined by "_"."""
+def normalize(name: str) -> str:
+    """Return a published name as it is typed and as its folder is called: lower case, words joined by "_"."""
     return re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def expand(tasks: str, names: tuple[str, ...], *, seed: int, pretraining: int) -> tuple[str, ...]:
-    """Replaces names of sets by what is in them, and drops repetitions.
+    """Replace the names of sets by their members and drop repetitions.
 
     Args:
-        tasks: what kind of task: "atari", "omniglot" or "multi-cv".
-        names: of games, alphabets or data sets, or of sets of them.
-        seed: draws which alphabets are for what.
-        pretraining: number of alphabets that are for pretraining.
+        tasks: the kind of tasks: "atari", "omniglot" or "multi-cv".
+        names: names of games, alphabets or data sets, or of sets of them.
+        seed: seed of the partition of alphabets.
+        pretraining: number of alphabets in the training set.
 
-    Raises ValueError that names the nearest choices.
+    Raises:
+        ValueError: a name is unknown; the message has the nearest names.
     """
     if tasks == "atari":
         return atari.expand(names)
@@ -81,7 +84,7 @@ def _expand(
 ) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for name in names:
-        for one in sets.get(name, (short(name),)):
+        for one in sets.get(name, (normalize(name),)):
             if one not in known:
                 near = difflib.get_close_matches(one, (*known, *sets), n=3, cutoff=0.4)
                 raise ValueError(f"no {kind} {name[:80]!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))

@@ -1,4 +1,4 @@
-"""Every setting of a run, declared once: default, help text, range. What they mean together is in combinations.py."""
+"""Every setting of a run, declared once: default, help text, range. What they mean together is in validation.py."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def settings(files: Sequence[_Given], given: Mapping[str, Any], preset: str | No
     alike in all that is not `given`. With a `preset`, that alone counts. Raises ConfigError.
     """
     trained_on = next((file.content.tasks for file in files), Config.tasks)
-    tasks = configuration.typed("tasks", given.get("tasks", trained_on))
+    tasks = configuration.parse_value("tasks", given.get("tasks", trained_on))
     start = {"tasks": tasks, "games": _held_out(tasks, files)}
     if preset is not None:
         return {"preset": preset, **start}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
-from leap_dist.config.registry import ALPHABETS, HELD_OUT, short
+from leap_dist.config.registry import ALPHABETS, HELD_OUT, normalize
 from leap_dist.config.settings import Config
 from leap_dist.study.spec import ARMS, Study
 
@@ -107,7 +107,7 @@ def make(
     """
     if not 1 <= seeds <= 1000:
         raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
-    tasks = configuration.typed("tasks", given.get("tasks", Config.tasks))
+    tasks = configuration.parse_value("tasks", given.get("tasks", Config.tasks))
     if tasks == "atari":
         raise ConfigError("tasks: a study is of omniglot or multi-cv; for Atari games see launch.py evaluate")
     arms = arms or [arm for arm in ARMS if (tasks, arm) != ("multi-cv", "finetune-single")]
@@ -122,7 +122,7 @@ def make(
                 raise ConfigError(f"with: {name} is the same for all arms of a study; give it for all")
     first = configuration.resolve(preset, given)
     groups = groups or (DEFAULT_GROUPS if tasks == "omniglot" else first.games)
-    groups = groups if tasks == "omniglot" else [short(group) for group in groups]
+    groups = groups if tasks == "omniglot" else [normalize(group) for group in groups]
     if tasks == "multi-cv" and len(first.games) < 2:
         raise ConfigError(f"games: {first.games[0]} alone leaves nothing to train on while it is held out; add another")
     for group in groups:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from leap_dist.config.loading import ConfigError
-from leap_dist.config.registry import short
+from leap_dist.config.registry import normalize
 from leap_dist.config.settings import Config
 from leap_dist.datasets import multicv, omniglot
 from leap_dist.datasets.splits import Split, Supervised, hold_out
@@ -187,7 +187,7 @@ class Omniglot(Images):
     def data(self, config: Config, name: str) -> Supervised:
         """See Images."""
         found = _omniglot(config.data_dir, config.supervised.resampling, config.games)
-        published = {short(alphabet): alphabet for alphabet in found.alphabets}
+        published = {normalize(alphabet): alphabet for alphabet in found.alphabets}
         if name not in published:
             raise ConfigError(f"data_dir: the Omniglot in {config.data_dir} has no alphabet {name}")
         return found.task(published[name], config.seed)
@@ -250,7 +250,7 @@ class _Typed(Container[str]):
         self._games = games
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and short(name) in self._games
+        return isinstance(name, str) and normalize(name) in self._games
 
 
 @lru_cache(maxsize=8)

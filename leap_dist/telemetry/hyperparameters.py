@@ -25,7 +25,7 @@ def session_start(config: Config) -> list[Summary.Value]:
         name: value if isinstance(value, int | float) and not isinstance(value, bool) else _text(value)
         for name, value in fixed_settings(config).items()
     }
-    experiment, start, _ = summaries.hparams(settings, dict.fromkeys(METRICS[metrics.of_config(config)]))
+    experiment, start, _ = summaries.hparams(settings, dict.fromkeys(METRICS[metrics.for_config(config)]))
     return [*experiment.value, *start.value]
 
 

@@ -44,11 +44,11 @@ def progress_picture(lines: list[dict[str, Any]], path: Path, title: str) -> Non
     Returns are those of the second half of a task, errors those of all its batches. The PNG replaces `path` as a
     whole, in whatever state the run is. Raises OSError where it cannot be written; what was there stays.
     """
-    drawn = metrics.of_lines(lines)
+    drawn = metrics.for_ledger(lines)
     tasks: defaultdict[str, list[_Task]] = defaultdict(list)
     for line in lines:
         if line["final"]:
-            score = drawn.of_task(line["curve"])
+            score = drawn.task_score(line["curve"])
             tasks[line["game"]].append(_Task(line["version_after"], score, line["path"]["length"]))
     by_name = {game: tasks[game] for game in sorted(tasks)}
     figure = _draw(by_name, drawn, title) if tasks else _empty(title)
@@ -76,21 +76,21 @@ def _draw(tasks: dict[str, list[_Task]], drawn: Metric, title: str) -> Figure:
 
 def _draw_scores(axes: Axes, game: str, tasks: list[_Task], drawn: Metric, colour: str, last: int) -> None:
     axes.set_title(game, fontsize=9)
-    _label(axes, drawn.title, last, ticks=5)
+    _label(axes, drawn.axis_label, last, ticks=5)
     ended = [(task.version, drawn.scale * task.score) for task in tasks if task.score is not None]
     random_play = reference_scores().get(game, {}).get("random")
     if not ended:
         axes.set_yticks([])
-        axes.text(0.5, 0.5, drawn.nothing, transform=axes.transAxes, ha="center", va="center", fontsize=8)
+        axes.text(0.5, 0.5, drawn.no_score_text, transform=axes.transAxes, ha="center", va="center", fontsize=8)
         return
     if random_play is not None:
         axes.axhline(random_play, **_RANDOM_PLAY)
     axes.plot(*zip(*ended, strict=True), color=colour, **_ONE_TASK)
     axes.plot(*_means(ended), color=colour, linewidth=1.2)
-    if drawn.lowest is not None:  # heights can be compared then
-        axes.update_datalim([(last, drawn.lowest)])
+    if drawn.minimum is not None:  # heights can be compared then
+        axes.update_datalim([(last, drawn.minimum)])
         axes.autoscale_view()
-        axes.set_ylim(bottom=drawn.lowest)
+        axes.set_ylim(bottom=drawn.minimum)
 
 
 def _draw_lengths(axes: Axes, tasks: dict[str, list[_Task]], last: int) -> None:

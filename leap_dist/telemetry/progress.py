@@ -37,7 +37,7 @@ class Progress:
             "preset": self._config.preset,
             "mode": self._config.mode,
             "meta_learner": self._config.meta_learner,
-            "measure": metrics.of_config(self._config).name,
+            "measure": metrics.for_config(self._config).name,
             "updated": time.time(),
             "wall_seconds": self._before + now - self._started,
             "steps_per_second": self._step_rate(now, status["agent_steps"]),

@@ -128,7 +128,7 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
 
 def _error(task: dict[str, Any]) -> float | None:
     """Mean training error, of a supervised task."""
-    return ERROR.of_task(task["curve"]) if metrics.of_lines([task]) is ERROR else None
+    return ERROR.task_score(task["curve"]) if metrics.for_ledger([task]) is ERROR else None
 
 
 def _normalized_score(task: dict[str, Any]) -> float | None:
@@ -140,7 +140,7 @@ def _normalized_score(task: dict[str, Any]) -> float | None:
 def _curve_values(game: str, point: dict[str, Any]) -> dict[str, float]:
     values = {name: point["means"][name] for name in CURVE if name in point["means"]}
     if point["score"] is not None:
-        values[metrics.of_point(point).name] = point["score"]
+        values[metrics.for_point(point).name] = point["score"]
         if (normalized := human_normalized(game, point["score"])) is not None:
             values["human_normalized"] = normalized
     return values

@@ -122,7 +122,7 @@ def custom_scalars(measure: Metric) -> Summary:
         },
         "per game": {title: lines(pattern) for title, pattern in _EVERY_GAME[measure].items()},
         "operations": {
-            f"{measure.steps} per second": lines("ops/steps_per_second$"),
+            f"{measure.step_unit} per second": lines("ops/steps_per_second$"),
             "pushes per second": lines("ops/pushes_per_second$"),
             "milliseconds of a push": lines("ops/push_ms_p(50|99)$"),
             "share of the server's time that its work takes": lines("ops/busy_share$"),

@@ -83,7 +83,7 @@ class TensorBoard:
 
     def begin(self, config: Config) -> None:
         """Adds how the curves are laid out, and the settings to compare runs by, where they are not there yet."""
-        layout = custom_scalars(metrics.of_config(config))
+        layout = custom_scalars(metrics.for_config(config))
         self._pending.append(Event(SERVER, 0, [*layout.value, *session_start(config)]))
         self._write()
 

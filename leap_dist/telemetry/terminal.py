@@ -110,7 +110,7 @@ def _progress(summary: dict[str, Any]) -> str:
     updates = "" if _evaluates(summary) else f", meta-updates {summary['meta_updates']}"
     return (
         f"{'runs' if _evaluates(summary) else 'tasks'} {summary['tasks']}/{summary['tasks_wanted']}{updates}"
-        f" | {metrics.of_summary(summary).steps} {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
+        f" | {metrics.for_summary(summary).step_unit} {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
         f" | elapsed {_duration(summary['wall_seconds'])}, ETA {_duration(left) if left is not None else 'unknown'}"
     )
 
@@ -145,11 +145,11 @@ def _health(summary: dict[str, Any]) -> Text:
 
 
 def _worker_table(summary: dict[str, Any]) -> Table:
-    shown = metrics.of_summary(summary)
+    shown = metrics.for_summary(summary)
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("worker")
-    table.add_column(shown.source)
-    for name in ("task done", shown.rate, f"last {shown.name}", "silent"):
+    table.add_column(shown.task_noun)
+    for name in ("task done", shown.rate_unit, f"last {shown.name}", "silent"):
         table.add_column(name, justify="right", no_wrap=True)
     leases = {lease["worker"]: lease for lease in summary["leases"]}
     states = {worker["name"]: worker["state"] for worker in summary["workers"]}
@@ -168,7 +168,7 @@ def _lease_cells(lease: dict[str, Any], shown: Metric) -> tuple[str, ...]:
         f"{lease['game']}, {lease['arm']}, seed {lease['seed']}" if "arm" in lease else lease["game"],
         f"{lease['steps'] / lease['steps_wanted']:.0%}",
         f"{lease['steps'] / lease['seconds']:,.0f}" if lease["seconds"] else "",
-        shown.shown(scores[-1]) if scores else "",
+        shown.format(scores[-1]) if scores else "",
         f"{lease['silent_seconds']:.0f} s",
     )
 

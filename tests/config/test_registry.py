@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from leap_dist.config.registry import ALPHABETS, DATA_SETS, expand, short
+from leap_dist.config.registry import ALPHABETS, DATA_SETS, expand, normalize
 from leap_dist.datasets.multicv import SOURCES
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -21,7 +21,7 @@ def test_data_sets_are_those_that_can_be_read():
 def test_alphabets_are_those_with_enough_characters_in_the_order_of_their_names():
     table = json.loads((SHARED / "omniglot" / "alphabets.json").read_text())
     published = sorted(entry["alphabet"] for entry in table if entry["last"] - entry["first"] + 1 >= 20)
-    assert tuple(map(short, published)) == ALPHABETS
+    assert tuple(map(normalize, published)) == ALPHABETS
     assert len(ALPHABETS) == 46
 
 

@@ -17,9 +17,9 @@ MODULES = {
 PACKAGES = [
     "testing",
     "envs",
+    "config",
     "datasets",
     "nn",
-    "config",
     "protocol",
     "leap",
     "storage",

@@ -558,7 +558,7 @@ def report_tasks(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         if line["final"]:
             _ = line["game"], line["version_after"], line["path"]["length"] > 0
-            metrics.of_lines([line]).of_task(line["curve"])
+            metrics.for_ledger([line]).task_score(line["curve"])
 
 
 def fuzz_pictures(folder: Path, runs: dict[str, list[Run]]) -> Case:

@@ -231,10 +231,10 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_the_score_of_a_task(points: list[dict[str, Any]], expected: float | None) -> None:
-    assert RETURN.of_task(points) == expected
+    assert RETURN.task_score(points) == expected
 
 
 def test_the_error_of_a_task_is_the_area_under_its_curve() -> None:
     points = [point(100, 1, 1.0), point(200, 2, 0.25), point(300, 1, 0.0)]
-    assert ERROR.of_task(points) == 0.375
-    assert ERROR.of_task([]) is None
+    assert ERROR.task_score(points) == 0.375
+    assert ERROR.task_score([]) is None

@@ -38,4 +38,4 @@ def test_rates_are_of_the_last_half_minute_and_never_negative(clock: Clock, tmp_
 def test_the_summary_says_what_tells_how_training_goes(tmp_path: Any, tasks: str, name: str) -> None:
     told = Progress(config(tasks=tasks), 0.0).summary(serve(tmp_path, config()).status(), "running", {})
     assert told["measure"] == name
-    assert metrics.of_summary(told) is metrics.of_config(config(tasks=tasks))
+    assert metrics.for_summary(told) is metrics.for_config(config(tasks=tasks))

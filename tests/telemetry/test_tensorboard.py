@@ -20,7 +20,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
 
 from leap_dist.config.loading import fixed_settings
-from leap_dist.config.metrics import ERROR, RETURN, Metric, of_config
+from leap_dist.config.metrics import ERROR, RETURN, Metric, for_config
 from leap_dist.tasks.atari.video import LARGEST, Play, encode
 from leap_dist.telemetry.hyperparameters import METRICS
 from leap_dist.telemetry.tags import CURVE, META, OPS, PATH, custom_scalars
@@ -174,9 +174,9 @@ def test_the_settings_are_comparable_and_the_session_ends_once(tasks: str, board
     assert start.hparams["games"].string_value == ", ".join(settings.games)
     assert start.hparams["leap.stabilize"].string_value == "yes"
     assert end.status == api_pb2.STATUS_SUCCESS
-    assert [info.name.tag for info in data[metadata.EXPERIMENT_TAG].metric_infos] == list(METRICS[of_config(settings)])
-    assert set(METRICS[of_config(settings)]) <= tags_of(tasks)
-    assert (tasks == "omniglot") == ("meta/error" in METRICS[of_config(settings)])
+    assert [info.name.tag for info in data[metadata.EXPERIMENT_TAG].metric_infos] == list(METRICS[for_config(settings)])
+    assert set(METRICS[for_config(settings)]) <= tags_of(tasks)
+    assert (tasks == "omniglot") == ("meta/error" in METRICS[for_config(settings)])
 
 
 def test_the_text_is_there_once(board: dict[str, EventAccumulator]) -> None:
