@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from leap_dist.envs.games import reference_scores
-from leap_dist.storage.journal import Ledger
+from leap_dist.storage.ledger import Ledger
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.storage import location, reader, run_directory
 from leap_dist.storage.atomic import CorruptFile
-from leap_dist.storage.journal import Ledger
+from leap_dist.storage.ledger import Ledger
 from leap_dist.storage.remote_lock import LockLost
 from leap_dist.storage.run_lock import RunDirectoryBusy
 from leap_dist.telemetry import pictures

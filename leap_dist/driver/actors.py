@@ -138,7 +138,7 @@ class ServerActor(_Actor):
             initial=initial,
             session=session,
             work=time.process_time,
-            mirror=connect(remote, run_dir),
+            replica=connect(remote, run_dir),
         )
 
     def _grant(self, lease: Lease) -> Grant:

@@ -28,7 +28,7 @@ from leap_dist.server.meta_state import Accepted, MetaState
 from leap_dist.server.monitoring import Agreement, LatencyWindow
 from leap_dist.server.quarantine import Quarantine
 from leap_dist.storage.atomic import CorruptFile
-from leap_dist.storage.replica import NO_MIRROR, NoMirror
+from leap_dist.storage.replica import NO_REPLICA, NoReplica
 from leap_dist.storage.run_lock import RunLock
 from leap_dist.testing.failpoints import failpoint
 
@@ -70,7 +70,7 @@ class MetaServer:
         session: names this launch; leases of other sessions are dropped, their workers being gone.
         clock: monotonic seconds.
         work: seconds of work so far; see Pace. None: no more than what the clock says of each call.
-        mirror: where the run directory is kept too, if anywhere.
+        replica: where the run directory is kept too, if anywhere.
 
     Raises RunDirectoryBusy where another server holds the directory, CorruptFile where nothing in it can be used or it
     belongs to another encoder.
@@ -86,14 +86,14 @@ class MetaServer:
         session: str = "",
         clock: Callable[[], float] = time.monotonic,
         work: Callable[[], float] | None = None,
-        mirror: NoMirror = NO_MIRROR,
+        replica: NoReplica = NO_REPLICA,
     ) -> None:
         self._config = config
         self._manifest = manifest
         self._clock = clock
         self.alerts: deque[str] = deque(maxlen=100)
         """What a person should know, oldest first."""
-        self._state = MetaState(config, run_dir, manifest, initial, self._alert, mirror)
+        self._state = MetaState(config, run_dir, manifest, initial, self._alert, replica)
         self._examination = ContributionValidator(config, manifest, self._state)
         self._quarantine = Quarantine()
         self._queue = TaskQueue(

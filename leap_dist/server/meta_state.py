@@ -31,8 +31,9 @@ from leap_dist.server import aggregation, staleness
 from leap_dist.server.aggregation import Direction, MetaOptimizer, Pull
 from leap_dist.storage.atomic import CorruptFile, NewerFormat, pack, write_atomic
 from leap_dist.storage.checkpoint import Checkpoint, CheckpointStore
-from leap_dist.storage.journal import Journal, Ledger
-from leap_dist.storage.replica import NO_MIRROR, NoMirror
+from leap_dist.storage.journal import Journal
+from leap_dist.storage.ledger import Ledger
+from leap_dist.storage.replica import NO_REPLICA, NoReplica
 from leap_dist.tasks import families
 from leap_dist.testing.failpoints import failpoint
 
@@ -77,16 +78,16 @@ class MetaState:
         manifest: Manifest,
         initial: np.ndarray,
         alert: Callable[[str], None],
-        mirror: NoMirror = NO_MIRROR,
+        replica: NoReplica = NO_REPLICA,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
         self._manifest = manifest
         self._alert = alert
-        self._mirror = mirror
-        self._checkpoints = CheckpointStore(run_dir / "checkpoints", config.server.keep_checkpoints, mirror)
-        self.journal = Journal(run_dir / "journal", mirror)
-        self.ledger = Ledger(run_dir / "ledger.jsonl", mirror)
+        self._replica = replica
+        self._checkpoints = CheckpointStore(run_dir / "checkpoints", config.server.keep_checkpoints, replica)
+        self.journal = Journal(run_dir / "journal", replica)
+        self.ledger = Ledger(run_dir / "ledger.jsonl", replica)
         self._optimizer = MetaOptimizer(config.mode, config.meta, initial)
         self.heads: dict[str, np.ndarray] = {}
         """By game, what training has added to the head that the game began with, where heads persist."""
@@ -193,7 +194,7 @@ class MetaState:
 
         What is damaged in the journal is set aside, with an alert: its task is trained again.
         """
-        self._mirror.catch_up()
+        self._replica.catch_up()
         checkpoint, warnings = self._checkpoints.load_newest()
         for warning in warnings:
             self._alert(warning)

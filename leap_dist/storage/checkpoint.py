@@ -29,7 +29,7 @@ from leap_dist.storage.atomic import (
     unpack,
     write_atomic,
 )
-from leap_dist.storage.replica import NO_MIRROR, NoMirror
+from leap_dist.storage.replica import NO_REPLICA, NoReplica
 from leap_dist.testing.failpoints import failpoint
 
 
@@ -47,11 +47,11 @@ class Checkpoint:
 class CheckpointStore:
     """`checkpoints/NNNNNN/` with {init,optimizer,heads}.safetensors and, written last, state.json."""
 
-    def __init__(self, directory: Path, keep: int, mirror: NoMirror = NO_MIRROR) -> None:
+    def __init__(self, directory: Path, keep: int, replica: NoReplica = NO_REPLICA) -> None:
         """Creates the directory. Raises OSError."""
         self._directory = directory
         self._keep = keep
-        self._mirror = mirror
+        self._replica = replica
         directory.mkdir(parents=True, exist_ok=True)
 
     def versions(self) -> list[int]:
@@ -84,7 +84,7 @@ class CheckpointStore:
             marker = json.dumps(state).encode()
             write_atomic(temporary / "state.json", marker, "checkpoint-file")
             failpoint("checkpoint.written")
-            self._mirror.checkpoint(checkpoint.version, {**files, "state.json": marker})
+            self._replica.checkpoint(checkpoint.version, {**files, "state.json": marker})
             if os.path.lexists(final):  # a checkpoint that did not load, and could not be set aside
                 remove(final)
             os.replace(temporary, final)
@@ -96,7 +96,7 @@ class CheckpointStore:
         failpoint("checkpoint.durable")
         for version in self.versions()[: -self._keep]:
             remove(self._directory / f"{version:06d}")
-            self._mirror.retire(version)
+            self._replica.retire(version)
 
     def load_newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, or None, with one warning for each newer one that is not.

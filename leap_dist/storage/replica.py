@@ -50,7 +50,7 @@ class Remote(NamedTuple):
     claim: Claim
 
 
-class NoMirror:
+class NoReplica:
     """For a run directory that is a plain one: nothing is put anywhere."""
 
     def catch_up(self) -> None:
@@ -72,7 +72,7 @@ class NoMirror:
         """Makes `data` the end of the ledger, from byte `offset` on. Raises OSError."""
 
 
-class Mirror(NoMirror):
+class Replica(NoReplica):
     """Of a working copy, at a URL, for as long as the run is claimed by this launch."""
 
     def __init__(self, storage: Storage, claim: Claim, working_copy: Path) -> None:
@@ -86,7 +86,7 @@ class Mirror(NoMirror):
         self._lost: LockLost | None = None
 
     def catch_up(self) -> None:
-        """See NoMirror. Waits for storage that does not answer, but not for ever."""
+        """See NoReplica. Waits for storage that does not answer, but not for ever."""
         deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.5
         while True:
             try:
@@ -101,7 +101,7 @@ class Mirror(NoMirror):
             pause = min(2 * pause, 5.0)
 
     def entry(self, order: int, data: bytes) -> None:
-        """See NoMirror."""
+        """See NoReplica."""
         self._refuse_if_lost()
         name = f"journal/contribution-{order:08d}.{stamp(self._claim)}.safetensors"
         self._entries.setdefault(order, []).append(name)
@@ -109,14 +109,14 @@ class Mirror(NoMirror):
         self._check()  # afterwards: who takes the run over from now on sees it
 
     def discard(self, orders: Iterable[int]) -> None:
-        """See NoMirror."""
+        """See NoReplica."""
         names = [name for order in orders for name in self._entries.pop(order, [])]
         if self._lost is None:
             with contextlib.suppress(OSError):
                 self._storage.remove(names)
 
     def checkpoint(self, version: int, files: Mapping[str, bytes]) -> None:
-        """See NoMirror."""
+        """See NoReplica."""
         self._refuse_if_lost()
         self._check()  # beforehand: the name may be that of a later owner's
         if version in self._versions:
@@ -127,14 +127,14 @@ class Mirror(NoMirror):
         self._check()
 
     def retire(self, version: int) -> None:
-        """See NoMirror."""
+        """See NoReplica."""
         if self._lost is None:
             self._versions.discard(version)
             with contextlib.suppress(OSError):
                 remove_checkpoint(self._storage, version)
 
     def segment(self, offset: int, data: bytes) -> None:
-        """See NoMirror."""
+        """See NoReplica."""
         if not data and offset == self._ledger_size:
             return
         self._refuse_if_lost()
@@ -188,12 +188,12 @@ class Mirror(NoMirror):
             raise LockLost(str(self._lost))
 
 
-NO_MIRROR = NoMirror()
+NO_REPLICA = NoReplica()
 
 
-def connect(remote: Remote | None, working_copy: Path) -> NoMirror:
+def connect(remote: Remote | None, working_copy: Path) -> NoReplica:
     """The mirror of a working copy, or none. Raises ConfigError where its URL cannot be used here."""
-    return NO_MIRROR if remote is None else Mirror(open_storage(remote.url), remote.claim, working_copy)
+    return NO_REPLICA if remote is None else Replica(open_storage(remote.url), remote.claim, working_copy)
 
 
 def pull(storage: Storage, folder: Path, claim: Claim, before: Claim | None) -> None:

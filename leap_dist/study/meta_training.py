@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leap_dist.storage.journal import Ledger
+from leap_dist.storage.ledger import Ledger
 from leap_dist.study.spec import Study, training_of
 
 ARM = "leap"

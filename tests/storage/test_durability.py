@@ -33,6 +33,7 @@ from protocol import (
 from leap_dist.protocol.messages import Ack, Idle
 from leap_dist.storage import checkpoint, journal
 from leap_dist.storage.atomic import CorruptFile, pack, unpack
+from leap_dist.storage.ledger import Ledger
 
 
 class Failpoints:
@@ -290,7 +291,7 @@ def test_a_ledger_that_cannot_be_written_is_made_up_for_later(tmp_path, monkeypa
         def full(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(journal.Ledger, "append", full)
+        patch.setattr(Ledger, "append", full)
         finish(server, grant(server), server.snapshot()[1])
     assert server.version == 1
     assert not (tmp_path / "full" / "ledger.jsonl").read_text()

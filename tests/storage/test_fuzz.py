@@ -41,7 +41,8 @@ from leap_dist.server.leases import LeaseBook
 from leap_dist.storage import run_directory
 from leap_dist.storage.atomic import CorruptFile, pack, unpack
 from leap_dist.storage.checkpoint import CheckpointStore
-from leap_dist.storage.journal import Journal, Ledger
+from leap_dist.storage.journal import Journal
+from leap_dist.storage.ledger import Ledger
 from leap_dist.telemetry import tensorboard
 from leap_dist.telemetry.projection import Projection
 

@@ -26,7 +26,7 @@ from leap_dist.storage import objects as storage
 from leap_dist.storage.atomic import pack
 from leap_dist.storage.location import Url
 from leap_dist.storage.objects import Storage, open_storage
-from leap_dist.storage.replica import NO_MIRROR, Mirror, Remote, connect, pull
+from leap_dist.storage.replica import NO_REPLICA, Remote, Replica, connect, pull
 from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock, other_host
 
 
@@ -152,14 +152,14 @@ def test_a_whole_run_against_a_directory_and_back(tmp_path: Path) -> None:
     claim, before = remote_lock.take(there, watch=0.0)
     (tmp_path / "a").mkdir()
     pull(there, tmp_path / "a", claim, before)
-    server = serve(tmp_path / "a", settings, mirror=connect(Remote(url, claim), tmp_path / "a"))
+    server = serve(tmp_path / "a", settings, replica=connect(Remote(url, claim), tmp_path / "a"))
     work(server)
     server.close()
-    assert connect(None, tmp_path) is NO_MIRROR
+    assert connect(None, tmp_path) is NO_REPLICA
     claim, before = remote_lock.take(there, watch=0.0)
     (tmp_path / "b").mkdir()
     pull(there, tmp_path / "b", claim, before)
-    again = serve(tmp_path / "b", settings, mirror=Mirror(there, claim, tmp_path / "b"))
+    again = serve(tmp_path / "b", settings, replica=Replica(there, claim, tmp_path / "b"))
     assert np.array_equal(again.snapshot()[1], server.snapshot()[1])
     assert again.finished
     again.close()

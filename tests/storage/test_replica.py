@@ -18,7 +18,7 @@ from protocol import INITIAL, Worker, config, contribution, fast_folder, grant, 
 from leap_dist.protocol.messages import Ack, Contribution
 from leap_dist.storage import remote_lock, replica
 from leap_dist.storage.remote_lock import Claim, LockLost
-from leap_dist.storage.replica import MARKER, Mirror, pull
+from leap_dist.storage.replica import MARKER, Replica, pull
 from leap_dist.storage.run_lock import RunDirectoryBusy
 
 
@@ -265,7 +265,7 @@ def test_what_the_loser_of_a_race_for_the_lock_has_put_never_counts(folder: Path
     winner = Claim("process 7 on elsewhere", "0123456789abcdef" * 2, loser.generation)
     bucket.storage.put(".lock", json.dumps(winner._asdict()).encode())
     (folder / "a").mkdir()
-    good, bad = (Mirror(bucket.storage, claim, folder / "a") for claim in (winner, loser))
+    good, bad = (Replica(bucket.storage, claim, folder / "a") for claim in (winner, loser))
     good.entry(0, b"good")
     good.segment(0, b"good\n")
     bad.segment(0, b"bad\n")
@@ -329,10 +329,10 @@ def test_a_late_owner_does_not_touch_the_checkpoints_of_the_next(folder: Path) -
     late, _ = remote_lock.take(bucket.storage, watch=0.0)
     claim, _ = remote_lock.take(bucket.storage, watch=0.0)
     files = dict.fromkeys(replica.FILES, b"good")
-    Mirror(bucket.storage, claim, folder).checkpoint(1, files)
+    Replica(bucket.storage, claim, folder).checkpoint(1, files)
     before = bucket.storage.get("checkpoints/000001/state.json"), bucket.names()
     with pytest.raises(LockLost):
-        Mirror(bucket.storage, late, folder).checkpoint(1, dict.fromkeys(replica.FILES, b"late"))
+        Replica(bucket.storage, late, folder).checkpoint(1, dict.fromkeys(replica.FILES, b"late"))
     assert (bucket.storage.get("checkpoints/000001/state.json"), bucket.names()) == before
 
 
@@ -341,7 +341,7 @@ def test_a_server_that_is_restarted_goes_on_from_its_working_copy_and_puts_what_
     (folder / "a").mkdir()
     claim, before = remote_lock.take(bucket.storage, watch=0.0)
     pull(bucket.storage, folder / "a", claim, before)
-    server = serve(folder / "a", settings, mirror=Mirror(bucket.storage, claim, folder / "a"))
+    server = serve(folder / "a", settings, replica=Replica(bucket.storage, claim, folder / "a"))
     lease = grant(server)
     bucket.fault = kill(len(bucket.requests), when="before")
     done = contribution(lease, INITIAL)
@@ -350,7 +350,7 @@ def test_a_server_that_is_restarted_goes_on_from_its_working_copy_and_puts_what_
     server.close()
     bucket.fault = lambda number, when: None
     assert not any(name.startswith("journal/") for name in bucket.names())
-    restarted = serve(folder / "a", settings, mirror=Mirror(bucket.storage, claim, folder / "a"))
+    restarted = serve(folder / "a", settings, replica=Replica(bucket.storage, claim, folder / "a"))
     assert any(name.startswith("journal/contribution-00000000.") for name in bucket.names())
     assert restarted.push(done).reason == "duplicate"
     restarted.close()

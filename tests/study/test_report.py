@@ -24,7 +24,7 @@ from leap_dist.evaluation.report import images
 from leap_dist.evaluation.results import measures
 from leap_dist.evaluation.results.measures import Outcome
 from leap_dist.evaluation.results.runs import TransferRun, path_of, save
-from leap_dist.storage.journal import Ledger
+from leap_dist.storage.ledger import Ledger
 from leap_dist.study import figures, published, report
 from leap_dist.study.meta_training import evolution
 from leap_dist.study.results import Results, compute

@@ -13,7 +13,7 @@ from protocol import serve
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage import remote_lock
 from leap_dist.storage.objects import Storage
-from leap_dist.storage.replica import Mirror, pull
+from leap_dist.storage.replica import Replica, pull
 
 URL = "faulty://bucket/run"
 
@@ -89,4 +89,4 @@ def launch(bucket: Bucket, folder: Path, settings: Any, session: str = "s") -> M
     folder.mkdir()
     claim, before = remote_lock.take(bucket.storage, watch=0.0)
     pull(bucket.storage, folder, claim, before)
-    return serve(folder, settings, session=session, mirror=Mirror(bucket.storage, claim, folder))
+    return serve(folder, settings, session=session, replica=Replica(bucket.storage, claim, folder))

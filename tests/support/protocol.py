@@ -18,7 +18,7 @@ from leap_dist.config.settings import Config
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.protocol.messages import Ack, Contribution, CurvePoint, Idle, Lease, PathStatistics, Task
 from leap_dist.server.meta_server import MetaServer
-from leap_dist.storage.replica import NO_MIRROR, NoMirror
+from leap_dist.storage.replica import NO_REPLICA, NoReplica
 
 MANIFEST = Manifest(("weight", "bias"), ((2, 3), (2,)))
 INITIAL = np.linspace(-1, 1, MANIFEST.size).astype(np.float32)
@@ -65,7 +65,7 @@ def serve(
     clock: Clock | None = None,
     session: str = "s",
     work: Callable[[], float] | None = None,
-    mirror: NoMirror = NO_MIRROR,
+    replica: NoReplica = NO_REPLICA,
 ) -> MetaServer:
     run_dir.mkdir(exist_ok=True)
     return MetaServer(
@@ -76,7 +76,7 @@ def serve(
         session=session,
         clock=clock or Clock(),
         work=work,
-        mirror=mirror,
+        replica=replica,
     )
 
 
