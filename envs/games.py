@@ -56,7 +56,7 @@ def require(game: str) -> None:
 @cache
 def reference_scores() -> dict[str, dict[str, float]]:
     """Random and human score of 57 games (DQN Zoo: 30 no-op starts, undiscounted returns)."""
-    text = resources.files("envs").joinpath("atari57_scores.json").read_text()
+    text = resources.files("leap_dist.envs").joinpath("atari57_scores.json").read_text()
     scores: dict[str, dict[str, float]] = json.loads(text)["scores"]
     return scores
 

@@ -28,8 +28,8 @@ from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.replica import Remote, connect
 from leap_dist.storage.run_lock import RunDirectoryBusy
-from leap_dist.tasks import families
 from leap_dist.tasks.atari.video import Film, NoFilm, Play
+from leap_dist.tasks.task import family_of
 from leap_dist.testing import delivery_log
 from leap_dist.worker.run_task import Notice, Start, run_task
 
@@ -130,7 +130,7 @@ class ServerActor(_Actor):
 
     def _make(self, config: Config, run_dir: Path, session: str, remote: Remote | None = None) -> MetaServer:
         self._snapshots: dict[int, ray.ObjectRef[Any]] = {}
-        manifest, initial = families.of(config).initialization(config, config.seed, config.scope)
+        manifest, initial = family_of(config).initialization(config, config.seed, config.scope)
         return MetaServer(
             config,
             run_dir,

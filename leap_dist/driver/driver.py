@@ -36,7 +36,7 @@ from leap_dist.driver.preflight import check_nodes
 from leap_dist.driver.signals import StopSignal
 from leap_dist.evaluation.server import Run
 from leap_dist.storage.replica import Remote
-from leap_dist.tasks import families
+from leap_dist.tasks.task import family_of
 from leap_dist.telemetry.progress import Progress
 
 CODE = Path(__file__).parents[1]
@@ -87,7 +87,7 @@ def gpus_per_worker(config: Config, total_gpus: float) -> float:
 
 def check_prerequisites(config: Config) -> None:
     """Before Ray starts: raises ConfigError where this machine lacks the GPUs, or the data, that are asked for."""
-    families.of(config).check(config)
+    family_of(config).check(config)
     if config.address == "local":
         gpus_per_worker(config, torch.cuda.device_count())
 

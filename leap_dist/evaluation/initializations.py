@@ -21,7 +21,7 @@ from leap_dist.storage import reader
 from leap_dist.storage.atomic import CorruptFile, write_atomic
 from leap_dist.storage.location import Url
 from leap_dist.storage.objects import is_url
-from leap_dist.tasks import families
+from leap_dist.tasks.task import sections_of
 from leap_dist.weights.initialization import Initialization, read_initialization
 
 SCRATCH = "scratch"
@@ -94,7 +94,7 @@ def settings(files: Sequence[_Given], given: Mapping[str, Any], preset: str | No
         known = (str(file.content.metadata.get("preset")) for file in files)
         return {"preset": next((name for name in known if name in TASKS.get(tasks, PRESETS)), "paper"), **start}
     (first, base), *others = trained.items()
-    sections = families.sections(tasks)
+    sections = sections_of(tasks)
     # Which characters of an alphabet are told apart, and which alphabets are held out, is the run's seed's to say.
     alone = ("task_steps", "data_dir", "seed") if "supervised" in sections else ("task_steps",)
     compared = ("seed",) if tasks == "omniglot" else ()

@@ -26,7 +26,7 @@ from leap_dist.server.leases import ACCEPTED, LeaseBook, OpenLease, Unrecorded, 
 from leap_dist.server.quarantine import Quarantine
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.run_lock import RunLock
-from leap_dist.tasks import families
+from leap_dist.tasks.task import family_of
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Run(NamedTuple):
             "init": self.arm.sha256 or self.arm.source,
             "steps": config.task_steps,
             "precision": config.worker.precision,
-            **families.of(config).identity(config, self.game),
+            **family_of(config).identity(config, self.game),
         }
 
 
@@ -179,7 +179,7 @@ class EvaluationServer:
         arm = self._runs[lease.task.index].arm
         vector = self._vectors.get(arm.label)
         if vector is None:
-            _, vector = families.of(self._config).initialization(self._config, lease.task.seed, arm.scope)
+            _, vector = family_of(self._config).initialization(self._config, lease.task.seed, arm.scope)
         return vector, arm.scope
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:

@@ -34,7 +34,7 @@ from leap_dist.storage.checkpoint import Checkpoint, CheckpointStore
 from leap_dist.storage.journal import Journal
 from leap_dist.storage.ledger import Ledger
 from leap_dist.storage.replica import NO_REPLICA, NoReplica
-from leap_dist.tasks import families
+from leap_dist.tasks.task import family_of
 from leap_dist.testing.failpoints import failpoint
 
 _STATE = {
@@ -477,7 +477,7 @@ class MetaState:
             "games": list(self._config.games),
             "task_steps": self._config.task_steps,
             "agent_steps": self.applied_steps,
-            "preprocessing": families.of(self._config).preprocessing(self._config),
+            "preprocessing": family_of(self._config).preprocessing(self._config),
         }
         return pack(self._manifest.split(self.vector), header)
 

@@ -16,9 +16,9 @@ from leap_dist.leap.learner import Learner
 from leap_dist.nn.flat_vector import Manifest, add_vector, flatten
 from leap_dist.nn.profiling import NoProfiler, Profiler, Stopwatch
 from leap_dist.protocol.messages import Ack, Contribution, CurvePoint, Episode, Lease
-from leap_dist.tasks import families
 from leap_dist.tasks.atari.video import Film, NoFilm
-from leap_dist.tasks.families import StartingPoint
+from leap_dist.tasks.starting_point import StartingPoint
+from leap_dist.tasks.task import family_of
 from leap_dist.testing.failpoints import failpoint
 
 
@@ -80,7 +80,7 @@ def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatc
         head_seed=int(own_seed) if config.keeps_heads else None,
         head_change=start.head,
     )
-    return families.of(config).learner(config, lease, beginning, stopwatch or Stopwatch())
+    return family_of(config).learner(config, lease, beginning, stopwatch or Stopwatch())
 
 
 def run_task(

@@ -18,10 +18,13 @@ from leap_dist.evaluation.initializations import Arm
 from leap_dist.evaluation.results.runs import load_all
 from leap_dist.evaluation.server import EvaluationServer
 from leap_dist.nn.flat_vector import Manifest, flatten
+from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol.messages import Ack, Contribution, Idle
 from leap_dist.server.meta_server import MetaServer
-from leap_dist.tasks import families
+from leap_dist.tasks.images import family
 from leap_dist.tasks.images.classifier import Classifier
+from leap_dist.tasks.starting_point import StartingPoint
+from leap_dist.tasks.task import family_of
 from leap_dist.weights.initialization import load_encoder, load_network, read_initialization
 from leap_dist.worker.run_task import Start, make_learner, run_task
 
@@ -58,7 +61,7 @@ def small(data_dir: Path, **settings: Any) -> Config:
 
 def server_of(config: Config, run_dir: Path) -> MetaServer:
     run_dir.mkdir(exist_ok=True)
-    manifest, initial = families.of(config).initialization(config, config.seed, config.scope)
+    manifest, initial = family_of(config).initialization(config, config.seed, config.scope)
     return MetaServer(config, run_dir, manifest=manifest, initial=initial)
 
 
@@ -176,9 +179,9 @@ def test_epochs_end_a_task_and_what_fomaml_holds_back_comes_after(data_dir, tmp_
 
 def test_a_task_ends_when_validation_has_no_more_to_gain(data_dir, monkeypatch):
     config = small(data_dir, games=("mnist",), supervised__patience=2, supervised__validation=0.34)
-    task = families.of(config)
+    kind = family_of(config)
     lease = _lease(config)
-    learner = task.learner(config, lease, _beginning(config), families.Stopwatch())
+    learner = kind.learner(config, lease, _beginning(config), Stopwatch())
     assert isinstance(learner, Classifier)
     assert learner._train.count == 40, "of six images of each class two are for validation"
     errors = iter([0.5, 0.4, 0.4, 0.45, 0.1])
@@ -204,9 +207,9 @@ def _lease(config: Config) -> Any:
     return Lease("l", Task(0, config.games[0], 0, 5, config.task_steps), "w0", "i0", 0, 60.0)
 
 
-def _beginning(config: Config) -> families.StartingPoint:
-    _, vector = families.of(config).initialization(config, 0, config.scope)
-    return families.StartingPoint(vector, config.scope, None, None)
+def _beginning(config: Config) -> StartingPoint:
+    _, vector = family_of(config).initialization(config, 0, config.scope)
+    return StartingPoint(vector, config.scope, None, None)
 
 
 def test_the_initialization_is_read_back_as_a_network(data_dir, tmp_path):
@@ -232,7 +235,7 @@ def test_the_initialization_is_read_back_as_a_network(data_dir, tmp_path):
 
 def test_an_evaluation_tests_what_was_held_out_and_starts_all_arms_alike(data_dir, tmp_path):
     config = replace(small(data_dir, games=("cifar10",), task_steps=300), meta_learner="none")
-    _, vector = families.of(config).initialization(config, 3, "encoder")
+    _, vector = family_of(config).initialization(config, 3, "encoder")
     arms = [Arm("given", "somewhere", "encoder"), Arm("scratch", "scratch", "encoder")]
     runs = evaluation.plan(arms, config, seeds=1)
     (tmp_path / "out").mkdir()
@@ -258,10 +261,9 @@ def test_an_alphabet_is_the_same_at_every_visit_and_another_with_another_seed(mo
     from leap_dist.datasets.omniglot import Omniglot
 
     drawings = np.random.default_rng(0).integers(0, 255, (30, 20, 28, 28), dtype=np.uint8)
-    monkeypatch.setattr(families, "_omniglot", lambda *_: Omniglot({"Greek": drawings}))
+    monkeypatch.setattr(family, "_omniglot", lambda *_: Omniglot({"Greek": drawings}))
     config = resolve("smoke", {"tasks": "omniglot", "games": ("greek",)})
-    omniglot = families._FAMILIES["omniglot"]
-    assert isinstance(omniglot, families.Omniglot)
+    omniglot = family.Omniglot()
     one, again = omniglot.data(config, "greek"), omniglot.data(config, "greek")
     assert np.array_equal(one.train.images, again.train.images)
     other = omniglot.data(replace(config, seed=1), "greek")
@@ -275,19 +277,20 @@ def test_labels_may_be_drawn_anew_at_every_visit(monkeypatch):
     from leap_dist.protocol.messages import Lease, Task
 
     drawings = np.random.default_rng(0).integers(0, 255, (30, 20, 28, 28), dtype=np.uint8)
-    monkeypatch.setattr(families, "_omniglot", lambda *_: Omniglot({"Greek": drawings}))
-    omniglot = families._FAMILIES["omniglot"]
-    assert isinstance(omniglot, families.Omniglot)
+    monkeypatch.setattr(family, "_omniglot", lambda *_: Omniglot({"Greek": drawings}))
+    omniglot = family.Omniglot()
     fixed = resolve("smoke", {"tasks": "omniglot", "games": ("greek",)})
     drawn = resolve("smoke", {"tasks": "omniglot", "games": ("greek",), "supervised.labels": "drawn"})
     leases = [Lease("l", Task(0, "greek", 0, seed, 200), "w0", "i0", 0, 60.0) for seed in (1, 2)]
-    one, other = (omniglot.task(drawn, lease) for lease in leases)
-    assert np.array_equal(one.train.images, omniglot.task(fixed, leases[0]).train.images)
+    one, other = (omniglot.task_data(drawn, lease) for lease in leases)
+    assert np.array_equal(one.train.images, omniglot.task_data(fixed, leases[0]).train.images)
     assert not np.array_equal(one.train.labels, other.train.labels)
-    assert np.array_equal(omniglot.task(fixed, leases[0]).train.labels, omniglot.task(fixed, leases[1]).train.labels)
+    assert np.array_equal(
+        omniglot.task_data(fixed, leases[0]).train.labels, omniglot.task_data(fixed, leases[1]).train.labels
+    )
     for label in range(20):  # a character is one class in both parts
-        (before,) = set(omniglot.task(fixed, leases[0]).train.labels[one.train.labels == label])
-        assert set(omniglot.task(fixed, leases[0]).test.labels[one.test.labels == label]) == {before}
+        (before,) = set(omniglot.task_data(fixed, leases[0]).train.labels[one.train.labels == label])
+        assert set(omniglot.task_data(fixed, leases[0]).test.labels[one.test.labels == label]) == {before}
     with pytest.raises(ConfigError, match="labels: drawn makes nonsense"):
         resolve("smoke", {"tasks": "omniglot", "supervised.labels": "drawn", "meta_learner": "finetune-multi"})
 
@@ -295,7 +298,7 @@ def test_labels_may_be_drawn_anew_at_every_visit(monkeypatch):
 def test_missing_data_is_said_before_anything_starts_with_what_there_is(data_dir):
     config = small(data_dir, games=("mnist", "cifar10", "svhn"))
     with pytest.raises(ConfigError, match=r"svhn is not a folder.*There are folders of cifar10, mnist: choose with"):
-        families.of(config).check(config)
+        family_of(config).check(config)
     with pytest.raises(ConfigError, match="is not a folder"):
-        families.of(config).check(replace(config, tasks="omniglot"))
-    families.of(config).check(replace(config, games=("mnist",)))
+        family_of(config).check(replace(config, tasks="omniglot"))
+    family_of(config).check(replace(config, games=("mnist",)))

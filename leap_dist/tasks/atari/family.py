@@ -1,0 +1,63 @@
+"""The family of Atari games, learned by A2C."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from leap_dist.config.settings import Config
+from leap_dist.envs import atari_vector
+from leap_dist.nn import actor_critic
+from leap_dist.nn.actor_critic import FRAME_SIZE, SCALE
+from leap_dist.nn.flat_vector import Manifest
+from leap_dist.nn.profiling import Stopwatch
+from leap_dist.protocol.messages import Lease
+from leap_dist.tasks.atari.a2c import A2C
+from leap_dist.tasks.starting_point import StartingPoint
+
+
+class Atari:
+    """The family of Atari games, learned by A2C. Implements `leap_dist.tasks.task.TaskFamily`."""
+
+    sections: tuple[str, ...] = ("agent", "atari")
+
+    def check(self, config: Config) -> None:
+        """Check nothing: the games are a part of the package ale-py."""
+
+    def initialization(self, config: Config, seed: int, scope: str) -> tuple[Manifest, np.ndarray]:
+        """Return a fresh φ₀ of the actor-critic network for the configured kind of frames."""
+        return actor_critic.initialization(atari_vector.channels(config.atari.frames), seed, scope)
+
+    def identity(self, config: Config, game: str) -> dict[str, Any]:
+        """Return the settings of the agent and of the environments."""
+        return {
+            f"{section}.{name}": value
+            for section in self.sections
+            for name, value in dataclasses.asdict(getattr(config, section)).items()
+        }
+
+    def preprocessing(self, config: Config) -> dict[str, Any]:
+        """Return the kind, size and scale of the frames."""
+        return {
+            "frames": config.atari.frames,
+            "size": FRAME_SIZE,
+            "frame_skip": config.atari.frame_skip,
+            "scale": SCALE,
+        }
+
+    def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> A2C:
+        """Make an A2C agent for the lease's game."""
+        return A2C(
+            lease.task.game,
+            start.vector,
+            seed=lease.task.seed,
+            agent=config.agent,
+            settings=config.atari,
+            worker=config.worker,
+            scope=start.scope,
+            head_seed=start.head_seed,
+            head_change=start.head_change,
+            stopwatch=stopwatch,
+        )

@@ -1,0 +1,178 @@
+"""The families of image classification tasks: Omniglot alphabets and the data sets of Multi-CV."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.registry import normalize
+from leap_dist.config.settings import Config
+from leap_dist.datasets import multicv, omniglot
+from leap_dist.datasets.splits import Split, Supervised, hold_out
+from leap_dist.nn import convnet
+from leap_dist.nn.flat_vector import Manifest
+from leap_dist.nn.profiling import Stopwatch
+from leap_dist.protocol.messages import Lease
+from leap_dist.tasks.images.classifier import Classifier
+from leap_dist.tasks.images.examples import Dataset, Examples
+from leap_dist.tasks.starting_point import StartingPoint
+
+
+class Images:
+    """Base class of both families. Implements `leap_dist.tasks.task.TaskFamily`.
+
+    Args:
+        channels: number of channels of the images.
+        size: height and width of the images in pixels.
+        classes: number of outputs of a head that all tasks share.
+    """
+
+    sections: tuple[str, ...] = ("supervised",)
+
+    def __init__(self, channels: int, size: int, classes: int) -> None:
+        self._channels = channels
+        self._size = size
+        self._classes = classes
+
+    def data(self, config: Config, name: str) -> Supervised:
+        """Return the data called `name`. Raises ConfigError if it is not in `config.data_dir`."""
+        raise NotImplementedError
+
+    def task_data(self, config: Config, lease: Lease) -> Supervised:
+        """Return the data that the lease's task learns from. Raises ConfigError as `data` does."""
+        return self.data(config, lease.task.game)
+
+    def check(self, config: Config) -> None:
+        """Read the data of all tasks once. Raises ConfigError where some is missing or damaged."""
+        for name in config.games:
+            self.data(config, name)
+
+    def initialization(self, config: Config, seed: int, scope: str) -> tuple[Manifest, np.ndarray]:
+        """Return a fresh φ₀ of the convolutional network."""
+        return convnet.initialization(self._channels, self._size, self._classes, seed, scope)
+
+    def identity(self, config: Config, game: str) -> dict[str, Any]:
+        """Return the settings of supervised tasks, and the run's seed: it determines which images are held out."""
+        settings = {f"supervised.{name}": value for name, value in dataclasses.asdict(config.supervised).items()}
+        del settings["supervised.pretraining"]
+        return settings | {"seed": config.seed}
+
+    def preprocessing(self, config: Config) -> dict[str, Any]:
+        """Return the shape of the images and the size of a shared head."""
+        return {"channels": self._channels, "size": self._size, "classes": self._classes}
+
+    def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> Classifier:
+        """Make a classifier for the lease's alphabet or data set. Raises ConfigError if the data is not there."""
+        return Classifier(
+            _dataset(self.task_data(config, lease), config),
+            start.vector,
+            seed=lease.task.seed,
+            settings=config.supervised,
+            worker=config.worker,
+            scope=start.scope,
+            head_seed=start.head_seed,
+            head_change=start.head_change,
+            stopwatch=stopwatch,
+        )
+
+
+class Omniglot(Images):
+    """The alphabets of Omniglot. The run's seed draws the 20 characters of each, and which drawings are held out.
+
+    A head that all tasks share can learn the alphabets by heart as long as a character has the same label at every
+    visit: then nothing is left to learn on a task, and its path has no length. Labels drawn anew prevent that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(channels=1, size=omniglot.SIZE, classes=omniglot.CLASSES)
+
+    def data(self, config: Config, name: str) -> Supervised:
+        """Return the alphabet called `name`. Raises ConfigError if it is not in `config.data_dir`."""
+        found = _omniglot(config.data_dir, config.supervised.resampling, config.games)
+        published = {normalize(alphabet): alphabet for alphabet in found.alphabets}
+        if name not in published:
+            raise ConfigError(f"data_dir: the Omniglot in {config.data_dir} has no alphabet {name}")
+        return found.task(published[name], config.seed)
+
+    def task_data(self, config: Config, lease: Lease) -> Supervised:
+        """Return the alphabet with its labels, permuted by the task's seed unless the labels are fixed."""
+        found = super().task_data(config, lease)
+        if config.supervised.labels == "fixed":
+            return found
+        classes = np.random.default_rng(lease.task.seed).permutation(found.classes)
+        train, test = (Split(part.images, classes[part.labels]) for part in (found.train, found.test))
+        return dataclasses.replace(found, train=train, test=test)
+
+
+class MultiCV(Images):
+    """The data sets of Multi-CV, one task each."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=3, size=multicv.SIZE, classes=10)
+
+    def check(self, config: Config) -> None:
+        """Read all data sets once. Raises ConfigError, which names the data sets that are there."""
+        try:
+            super().check(config)
+        except ConfigError as error:
+            there = [name for name in multicv.at_hand(Path(config.data_dir)) if name in config.games]
+            hint = f". There are folders of {', '.join(there)}: choose with --games" if there else ""
+            raise ConfigError(f"{error}{hint}") from None
+
+    def data(self, config: Config, name: str) -> Supervised:
+        """Return the data set called `name`. Raises ConfigError if it is not in `config.data_dir`."""
+        return _data_set(config.data_dir, name)
+
+    def identity(self, config: Config, game: str) -> dict[str, Any]:
+        """Return also which data was found: only a part of a data set may be there."""
+        data = self.data(config, game)
+        found = f"{data.name}, {len(data.train)} + {len(data.test)} images"
+        return super().identity(config, game) | {"data": found}
+
+
+# Each process decodes its data once and keeps it as bytes.
+
+
+@lru_cache(maxsize=1)
+def _omniglot(data_dir: str, resampling: omniglot.Resampling, games: tuple[str, ...]) -> omniglot.Omniglot:
+    return omniglot.find(Path(data_dir), resampling, only=_PublishedNames(games))
+
+
+class _PublishedNames(Container[str]):
+    """The published names of the alphabets that are typed as `games`."""
+
+    def __init__(self, games: tuple[str, ...]) -> None:
+        self._games = games
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and normalize(name) in self._games
+
+
+@lru_cache(maxsize=8)
+def _data_set(data_dir: str, name: str) -> Supervised:
+    return multicv.find(Path(data_dir), name)
+
+
+def _dataset(data: Supervised, config: Config) -> Dataset:
+    """Return the learner's view of the data, with images held out for validation if early stopping is on."""
+    train, validation = data.train, None
+    if config.supervised.patience:
+        train, validation = hold_out(data.train, config.supervised.validation, config.seed)
+    return Dataset(
+        _examples(train),
+        _examples(data.test),
+        data.classes,
+        mean=data.mean,
+        std=data.std,
+        validation=None if validation is None else _examples(validation),
+    )
+
+
+def _examples(split: Split) -> Examples:
+    return Examples(split.images, split.labels)

@@ -1,0 +1,62 @@
+"""What differs between the kinds of tasks: Atari games, Omniglot alphabets and the data sets of Multi-CV.
+
+A `TaskFamily` knows the network, its fresh initialization, the data and the learner. The worker's loop, the server,
+the modes, the ledger and the evaluation are the same for all families.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from leap_dist.config.settings import Config
+from leap_dist.leap.learner import Learner
+from leap_dist.nn.flat_vector import Manifest
+from leap_dist.nn.profiling import Stopwatch
+from leap_dist.protocol.messages import Lease
+from leap_dist.tasks.atari.family import Atari
+from leap_dist.tasks.images.family import MultiCV, Omniglot
+from leap_dist.tasks.starting_point import StartingPoint
+
+
+class TaskFamily(Protocol):
+    """A kind of task. `Learner` (leap_dist/leap/learner.py) is the other half of the interface."""
+
+    sections: tuple[str, ...]
+    """Sections of the settings that determine the learner."""
+
+    def check(self, config: Config) -> None:
+        """Check, before anything is started, that the data of all tasks is there. Raises ConfigError if it is not."""
+
+    def initialization(self, config: Config, seed: int, scope: str) -> tuple[Manifest, np.ndarray]:
+        """Return a fresh random φ₀, flat float32, and its manifest. The same seed gives the same φ₀.
+
+        `scope` says which parameters are shared: "convolutions", "encoder" or "model".
+        """
+
+    def identity(self, config: Config, game: str) -> dict[str, Any]:
+        """Return, as plain data, everything that determines what and how a learner learns on the task `game`.
+
+        An evaluation reuses the result of an earlier run only if this is equal.
+        """
+
+    def preprocessing(self, config: Config) -> dict[str, Any]:
+        """Return the description of the network's input that is stored in init.safetensors."""
+
+    def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> Learner:
+        """Make the learner for the task of a lease. Raises ConfigError if its data is not there."""
+
+
+_FAMILIES: dict[str, TaskFamily] = {"atari": Atari(), "omniglot": Omniglot(), "multi-cv": MultiCV()}
+"""By the value of the setting `tasks`."""
+
+
+def family_of(config: Config) -> TaskFamily:
+    """Return the family of a run's tasks."""
+    return _FAMILIES[config.tasks]
+
+
+def sections_of(tasks: str) -> tuple[str, ...]:
+    """Return the sections of the settings that determine a learner of such tasks."""
+    return _FAMILIES[tasks].sections
