@@ -25,7 +25,9 @@ from benchmarks.harness import progress
 from benchmarks.service import Disk, RayCost
 from benchmarks.traffic import Load
 from leap_dist.config.settings import Config
-from leap_dist.driver.actors import Grant, ServerActor, _ServerClient
+from leap_dist.driver.actor_messages import Grant
+from leap_dist.driver.actors import ServerActor
+from leap_dist.driver.clients import ServerClient
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease
 
 CALLS = 1000  # that Ray's cost is measured by
@@ -53,9 +55,9 @@ class TimedServer(ServerActor):
         """See above."""
         return self._timed("final" if contribution.final else "partial", partial(super().push, contribution))
 
-    def advance(self, offset: int, gone: list[Any]) -> Any:
+    def advance(self, offset: int, ended: list[Any]) -> Any:
         """See above."""
-        return self._timed("poll", partial(super().advance, offset, gone))
+        return self._timed("poll", partial(super().advance, offset, ended))
 
     def taken(self) -> tuple[dict[str, list[tuple[float, float]]], float]:
         """(start, end) of every call since the last time, by kind; and this process's processor seconds so far."""
@@ -162,7 +164,7 @@ class Fleet:
             thread.join()
 
     def _work(self, name: str) -> None:
-        client = _ServerClient(self._server)
+        client = ServerClient(self._server)
         begun = np.random.default_rng(int(name[1:])).random()
         while not self._ending:
             grant = self._timed("lease", lambda: client.call("lease", name, name))
@@ -172,7 +174,7 @@ class Fleet:
             self._task(client, grant.lease, begun)
             begun = 0.0
 
-    def _task(self, client: _ServerClient, lease: Lease, begun: float) -> None:
+    def _task(self, client: ServerClient, lease: Lease, begun: float) -> None:
         """The rule of worker.py."""
         worker, rollout = self._config.worker, self._config.agent.envs * self._config.agent.unroll
         last = self._config.rollouts_per_task

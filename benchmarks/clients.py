@@ -16,7 +16,7 @@ import ray
 from leap_dist.config.loading import resolve
 from leap_dist.config.settings import Config
 from leap_dist.driver.actors import SERVER
-from leap_dist.driver.driver import connect
+from leap_dist.driver.cluster import connect
 from leap_dist.envs import atari_vector
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.nn.flat_vector import Manifest

@@ -31,7 +31,7 @@ import ray
 from benchmarks import clients
 from benchmarks.harness import Report, progress
 from leap_dist.config.settings import Config
-from leap_dist.driver.actors import ServerClient
+from leap_dist.driver.clients import ServerClient
 from leap_dist.envs import atari_vector
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Ack, Idle, Lease

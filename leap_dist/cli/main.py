@@ -80,9 +80,9 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _meta_train(config: Config, run: location.Run, *, profile: bool) -> int:
-    from leap_dist.driver import launching
+    from leap_dist.driver import reporting
 
-    outcome, latest = launching.meta_train(config, run, profile=profile)
+    outcome, latest = reporting.train(config, run, profile=profile)
     _conclude(run, outcome, latest)
     if profile:
         _show_profiles(run)
@@ -108,7 +108,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         raise ConfigError(f"out: {out} holds a training run; choose another")
     runs = server.plan(chosen, config, parsed.seeds)
     server.missing(runs, config, out)  # what stands against it is said before anything is written
-    from leap_dist.driver import driver, launching  # slow to import
+    from leap_dist.driver import driver, reporting  # slow to import
 
     driver.check_prerequisites(config)
     run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
@@ -120,7 +120,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         print(f"{len(runs) - len(left)} of {len(runs)} runs are in {out} already")
     outcome = "done"
     if left:
-        outcome = launching.evaluate(config, runs, out)
+        outcome = reporting.evaluate(config, runs, out)
     if any(out.glob("runs/*/*/*.json")):
         _report(out)
     if outcome != "done":

@@ -1,4 +1,4 @@
-"""One aggregator on every node: what its workers report goes to the server together (leap_dist.server.aggregator)."""
+"""One aggregator actor per node, which delivers the reports of the node's workers to the server together."""
 
 from __future__ import annotations
 
@@ -11,59 +11,64 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from leap_dist.driver.actors import ServerClient
+from leap_dist.driver.clients import ServerClient
 from leap_dist.protocol.messages import Ack, Contribution, Renewal
 from leap_dist.server.aggregator import Aggregator
 
-AT_ONCE = 1000  # calls that an aggregator answers or keeps waiting
+MAX_CONCURRENT_CALLS = 1000
 
 
 class _Delivery:
-    """The server as an aggregator sees it: calls are retried over its restarts."""
+    """The server as an aggregator sees it: calls are retried while the server restarts."""
 
     def __init__(self, server: Any) -> None:
         self._client = ServerClient(server)
 
     def push_together(self, contributions: Sequence[Contribution], renewals: Sequence[Renewal]) -> list[Ack]:
-        """See MetaServer."""
+        """Deliver reports; see MetaServer.push_together."""
         acks: list[Ack] = self._client.call("push_together", list(contributions), list(renewals))
         return acks
 
     def snapshot(self) -> tuple[int, np.ndarray]:
-        """(version, φ) as they are now."""
+        """Return the current version and φ."""
         return self._client.snapshot()
 
 
 class AggregatorActor:
-    """An Aggregator behind Ray. Its calls wait in an event loop; a thread delivers."""
+    """An Aggregator in a Ray actor. Calls wait in an event loop; a thread delivers them."""
 
     def __init__(self, server: Any, seconds: float) -> None:
         self._aggregator = Aggregator(_Delivery(server), seconds)
         threading.Thread(target=self._aggregator.run, name="deliveries", daemon=True).start()
 
     async def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
-        """See Aggregator."""
+        """Extend a lease; see Aggregator.renew_soon."""
         return await asyncio.wrap_future(self._aggregator.renew_soon(lease_id, incarnation, steps))
 
     async def push(self, contribution: Contribution) -> Ack:
-        """See Aggregator."""
+        """Take a contribution; see Aggregator.push_soon."""
         return await asyncio.wrap_future(self._aggregator.push_soon(contribution))
 
 
-AGGREGATOR: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=AT_ONCE)(AggregatorActor)  # type: ignore[call-overload]
+AGGREGATOR: Any = ray.remote(  # type: ignore[call-overload]
+    num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=MAX_CONCURRENT_CALLS
+)(AggregatorActor)
 
 
 class Aggregators:
-    """An aggregator on each of the nodes that stay, where they are asked for."""
+    """The aggregators of all nodes that are not about to leave.
+
+    Args:
+        seconds: how often each delivers, see Aggregator; 0 turns aggregators off.
+    """
 
     def __init__(self, seconds: float) -> None:
-        """`seconds`: see Aggregator; 0: there are none."""
         self._seconds = seconds
         self.handles: dict[str, Any] = {}
-        """By Ray's name of the node."""
+        """Actor handles by Ray's ID of the node."""
 
     def follow(self, nodes: Iterable[str], server: Any) -> None:
-        """Starts one where a node has come, and forgets those whose node has gone, or is about to."""
+        """Start an aggregator on each new node, and forget those whose node has gone or is about to."""
         if not self._seconds:
             return
         self.handles = {name: handle for name, handle in self.handles.items() if name in nodes}

@@ -1,7 +1,7 @@
-"""Who may use a Ray cluster: the token for one that is started or joined, and where a started one listens.
+"""Authentication: the token of a cluster that is started or joined, and the interfaces that a local one listens on.
 
-Whoever may talk to a Ray cluster runs code on all of it, so a cluster is never started without a token, and one that
-asks for none is joined only where that was said. See docs/security.md.
+Whoever may talk to a Ray cluster can run code on all of its nodes. Therefore a cluster is never started without a
+token, and one that asks for none is joined only with `--insecure`. See docs/security.md.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from leap_dist.config.loading import ConfigError
 from leap_dist.storage import auth_token
 
-PROBE_SECONDS = 10.0  # that a cluster may take to answer
+PROBE_SECONDS = 10.0
+"""Time limit for a cluster's answer."""
 
 
 def prepare_local() -> None:
-    """What `ray.init("local")` starts will ask for a token and listen on loopback only. Raises ConfigError."""
+    """Make the next `ray.init("local")` ask for a token and listen on loopback only. Raises ConfigError."""
     auth_token.find_or_create()
     _set_mode("token")
-    # Ray listens on every interface, whatever address it is given, unless it is told that this system cannot be part
-    # of a cluster. The variable is for the processes that it starts; this one has read it already.
+    # Ray listens on every interface, whatever address it is given, unless this system cannot be part of a cluster. The
+    # environment variable is for the processes that Ray starts; this process has read it already.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def prepare_to_join(address: str, *, insecure: bool) -> str:
-    """Makes sure that `ray.init` of the address that is returned will be let in, by a cluster that asks for a token.
+    """Check that the cluster asks for a token and accepts ours. Returns the address for `ray.init`.
 
     Raises ConfigError where nothing answers there, the cluster runs without authentication and `insecure` is not set,
-    there is no token, the cluster refuses it, or was started with another version of Ray or Python.
+    there is no token, the cluster refuses it, or it runs another version of Ray or Python.
     """
     try:
         found = services.canonicalize_bootstrap_address(address)
@@ -70,11 +71,11 @@ def prepare_to_join(address: str, *, insecure: bool) -> str:
 
 
 def _require_versions(found: str) -> None:
-    """Raises ConfigError where the cluster runs another Ray or Python: neither talks to the other."""
+    """Raise ConfigError where the cluster runs another version of Ray or Python, which cannot talk to this one."""
     try:
         there = get_cluster_metadata(GcsClient(address=found))
         theirs = {"Ray": str(there["ray_version"]), "Python": str(there["python_version"])}
-    except Exception:  # not a public interface: joining says so too, in more words
+    except Exception:  # the interface is not public; joining fails with a longer message
         return
     ours = {"Ray": ray.__version__, "Python": platform.python_version()}
     if theirs != ours:
@@ -89,16 +90,16 @@ def _listed(versions: dict[str, str]) -> str:
 
 
 def _set_mode(mode: str) -> None:
-    """Of this process and of those that it starts, whatever Ray has read before."""
+    """Set the authentication mode of this process and its children, even if Ray has read another one before."""
     os.environ["RAY_AUTH_MODE"] = mode
     RayConfig.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _lets_in(found: str, address: str) -> bool:
-    """Whether the cluster at `found` answers a call made in the present mode.
+    """Return whether the cluster at `found` answers a call made in the current mode.
 
-    Raises ConfigError, which names the `address` that was given, where nothing answers.
+    Raises ConfigError, which names the `address` that the user gave, where nothing answers.
     """
     with init_grpc_channel(found, [("grpc.enable_http_proxy", 0)]) as channel:
         try:

@@ -1,4 +1,4 @@
-"""The control loop: polls the server, tends the pool, reports."""
+"""The control loop: polls the server, reconciles the pool, reports."""
 
 from __future__ import annotations
 
@@ -11,34 +11,47 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.driver.nodes import Nodes
-from leap_dist.driver.pool import Pool, last_line
+from leap_dist.driver.pool import Pool
 from leap_dist.driver.signals import StopSignal
+from leap_dist.driver.worker_slot import last_line
 from leap_dist.storage.redaction import redact_all
 from leap_dist.tasks.atari.video import Play
 from leap_dist.telemetry.progress import Progress
 
 POLL_SECONDS = 0.5
-POLL_PART = 0.1
-"""Of the time, that polls take at most: a status of ten thousand leases keeps the server busy for a while."""
-MOST_SECONDS = 2.0  # between two polls, however long they take: who watches a run from elsewhere waits for its summary
-STOP_SECONDS = 20.0  # how long a clean stop waits for the workers
-AWAY_SECONDS = 60.0  # how long a server may be away: Ray brings one back in seconds, where there is a cluster left
+POLL_SHARE = 0.1
+"""Largest share of the time that polls take: the status of ten thousand leases keeps the server busy for a while."""
+MAX_PAUSE_SECONDS = 2.0
+"""Longest pause between polls, however long they take: whoever watches the run waits for its summary."""
+STOP_SECONDS = 20.0
+"""How long a clean stop waits for the workers."""
+AWAY_SECONDS = 60.0
+"""How long the server may be away. Ray restarts it within seconds as long as there is a cluster."""
 
 Record = Callable[[list[dict[str, Any]], dict[str, Any], list[Play]], None]
-"""Called about twice a second with the ledger's new lines, the summary, and what workers have filmed."""
+"""Called about twice a second with the ledger's new lines, the summary, and the workers' recorded episodes."""
 
 
 class _ServerLost(RuntimeError):
-    """The server, or the cluster under it, is gone for good."""
+    """The server or its cluster is gone for good."""
 
 
 def pause_after(seconds: float) -> float:
-    """Seconds until the next poll, where one took so long."""
-    return max(POLL_SECONDS, min(MOST_SECONDS, seconds / POLL_PART - seconds))
+    """Return the seconds to wait after a poll that took `seconds`."""
+    return max(POLL_SECONDS, min(MAX_PAUSE_SECONDS, seconds / POLL_SHARE - seconds))
 
 
-class Control:
-    """The control loop: polls the server, tends the pool, reports."""
+class ControlLoop:
+    """Polls the server, reconciles the pool with the cluster, and reports.
+
+    Args:
+        server: handle of the server actor.
+        pool: the workers.
+        nodes: the cluster's nodes.
+        progress: makes the summary from the server's status.
+        record: called with each summary.
+        stop: whether the user has asked for a stop.
+    """
 
     def __init__(
         self, server: Any, pool: Pool, nodes: Nodes, progress: Progress, record: Record, stop: StopSignal
@@ -53,25 +66,28 @@ class Control:
         self._lines: list[dict[str, Any]] = []
         self._offset = 0
         self._server_restarts = 0
-        self._away_since: float | None = None  # the server, that is
+        self._away_since: float | None = None  # when the server stopped answering
 
-    def loop(self) -> str:
-        """Runs until the work is done, a stop was asked for, or the server is lost for good."""
+    def run(self) -> str:
+        """Run until the work is done, the user asks for a stop, or the server is lost for good.
+
+        Returns "done", "interrupted" or "failed". Raises ConfigError where the server has never worked.
+        """
         try:
-            return self._loop()
+            return self._run()
         except _ServerLost as error:
-            if not self._status:  # it never worked: there is nothing to report but the reason
+            if not self._status:  # the server never worked, so there is nothing to report but the reason
                 raise ConfigError(f"run-dir: {error}") from None
             self._pool.alerts.append(str(error))
             self._report("failed")
             return "failed"
 
-    def _loop(self) -> str:
+    def _run(self) -> str:
         while not self._stop.asked:
             if self._nodes.head_is_gone:
-                self._server.leave.remote()  # it may live on, and would keep others out of the run directory
+                self._server.leave.remote()  # it may be alive and would keep the run directory locked
                 raise _ServerLost("the cluster's head is gone; --resume goes on, on another cluster")
-            self._pool.tend()
+            self._pool.reconcile()
             asked = time.monotonic()
             self._poll()
             pause = pause_after(time.monotonic() - asked)
@@ -85,14 +101,14 @@ class Control:
         return self._wind_down("interrupted")
 
     def _wind_down(self, outcome: str) -> str:
-        """Lets the workers end their tasks, then reports for the last time."""
+        """Let the workers end their tasks, then report for the last time."""
         deadline = time.monotonic() + STOP_SECONDS
         try:
             ray.get(self._server.stop.remote(), timeout=STOP_SECONDS)
         except RayError:
-            deadline = 0.0  # no use in waiting for workers that wait for the server
+            deadline = 0.0  # the workers wait for the server, too
         while not self._pool.done and time.monotonic() < deadline:
-            self._pool.tend()
+            self._pool.reconcile()
             self._report("stopping")
             self._stop.wait(0.1)
         self._pool.abandon()
@@ -102,10 +118,10 @@ class Control:
         return outcome
 
     def _poll(self) -> None:
-        """Fetches status and new ledger lines. While the server restarts, what is known stays."""
-        gone = list(self._pool.gone)
+        """Fetch the status and new ledger lines. While the server restarts, the last ones remain."""
+        ended = list(self._pool.ended)
         try:
-            status, lines, offset = ray.get(self._server.advance.remote(self._offset, gone), timeout=AWAY_SECONDS)
+            status, lines, offset = ray.get(self._server.advance.remote(self._offset, ended), timeout=AWAY_SECONDS)
         except (ActorUnavailableError, GetTimeoutError):
             self._miss()
             return
@@ -113,13 +129,13 @@ class Control:
             raise _ServerLost(f"the server cannot go on: {last_line(error)}") from None
         self._away_since = None
         self._server_restarts += self._status.get("server_pid", status["server_pid"]) != status["server_pid"]
-        del self._pool.gone[: len(gone)]
+        del self._pool.ended[: len(ended)]
         self._status, self._offset = status, offset
-        self._pool.heed(status)
+        self._pool.handle_status(status)
         self._lines += lines
 
     def _miss(self) -> None:
-        """The server does not answer. Raises _ServerLost where it has not done so for too long."""
+        """Record that the server did not answer. Raises _ServerLost when it has been away for too long."""
         if self._away_since is None:
             self._away_since = time.monotonic()
             self._pool.alerts.append("the server does not answer; where it died, Ray restarts it")
@@ -142,4 +158,4 @@ class Control:
             "restarts": self._pool.restarts,
             "server_restarts": self._server_restarts,
         }
-        self._record(lines, self._progress.summary(self._status, state, more), self._pool.plays())
+        self._record(lines, self._progress.summary(self._status, state, more), self._pool.take_plays())

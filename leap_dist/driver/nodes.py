@@ -1,4 +1,4 @@
-"""The cluster's nodes, watched from a thread of its own: where the head is gone, asking blocks for a minute."""
+"""The cluster's nodes. A separate thread watches them: Ray's calls block for up to a minute without a head node."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ from typing import Any, NamedTuple
 
 import ray
 
-LOOK_SECONDS = 1.0
-GONE_SECONDS = 15.0  # without an answer from the head, after which it is taken for gone
-NOTICE_SECONDS = 30.0  # that a node is given which leaves, but does not say when
+READ_SECONDS = 1.0
+GONE_SECONDS = 15.0
+"""How long the head node may be silent before it counts as gone."""
+NOTICE_SECONDS = 30.0
+"""How long a node is assumed to stay when it announces that it leaves, but not when."""
 
 
 class Node(NamedTuple):
-    """One that is there, and stays."""
+    """A node that is alive and not about to leave."""
 
     resources: dict[str, float]
     labels: dict[str, str]
     host: str
-    """Its address."""
+    """Address of the node."""
 
 
 class View(NamedTuple):
-    """What there was at one time."""
+    """The nodes at one time."""
 
     staying: dict[str, Node]
-    """By Ray's name of them."""
+    """Nodes that are alive and not about to leave, by Ray's ID."""
     leaving: dict[str, float]
-    """Nodes that are there, but about to go, with the reading of the monotonic clock at which they do."""
+    """For each node that is about to leave, by Ray's ID, when it does, on the monotonic clock."""
 
 
 class Nodes:
-    """The newest view of the nodes, a few seconds old at most while the cluster has a head."""
+    """The newest view of the nodes, at most a few seconds old while the cluster has a head node."""
 
     def __init__(self) -> None:
-        """Looks once, and goes on looking until `close`. Raises what Ray raises where the first look fails."""
-        self.view = _look({})
+        """Read the nodes now and every READ_SECONDS until `close`. Raises Ray's error where the first read fails."""
+        self.view = _read({})
         self._seen_at = time.monotonic()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="nodes", daemon=True)
@@ -45,26 +47,26 @@ class Nodes:
 
     @property
     def head_is_gone(self) -> bool:
-        """Nothing was heard of the cluster's head for too long."""
+        """Whether the head node has been silent for too long."""
         return time.monotonic() - self._seen_at > GONE_SECONDS
 
     def close(self) -> None:
-        """Looks no more. To be called before Ray shuts down."""
+        """Stop reading. Must be called before Ray shuts down."""
         self._closed.set()
         self._thread.join(GONE_SECONDS)
 
     def _watch(self) -> None:
-        while not self._closed.wait(LOOK_SECONDS):
+        while not self._closed.wait(READ_SECONDS):
             try:
-                self.view = _look(self.view.leaving)
-            except Exception:  # whatever Ray raises where its head does not answer: that it lasts is what counts
+                self.view = _read(self.view.leaving)
+            except Exception:  # Ray raises various errors when its head does not answer; only their duration matters
                 continue
             self._seen_at = time.monotonic()
 
 
-def _look(known: Mapping[str, float]) -> View:
-    """`known`: when the nodes go that were leaving before; a wall clock that jumps does not change that."""
-    leaving = {name: known[name] if name in known else _reading(deadline) for name, deadline in _draining().items()}
+def _read(known: Mapping[str, float]) -> View:
+    """Read the nodes. `known` keeps the deadlines of the last view, so that a jump of the wall clock changes none."""
+    leaving = {name: known[name] if name in known else _monotonic(deadline) for name, deadline in _draining().items()}
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
     staying = {
         node["NodeID"]: Node(node["Resources"], node.get("Labels") or {}, node["NodeManagerAddress"])
@@ -75,14 +77,14 @@ def _look(known: Mapping[str, float]) -> View:
 
 
 def _draining() -> dict[str, int]:
-    """Nodes that are about to leave, and when: milliseconds of the wall clock, 0 where that is not said."""
+    """Return the deadlines of nodes that are about to leave, in milliseconds of the wall clock; 0 means unknown."""
     try:
         return dict(ray._private.state.state.get_draining_nodes())
-    except Exception:  # not a public interface: whatever it may raise one day, the pool works without
+    except Exception:  # the interface is not public and may change; the pool works without it
         return {}
 
 
-def _reading(deadline: int) -> float:
-    """Of the monotonic clock at a deadline that Ray gives by the wall clock."""
+def _monotonic(deadline: int) -> float:
+    """Convert a deadline on the wall clock, in milliseconds, to the monotonic clock, in seconds."""
     left = deadline / 1000 - time.time() if deadline else NOTICE_SECONDS
     return time.monotonic() + max(0.0, left)

@@ -1,4 +1,4 @@
-"""How many workers fit: on the nodes that are there, and on those that an autoscaler may bring."""
+"""How many workers fit on the current nodes, and on those that an autoscaler may add."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ import yaml
 from ray.autoscaler.sdk import request_resources
 
 from leap_dist.config import labels
+from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver.nodes import Node
 
 log = logging.getLogger(__name__)
 
-WITHOUT_LIMIT = sys.maxsize
+UNLIMITED = sys.maxsize
 
 
 class Need(NamedTuple):
-    """What a worker needs of its node."""
+    """Resources and labels that one worker requires of its node."""
 
     cpus: float
     gpus: float
     labels: dict[str, str]
-    """Conditions in Ray's form; see leap_dist.config.labels."""
+    """Conditions in Ray's syntax; see leap_dist.config.labels."""
 
     @classmethod
     def of(cls, config: Config) -> Need:
-        """The configuration's."""
+        """Return what a worker with this configuration requires."""
         return cls(config.worker.cpus, config.worker.gpus, labels.parse(config.worker.labels))
 
-    def fits(self, resources: Mapping[str, float], of: Mapping[str, str] | None) -> int:
-        """How many workers fit on a node with these resources and labels; None: its labels are not known."""
-        if of is not None and not labels.match(self.labels, of):
+    def fits(self, resources: Mapping[str, float], node_labels: Mapping[str, str] | None) -> int:
+        """Return how many workers fit on a node. Pass None for labels that are not known; they are assumed to match."""
+        if node_labels is not None and not labels.match(self.labels, node_labels):
             return 0
         cpus = resources.get("CPU", 0) / self.cpus
         return int((min(cpus, resources.get("GPU", 0) / self.gpus) if self.gpus else cpus) + 1e-9)
@@ -46,47 +47,66 @@ class Need(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Nodes of one kind that an autoscaler may bring."""
+    """A group of equal nodes that an autoscaler may add."""
 
     resources: dict[str, float]
     labels: dict[str, str] | None
-    """None where they are not known."""
-    most: int
+    """Labels of the nodes, or None where they are not known."""
+    max_count: int
 
 
 def autoscaler_groups(address: str) -> list[Group] | None:
-    """What the autoscaler of the cluster at `address` may bring; None where nothing is known of one.
+    """Return what the autoscaler of the cluster at `address` may add, or None where none is known.
 
-    Some platforms tell Ray; `ray up` leaves its configuration in the head's home directory.
+    Some platforms register their groups with Ray; `ray up` leaves its configuration in the head's home directory.
     """
-    if address == "local":  # also on the head of a cluster that ray up has made
+    if address == "local":  # even if this machine is the head node of a cluster made by `ray up`
         return None
-    return _told() or _launched(Path.home() / "ray_bootstrap_config.yaml")
+    return _registered_groups() or _ray_up_groups(Path.home() / "ray_bootstrap_config.yaml")
 
 
-def most_that_fit(need: Need, bring: Sequence[Group]) -> int:
-    """How many workers would fit on all the nodes that may be brought."""
-    return min(WITHOUT_LIMIT, sum(group.most * need.fits(group.resources, group.labels) for group in bring))
+def max_workers(need: Need, groups: Sequence[Group]) -> int:
+    """Return how many workers would fit on all the nodes that may be added."""
+    return min(UNLIMITED, sum(group.max_count * need.fits(group.resources, group.labels) for group in groups))
 
 
 def total_with_autoscaler(name: str, nodes: Sequence[Node], address: str) -> float:
-    """Of a resource, on the nodes there are and those that may come."""
+    """Return the total of one resource over the current nodes and the nodes that the autoscaler may add."""
     return sum(node.resources.get(name, 0.0) for node in nodes) + sum(
-        group.most * group.resources.get(name, 0.0) for group in autoscaler_groups(address) or ()
+        group.max_count * group.resources.get(name, 0.0) for group in autoscaler_groups(address) or ()
     )
 
 
+def gpus_per_worker(config: Config, total_gpus: float) -> float:
+    """Return the GPUs to reserve for a worker: as configured, or else an even share of the total, which may be 0.
+
+    With `wait_for_nodes`, GPUs that are missing may come with later nodes.
+
+    Raises ConfigError where the configuration asks for GPUs and there are too few.
+    """
+    wanted = config.worker
+    if wanted.device == "cpu" or (wanted.device == "auto" and not wanted.gpus and not total_gpus):
+        return 0.0
+    if total_gpus < max(wanted.gpus, 1e-9):
+        if config.wait_for_nodes and config.address != "local":
+            return wanted.gpus or 1.0
+        field = "worker.gpus" if wanted.gpus else "worker.device"
+        value = f"{wanted.gpus:g}" if wanted.gpus else wanted.device
+        raise ConfigError(f"{field}: {value} asked for, but there are {total_gpus:g} GPUs; use --worker.device cpu")
+    return wanted.gpus or min(1.0, total_gpus / config.workers)
+
+
 def ask_autoscaler(need: Need, workers: int) -> None:
-    """Asks the autoscaler, where there is one, for room for so many workers: until asked for something else."""
+    """Ask the autoscaler, if there is one, for room for `workers` workers. The request holds until the next one."""
     bundle = {"CPU": need.cpus, **({"GPU": need.gpus} if need.gpus else {})}
     try:
         request_resources(bundles=[bundle] * workers, bundle_label_selectors=[need.labels] * workers or None)
-    except Exception as error:  # Ray's own retries are over: nodes that come anyway are used all the same
+    except Exception as error:  # Ray has retried already; nodes that join anyway are used all the same
         log.warning("the autoscaler could not be asked for nodes: %s", error)
 
 
-def no_room(need: Need, least: int, fit: int, nodes: Sequence[Node], autoscaled: bool) -> str:
-    """Why `least` workers cannot be had, of which `fit` can, and what to do about it."""
+def explain_lack(need: Need, least: int, fit: int, nodes: Sequence[Node], autoscaled: bool) -> str:
+    """Return an error message for when only `fit` of at least `least` workers can run, with what to do about it."""
     wait = "" if autoscaled else ", or give --wait-for-nodes where nodes will join"
     where = f"on the {len(nodes)} nodes there are{' and those that the autoscaler may bring' if autoscaled else ''}"
     if fit:
@@ -110,28 +130,28 @@ def _shown(conditions: Mapping[str, str]) -> str:
     )
 
 
-def _told() -> list[Group] | None:
+def _registered_groups() -> list[Group] | None:
     try:
         config = ray._private.state.state.get_cluster_config()
-    except Exception:  # not a public interface
+    except Exception:  # the interface is not public and may change
         return None
     if config is None:
         return None
     return [
-        Group(dict(group.resources), None, WITHOUT_LIMIT if group.max_count < 0 else group.max_count)
+        Group(dict(group.resources), None, UNLIMITED if group.max_count < 0 else group.max_count)
         for group in config.node_group_configs
     ] or None
 
 
-def _launched(path: Path) -> list[Group] | None:
+def _ray_up_groups(path: Path) -> list[Group] | None:
     try:
         types = yaml.safe_load(path.read_text())["available_node_types"]
-        return [_group(kind) for kind in types.values()] or None
+        return [_parse_group(group) for group in types.values()] or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
 
 
-def _group(kind: Mapping[str, Any]) -> Group:
-    resources = {str(name): float(amount) for name, amount in (kind.get("resources") or {}).items()}
-    named = {str(name): str(value) for name, value in (kind.get("labels") or {}).items()}
-    return Group(resources, named, int(kind.get("max_workers", 0)))
+def _parse_group(group: Mapping[str, Any]) -> Group:
+    resources = {str(name): float(amount) for name, amount in (group.get("resources") or {}).items()}
+    node_labels = {str(name): str(value) for name, value in (group.get("labels") or {}).items()}
+    return Group(resources, node_labels, int(group.get("max_workers", 0)))

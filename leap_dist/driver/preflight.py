@@ -1,4 +1,4 @@
-"""Looks at every node before training starts: does it share the run directory's storage, and run the same packages?"""
+"""Check every node before training starts: shared storage, installed packages, data sets."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from leap_dist.config.loading import ConfigError
 from leap_dist.driver.nodes import Node
 
-ANSWER_SECONDS = 60.0  # in which every node should have answered; the first process on a node takes a while
+ANSWER_SECONDS = 60.0  # the first process on a node takes a while to start
 PACKAGES = ("torch", "numpy", "ale-py", "gymnasium", "safetensors")
-"""That a worker computes with."""
+"""Packages whose versions influence what a worker computes."""
 
 
-class Seen(NamedTuple):
-    """What a node said."""
+class Answer(NamedTuple):
+    """What a node reported about itself."""
 
     content: str | None
-    """Of the probe file, None where it is not there."""
+    """Content of the probe file, or None where the node cannot read it."""
     versions: dict[str, str | None]
-    """By package, None where it is missing."""
+    """Installed version by package, or None where the package is missing."""
     has_data: bool
-    """The data sets' directory is there."""
+    """Whether the directory of the data sets exists."""
 
 
 def check_nodes(nodes: Mapping[str, Node], folder: Path | None, data_dir: Path | None = None) -> list[str]:
-    """Asks every node. Returns what a person should know but nothing stops at.
+    """Check every node. Returns warnings about what does not keep training from starting.
 
-    `folder`: an existing directory that all nodes should share; None: they need not.
-    `data_dir`: a directory that all nodes should have; None: there is none.
+    Args:
+        nodes: the nodes by Ray's ID.
+        folder: an existing directory that all nodes must share, or None.
+        data_dir: a directory that all nodes must have, or None.
 
     Raises ConfigError where a node does not share the folder, or lacks a package or the data.
     """
     here = {name: metadata.version(name) for name in PACKAGES}
     with _probe(folder) as (path, content):
-        seen, silent = _ask(list(nodes), path, "/" if data_dir is None else str(data_dir))
+        answers, silent = _ask(list(nodes), path, "/" if data_dir is None else str(data_dir))
     warnings = [f"{nodes[name].host} has not answered for {ANSWER_SECONDS:.0f} s" for name in silent]
-    for name, answer in seen.items():
+    for name, answer in answers.items():
         host = nodes[name].host
         if folder is not None and answer.content != content:
             raise ConfigError(
@@ -65,7 +67,7 @@ def check_nodes(nodes: Mapping[str, Node], folder: Path | None, data_dir: Path |
 
 @contextlib.contextmanager
 def _probe(folder: Path | None) -> Iterator[tuple[str, str]]:
-    """A file of our own in the folder, while it is looked for: its path and content."""
+    """Create a probe file in the folder for the duration of the context; yields its path and content."""
     content = secrets.token_hex(16)
     if folder is None:
         yield "", content
@@ -81,11 +83,11 @@ def _probe(folder: Path | None) -> Iterator[tuple[str, str]]:
         path.unlink(missing_ok=True)
 
 
-def _ask(names: list[str], path: str, data_dir: str) -> tuple[dict[str, Seen], list[str]]:
-    """What each node said, and those that did not in time, or went while they were asked."""
+def _ask(names: list[str], path: str, data_dir: str) -> tuple[dict[str, Answer], list[str]]:
+    """Return the answer of each node, and the nodes that did not answer in time or went away meanwhile."""
 
-    # Defined in here so that Ray ships it whole: a node then needs nothing of ours to answer.
-    def look(path: str, data_dir: str, packages: tuple[str, ...]) -> tuple[str | None, dict[str, str | None], bool]:
+    # Defined here so that Ray ships the whole function: a node needs none of our code to answer.
+    def report(path: str, data_dir: str, packages: tuple[str, ...]) -> tuple[str | None, dict[str, str | None], bool]:
         import importlib.metadata
         import pathlib
 
@@ -101,7 +103,7 @@ def _ask(names: list[str], path: str, data_dir: str) -> tuple[dict[str, Seen], l
         except OSError:
             return None, versions, has_data
 
-    remote: Any = ray.remote(num_cpus=0, max_retries=0)(look)
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(report)
     asked = {
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(
             path, data_dir, PACKAGES
@@ -111,10 +113,10 @@ def _ask(names: list[str], path: str, data_dir: str) -> tuple[dict[str, Seen], l
     done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
     for reference in silent:
         ray.cancel(reference, force=True)
-    seen, gone = {}, [asked[reference] for reference in silent]
+    answers, gone = {}, [asked[reference] for reference in silent]
     for reference in done:
         try:
-            seen[asked[reference]] = Seen(*ray.get(reference))
+            answers[asked[reference]] = Answer(*ray.get(reference))
         except RayError:
             gone.append(asked[reference])
-    return seen, gone
+    return answers, gone

@@ -7,9 +7,9 @@ import time
 
 
 class StopSignal:
-    """Catches both signals until `restore`; the second one raises KeyboardInterrupt wherever the program is.
+    """Catches both signals until `restore` is called; the second one raises KeyboardInterrupt.
 
-    Ray replaces the SIGTERM handler: create this after `ray.init`.
+    Ray replaces the SIGTERM handler, so create this after `ray.init`.
     """
 
     def __init__(self) -> None:
@@ -17,14 +17,14 @@ class StopSignal:
         self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def wait(self, seconds: float) -> None:
-        """Sleeps, but not on after the first signal."""
+        """Sleep for `seconds`, or until the next signal."""
         deadline = time.monotonic() + seconds
         before = self.asked
         while (left := deadline - time.monotonic()) > 0 and self.asked == before:
             time.sleep(min(left, 0.1))
 
     def restore(self) -> None:
-        """Puts the previous handlers back."""
+        """Put the previous handlers back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

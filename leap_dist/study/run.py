@@ -12,7 +12,8 @@ from pathlib import Path
 
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
-from leap_dist.driver import driver, launching
+from leap_dist.driver import driver, reporting
+from leap_dist.driver.cluster import HeadLost
 from leap_dist.evaluation import initializations, server
 from leap_dist.storage import run_directory
 from leap_dist.storage.atomic import CorruptFile
@@ -48,7 +49,7 @@ def run(plan: Plan, out: Path, say: Say) -> str:
                         return outcome
                     if outcome == "done":
                         left.remove((group, seed))
-    except driver.HeadLost as error:
+    except HeadLost as error:
         say(str(error))
     return "failed" if left else "done"
 
@@ -123,7 +124,7 @@ def _go_on(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
     say(f"{cell}: {config.meta_updates} meta-updates of {config.meta.batch_size} tasks")
     with open_run(folder, resume=begun) as run:
         run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS if begun else 0.0)
-        return launching.meta_train(config, run)[0]
+        return reporting.train(config, run)[0]
 
 
 def _is_done(folder: Path) -> bool:
@@ -148,7 +149,7 @@ def _test(folder: Path, cells: list[Cell], plan: Plan, out: Path, say: Say) -> s
     say(f"group {group}, seed {seed}: test of {', '.join(labels)} on {', '.join(config.games)}")
     run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS)
     initializations.write(folder, chosen)
-    return launching.evaluate(config, runs, folder)
+    return reporting.evaluate(config, runs, folder)
 
 
 def _spec(cell: Cell, out: Path) -> str:

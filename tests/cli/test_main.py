@@ -12,7 +12,7 @@ from toy_data_sets import write_part
 from leap_dist.cli import main as launch
 from leap_dist.cli import parser
 from leap_dist.config.loading import ConfigError, resolve
-from leap_dist.driver import driver
+from leap_dist.driver import driver, placement
 from leap_dist.storage import location, run_directory
 from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
 
@@ -229,7 +229,7 @@ def test_status(capsys, tmp_path):
 )  # fmt: skip
 def test_gpus_per_worker(device, asked, there, expected):
     config = resolve("paper", {"workers": 4, "worker.device": device, "worker.gpus": asked})
-    assert driver.gpus_per_worker(config, there) == expected
+    assert placement.gpus_per_worker(config, there) == expected
 
 
 @pytest.mark.parametrize(
@@ -237,16 +237,16 @@ def test_gpus_per_worker(device, asked, there, expected):
 )
 def test_gpus_may_come_with_the_nodes_that_are_waited_for(settings, expected):
     config = resolve("paper", {"wait_for_nodes": True, "address": "auto"}, settings)
-    assert driver.gpus_per_worker(config, 0) == expected
+    assert placement.gpus_per_worker(config, 0) == expected
     if settings:
         with pytest.raises(ConfigError, match="asked for, but there are 0 GPUs"):
-            driver.gpus_per_worker(resolve("paper", {"wait_for_nodes": True}, settings), 0)
+            placement.gpus_per_worker(resolve("paper", {"wait_for_nodes": True}, settings), 0)
 
 
 def test_too_few_gpus():
     config = resolve("paper", {"worker.gpus": 2})
     with pytest.raises(ConfigError, match=r"worker.gpus: 2 asked for, but there are 1 GPUs"):
-        driver.gpus_per_worker(config, 1)
+        placement.gpus_per_worker(config, 1)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 from leap_dist.config import labels
 from leap_dist.driver.nodes import Node
 from leap_dist.driver.placement import (
-    WITHOUT_LIMIT,
+    UNLIMITED,
     Group,
     Need,
-    _launched,
+    _ray_up_groups,
     autoscaler_groups,
-    most_that_fit,
-    no_room,
+    explain_lack,
+    max_workers,
     total_with_autoscaler,
 )
 
@@ -66,22 +66,22 @@ SPOT = Need(1.0, 0.5, {"pool": "spot"})
 
 def test_what_an_autoscaler_may_bring():
     gpus, cpus = Group({"CPU": 8.0, "GPU": 1.0}, {"pool": "spot"}, 3), Group({"CPU": 64.0}, {"pool": "spot"}, 10)
-    assert most_that_fit(SPOT, [gpus, cpus]) == 6
-    assert most_that_fit(SPOT, [gpus._replace(labels={"pool": "stable"})]) == 0
-    assert most_that_fit(SPOT, [gpus._replace(labels=None)]) == 6, "labels that nobody told of may be the right ones"
-    assert most_that_fit(SPOT, [gpus._replace(most=WITHOUT_LIMIT)] * 2) == WITHOUT_LIMIT
-    assert most_that_fit(SPOT, []) == 0
+    assert max_workers(SPOT, [gpus, cpus]) == 6
+    assert max_workers(SPOT, [gpus._replace(labels={"pool": "stable"})]) == 0
+    assert max_workers(SPOT, [gpus._replace(labels=None)]) == 6, "labels that nobody told of may be the right ones"
+    assert max_workers(SPOT, [gpus._replace(max_count=UNLIMITED)] * 2) == UNLIMITED
+    assert max_workers(SPOT, []) == 0
 
 
 def test_the_configuration_that_ray_up_leaves_on_the_head(tmp_path: Path):
     path = tmp_path / "ray_bootstrap_config.yaml"
-    assert _launched(path) is None
+    assert _ray_up_groups(path) is None
     path.write_text(
         "available_node_types:\n"
         "  head: {resources: {CPU: 4}, max_workers: 0, node_config: {}}\n"
         "  gpu: {resources: {CPU: 8, GPU: 1}, labels: {pool: spot}, max_workers: 5}\n"
     )
-    assert _launched(path) == [Group({"CPU": 4.0}, {}, 0), Group({"CPU": 8.0, "GPU": 1.0}, {"pool": "spot"}, 5)]
+    assert _ray_up_groups(path) == [Group({"CPU": 4.0}, {}, 0), Group({"CPU": 8.0, "GPU": 1.0}, {"pool": "spot"}, 5)]
     for damaged in (
         "",
         "[]",
@@ -91,7 +91,7 @@ def test_the_configuration_that_ray_up_leaves_on_the_head(tmp_path: Path):
         "available_node_types: {}",
     ):
         path.write_text(damaged)
-        assert _launched(path) is None, damaged
+        assert _ray_up_groups(path) is None, damaged
 
 
 STABLE = Node({"CPU": 4.0}, {"pool": "stable"}, "10.0.0.1")
@@ -123,7 +123,7 @@ STABLE = Node({"CPU": 4.0}, {"pool": "stable"}, "10.0.0.1")
     ],
 )  # fmt: skip
 def test_what_is_said_where_too_few_fit(need, least, fit, nodes, autoscaled, said):
-    assert no_room(need, least, fit, nodes, autoscaled) == said
+    assert explain_lack(need, least, fit, nodes, autoscaled) == said
 
 
 def test_a_run_on_the_head_alone_has_nothing_of_the_clusters_autoscaler(tmp_path: Path, monkeypatch):

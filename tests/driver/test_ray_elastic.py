@@ -17,8 +17,8 @@ from ray.cluster_utils import Cluster
 from service import SYNC, Launch, same_result
 
 from leap_dist.config.loading import resolve
-from leap_dist.driver import driver
 from leap_dist.driver.actors import SERVER
+from leap_dist.driver.cluster import connect
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.pool import Pool
 
@@ -105,17 +105,17 @@ def test_fractions_of_gpus_are_filled_node_by_node(cluster: Cluster, tmp_path: P
     there = [cluster.add_node(num_cpus=4, num_gpus=gpus, labels={"pool": "gpu"}) for gpus in (1, 0, 2)]
     settings = {"workers": 7, "address": cluster.address, "worker.labels": "pool=gpu"}
     config = resolve("smoke", settings)
-    driver.connect(config)
+    connect(config)
     nodes = Nodes()
     try:
         config = replace(config, worker=replace(config.worker, device="cpu", cpus=0.1, gpus=0.5))
         pool = Pool(config, nodes)
-        pool.require_room()
+        pool.require_capacity()
         assert list(pool.alerts) == ["7 workers asked for, 6 fit; a lower worker.cpus shares processors"]
         pool.open(SERVER.remote(config, tmp_path, "session"))
         deadline = time.monotonic() + 120
         while pool.alive < 6 and time.monotonic() < deadline:
-            pool.tend()
+            pool.reconcile()
             time.sleep(0.1)
         placed = Counter(worker["node"] for worker in pool.describe())
         assert placed == {there[0].node_id: 2, there[2].node_id: 4}

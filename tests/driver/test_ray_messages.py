@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from protocol import INITIAL, contribution
 
-from leap_dist.driver import actors
+from leap_dist.driver import clients
 from leap_dist.protocol.messages import Ack, Lease, Task
 
 ROOT = Path(__file__).parents[2]
@@ -39,9 +39,9 @@ def test_a_push_is_sent_again_where_it_was_not_taken_and_not_where_only_the_next
     sent = contribution(Lease("000000-00000000", Task(0, "pong", 0, 1, 100), "w0", "i0", 0, 60.0), INITIAL)
     accepted, full = Ack(True, True, "", True, 0, wait=7.0), Ack(False, False, "storage", True, 0, wait=1.0)
     answers, slept = [accepted, full, full, accepted], []
-    client = actors.ServerClient(None)
+    client = clients.ServerClient(None)
     monkeypatch.setattr(client, "call", lambda *_: answers.pop(0))
-    monkeypatch.setattr(actors.time, "sleep", slept.append)
+    monkeypatch.setattr(clients.time, "sleep", slept.append)
     assert client.push(sent) == accepted
     assert (len(answers), slept) == (3, [])
     assert client.push(sent) == accepted

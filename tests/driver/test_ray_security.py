@@ -19,13 +19,14 @@ from ray._private import ray_constants
 
 from leap_dist.cli import main as launch
 from leap_dist.config.loading import resolve
-from leap_dist.driver import auth, driver
+from leap_dist.driver import auth, cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
 ROOT = Path(__file__).parents[2]
 HOSTS = {
-    "ours": "from leap_dist import config, driver; driver.connect(config.resolve('smoke'))",
+    "ours": "from leap_dist.config.loading import resolve; from leap_dist.driver import cluster; "
+    "cluster.connect(resolve('smoke'))",
     "open": "ray.init('local', include_dashboard=False, num_cpus=1, object_store_memory=100 * 2**20)",
 }
 """What starts a cluster: as a run does, and without authentication."""
@@ -95,7 +96,7 @@ def refused(capfd, tmp_path: Path, address: str, *more: str) -> str:
 
 def join(address: str, **settings: object) -> None:
     """Joins, and runs something there."""
-    driver.connect(resolve("smoke", {"address": address, **settings}))
+    cluster.connect(resolve("smoke", {"address": address, **settings}))
     assert ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote(), timeout=30) != os.getpid()
 
 

@@ -332,7 +332,7 @@ def test_the_server_of_a_working_copy_stays_on_the_driver_s_machine(monkeypatch:
     monkeypatch.setattr(ray, "get_runtime_context", lambda: type("Here", (), {"get_node_id": lambda _: "0" * 56})())
     monkeypatch.setattr(ray, "get", lambda _: None)
     for movable in (True, False):
-        server = driver._start_server(driver._Start(Actor(), (), Path(), movable=movable))
+        server = driver._start_server(driver._ServerPlan(Actor(), (), Path(), movable=movable))
         assert (server.chosen.node_id, server.chosen.soft) == ("0" * 56, movable)
 
 

@@ -1,4 +1,4 @@
-"""A run, or an evaluation, from its directory to its end: what the command line and studies have in common."""
+"""Training and evaluation with reports: summary.json, TensorBoard and the live table in the terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from leap_dist.storage.redaction import redact
 from leap_dist.telemetry import tensorboard, terminal
 
 
-def meta_train(config: Config, run: TrainingRun, *, profile: bool = False) -> tuple[str, dict[str, Any]]:
-    """Meta-trains in a prepared directory, with its TensorBoard, and progress on standard output.
+def train(config: Config, run: TrainingRun, *, profile: bool = False) -> tuple[str, dict[str, Any]]:
+    """Meta-train in a prepared directory with TensorBoard, and with progress on standard output.
 
-    Returns "done", "interrupted" or "failed", and the summary as it was shown last. Raises what `driver.train` does.
+    Returns "done", "interrupted" or "failed", and the last summary. Raises what `driver.train` raises.
     """
     run_dir = run.folder
     before = run_directory.wall_seconds(run_dir)
@@ -35,7 +35,7 @@ def meta_train(config: Config, run: TrainingRun, *, profile: bool = False) -> tu
             summary = run.report(summary)
             latest.update(summary)
             board.record(lines, summary, plays)
-            with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
+            with contextlib.suppress(OSError):  # a full disk does not stop training
                 run_directory.write_summary(run_dir, summary)
             table.show(summary)
 
@@ -43,7 +43,7 @@ def meta_train(config: Config, run: TrainingRun, *, profile: bool = False) -> tu
             outcome = driver.train(
                 config, run_dir, record, wall_seconds_before=before, profile=profile, remote=run.remote
             )
-        except KeyboardInterrupt:  # the second one: nobody else says any more how this ended
+        except KeyboardInterrupt:  # the second signal: only this summary tells how the run ended
             if latest:
                 with contextlib.suppress(OSError):
                     run_directory.write_summary(run_dir, {**latest, "state": "interrupted"})
@@ -54,14 +54,14 @@ def meta_train(config: Config, run: TrainingRun, *, profile: bool = False) -> tu
 
 
 def evaluate(config: Config, runs: Sequence[Run], out: Path) -> str:
-    """Makes the runs of an evaluation that are missing in a prepared folder, with progress on standard output.
+    """Perform the missing runs of an evaluation in a prepared folder, with progress on standard output.
 
-    Returns "done", "interrupted" or "failed". Raises what `driver.evaluate` does.
+    Returns "done", "interrupted" or "failed". Raises what `driver.evaluate` raises.
     """
     with terminal.LiveTable() as table:
 
         def record(lines: list[dict[str, Any]], summary: dict[str, Any], plays: list[Any]) -> None:
-            with contextlib.suppress(OSError):  # a full disk does not stop training; the next one may be written
+            with contextlib.suppress(OSError):  # a full disk does not stop the evaluation
                 run_directory.write_summary(out, summary)
             table.show(summary)
 

@@ -1,0 +1,57 @@
+"""What actors send to each other and to the driver, besides the protocol's own messages."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+
+from leap_dist.protocol.messages import Lease
+from leap_dist.tasks.atari.video import Play
+from leap_dist.worker.run_task import Start
+
+
+class Grant(NamedTuple):
+    """A lease and what its task starts from."""
+
+    lease: Lease
+    vector: ray.ObjectRef[Any]
+    """Reference to φ, which Ray fetches once per node."""
+    start: Start
+    """Everything else that the task starts from; its own vector is empty."""
+
+
+class EndedWorker(NamedTuple):
+    """An incarnation of a worker that no longer runs."""
+
+    incarnation: str
+    crashed: bool
+    """Whether its process ended by itself: not on request, and not together with its node."""
+
+
+class WorkerHealth(NamedTuple):
+    """Health report of a worker: process, memory, time spent by part, and new recordings."""
+
+    pid: int
+    node: str
+    """Ray's ID of the node."""
+    memory_bytes: int
+    """Resident memory of the process."""
+    seconds: dict[str, float]
+    """Seconds by part of the work, as a Stopwatch counts them."""
+    profile: tuple[bytes, str] | None
+    """Profiler trace and table of operators; each profile is reported only once."""
+    plays: list[Play]
+    """Episodes recorded since the last report."""
+
+    @classmethod
+    def of_this_process(
+        cls, seconds: dict[str, float], profile: tuple[bytes, str] | None, plays: list[Play]
+    ) -> WorkerHealth:
+        """Return the report of the worker whose process this is."""
+        statm = Path("/proc/self/statm")
+        pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+        node: str = ray.get_runtime_context().get_node_id()
+        return cls(os.getpid(), node, pages * os.sysconf("SC_PAGE_SIZE"), seconds, profile, plays)

@@ -1,0 +1,31 @@
+"""The Ray actor that wraps EvaluationServer. Its workers are those of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from leap_dist.config.settings import Config
+from leap_dist.driver.actor_messages import Grant
+from leap_dist.driver.actors import NO_VECTOR, ServerProcess
+from leap_dist.evaluation import initializations
+from leap_dist.evaluation.server import EvaluationServer, Run
+from leap_dist.protocol.messages import Lease
+from leap_dist.worker.run_task import Start
+
+
+class EvaluationActor(ServerProcess):
+    """An EvaluationServer in a Ray actor."""
+
+    def _make(self, config: Config, runs: list[Run], out: Path) -> EvaluationServer:
+        chosen = {run.arm.label: run.arm for run in runs}
+        return EvaluationServer(config, runs, initializations.vectors(list(chosen.values())), out)
+
+    def _grant(self, lease: Lease) -> Grant:
+        vector, scope = self._server.start(lease)
+        return Grant(lease, ray.put(vector), Start(NO_VECTOR, scope=scope, evaluation=True))
+
+
+EVALUATION: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(EvaluationActor)

@@ -1,0 +1,107 @@
+"""A place for a worker in the pool, and the state of the actor that currently fills it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from leap_dist.driver.actor_messages import WorkerHealth
+from leap_dist.nn.profiling import shares
+
+HEALTHY_SECONDS = 60.0
+"""A worker that lived this long does not count as one that keeps dying."""
+LONGEST_BACKOFF = 30.0
+"""Longest pause in seconds before a worker that keeps dying is started again."""
+READINGS = 120
+"""Stopwatch readings that are kept per worker, about a minute's worth."""
+
+
+@dataclass
+class WorkerSlot:
+    """A place in the pool. Its name and its record of failures outlive the actors that fill it."""
+
+    name: str
+    incarnation: str = ""
+    actor: Any = None
+    run: ray.ObjectRef[Any] | None = None
+    """Result of the actor's `run`; None while no actor fills the slot."""
+    health: ray.ObjectRef[Any] | None = None
+    pid: int | None = None
+    node: str | None = None
+    memory_bytes: int | None = None
+    readings: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=READINGS))
+    """Readings of the worker's stopwatch, oldest first."""
+    operators: str | None = None
+    """The profiler's table of operators, once it has arrived."""
+    started: float = 0.0
+    late_reported: bool = False
+    """Whether an alert has said that the actor takes long to start."""
+    failures: int = 0
+    """Failures in a row."""
+    not_before: float = 0.0
+    """When the next actor may start, on the monotonic clock."""
+    gone_by: float | None = None
+    """When the worker's node goes away, once the worker has been told."""
+    done: bool = False
+    quarantined: bool = False
+
+    def fill(self, actor: Any, incarnation: str) -> None:
+        """Let a new actor work in this slot."""
+        self.actor, self.incarnation = actor, incarnation
+        self.readings.clear()
+        self.late_reported = False
+        self.started = time.monotonic()
+        self.run = actor.run.remote()
+        self.health = actor.health.remote()
+
+    def record(self, health: WorkerHealth) -> None:
+        """Keep what a health report says, and ask for the next one."""
+        self.pid, self.node, self.memory_bytes = health.pid, health.node, health.memory_bytes
+        self.readings.append(health.seconds)
+        self.health = self.actor.health.remote()
+
+    def back_off(self) -> float:
+        """Record a failure. Returns the pause in seconds before the next start, which grows with failures in a row."""
+        now = time.monotonic()
+        self.failures = self.failures + 1 if now - self.started < HEALTHY_SECONDS else 1
+        pause: float = min(2.0 ** (self.failures - 1), LONGEST_BACKOFF)
+        self.not_before = now + pause
+        return pause
+
+    def clear(self) -> None:
+        """Forget the actor."""
+        self.actor = self.run = self.health = self.pid = self.node = self.memory_bytes = self.gone_by = None
+
+    @property
+    def state(self) -> str:
+        """State of the worker, in one or two words."""
+        if self.quarantined:
+            return "quarantined"
+        if self.done:
+            return "done"
+        if self.run is None:
+            return "no room" if time.monotonic() >= self.not_before else "restarting"
+        if self.gone_by is not None:
+            return "leaving"
+        return "running" if self.pid is not None else "starting"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the worker's state as a JSON-compatible dict."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "pid": self.pid,
+            "node": self.node,
+            "memory_bytes": self.memory_bytes,
+            "time_share": shares(self.readings[-1], self.readings[0]) if self.readings else {},
+        }
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error from Ray, which says what happened; the others are a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
