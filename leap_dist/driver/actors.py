@@ -155,13 +155,12 @@ class WorkerActor:
         self._notice = Notice()
 
     def run(self) -> list[Play]:
-        """Work until the server has no more tasks or the node is about to go.
+        """Work until no tasks are left or the node is about to go. Raises when the server is gone for good.
 
-        Returns the recorded episodes that no health report contained. Raises when the server is gone for good.
+        Returns the recorded episodes that no health report contained.
         """
-        worker = self._config.worker
+        worker, pause = self._config.worker, 0.05
         prepare(worker.device, worker.threads, worker.gpus)  # must run in the thread that computes
-        pause = 0.05
         while not self._notice.given:
             with self._time("waiting"):
                 answer = self._client.call("lease", self._name, self._incarnation)
