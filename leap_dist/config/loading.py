@@ -1,13 +1,12 @@
-"""The configuration: presets, overrides, validation, YAML in and out.
+"""Load a configuration: presets, overrides, validation, and YAML in and out.
 
-YAML files and command-line flags go through the same `resolve`, so that a mistake gets the same one-line answer
-wherever it was made. The settings themselves are declared in settings.py.
+YAML files and command-line flags both go through `resolve`, so that a mistake gets the same one-line answer wherever it
+was made. settings.py declares the settings themselves.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -19,17 +18,18 @@ import yaml
 from leap_dist.config import registry
 from leap_dist.config.presets import DEFAULTS, PRESETS, TASKS
 from leap_dist.config.settings import Config
-from leap_dist.config.validation import problems
+from leap_dist.config.suggestions import did_you_mean
+from leap_dist.config.validation import conflicts
 
 
 class ConfigError(ValueError):
-    """A setting is wrong. The message is one line: the field, the value, and the nearest valid choice."""
+    """A setting is wrong. The message is one line with the field, the value, and the nearest valid choice."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
-# What may change when a run is resumed: how long, where and how it runs. All other settings define what is learned.
+# Settings that may change when a run resumes: how long, where and how it runs. All others define what is learned.
 _FREE_ON_RESUME = {
     "preset", "workers", "min_workers", "wait_for_nodes", "meta_updates", "address", "insecure", "data_dir",
 }  # fmt: skip
@@ -37,7 +37,7 @@ _FREE_SECTIONS_ON_RESUME = {"worker", "server", "telemetry"}
 
 
 def fields(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """Yields (dotted name, field, type) of every setting, sections flattened."""
+    """Yield (dotted name, field, type) for every setting of all sections."""
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
@@ -48,7 +48,7 @@ def fields(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclas
 
 
 def section_help(section: str) -> str:
-    """First line of a section's docstring; empty for the top level."""
+    """Return the first line of a section's docstring; empty for the top level."""
     for field in dataclasses.fields(Config):
         if field.name == section:
             return (type(field.default).__doc__ or "").splitlines()[0]
@@ -59,29 +59,35 @@ _FIELDS = {name: (field, kind) for name, field, kind in fields()}
 
 
 def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
-    """The preset with overrides (dotted name → value, text or typed) laid over it in order, checked as a whole.
+    """Apply overrides to a preset in order, and validate the result as a whole.
 
-    Raises ConfigError on an unknown preset, an unknown field, a wrong type, a value out of range, or an unknown game.
+    Args:
+        preset: name of the preset.
+        overrides: values by dotted name, as text or already of the field's type.
+
+    Raises:
+        ConfigError: a preset, field or game is unknown, a value has the wrong type or is out of range, or settings do
+            not go together.
     """
     if preset not in PRESETS:
-        raise ConfigError(f"preset: no preset {_shown(preset)}{_nearest(preset, PRESETS)}")
+        raise ConfigError(f"preset: no preset {_display(preset)}{did_you_mean(preset, PRESETS)}")
     given: dict[str, Any] = {}
     for override in overrides:
         given.update({name.replace("-", "_"): value for name, value in override.items()})
-    values: dict[str, Any] = _preset(preset, given)
+    values: dict[str, Any] = _preset_values(preset, given)
     chosen = {name: {**values, **given}.get(name, getattr(Config, name)) for name in ("meta_learner", "mode")}
     for name, choice, settings in DEFAULTS:
         if chosen[name] == choice:
-            # The rates of an optimizer are of no use to another one.
+            # Learning rates chosen for one optimizer do not suit another.
             other = given.get("meta.optimizer", settings["meta.optimizer"]) != settings["meta.optimizer"]
             values.update({n: v for n, v in settings.items() if not (other and n.startswith("meta."))})
     values.update(given)
     if values.setdefault("preset", preset) != preset:
-        raise ConfigError(f"preset: {_shown(values['preset'])} is not {preset!r}, which the settings start from")
+        raise ConfigError(f"preset: {_display(values['preset'])} is not {preset!r}, on which the settings are based")
     tree: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if name not in _FIELDS:
-            raise ConfigError(f"{name[:80]}: no such setting{_nearest(name, _FIELDS)}")
+            raise ConfigError(f"{name[:80]}: no such setting{did_you_mean(name, _FIELDS)}")
         section, _, leaf = name.rpartition(".")
         tree.setdefault(section, {})[leaf] = parse_value(name, value)
     top = tree.pop("", {})
@@ -92,51 +98,51 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     return config
 
 
-def _preset(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the preset means for the kind of task that is asked for. Raises ConfigError."""
+def _preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a preset for the kind of tasks in `given`. Raises ConfigError."""
     tasks = parse_value("tasks", given.get("tasks", Config.tasks))
     if tasks not in TASKS:
         return dict(PRESETS[preset])
     if preset not in TASKS[tasks]:
-        raise ConfigError(f"preset: {preset} is not for tasks {tasks}; choose {', '.join(TASKS[tasks])}")
+        raise ConfigError(f"preset: {preset} does not exist for tasks {tasks}; choose {', '.join(TASKS[tasks])}")
     return dict(TASKS[tasks][preset])
 
 
 def _check(config: Config) -> None:
-    """What no single field shows. Raises ConfigError."""
+    """Expand the names of the tasks, and check settings against each other. Raises ConfigError."""
     try:
         games = registry.expand(config.tasks, config.games, seed=config.seed, pretraining=config.supervised.pretraining)
     except ValueError as error:
         raise ConfigError(f"games: {error}") from None
     object.__setattr__(config, "games", games)
-    for problem in problems(config):
-        raise ConfigError(problem)
+    for conflict in conflicts(config):
+        raise ConfigError(conflict)
 
 
 def parse_value(name: str, value: Any) -> Any:
-    """`value` as the field's type, checked against its range. Raises ConfigError."""
+    """Convert a value to the type of a field and check its range. Raises ConfigError."""
     field, kind = _FIELDS[name]
     if get_origin(kind) is Literal:
         choices = get_args(kind)
         if value not in choices:
-            near = _nearest(value, choices) if isinstance(value, str) else ""
-            raise ConfigError(f"{name}: {_shown(value)} is none of {', '.join(choices)}{near}")
+            near = did_you_mean(value, choices) if isinstance(value, str) else ""
+            raise ConfigError(f"{name}: {_display(value)} is none of {', '.join(choices)}{near}")
         return value
     if get_origin(kind) is tuple:
         items = value.replace(",", " ").split() if isinstance(value, str) else value
         wrong = not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items)
         if wrong or (not items and field.default):
-            raise ConfigError(f"{name}: {_shown(value)} is not a list of names")
+            raise ConfigError(f"{name}: {_display(value)} is not a list of names")
         return tuple(items)
     if kind is bool:
         words = {"true": True, "yes": True, "false": False, "no": False}
         parsed = words.get(value.lower()) if isinstance(value, str) else value
         if not isinstance(parsed, bool):
-            raise ConfigError(f"{name}: {_shown(value)} is neither true nor false")
+            raise ConfigError(f"{name}: {_display(value)} is neither true nor false")
         return parsed
     if kind is str:
         if not isinstance(value, str):
-            raise ConfigError(f"{name}: {_shown(value)} is not text")
+            raise ConfigError(f"{name}: {_display(value)} is not text")
         return value
     return _number(name, value, kind, field.metadata)
 
@@ -144,24 +150,24 @@ def parse_value(name: str, value: Any) -> Any:
 def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> int | float:
     wanted = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(f"{name}: {_shown(value)} is not {wanted}")
+        raise ConfigError(f"{name}: {_display(value)} is not {wanted}")
     try:
         number = _parse_number(value) if isinstance(value, str) else value
         if not math.isfinite(number) or (kind is int and number != int(number)):
             raise ValueError
     except (ValueError, OverflowError):
-        raise ConfigError(f"{name}: {_shown(value)} is not {wanted}") from None
+        raise ConfigError(f"{name}: {_display(value)} is not {wanted}") from None
     if number < limits["low"]:
-        raise ConfigError(f"{name}: {_shown(number)} is too small; the smallest valid value is {limits['low']}")
+        raise ConfigError(f"{name}: {_display(number)} is too small; the smallest valid value is {limits['low']}")
     if number <= limits["above"]:
-        raise ConfigError(f"{name}: {_shown(number)} is too small; it must be greater than {limits['above']}")
+        raise ConfigError(f"{name}: {_display(number)} is too small; it must be greater than {limits['above']}")
     if number > limits["high"]:
-        raise ConfigError(f"{name}: {_shown(number)} is too large; the largest valid value is {limits['high']}")
+        raise ConfigError(f"{name}: {_display(number)} is too large; the largest valid value is {limits['high']}")
     return int(number) if kind is int else float(number)
 
 
-def _shown(value: Any) -> str:
-    """A value as it is put into a message: on one line, and not longer than one."""
+def _display(value: Any) -> str:
+    """Return a value as text of at most 80 characters for an error message."""
     if isinstance(value, int) and abs(value) >= 10**40:
         return "a number of more than 40 digits"
     try:
@@ -172,43 +178,36 @@ def _shown(value: Any) -> str:
 
 
 def _parse_number(text: str) -> int | float:
-    """A whole number exactly, whatever its size; otherwise a float. Raises ValueError."""
+    """Parse an integer exactly, whatever its size, and anything else as a float. Raises ValueError."""
     try:
         return int(text)
     except ValueError:
         return float(text)
 
 
-def _nearest(word: str, choices: Any) -> str:
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    if not close:  # a bare field name finds its section
-        close = [choice for choice in choices if choice.endswith("." + word)][:1]
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain data, as it is written to config.yaml."""
+    """Return the configuration as nested plain data, the content of config.yaml."""
     data = dataclasses.asdict(config)
     data["games"] = list(config.games)
     return data
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML, which `read_yaml` and `resolve` turn back into an equal one."""
+    """Return the configuration as YAML; `read_yaml` and `resolve` turn it back into an equal one."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Dotted names and values of a YAML file, ready for `resolve`. Raises ConfigError where it is not such a file."""
+    """Read the values of a YAML file by dotted name, ready for `resolve`. Raises ConfigError."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except Exception as error:  # besides its own errors, PyYAML lets through whatever a malformed scalar runs into
+    except Exception as error:  # malformed scalars raise errors of many kinds, not only PyYAML's own
         reason = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
         raise ConfigError(f"config: cannot read {path}: {str(reason)[:200]}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"config: {path} holds {type(data).__name__}, not settings by name")
+        raise ConfigError(f"config: {path} holds a {type(data).__name__}, not settings by name")
     flat: dict[str, Any] = {}
     for name, value in data.items():
         settings = {f".{leaf}": inner for leaf, inner in value.items()} if isinstance(value, dict) else {"": value}
@@ -220,7 +219,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a name that is given twice is an error."""
+    """PyYAML's safe loader, with duplicate names as errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -231,7 +230,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def incompatibilities(old: Config, new: Config) -> list[str]:
-    """What stands against resuming a run of `old` as `new`: one "field: old -> new" each, empty where nothing does."""
+    """List the changes that prevent a run of `old` from resuming as `new`, each as "field: old -> new"."""
     before, after = _flat(old), _flat(new)
     return [
         f"{name}: {before[name]} -> {after[name]}" for name in before if _is_fixed(name) and before[name] != after[name]
@@ -239,7 +238,7 @@ def incompatibilities(old: Config, new: Config) -> list[str]:
 
 
 def fixed_settings(config: Config) -> dict[str, Any]:
-    """What defines what a run learns, by dotted name, as plain data that JSON gives back unchanged."""
+    """Return the settings that define what a run learns, by dotted name, as JSON-compatible data."""
     values = {name: value for name, value in _flat(config).items() if _is_fixed(name)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -249,7 +248,7 @@ def _is_fixed(name: str) -> bool:
 
 
 def default(name: str) -> Any:
-    """Of a setting, by its dotted name, as plain data."""
+    """Return the default of a setting as plain data."""
     value = _FIELDS[name][0].default
     return list(value) if isinstance(value, tuple) else value
 
@@ -259,7 +258,7 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def look_up(config: Any, name: str) -> Any:
-    """A setting's value, by its dotted name."""
+    """Return the value of a setting by its dotted name."""
     for part in name.split("."):
         config = getattr(config, part)
     return config

@@ -1,4 +1,4 @@
-"""Named settings to start from: what each changes from the defaults, which are the paper's appendix E."""
+"""Presets: named sets of changes to the defaults, which are those of the paper's appendix E."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {**_FAST},
     "quick": {
         **_FAST,
-        "games": ("assault", "asterix", "ms_pacman"),  # episodes short enough to end within a task, and fast to emulate
+        "games": ("assault", "asterix", "ms_pacman"),  # fast to emulate, with episodes that end within a task
         "meta_updates": 10,
         "meta.batch_size": 3,
         "task_steps": 10_000,
@@ -38,6 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "server.lease_seconds": 20.0,
     },
 }
+"""Presets of Atari games, by name."""
 
 _OMNIGLOT: dict[str, Any] = {
     "tasks": "omniglot",
@@ -64,7 +65,7 @@ _MULTI_CV: dict[str, Any] = {
     "supervised.batch": 32,
     "supervised.epochs": 10,
     "supervised.patience": 2,
-    "server.lease_seconds": 300.0,  # a process decodes tens of thousands of pictures before its first step
+    "server.lease_seconds": 300.0,  # each process decodes tens of thousands of images before its first step
     "telemetry.gif_interval": 0,
 }
 
@@ -97,20 +98,20 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-"""What a preset means for other tasks than Atari games: appendices C and D, shorter, and shortest."""
+"""Presets of supervised tasks: `paper` is appendices C and D, `quick` is shorter, `smoke` the shortest."""
 
 DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    # Adam and momentum on stale gradients are a known hazard: what is applied as it comes goes through plain SGD.
+    # Adam and momentum are a known hazard with stale gradients, so single contributions are applied with plain SGD.
     ("mode", "async", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1}),
-    # What a stream has pushed is in φ already: it cannot be taken back to be trained again.
+    # The pushes of a stream are in φ already, so its task cannot be taken back and trained again.
     ("mode", "stream", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1, "server.on_lost": "keep"}),
-    # The baselines' meta-optimizers (appendix C); finetuning is φ + the mean change.
+    # Meta-optimizers of the baselines (appendix C); finetuning adds the mean change to φ.
     ("meta_learner", "reptile", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1}),
     ("meta_learner", "fomaml", {"meta.optimizer": "sgd", "meta.learning_rate": 0.5}),
     ("meta_learner", "finetune-multi", {"meta.optimizer": "sgd", "meta.learning_rate": 1.0}),
     ("meta_learner", "finetune-single", {"meta.optimizer": "sgd", "meta.learning_rate": 1.0}),
     ("meta_learner", "none", {"meta.optimizer": "sgd"}),
-    # These two modes are optimizers themselves: α of arXiv 1903.03934; ε and β of arXiv 2401.09135.
+    # These two modes are optimizers in their own right: α of arXiv 1903.03934; ε and β of arXiv 2401.09135.
     ("mode", "fedasync", {"meta.optimizer": "sgd", "meta.learning_rate": 0.6, "meta.contribution_clip": 0.0}),
     (
         "mode",
@@ -118,12 +119,13 @@ DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {"meta.optimizer": "sgd", "meta.learning_rate": 0.7, "meta.momentum": 0.9, "meta.nesterov": True},
     ),
 )
-"""(field, value, settings): what a choice brings along, a later entry over an earlier one, anything given over both."""
+"""Defaults that depend on a choice: (field, value, settings). Later entries win, and explicit settings win over all."""
 
 PRESET_HELP = {
-    "smoke": "seconds; checks that everything runs",
-    "quick": "a few minutes on a laptop: three real games, ten meta-updates, a picture",
-    "fast": "practical A2C settings: 16 environments, sign rewards, four gray frames",
-    "paper": "the paper's appendix E: a million steps per task, batches of 16 tasks",
-    "paper-5m": "the same with five million steps per task, as in the camera-ready",
+    "smoke": "a few seconds, to check that everything runs",
+    "quick": "a few minutes on a laptop: three games, ten meta-updates",
+    "fast": "common A2C settings: 16 environments, sign rewards, four gray frames",
+    "paper": "appendix E of the paper: a million steps per task, batches of 16 tasks",
+    "paper-5m": "the same with five million steps per task, as in the camera-ready version",
 }
+"""One line about each preset, for the help."""

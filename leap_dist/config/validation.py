@@ -1,4 +1,4 @@
-"""Combinations of settings that have no meaning: for each the field, its value, the reason, and what to choose."""
+"""Validation of combinations of settings. Each message has the field, its value, the reason, and what to use."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from leap_dist.config import labels
 from leap_dist.config.settings import Config
 
 
-def problems(config: Config) -> Iterator[str]:
-    """One line for each thing that no single field shows to be wrong."""
+def conflicts(config: Config) -> Iterator[str]:
+    """Yield one line for each combination of settings that does not work."""
     yield from _address(config.address)
     yield from _data_dir(config.data_dir)
     yield from _running(config)
@@ -20,39 +20,39 @@ def problems(config: Config) -> Iterator[str]:
 
 def _address(address: str) -> Iterator[str]:
     host, _, port = address.rpartition(":")
-    if "@" in address or "://" in address:  # not shown: it may hold a password
+    if "@" in address or "://" in address:  # the value is not repeated: it may contain a password
         yield "address: takes no URL, user or password; use local, auto or HOST:PORT"
     elif address not in ("local", "auto") and not (host.strip() and port.isascii() and port.isdecimal()):
         yield f"address: {address[:80]!r} is none of local, auto and HOST:PORT"
     elif address not in ("local", "auto") and not 1 <= int(port[:6]) <= 65535:
-        yield f"address: {address[:80]!r} has no valid port; it is between 1 and 65535, and 6379 by default"
+        yield f"address: {address[:80]!r} has no valid port; ports are between 1 and 65535, and 6379 by default"
 
 
 def _data_dir(data_dir: str) -> Iterator[str]:
     if "://" in data_dir:
         yield f"data_dir: {data_dir[:80]!r} is a URL; give a directory that every node has"
     elif not data_dir or not data_dir.isprintable():
-        yield f"data_dir: {data_dir[:80]!r} is no name of a directory"
+        yield f"data_dir: {data_dir[:80]!r} is not the name of a directory"
 
 
 def _running(config: Config) -> Iterator[str]:
     worker, server = config.worker, config.server
     if config.min_workers > config.workers:
-        yield f"min_workers: {config.min_workers} is more than workers, {config.workers}; use at most that"
+        yield f"min_workers: {config.min_workers} is more than workers ({config.workers}); use at most {config.workers}"
     try:
         labels.parse(worker.labels)
     except ValueError as error:
         yield f"worker.labels: {error}; write, for example, pool=spot"
     if worker.device == "cpu" and worker.gpus > 0:
-        yield f"worker.gpus: {worker.gpus} asked for with worker.device cpu; use device cuda or gpus 0"
+        yield f"worker.gpus: {worker.gpus} does not go with worker.device cpu; use worker.device cuda or worker.gpus 0"
     steps = config.steps_per_update
     rollouts = max(2, config.held_back + 1)
     if config.task_steps < rollouts * steps:
         needed = f"a path needs two points, so use at least {rollouts * steps}"
         if config.held_back > 1:
             needed = (
-                f"{config.meta_learner} keeps a task's last {config.held_back} rollouts for itself, so use at least "
-                f"{rollouts * steps}, or fewer fomaml.rollouts"
+                f"{config.meta_learner} keeps the last {config.held_back} rollouts of a task for its gradient, so use "
+                f"at least {rollouts * steps}, or fewer fomaml.rollouts"
             )
         of_steps = f"rollouts of agent.envs × agent.unroll = {steps} steps"
         if config.is_supervised:
@@ -60,12 +60,13 @@ def _running(config: Config) -> Iterator[str]:
         yield f"task_steps: {config.task_steps} is less than {rollouts} {of_steps}; {needed}"
     if server.gather_seconds > server.lease_seconds / 4:
         yield (
-            f"server.gather_seconds: {server.gather_seconds:.12g} is more than a quarter of a lease of "
-            f"{server.lease_seconds:.12g} s, which would expire on the way; use at most {server.lease_seconds / 4:.12g}"
+            f"server.gather_seconds: {server.gather_seconds:.12g} is more than a quarter of server.lease_seconds "
+            f"({server.lease_seconds:.12g}), so leases could expire before a renewal arrives; use at most "
+            f"{server.lease_seconds / 4:.12g}"
         )
     if server.lease_seconds < 3 * worker.heartbeat_seconds * (1 - 1e-9):
         yield (
-            f"server.lease_seconds: {server.lease_seconds:.12g} is under three heartbeats of "
+            f"server.lease_seconds: {server.lease_seconds:.12g} is less than three heartbeats of "
             f"{worker.heartbeat_seconds:.12g} s; use at least {3 * worker.heartbeat_seconds:.12g}"
         )
 
@@ -73,36 +74,36 @@ def _running(config: Config) -> Iterator[str]:
 def _meta_learner(config: Config) -> Iterator[str]:
     learner, mode, meta = config.meta_learner, config.mode, config.meta
     if meta.shared == "model" and config.tasks != "omniglot":
-        heads = {"atari": "the actions of a game", "multi-cv": "the classes of a data set"}[config.tasks]
-        yield f"meta.shared: model has one head for all tasks, but a head is for {heads}; use encoder"
+        differ = {"atari": "games have different actions", "multi-cv": "data sets have different classes"}[config.tasks]
+        yield f"meta.shared: model has one head for all tasks, but {differ}; use encoder"
     if learner == "finetune-single" and config.tasks == "multi-cv":
-        yield "meta_learner: finetune-single has one head, but data sets have classes of their own; use finetune-multi"
+        yield "meta_learner: finetune-single has one head, but data sets have different classes; use finetune-multi"
     if config.keeps_heads and config.supervised.labels == "drawn":
-        yield "supervised.labels: drawn makes nonsense of the heads that finetune-multi keeps; use fixed"
+        yield "supervised.labels: drawn changes the classes for which finetune-multi keeps heads; use fixed"
     if learner == "finetune-single" and meta.shared == "convolutions":
         yield (
             f"meta.shared: {meta.shared} leaves the linear layer to each task, but finetune-single shares the head "
-            "behind it; use encoder"
+            "after it; use encoder"
         )
     if mode == "stream" and learner == "fomaml":
         yield (
-            "meta_learner: fomaml has no increments to stream, the gradient at θ_K being no sum along the path; "
-            "use mode buffered"
+            "meta_learner: fomaml has no increments to stream, because its gradient at θ_K is not a sum along the "
+            "path; use mode buffered"
         )
     if mode == "stream" and config.server.on_lost == "retry":
-        yield "server.on_lost: retry cannot be had in mode stream: what a lost worker pushed is in φ already; use keep"
+        yield "server.on_lost: retry is impossible in mode stream: the pushes of a lost worker are in φ already; use keep"
     if meta.shift and mode != "stream":
         yield (
-            f"meta.shift: true needs mode stream, not {mode}: only there does φ move with every push of a running "
-            "worker; use meta.shift false"
+            f"meta.shift: true needs mode stream, not {mode}: only in stream does φ change with each push of a "
+            "running worker; use meta.shift false"
         )
 
 
 def _endpoint(config: Config) -> Iterator[str]:
-    """fedasync, and the endpoint correction, start from G = φ_lease − θ_K (and what the loss adds to it)."""
+    """Check fedasync and the endpoint correction, which need G = φ_lease − θ_K (plus the loss term)."""
     learner, mode, leap, rho = config.meta_learner, config.mode, config.leap, config.meta.endpoint_correction
     if mode == "fedasync" and rho > 0:
-        yield f"meta.endpoint_correction: {rho:g} comes on top of mode fedasync, which contains it as ρ = 1; use 0"
+        yield f"meta.endpoint_correction: {rho:g} does not go with mode fedasync, which includes ρ = 1; use 0"
     if mode == "fedasync" or rho > 0:
         asked = "mode: fedasync" if mode == "fedasync" else f"meta.endpoint_correction: {rho:g}"
         reason = f"{asked} needs contributions that reach from φ to the end of the path, unlike"
@@ -111,12 +112,12 @@ def _endpoint(config: Config) -> Iterator[str]:
         if learner == "leap" and leap.metric == "length":
             yield f"{reason} those of leap.metric length, whose segments do not telescope; use leap.metric energy"
         if mode == "stream":
-            yield f"{reason} the increments of mode stream; use mode async, or meta.shift in its place"
+            yield f"{reason} the increments of mode stream; use mode async, or meta.shift instead"
     if config.corrects_endpoint and config.worker.wire != "float32":
         asked = "mode fedasync" if mode == "fedasync" else f"meta.endpoint_correction {rho:g}"
         yield (
-            f"worker.wire: {config.worker.wire} does not go with {asked}, where φ travels with each contribution and "
-            "its rounding would not come back with the next one; use float32"
+            f"worker.wire: {config.worker.wire} does not go with {asked}, where each contribution includes φ, whose "
+            "rounding error the next one cannot correct; use float32"
         )
     if mode == "fedasync" and learner == "leap" and leap.loss_weight != 0:
         yield (
@@ -131,24 +132,24 @@ def _meta_optimizer(config: Config) -> Iterator[str]:
     if mode == "fedasync" and not (sgd and meta.momentum == 0 and meta.learning_rate <= 1):
         yield (
             f"meta.optimizer: {meta.optimizer} with learning rate {meta.learning_rate:g} and momentum "
-            f"{meta.momentum:g} is not mode fedasync, φ ← (1−α)φ + αθ_K; use sgd, a meta.learning_rate (α) of at most "
-            "1, and momentum 0"
+            f"{meta.momentum:g} does not compute mode fedasync, φ ← (1−α)φ + αθ_K; use sgd, a meta.learning_rate (α) "
+            "of at most 1, and momentum 0"
         )
     if mode == "delayed-nesterov" and not (sgd and meta.nesterov):
         yield (
-            f"meta.optimizer: {meta.optimizer}{' without meta.nesterov' if sgd else ''} is not mode "
-            "delayed-nesterov, which is SGD with Nesterov's momentum; use sgd and meta.nesterov true"
+            f"meta.optimizer: {meta.optimizer}{' without meta.nesterov' if sgd else ''} does not go with mode "
+            "delayed-nesterov, which is SGD with Nesterov momentum; use sgd and meta.nesterov true"
         )
     if mode == "fedasync" and meta.nesterov:
-        yield "meta.nesterov: true is not mode fedasync, φ ← (1−α)φ + αθ_K; use meta.nesterov false"
+        yield "meta.nesterov: true does not go with mode fedasync, φ ← (1−α)φ + αθ_K; use meta.nesterov false"
     if meta.nesterov and not sgd and mode != "delayed-nesterov":
-        yield f"meta.nesterov: true is no part of {meta.optimizer}; use meta.optimizer sgd"
+        yield f"meta.nesterov: true does not go with {meta.optimizer}; use meta.optimizer sgd"
     if meta.nesterov and meta.momentum == 0:
         yield "meta.nesterov: true needs a momentum; use meta.momentum 0.9"
     if meta.momentum > 0 and meta.optimizer.startswith("adam"):
-        yield f"meta.momentum: {meta.momentum:g} is no part of {meta.optimizer}; use meta.optimizer sgd or rmsprop"
+        yield f"meta.momentum: {meta.momentum:g} does not go with {meta.optimizer}; use meta.optimizer sgd or rmsprop"
     if meta.weight_decay > 0 and meta.optimizer != "adamw":
         yield (
-            f"meta.weight_decay: {meta.weight_decay:g} is no part of {meta.optimizer}; use meta.weight_decay 0, or "
+            f"meta.weight_decay: {meta.weight_decay:g} does not go with {meta.optimizer}; use meta.weight_decay 0, or "
             "meta.optimizer adamw"
         )

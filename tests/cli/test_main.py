@@ -40,7 +40,7 @@ from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
         (["--learning-rate", "1"], r"--learning-rate: no such flag; did you mean --(agent|meta).learning-rate\?"),
         (["--worker.device", "cuda"], r"worker.device: cuda asked for, but there are 0 GPUs; use --worker.device cpu"),
         (["--worker.gpus", "0.5"], r"worker.gpus: 0.5 asked for, but there are 0 GPUs; use --worker.device cpu"),
-        (["--min-workers", "3"], r"min_workers: 3 is more than workers, 2; use at most that"),
+        (["--min-workers", "3"], r"min_workers: 3 is more than workers \(2\); use at most 2"),
         (
             ["--worker.labels", "spot"],
             r"worker.labels: spot is neither LABEL=VALUE nor LABEL!=VALUE; write, .*",
@@ -55,7 +55,7 @@ from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
         (["--games", "/etc/passwd"], r"games: no game '/etc/passwd'.*"),
         (["--address", "6379"], r"address: '6379' is none of local, auto and HOST:PORT"),
         (["--address", "head:"], r"address: 'head:' is none of local, auto and HOST:PORT"),
-        (["--address", "head:99999"], r"address: 'head:99999' has no valid port; it is between 1 and 65535, .*"),
+        (["--address", "head:99999"], r"address: 'head:99999' has no valid port; ports are between 1 and 65535, .*"),
         (["--address", "me:hunter2@head:6379"], r"address: takes no URL, user or password; use local, .*"),
         (["--address", "ray://head:10001"], r"address: takes no URL, user or password; use local, auto or HOST:PORT"),
         (["--insecure", "perhaps"], r"insecure: 'perhaps' is neither true nor false"),
@@ -77,7 +77,7 @@ def test_bad_flags(capsys, monkeypatch, arguments, pattern):
         ("workers: [1, 2]", r"workers: \[1, 2\] is not a whole number"),
         ("games: 3", r"games: 3 is not a list of names"),
         ("preset: nope", r"preset: no preset 'nope'.*"),
-        ("- a\n- b", r"config: .* holds list, not settings by name"),
+        ("- a\n- b", r"config: .* holds a list, not settings by name"),
         ("a: [", r"config: cannot read .*"),
     ],
 )
@@ -268,7 +268,7 @@ def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words
     ("arguments", "pattern"),
     [
         (["train", "--tasks", "omniglto"], r"tasks: 'omniglto' is none of atari, .*; did you mean omniglot\?"),
-        (["train", "--tasks", "omniglot", "--preset", "fast"], r"preset: fast is not for tasks omniglot; .*"),
+        (["train", "--tasks", "omniglot", "--preset", "fast"], r"preset: fast does not exist for tasks omniglot; .*"),
         (["train", "--tasks", "omniglot", "--games", "grek"], r"games: no alphabet 'grek'; the nearest are greek, .*"),
         (["train", "--tasks", "omniglot", "--data-dir", "s3://data"], r"data_dir: 's3://data' is a URL; give .*"),
         (["train", "--tasks", "omniglot", "--data-dir", "nowhere"], r"data_dir: nowhere/omniglot is no.*"),

@@ -315,14 +315,14 @@ LAMBDA_0 = {"meta_learner": "leap", "leap.loss_weight": 0}
 RHO = "meta.endpoint_correction"
 PLAIN_SGD = {"meta.optimizer": "sgd", "meta.learning_rate": 1, "meta.momentum": 0}
 NO_PATH = "needs contributions that reach from φ to the end of the path, unlike those of"
-NOT_FEDASYNC = "is not mode fedasync, .*; use sgd, a meta.learning_rate .* of at most 1, and momentum 0$"
-NOT_DELAYED = "is not mode delayed-nesterov, .*; use sgd and meta.nesterov true$"
+NOT_FEDASYNC = "does not compute mode fedasync, .*; use sgd, a meta.learning_rate .* of at most 1, and momentum 0$"
+NOT_DELAYED = "does not go with mode delayed-nesterov, .*; use sgd and meta.nesterov true$"
 
 TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
     # running
     (
         {"worker.device": "cpu", "worker.gpus": 0.5},
-        r"worker.gpus: 0\.5 .* worker.device cpu; use device cuda or gpus 0$",
+        r"worker.gpus: 0\.5 .* worker.device cpu; use worker.device cuda or worker.gpus 0$",
         [{"worker.device": "cuda"}, {"worker.gpus": 0}],
     ),
     ({"task_steps": 319}, "task_steps: 319 .* use at least 320$", [{"task_steps": 320}]),
@@ -389,7 +389,7 @@ TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
     ),
     (
         {"mode": "stream", RHO: 1},
-        "meta.endpoint_correction: 1 .* the increments of mode stream; use mode async, or meta.shift in its place$",
+        "meta.endpoint_correction: 1 .* the increments of mode stream; use mode async, or meta.shift instead$",
         [{"mode": "async"}, {RHO: 0, "meta.shift": True}],
     ),
     (
@@ -424,7 +424,7 @@ TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
     *(
         (
             {"meta.optimizer": optimizer, "meta.nesterov": True, "meta.momentum": 0.9},
-            f"meta.nesterov: true is no part of {optimizer}; use meta.optimizer sgd$",
+            f"meta.nesterov: true does not go with {optimizer}; use meta.optimizer sgd$",
             [{"meta.optimizer": "sgd"}],
         )
         for optimizer in ("adam", "adamw", "rmsprop")
@@ -440,7 +440,7 @@ TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
     *(
         (
             {"meta.optimizer": optimizer, "meta.momentum": 0.75},
-            rf"meta.momentum: 0\.75 is no part of {optimizer}; use meta.optimizer sgd or rmsprop$",
+            rf"meta.momentum: 0\.75 does not go with {optimizer}; use meta.optimizer sgd or rmsprop$",
             [{"meta.optimizer": "sgd"}, {"meta.optimizer": "rmsprop"}],
         )
         for optimizer in ("adam", "adamw")
@@ -448,7 +448,7 @@ TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
     *(
         (
             {"meta.optimizer": optimizer, "meta.weight_decay": 0.01},
-            rf"meta.weight_decay: 0\.01 is no part of {optimizer}; use meta.weight_decay 0, or meta.optimizer adamw$",
+            rf"meta.weight_decay: 0\.01 does not go with {optimizer}; use meta.weight_decay 0, or meta.optimizer adamw$",
             [{"meta.optimizer": "adamw"}, {"meta.weight_decay": 0}],
         )
         for optimizer in ("adam", "sgd", "rmsprop")
