@@ -91,7 +91,7 @@ def _meta_learner(config: Config) -> Iterator[str]:
             "path; use mode buffered"
         )
     if mode == "stream" and config.server.on_lost == "retry":
-        yield "server.on_lost: retry is impossible in mode stream: the pushes of a lost worker are in φ already; use keep"
+        yield "server.on_lost: retry is impossible in mode stream: pushes of a lost worker are in φ already; use keep"
     if meta.shift and mode != "stream":
         yield (
             f"meta.shift: true needs mode stream, not {mode}: only in stream does φ change with each push of a "
