@@ -20,7 +20,8 @@ from leap_dist.envs import atari_vector
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.nn.device import prepare
 from leap_dist.protocol.messages import Ack, Contribution, Lease, Task
-from leap_dist.worker.run_task import Start, make_learner, run_task
+from leap_dist.worker.run_task import run_task
+from leap_dist.worker.start import Start, make_learner
 
 
 class _Taker:

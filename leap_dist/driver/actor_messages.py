@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import ray
 
 from leap_dist.protocol.messages import Lease
-from leap_dist.tasks.atari.video import Play
-from leap_dist.worker.run_task import Start
+from leap_dist.tasks.atari.video import Clip
+from leap_dist.worker.start import Start
 
 
 class Grant(NamedTuple):
@@ -43,15 +43,15 @@ class WorkerHealth(NamedTuple):
     """Seconds by part of the work, as a Stopwatch counts them."""
     profile: tuple[bytes, str] | None
     """Profiler trace and table of operators; each profile is reported only once."""
-    plays: list[Play]
+    clips: list[Clip]
     """Episodes recorded since the last report."""
 
     @classmethod
     def of_this_process(
-        cls, seconds: dict[str, float], profile: tuple[bytes, str] | None, plays: list[Play]
+        cls, seconds: dict[str, float], profile: tuple[bytes, str] | None, clips: list[Clip]
     ) -> WorkerHealth:
         """Return the report of the worker whose process this is."""
         statm = Path("/proc/self/statm")
         pages = int(statm.read_text().split()[1]) if statm.exists() else 0
         node: str = ray.get_runtime_context().get_node_id()
-        return cls(os.getpid(), node, pages * os.sysconf("SC_PAGE_SIZE"), seconds, profile, plays)
+        return cls(os.getpid(), node, pages * os.sysconf("SC_PAGE_SIZE"), seconds, profile, clips)

@@ -27,9 +27,11 @@ from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.replica import Remote, connect
 from leap_dist.storage.run_lock import RunDirectoryBusy
-from leap_dist.tasks.atari.video import Film, NoFilm, Play
+from leap_dist.tasks.atari.video import Clip, NoVideo, VideoRecorder
 from leap_dist.tasks.task import family_of
-from leap_dist.worker.run_task import Notice, Start, run_task
+from leap_dist.worker.preemption import PreemptionNotice
+from leap_dist.worker.run_task import run_task
+from leap_dist.worker.start import Start
 
 log = logging.getLogger(__name__)
 
@@ -151,10 +153,10 @@ class WorkerActor:
         self._client = ServerClient(server, aggregators.get(ray.get_runtime_context().get_node_id()))
         self._time = Stopwatch()
         self._profiler = Profiler(self._time) if profile else NoProfiler()
-        self._film = NoFilm() if config.is_supervised else Film(config)
-        self._notice = Notice()
+        self._video = NoVideo() if config.is_supervised else VideoRecorder(config)
+        self._notice = PreemptionNotice()
 
-    def run(self) -> list[Play]:
+    def run(self) -> list[Clip]:
         """Work until no tasks are left or the node is about to go. Raises when the server is gone for good.
 
         Returns the recorded episodes that no health report contained.
@@ -172,7 +174,7 @@ class WorkerActor:
                     continue
             pause = 0.05
             self._work(answer)
-        return self._film.hand_over()
+        return self._video.take_clips()
 
     @ray.method(concurrency_group="io")
     def leave(self, seconds: float) -> None:
@@ -183,7 +185,8 @@ class WorkerActor:
     @ray.method(concurrency_group="io")  # answers while `run` is busy
     def health(self) -> WorkerHealth:
         """Return a health report with everything that was recorded since the last one."""
-        return WorkerHealth.of_this_process(self._time.seconds(), self._profiler.hand_over(), self._film.hand_over())
+        recording, clips = self._profiler.take_recording(), self._video.take_clips()
+        return WorkerHealth.of_this_process(self._time.seconds(), recording, clips)
 
     def _work(self, grant: Grant) -> None:
         lease = grant.lease
@@ -195,7 +198,7 @@ class WorkerActor:
         try:
             run_task(
                 lease, start, self._config, self._client, stopwatch=self._time, profiler=self._profiler,
-                film=self._film, notice=self._notice,
+                video=self._video, notice=self._notice,
             )  # fmt: skip
         except RayError:
             raise  # the server's trouble, not the task's

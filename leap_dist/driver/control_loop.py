@@ -15,7 +15,7 @@ from leap_dist.driver.pool import Pool
 from leap_dist.driver.signals import StopSignal
 from leap_dist.driver.worker_slot import last_line
 from leap_dist.storage.redaction import redact_all
-from leap_dist.tasks.atari.video import Play
+from leap_dist.tasks.atari.video import Clip
 from leap_dist.telemetry.progress import Progress
 
 POLL_SECONDS = 0.5
@@ -28,7 +28,7 @@ STOP_SECONDS = 20.0
 AWAY_SECONDS = 60.0
 """How long the server may be away. Ray restarts it within seconds as long as there is a cluster."""
 
-Record = Callable[[list[dict[str, Any]], dict[str, Any], list[Play]], None]
+Record = Callable[[list[dict[str, Any]], dict[str, Any], list[Clip]], None]
 """Called about twice a second with the ledger's new lines, the summary, and the workers' recorded episodes."""
 
 
@@ -158,4 +158,4 @@ class ControlLoop:
             "restarts": self._pool.restarts,
             "server_restarts": self._server_restarts,
         }
-        self._record(lines, self._progress.summary(self._status, state, more), self._pool.take_plays())
+        self._record(lines, self._progress.summary(self._status, state, more), self._pool.take_clips())

@@ -13,7 +13,7 @@ from leap_dist.driver.actors import NO_VECTOR, ServerProcess
 from leap_dist.evaluation import initializations
 from leap_dist.evaluation.server import EvaluationServer, Run
 from leap_dist.protocol.messages import Lease
-from leap_dist.worker.run_task import Start
+from leap_dist.worker.start import Start
 
 
 class EvaluationActor(ServerProcess):

@@ -21,7 +21,7 @@ from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.placement import Need, ask_autoscaler, autoscaler_groups, explain_lack, max_workers
 from leap_dist.driver.worker_slot import WorkerSlot, last_line
 from leap_dist.nn.profiling import breakdown
-from leap_dist.tasks.atari.video import Play
+from leap_dist.tasks.atari.video import Clip
 
 LEAVE_SECONDS = 5.0
 """How long before its node goes away a worker should be gone."""
@@ -55,7 +55,7 @@ class Pool:
         self.ended: list[EndedWorker] = []
         """Workers that ended and whose leases the server has not been told to take back yet."""
         self.alerts: deque[str] = deque(maxlen=100)
-        self._plays: list[Play] = []
+        self._clips: list[Clip] = []
 
     def require_capacity(self) -> None:
         """Ask the autoscaler for nodes. Raises ConfigError where too few workers fit and no further nodes can come."""
@@ -145,10 +145,10 @@ class Pool:
         """Return the state of every worker as JSON-compatible dicts."""
         return [slot.describe() for slot in self._slots]
 
-    def take_plays(self) -> list[Play]:
+    def take_clips(self) -> list[Clip]:
         """Return the episodes that workers have recorded since the last call."""
-        plays, self._plays = self._plays, []
-        return plays
+        clips, self._clips = self._clips, []
+        return clips
 
     def write_breakdowns(self) -> None:
         """Write each worker's time breakdown and costliest operators to the directory for profiles."""
@@ -200,7 +200,7 @@ class Pool:
         if not ray.wait([run], timeout=0)[0]:
             return
         try:
-            self._plays += ray.get(run)
+            self._clips += ray.get(run)
         except RayError as error:
             # A process that ended by itself may have been ended by its task; one whose node is gone was not.
             died = isinstance(error, RayActorError) and "node has died" not in str(error)
@@ -214,7 +214,7 @@ class Pool:
 
     def _record_health(self, slot: WorkerSlot, health: WorkerHealth) -> None:
         slot.record(health)
-        self._plays += health.plays
+        self._clips += health.clips
         if health.profile is not None:
             trace, slot.operators = health.profile
             self._write_profile(f"{slot.name}.trace.json.gz", trace)

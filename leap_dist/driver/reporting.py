@@ -31,10 +31,10 @@ def train(config: Config, run: TrainingRun, *, profile: bool = False) -> tuple[s
     latest: dict[str, Any] = {}
     with terminal.LiveTable() as table:
 
-        def record(lines: list[dict[str, Any]], summary: dict[str, Any], plays: list[Any]) -> None:
+        def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any]) -> None:
             summary = run.report(summary)
             latest.update(summary)
-            board.record(lines, summary, plays)
+            board.record(lines, summary, clips)
             with contextlib.suppress(OSError):  # a full disk does not stop training
                 run_directory.write_summary(run_dir, summary)
             table.show(summary)
@@ -60,7 +60,7 @@ def evaluate(config: Config, runs: Sequence[Run], out: Path) -> str:
     """
     with terminal.LiveTable() as table:
 
-        def record(lines: list[dict[str, Any]], summary: dict[str, Any], plays: list[Any]) -> None:
+        def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any]) -> None:
             with contextlib.suppress(OSError):  # a full disk does not stop the evaluation
                 run_directory.write_summary(out, summary)
             table.show(summary)

@@ -117,7 +117,7 @@ class Profiler:
             if self._updates > self._last:
                 self._finish()
 
-    def hand_over(self) -> tuple[bytes, str] | None:
+    def take_recording(self) -> tuple[bytes, str] | None:
         """Once, when the recording is done: Chrome's trace format, compressed by gzip, and the costliest operators."""
         if self._recording is None:  # set once, by the thread that trains; another one asks
             return None
@@ -142,5 +142,5 @@ class NoProfiler:
     def step(self) -> None:
         """Does nothing."""
 
-    def hand_over(self) -> None:
+    def take_recording(self) -> None:
         """Nothing."""

@@ -36,7 +36,7 @@ from torch.utils.tensorboard import summary as summaries
 
 from leap_dist.config import metrics
 from leap_dist.config.settings import Config
-from leap_dist.tasks.atari.video import Play, dimensions
+from leap_dist.tasks.atari.video import Clip, dimensions
 from leap_dist.telemetry.heatmap import draw
 from leap_dist.telemetry.hyperparameters import session_end, session_start
 from leap_dist.telemetry.projection import GAME, SERVER, Event, Projection, operations
@@ -87,7 +87,7 @@ class TensorBoard:
         self._pending.append(Event(SERVER, 0, [*layout.value, *session_start(config)]))
         self._write()
 
-    def record(self, lines: list[dict[str, Any]], summary: dict[str, Any], plays: Sequence[Play] = ()) -> None:
+    def record(self, lines: list[dict[str, Any]], summary: dict[str, Any], clips: Sequence[Clip] = ()) -> None:
         """Writes what new ledger lines say, the state of operations from the driver's summary, and pictures.
 
         The lines follow those of the call before, in whole meta-updates; the first call of an instance starts with
@@ -96,7 +96,7 @@ class TensorBoard:
         self._pending += self._projection.events(lines)
         if summary["state"] == "done":  # what failed or was interrupted may be gone on with: its end is still open
             self._pending.append(Event(SERVER, 0, session_end()))
-        self._write(itertools.chain(self._operations(summary), self._agreement(summary), _plays(plays)))
+        self._write(itertools.chain(self._operations(summary), self._agreement(summary), _clips(clips)))
 
     def text(self, tag: str, text: str) -> None:
         """Adds Markdown to run `server`, where there is none of that tag yet."""
@@ -178,16 +178,16 @@ class TensorBoard:
             yield Event(SERVER, version, [_image(AGREEMENT, *picture)])
 
 
-def _plays(plays: Iterable[Play]) -> Iterator[Event]:
+def _clips(clips: Iterable[Clip]) -> Iterator[Event]:
     """What workers filmed, where it is what it should be: nothing else is to be served to a browser."""
-    for play in plays:
+    for clip in clips:
         try:
-            width, height = dimensions(play.gif)
+            width, height = dimensions(clip.gif)
         except ValueError as error:
-            log.warning("a film of %s is left out: %s", ascii(play.game)[:80], error)
+            log.warning("a film of %s is left out: %s", ascii(clip.game)[:80], error)
             continue
-        if GAME.fullmatch(play.game):
-            yield Event(f"game/{play.game}", play.step, [_image(f"{PLAY}/{play.game}", play.gif, width, height)])
+        if GAME.fullmatch(clip.game):
+            yield Event(f"game/{clip.game}", clip.step, [_image(f"{PLAY}/{clip.game}", clip.gif, width, height)])
 
 
 def _image(tag: str, encoded: bytes, width: int, height: int) -> Summary.Value:

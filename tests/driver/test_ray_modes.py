@@ -19,7 +19,8 @@ from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Idle
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage import run_directory
-from leap_dist.worker.run_task import Start, run_task
+from leap_dist.worker.run_task import run_task
+from leap_dist.worker.start import Start
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
 

@@ -26,7 +26,8 @@ from leap_dist.evaluation.server import EvaluationServer, plan
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Contribution, CurvePoint, Episode, Idle, Lease, PathStatistics
 from leap_dist.testing import failpoints
-from leap_dist.worker.run_task import Start, run_task
+from leap_dist.worker.run_task import run_task
+from leap_dist.worker.start import Start
 
 SCRATCH = Arm("scratch", "scratch", "encoder")
 OTHER = Arm("other", "a.safetensors", "encoder", "ab" * 32)

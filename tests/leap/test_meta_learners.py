@@ -26,7 +26,8 @@ from leap_dist.protocol.messages import Ack, Contribution, Lease, Task
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.tasks.atari.a2c import A2C
 from leap_dist.worker import run_task as worker
-from leap_dist.worker.run_task import Start, run_task
+from leap_dist.worker.run_task import run_task
+from leap_dist.worker.start import Start, make_learner
 
 ARMS = ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none")
 
@@ -295,7 +296,7 @@ class Played(SimpleNamespace):
 def played(monkeypatch: pytest.MonkeyPatch) -> list[Played]:
     """Every learner that a worker makes."""
     made: list[Played] = []
-    make = worker.make_learner
+    make = make_learner
 
     def watching(*arguments: Any) -> A2C:
         learner = make(*arguments)
@@ -365,7 +366,7 @@ def test_fomaml_on_the_real_learner_against_gradients_taken_one_by_one(played):
     assert played[0].updates == 2
 
     settings = small("fomaml", 5)
-    learner = worker.make_learner(settings, LEASE, Start(initialization(4, 0)[1]))
+    learner = make_learner(settings, LEASE, Start(initialization(4, 0)[1]))
     for _ in range(2):
         learner.backward()
         learner.step()

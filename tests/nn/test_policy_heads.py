@@ -20,7 +20,7 @@ from leap_dist.leap.learner import Learner
 from leap_dist.nn.actor_critic import ALL_ACTIONS, initialization
 from leap_dist.nn.flat_vector import flatten
 from leap_dist.protocol.messages import Lease, Task
-from leap_dist.worker.run_task import Start, make_learner
+from leap_dist.worker.start import Start, make_learner
 
 # --- the task's own, or the game's ---------------------------------------------------------------------------------
 

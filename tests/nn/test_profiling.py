@@ -67,7 +67,7 @@ def test_a_profile_shows_the_parts_of_some_updates_in_the_midst_of_training():
             learner.backward()
             learner.step()
             profiler.step()
-            handed = profiler.hand_over()
+            handed = profiler.take_recording()
             assert (handed is not None) == (update == 5), "once, when it is done"
             recordings += [handed] if handed else []
     [(trace, operators)] = recordings
@@ -83,4 +83,4 @@ def test_a_profile_shows_the_parts_of_some_updates_in_the_midst_of_training():
 def test_where_nobody_asked_for_a_profile_there_is_none():
     profiler = NoProfiler()
     profiler.step()
-    assert profiler.hand_over() is None
+    assert profiler.take_recording() is None

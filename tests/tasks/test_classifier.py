@@ -29,7 +29,8 @@ from leap_dist.server.meta_server import MetaServer
 from leap_dist.tasks.images.classifier import Classifier, Curve
 from leap_dist.tasks.images.examples import Dataset, Examples, Seeds, Source, draws_for_test
 from leap_dist.worker import run_task as worker
-from leap_dist.worker.run_task import Start, run_task
+from leap_dist.worker.run_task import run_task
+from leap_dist.worker.start import Start
 
 ARMS = ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none")
 AUGMENTATIONS = ("none", "affine", "rotations", "turned")

@@ -18,8 +18,9 @@ from leap_dist.envs import atari_vector
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Task
 from leap_dist.server.meta_server import MetaServer
-from leap_dist.tasks.atari.video import LARGEST, Film, NoFilm, dimensions, encode
-from leap_dist.worker.run_task import Start, run_task
+from leap_dist.tasks.atari.video import LARGEST, NoVideo, VideoRecorder, dimensions, encode
+from leap_dist.worker.run_task import run_task
+from leap_dist.worker.start import Start
 
 
 def lease(visit: int, game: str = "pong", steps: int = 400) -> Lease:
@@ -81,8 +82,8 @@ def test_what_is_too_large_loses_pictures_not_time() -> None:
 
 @pytest.mark.parametrize(("visits", "interval"), [([0, 5, 10], 5), ([*range(12)], 1), ([], 0)])
 def test_every_so_many_visits_are_filmed(visits: list[int], interval: int) -> None:
-    film = Film(config(telemetry__gif_interval=interval))
-    assert [visit for visit in range(12) if film.start(lease(visit)) > 0] == visits
+    recorder = VideoRecorder(config(telemetry__gif_interval=interval))
+    assert [visit for visit in range(12) if recorder.start(lease(visit)) > 0] == visits
 
 
 @pytest.mark.parametrize(
@@ -96,36 +97,36 @@ def test_every_so_many_visits_are_filmed(visits: list[int], interval: int) -> No
 )
 def test_the_last_eight_seconds_are_filmed(steps: int, frame_skip: int, first: int, pictures: int) -> None:
     settings = config(task_steps=steps, atari__frame_skip=frame_skip)
-    film = Film(settings)
-    begin = film.start(lease(0))
+    recorder = VideoRecorder(settings)
+    begin = recorder.start(lease(0))
     assert begin == first
     for picture in moving((settings.rollouts_per_task - begin + 1) * settings.agent.unroll, 1):
-        film.see(picture)
-    film.finish(lease(0, steps=steps))
-    (play,) = film.hand_over()
-    assert (play.game, play.step) == ("pong", steps)
-    assert len(frames(play.gif)) == pictures
-    assert film.hand_over() == []
+        recorder.add_frame(picture)
+    recorder.finish(lease(0, steps=steps))
+    (clip,) = recorder.take_clips()
+    assert (clip.game, clip.step) == ("pong", steps)
+    assert len(frames(clip.gif)) == pictures
+    assert recorder.take_clips() == []
 
 
 def test_a_picture_may_be_a_view_into_memory_that_is_used_again() -> None:
-    film, screen = Film(config()), np.zeros((1, 84, 84), np.uint8)
-    film.start(lease(0))
+    recorder, screen = VideoRecorder(config()), np.zeros((1, 84, 84), np.uint8)
+    recorder.start(lease(0))
     for picture in moving(100, 1):
         screen[:] = picture
-        film.see(screen)
-    film.finish(lease(0))
-    (play,) = film.hand_over()
-    assert play.gif == encode(moving(100, 1)[::2], 2 * 4 * 1000 / 60)
+        recorder.add_frame(screen)
+    recorder.finish(lease(0))
+    (clip,) = recorder.take_clips()
+    assert clip.gif == encode(moving(100, 1)[::2], 2 * 4 * 1000 / 60)
 
 
 def test_a_task_that_was_broken_off_leaves_nothing_to_the_next() -> None:
-    film = Film(config())
-    film.start(lease(0))
-    film.see(moving(1, 1)[0])
-    film.start(lease(1))  # which is not filmed
-    film.finish(lease(1))
-    assert film.hand_over() == []
+    recorder = VideoRecorder(config())
+    recorder.start(lease(0))
+    recorder.add_frame(moving(1, 1)[0])
+    recorder.start(lease(1))  # which is not filmed
+    recorder.finish(lease(1))
+    assert recorder.take_clips() == []
 
 
 @pytest.mark.parametrize("kind", ["gray4", "rgb1", "rgb4"])
@@ -168,34 +169,34 @@ class Inbox:
         raise AssertionError("nobody shifts here")
 
 
-def pushed_by(film: Film | NoFilm, inbox: Inbox, **settings: Any) -> list[Contribution]:
+def pushed_by(recorder: VideoRecorder | NoVideo, inbox: Inbox, **settings: Any) -> list[Contribution]:
     run = config(worker__device="cpu", **settings)
     start = Start(initialization(atari_vector.channels(run.atari.frames), 0, run.scope)[1])
-    run_task(lease(0), start, run, inbox, film=film, clock=lambda: 0.0)
+    run_task(lease(0), start, run, inbox, video=recorder, clock=lambda: 0.0)
     return inbox.pushed
 
 
 @pytest.mark.parametrize("frames_kind", ["gray4", "rgb1"])
 def test_a_filmed_task_sends_the_same_bits(frames_kind: str) -> None:
     settings = {"atari__frames": frames_kind}
-    film = Film(config(**settings))
-    filmed, plain = pushed_by(film, Inbox(), **settings), pushed_by(NoFilm(), Inbox(), **settings)
+    recorder = VideoRecorder(config(**settings))
+    filmed, plain = pushed_by(recorder, Inbox(), **settings), pushed_by(NoVideo(), Inbox(), **settings)
     assert len(filmed) == len(plain) == 4
     for one, other in zip(filmed, plain, strict=True):
         assert one.vector.tobytes() == other.vector.tobytes()
         assert one.header() == other.header()
-    (play,) = film.hand_over()
-    assert (play.game, play.step) == ("pong", 400)
-    shown = frames(play.gif)
+    (clip,) = recorder.take_clips()
+    assert (clip.game, clip.step) == ("pong", 400)
+    shown = frames(clip.gif)
     assert len(shown) > 10, "the ball moves"
-    assert dimensions(play.gif) == (84, 84)
-    assert len(play.gif) < 50_000
+    assert dimensions(clip.gif) == (84, 84)
+    assert len(clip.gif) < 50_000
 
 
 def test_a_task_that_does_not_count_is_not_shown() -> None:
-    film = Film(config())
-    pushed_by(film, Inbox(durable=False))
-    assert film.hand_over() == []
+    recorder = VideoRecorder(config())
+    pushed_by(recorder, Inbox(durable=False))
+    assert recorder.take_clips() == []
 
 
 def test_in_sync_the_initialization_has_the_same_bits_with_films_and_without(tmp_path: Path) -> None:
@@ -206,16 +207,16 @@ def test_in_sync_the_initialization_has_the_same_bits_with_films_and_without(tmp
         run_dir = tmp_path / str(interval)
         run_dir.mkdir()
         manifest, initial = initialization(atari_vector.channels(run.atari.frames), run.seed, run.scope)
-        server, film = MetaServer(run, run_dir, manifest=manifest, initial=initial), Film(run)
-        films = 0
+        server, recorder = MetaServer(run, run_dir, manifest=manifest, initial=initial), VideoRecorder(run)
+        clips = 0
         while not isinstance(granted := server.lease("w0", "i0"), Idle):
-            run_task(granted, Start(server.snapshot()[1]), run, server, film=film)
-            films += len(film.hand_over())
+            run_task(granted, Start(server.snapshot()[1]), run, server, video=recorder)
+            clips += len(recorder.take_clips())
         lines, _ = server.ledger(0)
         results.append(
             (server.snapshot()[1].tobytes(), [line["path"] for line in lines], run.total_tasks if interval else 0)
         )
-        assert films == results[-1][-1]
+        assert clips == results[-1][-1]
         server.close()
     assert results[0][:2] == results[1][:2]
     assert len(results[0][1]) == replace(run, meta_updates=2).total_tasks == 4

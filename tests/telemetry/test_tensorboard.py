@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 
 from leap_dist.config.loading import fixed_settings
 from leap_dist.config.metrics import ERROR, RETURN, Metric, for_config
-from leap_dist.tasks.atari.video import LARGEST, Play, encode
+from leap_dist.tasks.atari.video import LARGEST, Clip, encode
 from leap_dist.telemetry.hyperparameters import METRICS
 from leap_dist.telemetry.tags import CURVE, META, OPS, PATH, custom_scalars
 from leap_dist.telemetry.tensorboard import TensorBoard
@@ -88,7 +88,7 @@ def launch(run_dir: Path, updates: list[Any], *, first: int, states: list[str], 
     board.begin(config(tasks=tasks))
     done = updates[:first]
     for version, state in enumerate(states, first):
-        plays = [Play(game, 300 * version, GIF) for game in NAMES[tasks]]
+        plays = [Clip(game, 300 * version, GIF) for game in NAMES[tasks]]
         board.record(
             merge(done) if version == first else updates[version - 1], told(version, version, state=state), plays
         )
@@ -238,7 +238,7 @@ BAD_FILMS = {
 def test_what_is_no_film_is_left_out(tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture) -> None:
     board = TensorBoard(tmp_path)
     with caplog.at_level(logging.WARNING):
-        board.record([], summary(1), [Play("pong", 300, BAD_FILMS[case]), Play("freeway", 300, GIF)])
+        board.record([], summary(1), [Clip("pong", 300, BAD_FILMS[case]), Clip("freeway", 300, GIF)])
     board.close()
     assert "a film of 'pong' is left out" in caplog.text
     assert set(read(tmp_path)) == {"server", "game/freeway"}
@@ -247,7 +247,7 @@ def test_what_is_no_film_is_left_out(tmp_path: Path, case: str, caplog: pytest.L
 @pytest.mark.parametrize("game", ["../../etc", "", "pong/../x", "Pong", "a" * 81])
 def test_a_film_of_no_game_is_left_out(tmp_path: Path, game: str) -> None:
     board = TensorBoard(tmp_path)
-    board.record([], summary(1), [Play(game, 300, GIF)])
+    board.record([], summary(1), [Clip(game, 300, GIF)])
     board.close()
     assert set(read(tmp_path)) == {"server"}
 

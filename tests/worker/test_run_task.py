@@ -18,6 +18,7 @@ from leap_dist.nn.actor_critic import initialization
 from leap_dist.nn.flat_vector import Manifest, flatten
 from leap_dist.protocol.messages import Ack, Lease, Task
 from leap_dist.worker import run_task
+from leap_dist.worker.start import Start, make_learner
 
 
 class Quadratic:
@@ -106,7 +107,7 @@ def play(monkeypatch, *, answers=(), seconds=0.0, notice=None, **settings):
 
     monkeypatch.setattr(run_task, "make_learner", make)
     run = config(agent__envs=4, agent__unroll=5, **{"task_steps": 100, **settings})
-    given = run_task.Notice(clock)
+    given = run_task.PreemptionNotice(clock)
     if notice is not None:
         step = Quadratic.step
 
@@ -116,7 +117,7 @@ def play(monkeypatch, *, answers=(), seconds=0.0, notice=None, **settings):
                 given.give(notice[1])
 
         monkeypatch.setattr(Quadratic, "step", step_and_notice)
-    start = run_task.Start(np.zeros(2, np.float32))
+    start = Start(np.zeros(2, np.float32))
     ack = run_task.run_task(LEASE, start, run, server, clock=clock, notice=given)
     return tape, server.received, ack, made[0]
 
@@ -306,7 +307,7 @@ def test_the_learner_is_closed_when_it_breaks(monkeypatch):
     tape: list[str] = []
     monkeypatch.setattr(run_task, "make_learner", lambda *_: Quadratic(tape, Clock(), 0.0))
     with pytest.raises(RuntimeError, match="emulator"):
-        run_task.run_task(LEASE, run_task.Start(np.zeros(2, np.float32)), config(), Server(tape))
+        run_task.run_task(LEASE, Start(np.zeros(2, np.float32)), config(), Server(tape))
     assert tape == ["close"]
 
 
@@ -355,7 +356,7 @@ def follow(monkeypatch, snapshots, *, answers=(), seconds=0.0, **settings):
     settings = {"meta__shift": True, "meta__max_shift": 10.0, "worker__push_interval": 20, **settings}
     run = config(agent__envs=4, agent__unroll=5, task_steps=100, mode="stream", **settings)
     lease = Lease("l", Task(0, "pong", 0, 1, 100), "w0", "i0", 2, 60.0)
-    ack = run_task.run_task(lease, run_task.Start(PHI.copy()), run, server, clock=clock)
+    ack = run_task.run_task(lease, Start(PHI.copy()), run, server, clock=clock)
     return SimpleNamespace(tape=tape, received=server.received, shifts=shifts, path=learner.path, ack=ack)
 
 
@@ -447,7 +448,7 @@ def test_a_shift_moves_the_encoder_and_leaves_head_and_optimizer_as_they_are(mon
         mode="stream", meta__shift=True, meta__max_shift=1.0, agent__envs=1, task_steps=20, worker__push_interval=10
     )
     learners, states = [], []
-    make = run_task.make_learner
+    make = make_learner
 
     def state():
         learner = learners[0]
@@ -463,7 +464,7 @@ def test_a_shift_moves_the_encoder_and_leaves_head_and_optimizer_as_they_are(mon
     monkeypatch.setattr(run_task, "make_learner", lambda *arguments: learners.append(make(*arguments)) or learners[0])
     spy_on_shifts(monkeypatch, [], lambda shift: states.append((*state(), shift)))
     server = Watching([], snapshots=[(1, phi + amount)])
-    run_task.run_task(LEASE, run_task.Start(phi), run, server)
+    run_task.run_task(LEASE, Start(phi), run, server)
     (shared, local, optimizer), (shared_after, local_after, optimizer_after, shift) = states
     assert np.array_equal(shift, (phi + amount) - phi)
     assert torch.equal(shared_after, shared + torch.from_numpy(shift))
@@ -493,7 +494,7 @@ def test_phi_at_the_lease_is_sent_along_where_the_server_corrects_for_it(monkeyp
     )
     monkeypatch.setattr(run_task, "make_learner", lambda *_: Quadratic(tape, Clock(), 0.0))
     server = Server(tape, snapshots=[(1, PHI + 1), (2, PHI + 2)])
-    run_task.run_task(LEASE, run_task.Start(PHI.copy()), run, server)
+    run_task.run_task(LEASE, Start(PHI.copy()), run, server)
     assert [c.final for c in server.received] == [False, False, True]
     for contribution in server.received:
         assert (contribution.start is not None) == sent
@@ -519,7 +520,7 @@ def test_the_lease_is_renewed_while_an_evaluation_is_concluded(monkeypatch):
     run = config(
         agent__envs=4, agent__unroll=5, task_steps=60, worker__heartbeat_seconds=3.0, worker__push_interval=1_000
     )
-    start = run_task.Start(np.array([3.0, 4.0], np.float32), evaluation=True)
+    start = Start(np.array([3.0, 4.0], np.float32), evaluation=True)
     run_task.run_task(LEASE, start, run, server, clock=clock)
     assert [entry for entry in tape if entry == "renew"] == ["renew"] * 2, "after more than three seconds, twice in ten"
     assert [point.means.get("test_error") for point in server.received[-1].curve][-2] == 0.25

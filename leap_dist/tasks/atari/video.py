@@ -1,6 +1,6 @@
-"""A few seconds of play as the agent sees them: recorded and encoded by the worker, to be shown by TensorBoard.
+"""Short GIFs of play as the agent sees it, recorded and encoded by the worker and shown in TensorBoard.
 
-Pictures are only taken of what training looks at anyway: no step is played for them, no random number drawn.
+Recording uses only frames that training produces anyway: it plays no extra step and draws no random number.
 """
 
 from __future__ import annotations
@@ -18,87 +18,90 @@ from leap_dist.config.settings import Config
 from leap_dist.protocol.messages import Lease
 
 SECONDS = 8.0
+"""Length of a clip in game time."""
 PICTURE_FRAMES = 8
-"""ALE frames from picture to picture, of which there are 60 in a second."""
+"""ALE frames between two pictures; there are 60 in a second."""
 LARGEST = 300_000
-"""Bytes of a GIF."""
-LONGEST_SIDE = 512  # pixels
+"""Largest size of a GIF in bytes."""
+LONGEST_SIDE = 512
+"""Largest width and height of a GIF in pixels."""
 
 
-class Play(NamedTuple):
+class Clip(NamedTuple):
     """A GIF of a game being played."""
 
     game: str
     step: int
-    """Agent steps of the game's tasks up to the end of the one that was filmed, had all been trained in full."""
+    """Agent steps of the game's tasks up to the end of the recorded one, if all of them had been trained in full."""
     gif: bytes
 
 
-class Film:
-    """Films the end of every so many-th task of each game. It may go from task to task; it only watches."""
+class VideoRecorder:
+    """Records the end of every n-th task of each game (setting `telemetry.gif_interval`).
+
+    One recorder may be used for several tasks in turn; it only observes.
+    """
 
     def __init__(self, config: Config) -> None:
         self._interval = config.telemetry.gif_interval
         self._rollouts = config.rollouts_per_task
         self._unroll = config.agent.unroll
         frame_skip = config.atari.frame_skip
-        self._every = max(1, PICTURE_FRAMES // frame_skip)  # agent steps from picture to picture
-        self._milliseconds = self._every * frame_skip * 1000 / 60
+        self._stride = max(1, PICTURE_FRAMES // frame_skip)  # agent steps from picture to picture
+        self._milliseconds = self._stride * frame_skip * 1000 / 60
         self._steps = int(SECONDS * 60 / frame_skip)
-        self._seen = 0
+        self._frames = 0
         self._pictures: list[np.ndarray] = []
-        self._done: deque[Play] = deque(maxlen=10)
+        self._clips: deque[Clip] = deque(maxlen=10)
 
     def start(self, lease: Lease) -> int:
-        """A task begins. Returns the number of its rollout, counted from 1, from which on `see` is to be called.
-
-        0 where this task is not filmed.
-        """
-        self._seen, self._pictures = 0, []
+        """Begin a task. Return the number of the first rollout to record, counted from 1; 0 to record none."""
+        self._frames, self._pictures = 0, []
         if not self._interval or lease.task.visit % self._interval:
             return 0
         return max(1, self._rollouts - -(-self._steps // self._unroll) + 1)
 
-    def see(self, picture: np.ndarray) -> None:
-        """What one environment shows at an agent step, uint8 (C, H, W), C being 1 or 3. It is copied."""
-        if self._seen % self._every == 0:
+    def add_frame(self, picture: np.ndarray) -> None:
+        """Add what one environment shows at an agent step, uint8 (C, H, W) with C = 1 or 3. The array is copied."""
+        if self._frames % self._stride == 0:
             self._pictures.append(picture.copy())
-        self._seen += 1
+        self._frames += 1
 
     def finish(self, lease: Lease) -> None:
-        """The task is over, and counts."""
+        """End a task that was trained in full, and encode its clip."""
         if self._pictures:
             step = (lease.task.visit + 1) * lease.task.steps
-            self._done.append(Play(lease.task.game, step, encode(self._pictures, self._milliseconds)))
+            self._clips.append(Clip(lease.task.game, step, encode(self._pictures, self._milliseconds)))
             self._pictures = []
 
-    def hand_over(self) -> list[Play]:
-        """What was filmed since the last call. Another thread than the one that films may ask."""
-        return [self._done.popleft() for _ in range(len(self._done))]
+    def take_clips(self) -> list[Clip]:
+        """Return the clips recorded since the last call. Safe to call from another thread."""
+        return [self._clips.popleft() for _ in range(len(self._clips))]
 
 
-class NoFilm:
-    """Where nobody wants one."""
+class NoVideo:
+    """No-op recorder, used for tasks that have nothing to record."""
 
     def start(self, lease: Lease) -> int:
-        """Never."""
+        """Return 0: no rollout is recorded."""
         return 0
 
-    def see(self, picture: np.ndarray) -> None:
-        """Does nothing."""
+    def add_frame(self, picture: np.ndarray) -> None:
+        """Do nothing."""
 
     def finish(self, lease: Lease) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
-    def hand_over(self) -> list[Play]:
-        """Nothing."""
+    def take_clips(self) -> list[Clip]:
+        """Return an empty list."""
         return []
 
 
 def encode(pictures: Sequence[np.ndarray], milliseconds: float) -> bytes:
-    """A GIF of uint8 (C, H, W) pictures, C being 1 or 3, that are shown for so long each, and then again.
+    """Encode pictures, uint8 (C, H, W) with C = 1 or 3, as an endless GIF of at most LARGEST bytes.
 
-    At most LARGEST bytes: half of the pictures are left out, and the others shown for twice as long, until it is.
+    `milliseconds` is the duration of each picture. As long as the GIF is too large, every other picture is dropped and
+    the duration doubled.
     """
     while True:
         first, *rest = [_image(picture) for picture in pictures]
@@ -110,7 +113,7 @@ def encode(pictures: Sequence[np.ndarray], milliseconds: float) -> bytes:
 
 
 def dimensions(gif: bytes) -> tuple[int, int]:
-    """Width and height of a GIF as `encode` makes them. Raises ValueError where it is none, or too large."""
+    """Return width and height of a GIF made by `encode`. Raises ValueError if it is not one, or too large."""
     if len(gif) > LARGEST:
         raise ValueError(f"a GIF of {len(gif):,} bytes")
     if not (gif.startswith(b"GIF89a") and gif.endswith(b";") and len(gif) > 13):
@@ -122,7 +125,7 @@ def dimensions(gif: bytes) -> tuple[int, int]:
 
 
 def _image(picture: np.ndarray) -> Image.Image:
-    """With a palette, which is all that a GIF knows: of gray, or of the 256 colours that fit best."""
+    """Convert a picture to a palette image, the only kind a GIF can hold: gray, or the 256 best-fitting colors."""
     if len(picture) == 1:
         return Image.fromarray(picture[0])
     return Image.fromarray(picture.transpose(1, 2, 0)).quantize(256, dither=Image.Dither.NONE)

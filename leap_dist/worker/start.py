@@ -1,0 +1,41 @@
+"""What a task starts from, and the learner that starts from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from leap_dist.config.settings import Config
+from leap_dist.leap.learner import Learner
+from leap_dist.nn.profiling import Stopwatch
+from leap_dist.protocol.messages import Lease
+from leap_dist.tasks.starting_point import StartingPoint
+from leap_dist.tasks.task import family_of
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the server gives to a task along with its lease."""
+
+    vector: np.ndarray
+    """Snapshot φ of the lease's version, flat float32."""
+    head: np.ndarray | None = None
+    """Sum of what earlier tasks of the game added to its head; None where heads do not persist or nothing was added."""
+    scope: str | None = None
+    """Name of the set of parameters in `vector`; None for the configured one."""
+    evaluation: bool = False
+    """Whether the task only evaluates: then there is no meta-learning, and the final push lists every episode."""
+
+
+def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatch | None = None) -> Learner:
+    """Make the learner for a lease's task. Raises ConfigError if the task's data is not there."""
+    # A persistent head starts from the same values whichever task of the game comes first.
+    head_seed = np.random.SeedSequence((config.seed, *lease.task.game.encode())).generate_state(1)[0]
+    point = StartingPoint(
+        start.vector,
+        start.scope or config.scope,
+        head_seed=int(head_seed) if config.keeps_heads else None,
+        head_change=start.head,
+    )
+    return family_of(config).learner(config, lease, point, stopwatch or Stopwatch())
