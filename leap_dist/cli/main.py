@@ -16,7 +16,7 @@ from leap_dist.config import loading as configuration
 from leap_dist.config import metrics
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
-from leap_dist.storage import location, reader, run_directory
+from leap_dist.storage import location, reader, remote_run, run_directory
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.ledger import Ledger
 from leap_dist.storage.remote_lock import LockLost
@@ -49,8 +49,8 @@ def _resolve(parsed: argparse.Namespace) -> tuple[Config, location.Run]:
             raise ConfigError("resume: say which run with --run-dir")
         if parsed.preset or parsed.config:
             raise ConfigError("resume: a run keeps its preset and config; leave --preset and --config out")
-        run = location.open_run(parsed.run_dir, resume=True)
-        with run.naming():
+        run = remote_run.open_run(parsed.run_dir, resume=True)
+        with run.translated_errors():
             config = run_directory.load_config(run.folder, parser.settings(parsed))
         for line in run_directory.changed_packages(run.folder):
             print(f"launch.py: warning: {line}", file=sys.stderr)
@@ -59,7 +59,7 @@ def _resolve(parsed: argparse.Namespace) -> tuple[Config, location.Run]:
     preset = parsed.preset or str(loaded.get("preset", "paper"))
     loaded.pop("preset", None)
     config = configuration.resolve(preset, loaded, parser.settings(parsed))
-    return config, location.open_run(parsed.run_dir or Path("runs") / f"{preset}-{_now()}", resume=False)
+    return config, remote_run.open_run(parsed.run_dir or Path("runs") / f"{preset}-{_now()}", resume=False)
 
 
 def _now() -> str:
@@ -72,7 +72,7 @@ def _train(parsed: argparse.Namespace) -> int:
     from leap_dist.driver import driver  # slow to import, and no other command needs Ray
 
     driver.check_prerequisites(config)
-    with run, run.naming():
+    with run, run.translated_errors():
         patience = run_directory.ORPHAN_SECONDS if parsed.resume else 0.0
         run_directory.prepare(run.folder, config, patience=patience)
         run.publish()
@@ -255,7 +255,7 @@ def _status(parsed: argparse.Namespace) -> int:
         found = progress.progress(Path(parsed.run_dir))
         print(json.dumps(found) if parsed.json else progress.text(found))
         return DONE
-    with reader.folder_of(parsed.run_dir, "config.yaml", "summary.json") as run_dir:
+    with reader.local_copy(parsed.run_dir, "config.yaml", "summary.json") as run_dir:
         summary = run_directory.read_summary(run_dir)
     if summary["state"] not in run_directory.ENDED and not reader.is_alive(parsed.run_dir):
         summary["state"] = "died"
@@ -282,7 +282,7 @@ def _plot(parsed: argparse.Namespace) -> int:
     if _holds_study(parsed.run_dir):
         _study_report(Path(parsed.run_dir))
         return DONE
-    with reader.folder_of(parsed.run_dir, "config.yaml", "ledger.jsonl") as run_dir:
+    with reader.local_copy(parsed.run_dir, "config.yaml", "ledger.jsonl") as run_dir:
         if not run_directory.exists(run_dir):
             raise ConfigError(f"run-dir: {run_dir} holds no run")
         run_directory.refuse_links(run_dir)
@@ -299,8 +299,8 @@ def _plot(parsed: argparse.Namespace) -> int:
 def _export(parsed: argparse.Namespace) -> int:
     from leap_dist.weights.export import export
 
-    init = reader.initialization(parsed.init) if isinstance(parsed.init, location.Url) else parsed.init
-    with location.naming(init, str(parsed.init)):
+    init = reader.cached_initialization(parsed.init) if isinstance(parsed.init, location.Url) else parsed.init
+    with location.translated_errors(init, str(parsed.init)):
         names = export(init, parsed.to, parsed.out, linear_seed=parsed.linear_seed)
     print(f"{parsed.out}: {', '.join(names)}")
     return DONE

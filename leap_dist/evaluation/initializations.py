@@ -185,7 +185,7 @@ def _parse(spec: str) -> tuple[str, Path | None, str]:
         if spec == SCRATCH:
             return SCRATCH, None, SCRATCH
         label, path = "", spec
-    location = reader.initialization(Url(path)) if is_url(path) else Path(path)
+    location = reader.cached_initialization(Url(path)) if is_url(path) else Path(path)
     if location.is_dir():
         location /= "init.safetensors"
     if not label:

@@ -303,7 +303,7 @@ class MetaServer:
         stream = self._config.mode == "stream"
         try:
             self._gathered = LEAST_WAITING * stream
-            with self._state.journal.together():
+            with self._state.journal.deferred_sync():
                 acks = [self._take(contribution) for contribution in contributions]
             self._gathered = len(self._state.waiting) * stream
             self._update()
@@ -316,7 +316,7 @@ class MetaServer:
     def _settle(self) -> bool:
         """Whether all that is in the journal is durable, or could be made so."""
         try:
-            self._state.journal.settle()
+            self._state.journal.sync()
         except OSError as error:
             self._alert(f"the journal could not be flushed: {error}")
             return False

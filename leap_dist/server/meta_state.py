@@ -163,7 +163,7 @@ class MetaState:
         `rest` is stored along, for `restore` to return. Raises OSError where the checkpoint cannot be saved; φ and the
         optimizer are as before then, and the contributions go on waiting.
         """
-        self.journal.settle()
+        self.journal.sync()
         # In the order of the tasks, whatever order they arrived in: the same contributions give the same bits.
         batch = sorted(self.waiting[:count], key=lambda accepted: accepted.lease.task.index)
         before, optimizer_before, heads_before = self.vector, self._optimizer.state(), self.heads
@@ -306,7 +306,7 @@ class MetaState:
                 self.journal.discard(orders.popleft())
             if not orders:
                 del self._entries[lease_id]
-        self.journal.sweep()
+        self.journal.flush_discarded()
 
     def _measured_from(self, first: int) -> dict[str, int]:
         """By lease, the journal's entry before `first` that pushes from there on are, or will be, measured from."""

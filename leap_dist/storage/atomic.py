@@ -1,8 +1,8 @@
 """Durable, verified, atomic files. Nothing here ever reads a pickle.
 
-Every write goes to a temporary name, is flushed and fsynced, renamed, and the directory is fsynced: after any crash
-there is the old file or the new one. Every file that is read back carries a SHA-256, because safetensors notices a
-truncated file but not a flipped bit.
+A write goes to a temporary file, which is flushed, synced and renamed, and then the directory is synced: after a crash
+at any moment there is either the old file or the new one. Every file that is read back carries a SHA-256, because
+safetensors notices a truncated file but not a flipped bit.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from leap_dist.protocol import schema
 from leap_dist.testing.failpoints import failpoint
 
 FORMAT = 3
-"""Version of the files' layout. Newer files are refused, and older checkpoints too."""
+"""Version of the file format. Newer files are refused, and so are older checkpoints."""
 
 
 class CorruptFile(RuntimeError):
-    """A file is damaged, incomplete, or of a newer format. The message names it and says what is wrong."""
+    """A file is damaged, incomplete or of another format. The message names the file and says what is wrong."""
 
 
 class NewerFormat(CorruptFile):
-    """A file is of a newer format: sound, but not for this version to read, or to set aside."""
+    """A file is of a newer format. It is sound, so it is neither read nor set aside."""
 
 
 class OlderFormat(CorruptFile):
-    """A file is of an older format: sound, but for the version to read that wrote it, and not to be set aside."""
+    """A file is of an older format. It is sound, so it is neither read nor set aside; the version that wrote it can."""
 
 
-DAMAGE = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
-"""What reading our own formats may run into where the content is not ours."""
+DECODE_ERRORS = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+"""Errors that decoding a damaged or foreign file may raise."""
 
 
 def read_regular(path: Path) -> bytes:
-    """A file's content. Raises OSError, or CorruptFile where it is no regular file.
+    """Return the content of a regular file. Raises OSError, or CorruptFile if it is anything else.
 
-    A link could lead anywhere, and a pipe never ends.
+    A link could point anywhere, and reading a pipe might never end.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise CorruptFile(f"{path.name} is a symbolic link, which is not followed") from None
+            raise CorruptFile(f"{path.name} is a symbolic link") from None
         raise
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -66,17 +66,24 @@ def read_regular(path: Path) -> bytes:
 
 
 def set_aside(path: Path) -> None:
-    """Renames what is damaged to *.damaged, for a person to look at; where that fails it stays."""
+    """Rename a damaged file or folder to *.damaged, so that a person can inspect it. Errors are ignored."""
     names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
     with contextlib.suppress(OSError):
         os.replace(path, next(name for name in names if not os.path.lexists(name)))
 
 
 def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True, listed: bool = True) -> None:
-    """Replaces `path` by `data` in one step. Raises OSError, and then the old content is still there.
+    """Replace the content of `path` by `data` in one step.
 
-    `point` is the first half of the names of the failpoints on the way. With `listed` False the content is durable, but
-    not the name: that takes `sync_directory`, once for several files.
+    Args:
+        path: file to write; a symbolic link there is replaced, not followed.
+        data: new content.
+        point: prefix of the failpoints on the way.
+        durable: whether to sync the content to disk.
+        listed: whether to sync the directory too. False leaves that to one `sync_directory` for several files.
+
+    Raises:
+        OSError: the write failed, and the old content is still there.
     """
     failpoint(f"{point}.write")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -100,7 +107,7 @@ def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True, l
 
 
 def sync_directory(path: Path) -> None:
-    """Makes renames and removals in a directory durable."""
+    """Make renames and removals in a directory durable. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -109,18 +116,18 @@ def sync_directory(path: Path) -> None:
 
 
 def pack(tensors: dict[str, np.ndarray], header: dict[str, Any]) -> bytes:
-    """A safetensors file with `header` and a checksum over both in its metadata. The same input, the same bytes."""
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # 0-d ones get one dimension
+    """Return a safetensors file with `header`, and a checksum over both, in its metadata. Deterministic."""
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # 0-d arrays become 1-d
     text = json.dumps(header, sort_keys=True)
-    # One entry only: safetensors writes several in an order that changes from one process to the next.
+    # A single entry, because safetensors writes several in an order that differs between processes.
     entry = json.dumps({"format": FORMAT, "header": text, "sha256": _digest(tensors, text)}, sort_keys=True)
     return save(tensors, {"leap_dist": entry})
 
 
 def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and header of `pack`'s bytes. Raises CorruptFile, which names the file, on anything unexpected.
+    """Return the tensors and the header that `pack` was given.
 
-    Of a newer format it is NewerFormat.
+    Raises CorruptFile, which names the file, if the content is not sound, and NewerFormat if it is of a newer format.
     """
     try:
         tensors = load(data)
@@ -132,13 +139,13 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
             raise CorruptFile(f"{name} is damaged: its checksum does not match")
         header = json.loads(entry["header"])
         schema.check(header, {}, "header")
-    except DAMAGE as error:
-        raise CorruptFile(f"{name} is not a file of ours, or damaged: {reason(error)}") from None
+    except DECODE_ERRORS as error:
+        raise CorruptFile(f"{name} is not a leap-dist file, or is damaged: {one_line(error)}") from None
     return tensors, header
 
 
-def reason(error: BaseException) -> str:
-    """An error on one line, and not longer than one: it may quote what it did not understand."""
+def one_line(error: BaseException) -> str:
+    """Return an error as at most 200 printable characters on one line, because it may quote damaged content."""
     text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
     return ascii(" ".join(text.split())[:200])[1:-1]
 
@@ -152,14 +159,14 @@ def _digest(tensors: dict[str, np.ndarray], text: str) -> str:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link or a folder, as far as that works."""
+    """Remove a file, a link or a folder. Errors are ignored."""
     with contextlib.suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        else:  # not rmtree, which opens what it is given, and never returns from a pipe
+        else:  # rmtree would open a pipe and never return
             path.unlink(missing_ok=True)
 
 
 def json_digest(data: dict[str, Any]) -> str:
-    """SHA-256 of plain data, whatever the order of its names."""
+    """Return the SHA-256 of JSON-compatible data, independent of the order of keys."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

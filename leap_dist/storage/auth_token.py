@@ -1,4 +1,4 @@
-"""The token of a Ray cluster: where Ray looks for one, and a new one where there is none. Plain files, no Ray."""
+"""The authentication token of a Ray cluster: finding the one that Ray would use, or creating one. Does not use Ray."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from leap_dist.config.loading import ConfigError
 
 
 class Token(NamedTuple):
-    """A token and where it came from, which may be said; the value may not."""
+    """A token, which must not be shown, and its source, which may."""
 
     value: str
     source: str
 
 
 def find() -> Token | None:
-    """The token that Ray would use: RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token.
+    """Return the token that Ray would use: RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token.
 
-    The file in the home directory is made private where others can read it, with a warning. Raises ConfigError where
-    the file that should hold the token cannot be read, is empty, is a link or belongs to another user. What
-    RAY_AUTH_TOKEN_PATH names may be either: clusters hand out secrets as links that belong to root.
+    If others can read the file in the home directory, it is made private, with a warning. Raises ConfigError if the
+    file cannot be read, is empty, is a link or belongs to another user. The file RAY_AUTH_TOKEN_PATH may be a link and
+    belong to another user, because clusters mount secrets that way.
     """
     if value := os.environ.get("RAY_AUTH_TOKEN"):
         return Token(value, "RAY_AUTH_TOKEN")
@@ -44,7 +44,7 @@ def find() -> Token | None:
 
 
 def find_or_create() -> Token:
-    """The same, with a new token in ~/.ray/auth_token where there is none. Raises ConfigError."""
+    """Return the token that Ray would use, or create one in ~/.ray/auth_token. Raises ConfigError."""
     found = find()
     if found is None:
         try:
@@ -56,12 +56,12 @@ def find_or_create() -> Token:
             ) from None
         found = find()
     if found is None:
-        raise ConfigError(f"address: the token file {default_path()} was removed while it was being made; start again")
+        raise ConfigError(f"address: the token file {default_path()} was removed as it was being created; start again")
     return found
 
 
 def default_path() -> Path:
-    """The file that is used where the environment names no other."""
+    """Return the path of the token file that is used if the environment names no other."""
     return Path.home() / ".ray" / "auth_token"
 
 
@@ -88,22 +88,25 @@ def _read_private(path: Path) -> str:
             )
         if status.st_mode & 0o077:
             os.fchmod(handle, 0o600)
-            print(f"warning: {path} could be read by other users, and cannot any more; renew it", file=sys.stderr)
+            print(
+                f"warning: {path} was readable by others and has been made private; renew the token",
+                file=sys.stderr,
+            )
         return file.read().strip()
 
 
 def _create(path: Path) -> None:
-    """A new token, private from its first byte on; nothing is changed where another process was faster."""
+    """Create a token file, private from its first byte on, unless another process has created one meanwhile."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # of a process of that number that was killed
+    temporary.unlink(missing_ok=True)  # left by a killed process with the same number
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_hex(32))
             file.flush()
             os.fsync(handle)
-        os.link(temporary, path)  # appears whole, and replaces nothing
+        os.link(temporary, path)  # appears whole, and never replaces a file
     except FileExistsError:
         pass
     finally:

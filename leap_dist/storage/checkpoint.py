@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a server after a meta-update, in a folder that appears in one step."""
+"""Checkpoints: the complete state of a server after a meta-update, in a folder that appears in one step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from leap_dist.storage.atomic import (
-    DAMAGE,
+    DECODE_ERRORS,
     FORMAT,
     CorruptFile,
     NewerFormat,
     OlderFormat,
     json_digest,
+    one_line,
     pack,
     read_regular,
-    reason,
     remove,
     set_aside,
     sync_directory,
@@ -35,7 +35,7 @@ from leap_dist.testing.failpoints import failpoint
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a server needs to go on from a meta-update, besides the journal."""
+    """State from which a server continues after a meta-update, together with the journal."""
 
     version: int
     init: dict[str, np.ndarray]
@@ -45,22 +45,25 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """`checkpoints/NNNNNN/` with {init,optimizer,heads}.safetensors and, written last, state.json."""
+    """Folders `checkpoints/NNNNNN/` with {init,optimizer,heads}.safetensors and, written last, state.json."""
 
     def __init__(self, directory: Path, keep: int, replica: NoReplica = NO_REPLICA) -> None:
-        """Creates the directory. Raises OSError."""
+        """Create the directory, which will hold the newest `keep` checkpoints. Raises OSError."""
         self._directory = directory
         self._keep = keep
         self._replica = replica
         directory.mkdir(parents=True, exist_ok=True)
 
     def versions(self) -> list[int]:
-        """Versions on disk, ascending, whether valid or not."""
+        """Return the versions on disk, ascending, valid or not."""
         names = (path.name for path in self._directory.iterdir())
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,17}", name))
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Durable when this returns. Raises OSError, and then the checkpoints are as they were."""
+        """Save a checkpoint, durable on return, and remove old ones.
+
+        Raises OSError, in which case the checkpoints are as they were.
+        """
         final = self._directory / f"{checkpoint.version:06d}"
         temporary = self._directory / f".{final.name}.tmp"
         remove(temporary)
@@ -84,8 +87,8 @@ class CheckpointStore:
             marker = json.dumps(state).encode()
             write_atomic(temporary / "state.json", marker, "checkpoint-file")
             failpoint("checkpoint.written")
-            self._replica.checkpoint(checkpoint.version, {**files, "state.json": marker})
-            if os.path.lexists(final):  # a checkpoint that did not load, and could not be set aside
+            self._replica.put_checkpoint(checkpoint.version, {**files, "state.json": marker})
+            if os.path.lexists(final):  # a damaged checkpoint that could not be set aside
                 remove(final)
             os.replace(temporary, final)
         except OSError:
@@ -96,13 +99,13 @@ class CheckpointStore:
         failpoint("checkpoint.durable")
         for version in self.versions()[: -self._keep]:
             remove(self._directory / f"{version:06d}")
-            self._replica.retire(version)
+            self._replica.remove_checkpoint(version)
 
     def load_newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is whole, or None, with one warning for each newer one that is not.
+        """Return the newest sound checkpoint or None, and a warning for each newer one that is damaged.
 
-        Those are set aside as NNNNNN.damaged, for a person to look at; where none is whole, all stay where they are.
-        Raises NewerFormat or OlderFormat where the newest one that is not damaged is of another format.
+        Damaged checkpoints are renamed to NNNNNN.damaged for inspection, unless no checkpoint is sound. Raises
+        NewerFormat or OlderFormat if the newest checkpoint that is not damaged is of another format.
         """
         warnings: list[str] = []
         damaged: list[Path] = []
@@ -123,7 +126,7 @@ class CheckpointStore:
     def _load(self, version: int) -> Checkpoint:
         folder = self._directory / f"{version:06d}"
         if folder.is_symlink():
-            raise CorruptFile("it is a symbolic link, which is not followed")
+            raise CorruptFile("it is a symbolic link")
         try:
             state = json.loads(read_regular(folder / "state.json"))
             checksum = state.pop("sha256")
@@ -134,7 +137,7 @@ class CheckpointStore:
             if int(state["format"]) < FORMAT:
                 raise OlderFormat(
                     f"checkpoint {version}: format {state['format']} is older than {FORMAT}; "
-                    "end the run with what began it"
+                    "finish the run with the version that started it"
                 )
             if checksum != json_digest(state) or state["version"] != version:
                 raise CorruptFile("state.json is damaged: its checksum does not match")
@@ -144,7 +147,7 @@ class CheckpointStore:
                 if hashlib.sha256(data).hexdigest() != state["files"][name]:
                     raise CorruptFile(f"{name} is damaged: its checksum does not match")
                 contents[name] = unpack(data, name)[0]
-        except DAMAGE as error:
-            raise CorruptFile(f"state.json is damaged: {reason(error)}") from None
+        except DECODE_ERRORS as error:
+            raise CorruptFile(f"state.json is damaged: {one_line(error)}") from None
         init, optimizer, heads = contents.values()
         return Checkpoint(version, init, optimizer, heads, state["state"])

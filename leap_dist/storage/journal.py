@@ -1,4 +1,4 @@
-"""What is accepted and not yet in every checkpoint, and what is applied: a file for each entry, a line for each."""
+"""The journal: accepted contributions that a kept checkpoint may still lack, and open leases, one file each."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from leap_dist.storage.atomic import (
-    DAMAGE,
+    DECODE_ERRORS,
     CorruptFile,
     json_digest,
+    one_line,
     pack,
     read_regular,
-    reason,
     remove,
     set_aside,
     sync_directory,
@@ -29,91 +29,97 @@ from leap_dist.testing.failpoints import failpoint
 
 
 class Journal:
-    """Accepted contributions that a kept checkpoint may still lack, and the leases that are open: one file each."""
+    """Entries and lease records in one directory. An entry is named by its order, a record by its lease."""
 
     def __init__(self, directory: Path, replica: NoReplica = NO_REPLICA) -> None:
-        """Creates the directory. Raises OSError."""
+        """Create the directory. Raises OSError."""
         self._directory = directory
         self._replica = replica
         self._discarded: list[int] = []
-        self._together = self._unlisted = False
+        self._sync_deferred = self._unsynced = False
         directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob(".*.tmp"):  # of a write that a crash cut short
+        for leftover in directory.glob(".*.tmp"):  # a crash cut this write short
             remove(leftover)
 
     def write(self, order: int, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
-        """Durable when this returns, but see `together`. Raises OSError, and then there is no such entry."""
+        """Write an entry; durable on return, except inside `deferred_sync`.
+
+        Raises OSError, in which case the entry does not exist.
+        """
         data = pack(arrays, {**header, "order": order})
-        write_atomic(self._path(order), data, "journal", listed=not self._together)
-        self._unlisted |= self._together
+        write_atomic(self._path(order), data, "journal", listed=not self._sync_deferred)
+        self._unsynced |= self._sync_deferred
         try:
-            self._replica.entry(order, data)
+            self._replica.put_entry(order, data)
         except OSError:
             remove(self._path(order))
             raise
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Entries written in here are durable after the next `settle`."""
-        self._together = True
+    def deferred_sync(self) -> Iterator[None]:
+        """Make entries written inside the block durable only with the next `sync`, which costs one fsync for all."""
+        self._sync_deferred = True
         try:
             yield
         finally:
-            self._together = False
+            self._sync_deferred = False
 
-    def settle(self) -> None:
-        """Makes every entry durable that is not. Raises OSError."""
-        if self._unlisted:
+    def sync(self) -> None:
+        """Make all entries durable. Raises OSError."""
+        if self._unsynced:
             sync_directory(self._directory)
-            self._unlisted = False
+            self._unsynced = False
             failpoint("journal.durable")
 
     def orders(self) -> list[int]:
-        """Of the entries there are, ascending."""
+        """Return the orders of all entries, ascending."""
         pattern = r"contribution-([0-9]{8}|[1-9][0-9]{8,17})\.safetensors"
         found = (re.fullmatch(pattern, path.name) for path in self._directory.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
     def read(self, order: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays and header of an entry. Raises CorruptFile on a damaged one, OSError."""
+        """Return the arrays and the header of an entry. Raises CorruptFile if it is damaged, OSError."""
         path = self._path(order)
         arrays, header = unpack(read_regular(path), f"journal/{path.name}")
         if header.pop("order", order) != order:  # a copy under another name would count twice
-            raise CorruptFile(f"journal/{path.name} is another entry's content")
+            raise CorruptFile(f"journal/{path.name} has the content of another entry")
         return arrays, header
 
     def set_aside(self, order: int) -> None:
-        """Renames a damaged entry, for a person to look at."""
+        """Rename a damaged entry, so that a person can inspect it."""
         set_aside(self._path(order))
 
     def discard(self, order: int) -> None:
-        """Removes an entry, in the mirror with the next `sweep`; where that fails it stays, harmlessly."""
+        """Remove an entry that no checkpoint needs; the replica follows with the next `flush_discarded`.
+
+        Errors are ignored: an entry that stays does no harm.
+        """
         self._discarded.append(order)
         with contextlib.suppress(OSError):
             failpoint("journal.discard")
             self._path(order).unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        """Removes what was discarded in the mirror too: together, because each request takes its time."""
+    def flush_discarded(self) -> None:
+        """Remove discarded entries from the replica, together, because each request takes time."""
         if self._discarded:
-            self._replica.discard(self._discarded)
+            self._replica.remove_entries(self._discarded)
             self._discarded = []
 
     def open_lease(self, lease_id: str, header: dict[str, Any]) -> None:
-        """Records a granted lease, so that a restarted server still knows it. Raises OSError."""
+        """Record a granted lease, so that a restarted server still knows it. Raises OSError."""
         data = json.dumps({**header, "sha256": json_digest(header)}).encode()
         write_atomic(self._directory / f"lease-{lease_id}.json", data, "lease")
 
     def close_lease(self, lease_id: str) -> None:
-        """Forgets a lease; where that fails, a restart takes the lease for open and lets it expire."""
+        """Remove the record of a lease. If that fails, a restarted server takes the lease as open until it expires."""
         with contextlib.suppress(OSError):
             failpoint("lease.close")
             (self._directory / f"lease-{lease_id}.json").unlink(missing_ok=True)
 
     def leases(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """Headers of the leases recorded, and a warning for each file that is damaged.
+        """Return the headers of all recorded leases, and a warning for each damaged record.
 
-        Those are set aside, which costs their tasks a second run.
+        Damaged records are set aside, so their tasks are trained a second time.
         """
         headers, warnings = [], []
         for path in sorted(self._directory.glob("lease-*.json")):
@@ -121,12 +127,12 @@ class Journal:
                 header = json.loads(read_regular(path))
                 if header.pop("sha256") != json_digest(header):
                     raise CorruptFile("its checksum does not match")
-                # The name becomes part of paths.
+                # The lease's id becomes part of paths.
                 if not re.fullmatch("[0-9]{6,18}-[0-9a-f]{8}", header["id"]) or path.stem != f"lease-{header['id']}":
-                    raise CorruptFile("it is another lease's content")
+                    raise CorruptFile("it has the content of another lease")
                 headers.append(header)
-            except (CorruptFile, OSError, *DAMAGE) as error:
-                warnings.append(f"journal/{ascii(path.name)[1:-1]} is damaged and set aside: {reason(error)}")
+            except (CorruptFile, OSError, *DECODE_ERRORS) as error:
+                warnings.append(f"journal/{ascii(path.name)[1:-1]} is damaged and set aside: {one_line(error)}")
                 set_aside(path)
         return headers, warnings
 

@@ -1,7 +1,7 @@
-"""Objects behind a URL, through fsspec: put whole, read whole, listed, removed, each within a bounded time.
+"""Objects behind a URL, through fsspec: put, get, list and remove, each within a bounded time.
 
-What the callers rely on: an object appears whole or not at all, and who reads after a put has returned sees it. Object
-stores promise both, and a directory here is written so.
+Callers rely on two guarantees: an object appears whole or not at all, and a read after a put has returned sees it.
+Object stores give both, and this module writes directories (file://) in the same way.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.storage.atomic import remove, write_atomic
 from leap_dist.storage.redaction import redact
 
-CALL_SECONDS = 10.0  # for one object, besides its size: workers wait for the server, and it for this
-BYTES_PER_SECOND = 500_000.0  # that a connection has at least; a slower one is taken for broken
-REST_SECONDS = (
-    2.0  # after a call without an answer, in which others are not even tried: what waits elsewhere gets its turn
-)
-LARGE = 100 * 2**20  # bytes that an object may well have
+CALL_SECONDS = 10.0
+"""Time limit of a request, besides what its size takes: workers wait for the server, and the server for this."""
+BYTES_PER_SECOND = 500_000.0
+"""Slowest connection that is not taken for broken."""
+REST_SECONDS = 2.0
+"""Seconds after a time-out in which requests fail at once, so that the server can attend to other callers."""
 
 _S3 = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 8, "retries": {"max_attempts": 2}},
@@ -45,16 +45,19 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "gs": ("gcsfs", _GCS),
     "gcs": ("gcsfs", _GCS),
 }
-"""Kinds of URL that objects appear whole at: the package that each needs, and what fsspec is told."""
+"""Supported URL schemes, on which objects appear whole: the package that each needs, and its fsspec options."""
 
-_PART = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.][A-Za-z0-9_.,=@+-]*")  # of a name: nothing that leads elsewhere
+_PART = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.][A-Za-z0-9_.,=@+-]*")  # a component of a name that cannot lead elsewhere
 _Result = TypeVar("_Result")
 
 
 class Storage:
-    """A folder of objects. All that goes wrong is an OSError of one line, without secrets in it.
+    """A folder of objects. Every failure is an OSError whose text is one line without secrets.
 
-    `name`s are paths below the folder. `root` is its path in the `filesystem`.
+    Args:
+        url: URL of the folder, without secrets. Names of objects are paths below it.
+        filesystem: fsspec file system.
+        root: path of the folder in the file system.
     """
 
     def __init__(self, url: str, filesystem: Any, root: str) -> None:
@@ -66,46 +69,49 @@ class Storage:
 
     @property
     def folder(self) -> Path | None:
-        """The directory behind a file:// URL."""
+        """The directory behind a file:// URL; None for other URLs."""
         return Path(self._root) if self.url.startswith("file:") else None
 
     def put(self, name: str, data: bytes) -> None:
-        """Writes an object, whole, over one that is there. It is durable when this returns. Raises OSError.
+        """Write a whole object, replacing an existing one; durable on return.
 
-        Where it raises, the object may be there nevertheless, or appear later.
+        If it raises OSError, the object may exist nevertheless, or appear later.
         """
         self._call(name, lambda path: self._put(path, data), len(data))
 
     def get(self, name: str) -> bytes:
-        """An object's content; a large one has to be among the `names` asked for. Raises FileNotFoundError, OSError."""
+        """Return the content of an object. Raises FileNotFoundError, OSError.
+
+        The time limit depends on the size that `names` has listed, so list large objects first.
+        """
         data: bytes = self._call(name, self._filesystem.cat_file, self._sizes.get(name, 0))
         return data
 
     def find(self, name: str) -> bytes | None:
-        """A small object's content, None where there is none. Raises OSError."""
+        """Return the content of a small object, or None if it does not exist. Raises OSError."""
         try:
             return self.get(name)
         except FileNotFoundError:
             return None
 
     def names(self, below: str = "") -> list[str]:
-        """Of all objects, or those in a folder, sorted; without those that could lead elsewhere. Raises OSError."""
+        """Return the sorted names of all objects, or those in a folder; unsafe names are left out. Raises OSError."""
         found = self._call(below, self._find, 0)
         sizes = {path.removeprefix(self._root).lstrip("/"): size for path, size in found.items()}
         self._sizes |= sizes
         return sorted(name for name in sizes if all(_PART.fullmatch(part) for part in name.split("/")))
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes objects; those that are not there do not matter. Raises OSError."""
+        """Remove objects; missing ones are ignored. Raises OSError."""
         if names := list(names):
             self._call(names[0], lambda _: self._remove(names), 0)
 
     def probe(self) -> None:
-        """Puts an object, reads it back and removes it. Raises OSError where any of it does not work."""
+        """Put an object, read it back and remove it. Raises OSError if any of that fails."""
         name, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
         self.put(name, content)
         if self.get(name) != content:
-            raise OSError(errno.EIO, "what was written is not what is read back")
+            raise OSError(errno.EIO, "an object was read back with other content than was written")
         self.remove([name])
 
     def _put(self, path: str, data: bytes) -> None:
@@ -116,7 +122,7 @@ class Storage:
         write_atomic(Path(path), data, "object")
 
     def _find(self, path: str) -> dict[str, int]:
-        """Sizes, by path."""
+        """Return sizes by path."""
         self._filesystem.invalidate_cache()
         found: dict[str, dict[str, Any]] = self._filesystem.find(path, detail=True)
         return {name: int(about.get("size") or 0) for name, about in found.items()}
@@ -128,14 +134,14 @@ class Storage:
                 remove(Path(path))
             return
         try:
-            self._filesystem.rm(paths)  # many in one request, where there is such a thing
+            self._filesystem.rm(paths)  # one request for all of them, if the store has that
         except FileNotFoundError:
             for path in paths:
                 with contextlib.suppress(FileNotFoundError):
                     self._filesystem.rm_file(path)
 
     def _call(self, name: str, call: Callable[[str], _Result], size: int) -> _Result:
-        """The result of a call on a path, which runs in a thread of its own: there is no other way to stop waiting."""
+        """Return the result of a call on a path. It runs in its own thread, the only way to stop waiting for it."""
         if time.monotonic() < self._rests_until:
             raise TimeoutError(errno.ETIMEDOUT, "no answer a moment ago")
         path = f"{self._root}/{name}" if name else self._root
@@ -145,7 +151,7 @@ class Storage:
         def run() -> None:
             try:
                 outcome.append(call(path))
-            except BaseException as error:  # to be raised where the call was made
+            except BaseException as error:  # raised below, in the calling thread
                 trouble.append(error)
 
         thread = threading.Thread(target=run, name=f"storage {name}", daemon=True)
@@ -164,32 +170,32 @@ class Storage:
 
 
 def is_url(text: str) -> bool:
-    """Whether it is meant as a URL, and not as a path."""
+    """Return whether the text is a URL and not a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def open_storage(url: str, field: str = "run-dir") -> Storage:
-    """The storage behind a URL; nothing is asked of it yet.
+    """Open the storage behind a URL, without sending a request yet.
 
-    Raises ConfigError, which names the `field`, where the URL is none that can be used, or a package is missing.
+    Raises ConfigError, which names the `field`, if the URL cannot be used or a package is missing.
     """
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise ConfigError(f"{field}: what was given is not a URL") from None
+        raise ConfigError(f"{field}: this is not a valid URL") from None
     scheme = parts.scheme.lower()
     if "@" in parts.netloc:
         raise ConfigError(
             f"{field}: the {ascii(scheme)[1:-1]}:// URL has a user or password in it, which would end up in logs; give "
-            "credentials by the environment or the provider's own files"
+            "credentials through the environment or the provider's own files"
         )
     if scheme not in SCHEMES:
         near = difflib.get_close_matches(scheme, SCHEMES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}://?" if near else f"use one of {', '.join(f'{name}://' for name in SCHEMES)}"
-        raise ConfigError(f"{field}: {ascii(scheme)[1:-1][:40]}:// is not a kind of URL that can hold a run; {hint}")
+        raise ConfigError(f"{field}: {ascii(scheme)[1:-1][:40]}:// URLs cannot hold a run; {hint}")
     shown = redact(url)
     if re.search(r"[?#*\[\]\s\\]", url) or ".." in parts.path.split("/"):
-        raise ConfigError(f"{field}: {shown} has one of ? # * [ ] \\ .. or a space in it; leave that out")
+        raise ConfigError(f"{field}: {shown} contains one of ? # * [ ] \\ .. or a space; leave that out")
     if scheme == "file" and parts.netloc:
         raise ConfigError(f"{field}: {shown} has no absolute path; it begins with file:///")
     if not parts.path.strip("/") and (scheme not in ("memory",) or not parts.netloc):
@@ -202,7 +208,7 @@ def open_storage(url: str, field: str = "run-dir") -> Storage:
         raise ConfigError(
             f"{field}: {scheme}:// needs the package {package}; pip install {package}, or pip install '.[{extra}]'"
         ) from None
-    except Exception as error:  # whatever a package raises where it does not like its settings
+    except Exception as error:  # each package has errors of its own for bad settings
         raise ConfigError(f"{field}: {shown} cannot be used: {_one_line(error)}") from None
     return Storage(f"{scheme}://{url.partition('://')[2].rstrip('/')}", filesystem, root)
 

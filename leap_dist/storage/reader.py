@@ -1,4 +1,4 @@
-"""Who only reads a run, wherever it is kept: status, pictures, its initialization."""
+"""Read-only access to a run directory or URL, for status, pictures and initializations."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pathlib import Path
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.storage import remote_lock, replica, run_directory
-from leap_dist.storage.location import Location, Url, is_kept, naming
+from leap_dist.storage.location import Location, Url, holds_objects, translated_errors
 from leap_dist.storage.objects import Storage, open_storage
 from leap_dist.storage.replica import LEDGER
 
 
 def is_remote(where: Location) -> bool:
-    """Whether a run is kept there in the way of object storage, whatever it was called by."""
-    return isinstance(where, Url) or is_kept(where)
+    """Return whether a run is kept as objects there, also if `where` is the target directory of a file:// URL."""
+    return isinstance(where, Url) or holds_objects(where)
 
 
 @contextlib.contextmanager
-def folder_of(where: Location, *wanted: str, field: str = "run-dir") -> Iterator[Path]:
-    """A directory to read a run from: itself, or a private copy of the `wanted` files, as far as there are such.
+def local_copy(where: Location, *wanted: str, field: str = "run-dir") -> Iterator[Path]:
+    """Yield a directory to read a run from: the run directory, or a temporary copy of the `wanted` files that exist.
 
-    Raises ConfigError; what is raised inside names the URL instead of the copy.
+    Raises ConfigError. Errors inside the block name the URL instead of the copy.
     """
     if not isinstance(where, Url):
-        if not is_kept(where):
+        if not holds_objects(where):
             yield where
             return
         where = Url(f"file://{where.resolve()}")
@@ -38,16 +38,16 @@ def folder_of(where: Location, *wanted: str, field: str = "run-dir") -> Iterator
     with tempfile.TemporaryDirectory(prefix="leap-dist-read-") as temporary:
         folder = Path(temporary) / (re.sub(r"[^A-Za-z0-9_.-]", "-", storage.url.rpartition("/")[2]) or "run")
         folder.mkdir()
-        with naming(folder, storage.url):
+        with translated_errors(folder, storage.url):
             _fetch(storage, folder, wanted, field)
             yield folder
 
 
 @functools.cache
-def initialization(where: Url) -> Path:
-    """A private copy of an init.safetensors, or of the one in a run, until the process ends.
+def cached_initialization(where: Url) -> Path:
+    """Return the path of a copy of an init.safetensors, given by its URL or its run's, kept until the process ends.
 
-    What describes its run lies beside it. Raises ConfigError.
+    The files that describe its run lie beside it. Raises ConfigError.
     """
     folder = Path(tempfile.mkdtemp(prefix="leap-dist-read-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -55,7 +55,7 @@ def initialization(where: Url) -> Path:
 
 
 def fetch_initialization(where: Url, below: Path) -> Path:
-    """The same in a new folder `below` one, which is of the run's name. Raises ConfigError."""
+    """Download an init.safetensors into a new folder below `below`, named like the run. Raises ConfigError."""
     parent, _, name = where.rstrip("/").rpartition("/")
     if not name.endswith(".safetensors"):
         parent, name = where, "init.safetensors"
@@ -69,9 +69,9 @@ def fetch_initialization(where: Url, below: Path) -> Path:
 
 
 def is_alive(where: Location) -> bool:
-    """Whether somebody works on a run that has not ended; yes where that cannot be told."""
+    """Return whether a launch works on the run; True if that cannot be told."""
     if not isinstance(where, Url):
-        if not is_kept(where):
+        if not holds_objects(where):
             return run_directory.is_alive(where)
         where = Url(f"file://{where.resolve()}")
     storage = open_storage(where)

@@ -1,4 +1,4 @@
-"""Takes secrets out of text that is written or shown: what the environment holds, and what looks like one."""
+"""Removes secrets from text that is written or shown: values from the environment, and what looks like a secret."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from leap_dist.storage import auth_token
 
 HIDDEN = "***"
 SHORTEST = 8
-"""Characters of a value that is hidden wherever it appears; a shorter one would take ordinary text with it."""
+"""Length from which a secret value is hidden wherever it appears; hiding shorter ones would damage ordinary text."""
 
 _SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|KEY)$", re.IGNORECASE)
 _NAME = r"(?:token|secret|passw(?:or)?d|passphrase|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key)"
 _VALUE = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\S+)"""
-# No pattern may begin with something of any length: the time for a text would go with the square of its length.
+# No pattern may start with an unbounded repetition: matching would take quadratic time.
 _SHAPES = [
     (re.compile(r"(://)[^\s/]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),  # in a URL
     (
@@ -35,12 +35,12 @@ _SHAPES = [
 
 
 def redact(text: str) -> str:
-    """`text` with every secret in it replaced by ***."""
+    """Return `text` with every secret replaced by ***."""
     return redact_all([text])[0]
 
 
 def redact_all(texts: Iterable[str]) -> list[str]:
-    """The same for several texts."""
+    """Return several texts with every secret replaced by ***."""
     known = _known()
     return [_redact(text, known) for text in texts]
 
@@ -54,7 +54,7 @@ def _redact(text: str, known: list[str]) -> str:
 
 
 def _known() -> list[str]:
-    """The values of secrets that this process has, as they are and as they look when quoted; longest first."""
+    """Return the secrets that this process knows, plain and in quoted forms, longest first."""
     values = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
     for path in (os.environ.get("RAY_AUTH_TOKEN_PATH"), auth_token.default_path()):
         try:

@@ -1,82 +1,93 @@
-"""Who owns a run in object storage: a lock that nobody drops when its holder dies, so it is watched, and checked.
+"""Ownership of a run in object storage, where no lock is dropped when its holder dies.
 
-    .lock           holder, nonce, generation: written once by each launch, when it takes the run over, and never again
-    .alive-NONCE    a counter, which the launch raises every few seconds, and at its end a word that it is released
+    .lock           holder, nonce and generation; each launch writes it once, when it takes the run over
+    .alive-NONCE    a counter that the launch raises every few seconds; at the end it says that the run is released
 
-Stores have no conditional write that all of them share, so two launches may both write `.lock`: the later one has it.
-Whoever wrote asks again after every write that it is to answer for: where the lock is still its own, whoever takes the
-run over later will see what was written.
+A launch is alive while its counter moves. Not all object stores have a conditional write, so two launches may both
+write `.lock`: the later writer owns the run. A writer therefore reads `.lock` again after each write that it is going
+to acknowledge: if the lock is still its own, whoever takes the run over later will see that write.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
 from leap_dist.protocol import schema
-from leap_dist.storage.atomic import DAMAGE
+from leap_dist.storage.atomic import DECODE_ERRORS
 from leap_dist.storage.objects import Storage
 from leap_dist.storage.run_lock import RunDirectoryBusy
 
 LOCK = ".lock"
 ALIVE = ".alive-"
-BEAT_SECONDS = 2.0  # between two raises of the counter
-WATCH_SECONDS = 10.0  # without one, after which an owner is taken for dead
-STATUS_SECONDS = 5.0  # the same, for who only asks
-SETTLE_SECONDS = 0.5  # for another launch that takes the run over at the same moment
+BEAT_SECONDS = 2.0
+"""Seconds between two increments of the counter."""
+WATCH_SECONDS = 10.0
+"""Seconds without an increment after which a launch that wants the run takes its owner for dead."""
+STATUS_SECONDS = 5.0
+"""Seconds for which a command that only reads watches the counter."""
+SETTLE_SECONDS = 0.5
+"""Seconds between writing the lock and reading it back, for a launch that takes the run over at the same moment."""
+BEATS_MISSED = 3
+"""Failed increments in a row that raise an alert."""
 
 
 class Claim(NamedTuple):
-    """A launch's hold on a run."""
+    """A launch's claim to a run."""
 
     holder: str
     nonce: str
     generation: int
-    """One more than that of the launch before."""
+    """Number of the launch: one more than the generation of the launch before."""
 
 
 class LockLost(OSError):
-    """Another launch has taken the run over: nothing may be written any more."""
+    """Another launch has taken the run over, so nothing may be written any more."""
 
 
 class Stamp(NamedTuple):
-    """Part of the name of what may be written twice: later ones are greater, of whatever launch they are."""
+    """Part of the name of an object that may be written more than once. A later write has a greater stamp."""
 
     generation: int
     order: int
-    """Nanoseconds of a clock that all processes of a launch share: they are on one machine."""
+    """Monotonic clock in nanoseconds. All writers of a launch run on one machine and share this clock."""
     nonce: str
-    """The beginning of the claim's."""
+    """First eight digits of the claim's nonce."""
 
     def __str__(self) -> str:
         return f"{self.generation:06d}-{self.order:020d}-{self.nonce}"
 
-    def is_of_loser(self, owner: Claim | None) -> bool:
-        """Whether it was written under a claim that `owner`, of the same generation, has overwritten."""
+    def is_overwritten(self, owner: Claim | None) -> bool:
+        """Return whether its claim was overwritten by `owner`, a claim of the same generation."""
         if owner is None or self.generation != owner.generation:
             return False
         return not owner.nonce.startswith(self.nonce)
 
 
-def stamp(claim: Claim) -> Stamp:
-    """A new one."""
+def new_stamp(claim: Claim) -> Stamp:
+    """Return a stamp greater than all earlier ones of the claim."""
     return Stamp(claim.generation, time.monotonic_ns(), claim.nonce[:8])
 
 
-def stamp_of(name: str) -> Stamp | None:
-    """The one in a name."""
+def parse_stamp(name: str) -> Stamp | None:
+    """Return the stamp in an object's name, or None if there is none."""
     match = re.search(r"\.([0-9]{6})-([0-9]{20})-([0-9a-f]{8})\.", name)
     return Stamp(int(match[1]), int(match[2]), match[3]) if match else None
 
 
 def read_claim(storage: Storage) -> Claim | None:
-    """The present one, None for none. What is no lock of ours has an empty nonce. Raises OSError."""
+    """Return the current claim, or None if there is none. Raises OSError.
+
+    A lock that this program did not write yields a claim with an empty nonce.
+    """
     data = storage.find(LOCK)
     if data is None:
         return None
@@ -84,48 +95,49 @@ def read_claim(storage: Storage) -> Claim | None:
         content = json.loads(data)
         schema.check(content, {"holder": str, "nonce": str, "generation": int}, "lock")
         if not re.fullmatch("[0-9a-f]{32}", content["nonce"]) or not 0 <= content["generation"] < 10**6:
-            raise ValueError("lock is not ours")
+            raise ValueError("lock has an invalid nonce or generation")
         return Claim(ascii(content["holder"])[1:-1][:200], content["nonce"], content["generation"])
-    except DAMAGE:
+    except DECODE_ERRORS:
         return Claim(ascii(data[:80].decode(errors="replace"))[1:-1] or "an unknown process", "", 0)
 
 
 def check(storage: Storage, claim: Claim) -> None:
-    """Raises LockLost where the lock is another launch's, OSError where that cannot be told."""
+    """Raise LockLost if another launch holds the lock, OSError if the lock cannot be read."""
     present = read_claim(storage)
     if present is None or present.nonce != claim.nonce:
-        holder = present.holder if present else "somebody who removed the lock"
+        holder = present.holder if present else "a process that removed the lock"
         raise LockLost(f"the run was taken over by {holder}: nothing is written any more")
 
 
 def beat(storage: Storage, claim: Claim, count: int, *, released: bool = False) -> None:
-    """Raises the counter, or gives the run back. Raises OSError."""
+    """Set the counter, or with `released` give the run back. Raises OSError."""
     storage.put(ALIVE + claim.nonce, json.dumps({"beat": count, "released": released}).encode())
 
 
 def is_released(storage: Storage, claim: Claim) -> bool:
-    """Whether its launch ended by itself. Raises OSError."""
+    """Return whether the claim's launch has given the run back. Raises OSError."""
     try:
         content = json.loads(storage.find(ALIVE + claim.nonce) or b"{}")
         return bool(content.get("released", False))
-    except DAMAGE:
+    except DECODE_ERRORS:
         return False
 
 
-def take(
-    storage: Storage, *, watch: float = WATCH_SECONDS, say: Callable[[str], None] = lambda _: None
+def take_over(
+    storage: Storage, *, watch: float = WATCH_SECONDS, warn: Callable[[str], None] = lambda _: None
 ) -> tuple[Claim, Claim | None]:
-    """Takes a run over from a launch that is released, or shows no sign of life for `watch` seconds.
+    """Take a run over from a launch that has released it or shows no sign of life for `watch` seconds.
 
-    Returns the new claim and the one before. Raises RunDirectoryBusy, naming the holder; OSError.
+    Returns the new claim and the previous one. Raises RunDirectoryBusy, which names the holder, if the previous launch
+    is alive; OSError if the storage fails.
     """
     before = read_claim(storage)
     if before is not None and not is_released(storage, before):
-        say(f"{before.holder} has not given {storage.url} back; watching for {watch:.0f} s whether it is alive")
+        warn(f"{before.holder} has not released {storage.url}; watching for {watch:.0f} s whether it is alive")
         if is_alive(storage, before, watch):
             raise RunDirectoryBusy(f"run-dir: {storage.url} is in use ({before.holder}); stop it or choose another")
-    known = [found.generation for name in storage.names() if (found := stamp_of(name))]
-    generation = 1 + max([before.generation if before else 0, *known])  # somebody may have removed the lock
+    known = [found.generation for name in storage.names() if (found := parse_stamp(name))]
+    generation = 1 + max([before.generation if before else 0, *known])  # the lock itself may have been removed
     claim = Claim(f"process {os.getpid()} on {socket.gethostname()}", uuid.uuid4().hex, generation)
     beat(storage, claim, 0)
     storage.put(LOCK, json.dumps(claim._asdict()).encode())
@@ -139,16 +151,65 @@ def take(
 
 
 def is_alive(storage: Storage, claim: Claim | None, seconds: float = STATUS_SECONDS) -> bool:
-    """Whether the holder's counter, the lock or the run's summary changes within so many seconds. Raises OSError."""
-    first, deadline = _signs(storage, claim), time.monotonic() + seconds
+    """Return whether the counter, the lock or the run's summary changes within `seconds`. Raises OSError."""
+    first, deadline = _signs_of_life(storage, claim), time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(min(1.0, seconds / 4))
-        now = _signs(storage, claim)
-        if now != first:  # whoever gives it back changes something too
+        now = _signs_of_life(storage, claim)
+        if now != first:  # releasing the run changes the counter too
             return now[0] != first[0] or claim is None or not is_released(storage, claim)
     return False
 
 
-def _signs(storage: Storage, claim: Claim | None) -> tuple[bytes | None, ...]:
+def _signs_of_life(storage: Storage, claim: Claim | None) -> tuple[bytes | None, ...]:
     names = [LOCK, "summary.json", *([ALIVE + claim.nonce] if claim and claim.nonce else [])]
     return tuple(storage.find(name) for name in names)
+
+
+class Heartbeat:
+    """A thread that shows that a launch is alive until it is stopped or the run is taken over.
+
+    Args:
+        storage: where the run is kept.
+        claim: the launch's claim.
+        alert: called with a line of text when the storage does not answer.
+    """
+
+    def __init__(self, storage: Storage, claim: Claim, alert: Callable[[str], None]) -> None:
+        self.lost: LockLost | None = None
+        """The error to raise if another launch has taken the run over."""
+        self._storage = storage
+        self._claim = claim
+        self._alert = alert
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread and wait for it. Idempotent."""
+        self._stopped.set()
+        self._thread.join()
+
+    def release(self) -> None:
+        """Give the run back, so that another launch may take it at once. Errors are ignored."""
+        with contextlib.suppress(OSError):
+            beat(self._storage, self._claim, -1, released=True)
+
+    def _run(self) -> None:
+        count = missed = 0
+        while not self._stopped.wait(BEAT_SECONDS):
+            count += 1
+            try:
+                beat(self._storage, self._claim, count)
+                check(self._storage, self._claim)
+                missed = 0
+            except LockLost as error:
+                self.lost = error
+                return
+            except OSError as error:
+                missed += 1
+                if missed == BEATS_MISSED:
+                    self._alert(f"{self._storage.url} does not answer ({error.strerror}); retrying")

@@ -1,16 +1,16 @@
-"""What makes a run durable, kept in object storage too: journal, checkpoints and ledger.
+"""A replica in object storage of what makes a run durable: journal, checkpoints and ledger.
 
-The server works in a local directory, the working copy, and what it promises is put at the URL before it is promised:
-a node that is lost takes nothing along that was acknowledged. Between two launches the URL has the truth; within one,
-where a server is restarted, the working copy has.
+The server works in a local directory, the working copy. Whatever it acknowledges is put at the URL first, so losing the
+machine loses nothing that was acknowledged. Between two launches the URL is authoritative; within a launch, also when
+its server restarts, the working copy is.
 
-    journal/contribution-NNNNNNNN.STAMP.safetensors    one put each; a put that failed may still arrive, so that every
-                                                       attempt has a name of its own, and the latest counts
-    checkpoints/NNNNNN/…                               state.json last: without it there is no checkpoint
-    ledger/segment.STAMP.OFFSET.jsonl                  stores do not append: the ledger is what is left when each
-                                                       segment in turn cuts it at its offset, and follows
+    journal/contribution-NNNNNNNN.STAMP.safetensors    one put per attempt: a put that failed may still arrive, so each
+                                                       attempt has its own name, and the latest one counts
+    checkpoints/NNNNNN/…                               state.json is put last; without it there is no checkpoint
+    ledger/segment.STAMP.OFFSET.jsonl                  object stores cannot append: the ledger results from applying the
+                                                       segments in order, each cutting it at OFFSET and appending
 
-Records of leases stay local: where they are lost, their tasks are drawn again.
+Lease records stay local: the tasks of lost leases are drawn again.
 """
 
 from __future__ import annotations
@@ -24,69 +24,75 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leap_dist.storage.objects import Storage, open_storage
-from leap_dist.storage.remote_lock import ALIVE, Claim, LockLost, Stamp, check, stamp, stamp_of
+from leap_dist.storage.remote_lock import ALIVE, Claim, LockLost, Stamp, check, new_stamp, parse_stamp
 
 MARKER = "state.json"
-"""Of a checkpoint that is complete."""
+"""File that makes a checkpoint complete."""
 FILES = ("init.safetensors", "optimizer.safetensors", "heads.safetensors", MARKER)
-PLAIN = ("config.yaml", "manifest.json", "summary.json", "init.safetensors", "progress.png", "tensorboard", "profile")
-"""What is a copy, file by file, and not needed to go on."""
+"""Files of a checkpoint."""
+COPIES = ("config.yaml", "manifest.json", "summary.json", "init.safetensors", "progress.png", "tensorboard", "profile")
+"""Files and folders that are copied one by one and are not needed to resume."""
 LEDGER = "ledger.jsonl"
-MOST_SEGMENTS = 256  # of the ledger, before they become one
-PATIENCE_SECONDS = 30.0  # that a server which starts waits for the storage
-AT_ONCE = 8  # objects that are read together
+MOST_SEGMENTS = 256
+"""Segments of the ledger after which they are merged into one."""
+PATIENCE_SECONDS = 30.0
+"""Seconds for which a starting server waits for the storage."""
+PARALLEL_READS = 8
 
 _ENTRY = re.compile(r"contribution-([0-9]{8}|[1-9][0-9]{8,17})\.safetensors")
-# Without a stamp where somebody has copied a run directory.
+# An entry has no stamp if somebody copied a plain run directory to the URL.
 _REMOTE_ENTRY = re.compile(r"journal/contribution-([0-9]{8}|[1-9][0-9]{8,17})(?:\.[0-9a-f-]+)?\.safetensors")
 _REMOTE_CHECKPOINT = re.compile(r"checkpoints/([0-9]{6}|[1-9][0-9]{6,17})/([a-z.]+)")
 _REMOTE_SEGMENT = re.compile(r"ledger/segment\.[0-9a-f-]+\.([0-9]{12,18})\.jsonl")
 
 
 class Remote(NamedTuple):
-    """Where a run is kept, and by which right. Holds no secret; goes to the server's process."""
+    """URL of a run and the launch's claim to it. Contains no secret, and is sent to the server's process."""
 
     url: str
     claim: Claim
 
 
 class NoReplica:
-    """For a run directory that is a plain one: nothing is put anywhere."""
+    """Null object for a run in a plain directory: every method does nothing."""
 
     def catch_up(self) -> None:
-        """Makes what is remote what is local. To be called before the server answers anybody. Raises OSError."""
+        """Make the replica equal to the working copy before the server answers anybody. Raises OSError."""
 
-    def entry(self, order: int, data: bytes) -> None:
-        """An entry of the journal; durable when this returns. Raises OSError, and then it may be there or not."""
+    def put_entry(self, order: int, data: bytes) -> None:
+        """Put a journal entry, durable on return. If it raises OSError, the entry may be there or not."""
 
-    def discard(self, orders: Iterable[int]) -> None:
-        """Removes entries, as far as that works."""
+    def remove_entries(self, orders: Iterable[int]) -> None:
+        """Remove journal entries. Errors are ignored."""
 
-    def checkpoint(self, version: int, files: Mapping[str, bytes]) -> None:
-        """A checkpoint's files, `MARKER` among them; durable when this returns. Raises OSError, as `entry` does."""
+    def put_checkpoint(self, version: int, files: Mapping[str, bytes]) -> None:
+        """Put the files of a checkpoint, `MARKER` among them; durable on return. Raises OSError as `put_entry` does."""
 
-    def retire(self, version: int) -> None:
-        """Removes a checkpoint, as far as that works."""
+    def remove_checkpoint(self, version: int) -> None:
+        """Remove a checkpoint. Errors are ignored."""
 
-    def segment(self, offset: int, data: bytes) -> None:
-        """Makes `data` the end of the ledger, from byte `offset` on. Raises OSError."""
+    def append_ledger(self, offset: int, data: bytes) -> None:
+        """Make `data` the end of the ledger, from byte `offset` on. Raises OSError."""
 
 
 class Replica(NoReplica):
-    """Of a working copy, at a URL, for as long as the run is claimed by this launch."""
+    """Replica of a working copy at a URL, while the launch holds its claim. Methods are described in `NoReplica`.
+
+    Every method but the removals raises LockLost, an OSError, once another launch has taken the run over.
+    """
 
     def __init__(self, storage: Storage, claim: Claim, working_copy: Path) -> None:
         self._storage = storage
         self._claim = claim
         self._local = working_copy
-        self._entries: dict[int, list[str]] = {}  # names, by order
-        self._versions: set[int] = set()  # of which something may be there
+        self._entries: dict[int, list[str]] = {}  # order → names of all attempts
+        self._versions: set[int] = set()  # checkpoints of which objects may exist
         self._segments: list[str] = []
         self._ledger_size = 0
         self._lost: LockLost | None = None
 
     def catch_up(self) -> None:
-        """See NoReplica. Waits for storage that does not answer, but not for ever."""
+        """See `NoReplica.catch_up`. Waits up to `PATIENCE_SECONDS` for storage that does not answer."""
         deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.5
         while True:
             try:
@@ -100,25 +106,25 @@ class Replica(NoReplica):
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
 
-    def entry(self, order: int, data: bytes) -> None:
-        """See NoReplica."""
-        self._refuse_if_lost()
-        name = f"journal/contribution-{order:08d}.{stamp(self._claim)}.safetensors"
+    def put_entry(self, order: int, data: bytes) -> None:
+        """See `NoReplica.put_entry`."""
+        self._raise_if_lost()
+        name = f"journal/contribution-{order:08d}.{new_stamp(self._claim)}.safetensors"
         self._entries.setdefault(order, []).append(name)
         self._storage.put(name, data)
-        self._check()  # afterwards: who takes the run over from now on sees it
+        self._check()  # after the put: whoever takes the run over from now on sees the entry
 
-    def discard(self, orders: Iterable[int]) -> None:
-        """See NoReplica."""
+    def remove_entries(self, orders: Iterable[int]) -> None:
+        """See `NoReplica.remove_entries`."""
         names = [name for order in orders for name in self._entries.pop(order, [])]
         if self._lost is None:
             with contextlib.suppress(OSError):
                 self._storage.remove(names)
 
-    def checkpoint(self, version: int, files: Mapping[str, bytes]) -> None:
-        """See NoReplica."""
-        self._refuse_if_lost()
-        self._check()  # beforehand: the name may be that of a later owner's
+    def put_checkpoint(self, version: int, files: Mapping[str, bytes]) -> None:
+        """See `NoReplica.put_checkpoint`."""
+        self._raise_if_lost()
+        self._check()  # before the puts: a later owner uses the same names
         if version in self._versions:
             self._storage.remove([f"checkpoints/{version:06d}/{MARKER}"])
         self._versions.add(version)
@@ -126,24 +132,24 @@ class Replica(NoReplica):
             self._storage.put(f"checkpoints/{version:06d}/{name}", files[name])
         self._check()
 
-    def retire(self, version: int) -> None:
-        """See NoReplica."""
+    def remove_checkpoint(self, version: int) -> None:
+        """See `NoReplica.remove_checkpoint`."""
         if self._lost is None:
             self._versions.discard(version)
             with contextlib.suppress(OSError):
                 remove_checkpoint(self._storage, version)
 
-    def segment(self, offset: int, data: bytes) -> None:
-        """See NoReplica."""
+    def append_ledger(self, offset: int, data: bytes) -> None:
+        """See `NoReplica.append_ledger`."""
         if not data and offset == self._ledger_size:
             return
-        self._refuse_if_lost()
-        name = f"ledger/segment.{stamp(self._claim)}.{offset:012d}.jsonl"
+        self._raise_if_lost()
+        name = f"ledger/segment.{new_stamp(self._claim)}.{offset:012d}.jsonl"
         self._storage.put(name, data)
         self._segments.append(name)
         self._ledger_size = offset + len(data)
         if len(self._segments) > MOST_SEGMENTS:
-            self._fold()
+            self._merge_segments()
 
     def _catch_up(self) -> None:
         self._check()
@@ -157,20 +163,20 @@ class Replica(NoReplica):
         self._segments = [name for name in names if _REMOTE_SEGMENT.fullmatch(name)]
         local = {int(m[1]): p for p in self._local.glob("journal/*") if (m := _ENTRY.fullmatch(p.name))}
         for order, path in sorted(local.items()):
-            # Entries are put one after the other, so that only the last one's put can have been cut short.
+            # Entries are put one after another, so only the put of the last one can have been interrupted.
             if order not in self._entries or order == max(local):
-                self.entry(order, path.read_bytes())
+                self.put_entry(order, path.read_bytes())
         for folder in sorted(self._local.glob("checkpoints/[0-9]*")):
             complete = f"checkpoints/{folder.name}/{MARKER}" in names
             if not complete and folder.name.isdecimal() and all((folder / name).is_file() for name in FILES):
-                self.checkpoint(int(folder.name), {name: (folder / name).read_bytes() for name in FILES})
-        self._fold()
+                self.put_checkpoint(int(folder.name), {name: (folder / name).read_bytes() for name in FILES})
+        self._merge_segments()
 
-    def _fold(self) -> None:
-        """Puts the whole ledger as one segment, in place of those that there are."""
+    def _merge_segments(self) -> None:
+        """Replace all segments by one that holds the whole ledger."""
         path = self._local / LEDGER
         data = path.read_bytes() if path.exists() else b""
-        name = f"ledger/segment.{stamp(self._claim)}.{0:012d}.jsonl"
+        name = f"ledger/segment.{new_stamp(self._claim)}.{0:012d}.jsonl"
         self._storage.put(name, data)
         old, self._segments, self._ledger_size = self._segments, [name], len(data)
         with contextlib.suppress(OSError):
@@ -183,7 +189,7 @@ class Replica(NoReplica):
             self._lost = error
             raise
 
-    def _refuse_if_lost(self) -> None:
+    def _raise_if_lost(self) -> None:
         if self._lost is not None:
             raise LockLost(str(self._lost))
 
@@ -192,23 +198,23 @@ NO_REPLICA = NoReplica()
 
 
 def connect(remote: Remote | None, working_copy: Path) -> NoReplica:
-    """The mirror of a working copy, or none. Raises ConfigError where its URL cannot be used here."""
+    """Return the replica of a working copy, or the null object. Raises ConfigError if the URL cannot be used here."""
     return NO_REPLICA if remote is None else Replica(open_storage(remote.url), remote.claim, working_copy)
 
 
 def pull(storage: Storage, folder: Path, claim: Claim, before: Claim | None) -> None:
-    """Fills an empty working copy with what the URL holds, and removes there what nobody needs. Raises OSError.
+    """Download a run into an empty working copy, and remove objects at the URL that nobody needs. Raises OSError.
 
-    To be called by who has the lock, `claim`; `before` is the claim that it was taken over from.
+    Only the launch that holds the lock, by `claim`, may call this; it took the run over from the claim `before`.
     """
     names = storage.names()
-    entries = _newest_entries(names, before)
+    entries = _latest_entries(names, before)
     complete = {m[1] for name in names if (m := _REMOTE_CHECKPOINT.fullmatch(name)) and m[2] == MARKER}
     wanted = {name: f"journal/contribution-{order:08d}.safetensors" for order, name in entries.items()}
     for name in names:
         match = _REMOTE_CHECKPOINT.fullmatch(name)
         is_part = match is not None and match[1] in complete and match[2] in FILES
-        if is_part or name.split("/")[0] in PLAIN or name == LEDGER:
+        if is_part or name.split("/")[0] in COPIES or name == LEDGER:
             wanted[name] = name
     fetch(storage, folder, wanted)
     write_ledger(storage, folder, names, before)
@@ -220,26 +226,29 @@ def pull(storage: Storage, folder: Path, claim: Claim, before: Claim | None) -> 
 
 
 def fetch(storage: Storage, folder: Path, wanted: Mapping[str, str]) -> None:
-    """Copies objects to paths below a folder. Raises OSError."""
+    """Download objects: `wanted` maps their names to paths below `folder`. Raises OSError."""
 
     def copy(name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(storage.get(name))
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
         list(pool.map(copy, wanted, (folder / path for path in wanted.values())))
 
 
 def write_ledger(storage: Storage, folder: Path, names: Iterable[str], owner: Claim | None) -> None:
-    """Puts the ledger together from its segments, over the whole one that may be in the folder. Raises OSError."""
+    """Apply the segments among `names` to the ledger in `folder`, which may be missing. Raises OSError.
+
+    Segments of a launch whose claim `owner` overwrote do not count.
+    """
     segments: dict[Stamp, tuple[str, int]] = {}
     for name in names:
-        match, when = _REMOTE_SEGMENT.fullmatch(name), stamp_of(name)
-        if match and when and not when.is_of_loser(owner):
+        match, when = _REMOTE_SEGMENT.fullmatch(name), parse_stamp(name)
+        if match and when and not when.is_overwritten(owner):
             segments[when] = name, int(match[1])
     if not segments:
         return
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
         contents = dict(zip(segments, pool.map(lambda found: storage.get(found[0]), segments.values()), strict=True))
     with (folder / LEDGER).open("ab") as file:
         for when, (_, offset) in sorted(segments.items()):
@@ -248,7 +257,7 @@ def write_ledger(storage: Storage, folder: Path, names: Iterable[str], owner: Cl
 
 
 def put_whole_ledger(storage: Storage, folder: Path) -> None:
-    """At the end of a launch, when no server writes any more: the ledger as one object, in place of its segments."""
+    """Replace all segments by one object when a launch has ended and no server writes any more. Raises OSError."""
     path = folder / LEDGER
     if path.exists():
         segments = [name for name in storage.names("ledger") if _REMOTE_SEGMENT.fullmatch(name)]
@@ -257,18 +266,18 @@ def put_whole_ledger(storage: Storage, folder: Path) -> None:
 
 
 def remove_checkpoint(storage: Storage, version: int) -> None:
-    """The marker first: what is left is no checkpoint. Raises OSError."""
+    """Remove a checkpoint, its marker first: what is left is not a checkpoint. Raises OSError."""
     folder = f"checkpoints/{version:06d}"
     storage.remove([f"{folder}/{MARKER}"])
     storage.remove([f"{folder}/{name}" for name in FILES if name != MARKER])
 
 
-def _newest_entries(names: Iterable[str], before: Claim | None) -> dict[int, str]:
-    """Of every entry the attempt that counts, by order."""
-    newest: dict[int, tuple[Stamp, str]] = {}
+def _latest_entries(names: Iterable[str], before: Claim | None) -> dict[int, str]:
+    """Return the name of the attempt that counts for each journal entry, by order."""
+    latest: dict[int, tuple[Stamp, str]] = {}
     for name in names:
-        match, when = _REMOTE_ENTRY.fullmatch(name), stamp_of(name) or Stamp(0, 0, "")
-        if match and not when.is_of_loser(before):
+        match, when = _REMOTE_ENTRY.fullmatch(name), parse_stamp(name) or Stamp(0, 0, "")
+        if match and not when.is_overwritten(before):
             order = int(match[1])
-            newest[order] = max(newest.get(order, (when, name)), (when, name))
-    return {order: name for order, (_, name) in newest.items()}
+            latest[order] = max(latest.get(order, (when, name)), (when, name))
+    return {order: name for order, (_, name) in latest.items()}

@@ -1,4 +1,4 @@
-"""The run directory: created, checked before Ray starts, and described for whoever reads it later."""
+"""The run directory: creating it, checking it before Ray starts, and describing the run for later readers."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ CONTENT = (
     "ledger", "summary.json", "progress.png", ".lock", "profile",
     "arms.json", "runs", "figures", "report.md", "report.html", "results.csv", "results.json",
 )  # fmt: skip
-"""What a run, or an evaluation, keeps in its directory."""
+"""Names that a training run or an evaluation uses in its directory."""
 
 PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tensorboard")
-
+"""Packages whose versions are recorded in manifest.json."""
 
 ORPHAN_SECONDS = 10.0
-"""That a server may outlive its killed driver by."""
+"""Seconds for which a server may outlive its killed driver."""
 
 WATCH_SECONDS = 6.0
-"""In which a live driver reports several times, also where a file system shows that late."""
+"""Seconds within which a live driver writes several summaries, even on a file system that shows changes late."""
 
 ENDED = ("done", "interrupted", "failed")
-"""States of a run that no driver works on."""
+"""States of a run that has no driver."""
 
 
 def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
-    """Makes a new run directory, or accepts one to resume, and writes config.yaml and manifest.json.
+    """Create a run directory, or accept one to resume, and write config.yaml and manifest.json.
 
-    Where a live server holds it whose driver is silent, waits up to `patience` seconds for it to follow the driver.
-    Where it was last held on another host, whose lock may not be seen here, watches for reports as long as it takes.
+    If a live server holds the directory but its driver is silent, waits up to `patience` seconds for that server to
+    end. If the last holder ran on another host, whose lock may be invisible here, watches for its reports.
 
-    Raises ConfigError where it cannot be written or holds links, RunDirectoryBusy where a live server holds it.
+    Raises ConfigError if the directory cannot be written or contains links, RunDirectoryBusy if a live server holds it.
     """
     refuse_links(run_dir)
     try:
@@ -68,7 +68,7 @@ def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
 
 
 def _holder_after(run_dir: Path, patience: float) -> str | None:
-    """Who still holds the run directory after so many seconds, or once a driver reports; None where nobody does."""
+    """Return who still holds the directory after `patience` seconds, or as soon as its driver reports; else None."""
     deadline, reported = time.monotonic() + patience, _reported(run_dir)
     while (holder := lock_holder(run_dir)) is not None:
         if time.monotonic() >= deadline or _reported(run_dir) != reported:
@@ -78,18 +78,18 @@ def _holder_after(run_dir: Path, patience: float) -> str | None:
 
 
 def _reported(run_dir: Path) -> int:
-    """When a driver last wrote the summary; 0 for never. Only to be compared with itself."""
+    """Return the modification time of the summary in ns, or 0 if there is none. Only meant for comparison."""
     try:
-        with (run_dir / "summary.json").open("rb") as file:  # opened, because a shared file system asks anew then
+        with (run_dir / "summary.json").open("rb") as file:  # opening makes a shared file system refresh its cache
             return os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return 0
 
 
 def is_alive(run_dir: Path) -> bool:
-    """Whether somebody works on a run that has not ended; yes where that cannot be told.
+    """Return whether a launch works on the run; True if that cannot be told.
 
-    Where the lock names another host, a driver there has a few seconds to report.
+    If the lock names another host, waits a few seconds for a driver there to report.
     """
     try:
         return lock_holder(run_dir) is not None or _holder_elsewhere(run_dir, WATCH_SECONDS) is not None
@@ -98,7 +98,7 @@ def is_alive(run_dir: Path) -> bool:
 
 
 def _holder_elsewhere(run_dir: Path, seconds: float) -> str | None:
-    """Who on another host works on it, as far as reports tell that appear within so many seconds."""
+    """Return the holder on another host if its driver reports within `seconds`; else None."""
     if (holder := other_host(run_dir)) is None or _ended(run_dir):
         return None
     deadline, reported = time.monotonic() + seconds, _reported(run_dir)
@@ -117,15 +117,15 @@ def _ended(run_dir: Path) -> bool:
 
 
 def exists(run_dir: Path) -> bool:
-    """Whether a run was started here."""
+    """Return whether a run was started in this directory."""
     try:
         return (run_dir / "config.yaml").exists()
-    except OSError:  # no such name can be
+    except OSError:  # the name is too long, for example
         return False
 
 
 def holds_evaluation(folder: Path) -> bool:
-    """Whether an evaluation was started here."""
+    """Return whether an evaluation was started in this directory."""
     try:
         return (folder / "arms.json").exists()
     except OSError:
@@ -133,7 +133,7 @@ def holds_evaluation(folder: Path) -> bool:
 
 
 def refuse_links(run_dir: Path) -> None:
-    """Raises ConfigError where something that a run would read or write is a symbolic link, out of the directory."""
+    """Raise ConfigError if anything that a run would read or write is a symbolic link, which may lead outside."""
     for name in CONTENT:
         _refuse_link(run_dir, run_dir / name)
         for folder, folders, files in os.walk(run_dir / name):
@@ -149,12 +149,12 @@ def _refuse_link(run_dir: Path, path: Path) -> None:
 
 
 def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
-    """The configuration to resume with. Raises ConfigError where there is no run, or a fixed setting would change."""
+    """Return the configuration to resume with. Raises ConfigError without a run, or if a fixed setting would change."""
     refuse_links(run_dir)
     if not exists(run_dir):
         raise ConfigError(f"resume: {run_dir} holds no run; leave --resume out to start one there")
     if holds_evaluation(run_dir):
-        raise ConfigError(f"resume: {run_dir} holds an evaluation; go on with it by the same evaluate command")
+        raise ConfigError(f"resume: {run_dir} holds an evaluation; continue it by the same evaluate command")
     saved = configuration.read_yaml(run_dir / "config.yaml")
     old = configuration.resolve(str(saved.get("preset")), saved)
     new = configuration.resolve(old.preset, saved, overrides)
@@ -164,15 +164,15 @@ def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
 
 
 def changed_packages(run_dir: Path) -> list[str]:
-    """A line for each package whose version is not the one that the run was last started with; to be told, not refused.
+    """Return a warning for each package whose version differs from the one that the run was last started with.
 
-    To be asked before `prepare`, which notes the versions that are installed now.
+    Call this before `prepare`, which records the versions that are installed now.
     """
     try:
         packages = json.loads((run_dir / "manifest.json").read_bytes())["packages"]
         schema.check(packages, {...: str}, "packages")
     except (OSError, KeyError, ValueError, TypeError, RecursionError):
-        return ["manifest.json cannot be read: whether packages have changed since the run was started is not known"]
+        return ["manifest.json cannot be read, so changed package versions cannot be detected"]
     installed = {name: metadata.version(name) for name in PACKAGES}
     return [
         f"{name} is {installed[name]}, the run was started with {ascii(packages[name])[1:-1][:40]}: the bits may differ"
@@ -182,7 +182,7 @@ def changed_packages(run_dir: Path) -> list[str]:
 
 
 def manifest(config: Config) -> dict[str, Any]:
-    """What a reader needs to run this again: versions, revision, seed, command, hardware."""
+    """Return what is needed to repeat the run: versions, revision, seed, command and hardware."""
     return {
         "leap_dist": _git_revision(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -201,16 +201,16 @@ def manifest(config: Config) -> dict[str, Any]:
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Replaces summary.json. Raises OSError."""
+    """Replace summary.json. Raises OSError."""
     write_atomic(run_dir / "summary.json", json.dumps(summary, indent=1).encode(), "summary", durable=False)
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """summary.json as last written. Raises ConfigError where there is none that can be read."""
+    """Return the content of summary.json. Raises ConfigError if it is missing or damaged."""
     refuse_links(run_dir)
     try:
         summary = json.loads((run_dir / "summary.json").read_bytes())
-        json.dumps(summary, ensure_ascii=False).encode()  # what cannot be printed is damage as well
+        json.dumps(summary, ensure_ascii=False).encode()  # text that cannot be printed is damage as well
     except (OSError, ValueError, RecursionError):
         hint = "it has not reported yet" if exists(run_dir) else "no run was started there"
         raise ConfigError(f"run-dir: {run_dir} has no summary.json; {hint}") from None
@@ -223,7 +223,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def wall_seconds(run_dir: Path) -> float:
-    """Of all launches so far; 0 where that is not known."""
+    """Return the wall-clock seconds of all launches so far, or 0 if unknown."""
     try:
         seconds = float(read_summary(run_dir).get("wall_seconds", 0.0))
     except (ConfigError, TypeError, ValueError, OverflowError):
@@ -232,7 +232,7 @@ def wall_seconds(run_dir: Path) -> float:
 
 
 def _git_revision() -> str:
-    """Commit of the code that runs, with a + where it was changed since; "unknown" outside a checkout."""
+    """Return the commit of the running code, with a + if it was modified; "unknown" outside a checkout."""
     here = Path(__file__).parents[1]
     try:
         revision = _git(here, "rev-parse", "--short=12", "HEAD")

@@ -1,4 +1,4 @@
-"""The lock on a run directory: one live server each."""
+"""The lock on a run directory, which allows one live server in it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class RunDirectoryBusy(RuntimeError):
 
 
 class RunLock:
-    """An advisory lock on the run directory, which the operating system drops when its holder dies."""
+    """An advisory lock (flock) on a run directory, which the operating system drops when its holder dies."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Takes the lock. Raises RunDirectoryBusy, naming the holder, where another process keeps it; OSError."""
+        """Take the lock. Raises RunDirectoryBusy, which names the holder, if another process has it; OSError."""
         self._file: TextIO = (run_dir / ".lock").open("a+")
         if not _flock(self._file, fcntl.LOCK_EX, attempts=20):
             self._file.close()
@@ -29,12 +29,12 @@ class RunLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Gives the lock back. Idempotent."""
+        """Release the lock. Idempotent."""
         self._file.close()
 
 
 def lock_holder(run_dir: Path) -> str | None:
-    """Who holds the lock on a run directory, None where nobody does. Raises OSError where that cannot be told."""
+    """Return the process that holds the lock on a run directory, or None. Raises OSError if that cannot be told."""
     path = run_dir / ".lock"
     if not path.exists():
         return None
@@ -43,7 +43,7 @@ def lock_holder(run_dir: Path) -> str | None:
 
 
 def other_host(run_dir: Path) -> str | None:
-    """Who last held the lock, where that is a process of another host: a lock there may not be seen here."""
+    """Return the last holder of the lock if it runs on another host, whose lock may be invisible here; else None."""
     try:
         holder = _holder(run_dir)
     except OSError:
@@ -53,7 +53,7 @@ def other_host(run_dir: Path) -> str | None:
 
 
 def _flock(file: TextIO, kind: int, *, attempts: int) -> bool:
-    """Tries to lock, `attempts` times in steps of 50 ms: somebody may just be looking, or a killed holder dying."""
+    """Try to lock, up to `attempts` times, 50 ms apart: another process may be testing the lock, or be dying."""
     for attempt in range(attempts):
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)

@@ -17,7 +17,7 @@ from leap_dist.driver.cluster import HeadLost
 from leap_dist.evaluation import initializations, server
 from leap_dist.storage import run_directory
 from leap_dist.storage.atomic import CorruptFile
-from leap_dist.storage.location import open_run
+from leap_dist.storage.remote_run import open_run
 from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
 from leap_dist.study.plan import Cell, Plan, groups_of, merge
 from leap_dist.study.spec import Study, evaluation_of, training_of

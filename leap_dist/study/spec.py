@@ -19,7 +19,7 @@ from typing import Any
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import DATA_SETS
 from leap_dist.protocol import schema
-from leap_dist.storage.atomic import DAMAGE, CorruptFile, read_regular, reason, write_atomic
+from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, read_regular, write_atomic
 
 FORMAT = 1
 ARMS = ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none")
@@ -70,8 +70,8 @@ class Study:
             return _parse(json.loads(read_regular(out / "study.json")))
         except FileNotFoundError:
             raise ConfigError(f"out: {out} holds no study") from None
-        except (CorruptFile, OSError, *DAMAGE) as error:
-            raise ConfigError(f"out: {out}/study.json is not a study's, or damaged: {reason(error)}") from None
+        except (CorruptFile, OSError, *DECODE_ERRORS) as error:
+            raise ConfigError(f"out: {out}/study.json is not a study's, or damaged: {one_line(error)}") from None
 
     def write(self, out: Path) -> None:
         """To `out`/study.json, durably. Raises ValueError where `read` would refuse it, OSError."""

@@ -452,7 +452,7 @@ def test_a_file_that_does_not_fit_is_refused(capsys, no_ray, tmp_path):  # noqa:
     line = refused(capsys, "evaluate", "--init", f"x={path}", "--preset", "smoke")
     assert line == "atari.frames: gray4 is not what x was trained on; use --atari.frames rgb1"
     path.write_bytes(path.read_bytes()[:-9])
-    assert refused(capsys, "evaluate", "--init", f"x={path}").startswith("init: init.safetensors is not a file of ours")
+    assert refused(capsys, "evaluate", "--init", f"x={path}").startswith("init: init.safetensors is not a leap-dist")
 
 
 def test_runs_and_evaluations_do_not_share_a_folder(capsys, no_ray, tmp_path):  # noqa: F811
@@ -461,5 +461,5 @@ def test_runs_and_evaluations_do_not_share_a_folder(capsys, no_ray, tmp_path):  
     assert line == f"out: {run} holds a training run; choose another"
     initializations.write(run, [SCRATCH])
     line = refused(capsys, "train", "--resume", "--run-dir", str(run))
-    assert line.endswith("holds an evaluation; go on with it by the same evaluate command")
+    assert line.endswith("holds an evaluation; continue it by the same evaluate command")
     assert launch.run_directory.holds_evaluation(run)

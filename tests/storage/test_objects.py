@@ -21,7 +21,7 @@ from leap_dist.config.loading import resolve
 from leap_dist.envs.atari_vector import channels
 from leap_dist.evaluation import initializations
 from leap_dist.nn.actor_critic import FRAME_SIZE, SCALE, initialization
-from leap_dist.storage import location, reader, remote_lock, run_directory
+from leap_dist.storage import background_copy, location, reader, remote_lock, remote_run, run_directory
 from leap_dist.storage import objects as storage
 from leap_dist.storage.atomic import pack
 from leap_dist.storage.location import Url
@@ -42,7 +42,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("foo://bucket/run", "foo:// is not a kind of URL that can hold a run; use one of file://, memory://, s3://"),
+        ("foo://bucket/run", "foo:// URLs cannot hold a run; use one of file://, memory://, s3://"),
         ("fiel:///tmp/run", "did you mean file://?"),
         ("s3://key:verysecret@bucket/run", "has a user or password in it"),
         ("nope://key:verysecret@bucket/run", "has a user or password in it"),
@@ -51,8 +51,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("file:///tmp/../etc/run", "leave that out"),
         ("s3://bucket/run?token=verysecret", "leave that out"),
         ("s3://bucket/r*n", "leave that out"),
-        ("s3://[bucket/run", "what was given is not a URL"),
-        ("memory://run", "memory:// is of one process only"),
+        ("s3://[bucket/run", "this is not a valid URL"),
+        ("memory://run", "memory:// belongs to one process"),
     ],
 )
 def test_a_url_that_cannot_hold_a_run_is_refused_in_one_line(
@@ -102,7 +102,7 @@ def test_storage_that_cannot_be_written_is_found_by_a_probe(error: Exception, sa
 def test_storage_that_keeps_something_else_is_found_by_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = Bucket()
     monkeypatch.setattr(bucket, "cat_file", lambda path: b"something else")
-    with pytest.raises(OSError, match="not what is read back"):
+    with pytest.raises(OSError, match="read back with other content"):
         bucket.storage.probe()
 
 
@@ -149,14 +149,14 @@ def test_a_whole_run_against_a_directory_and_back(tmp_path: Path) -> None:
     settings = config(mode="sync", meta_updates=1, meta__batch_size=2)
     url = f"file://{tmp_path}/kept/run"
     there = open_storage(url)
-    claim, before = remote_lock.take(there, watch=0.0)
+    claim, before = remote_lock.take_over(there, watch=0.0)
     (tmp_path / "a").mkdir()
     pull(there, tmp_path / "a", claim, before)
     server = serve(tmp_path / "a", settings, replica=connect(Remote(url, claim), tmp_path / "a"))
     work(server)
     server.close()
     assert connect(None, tmp_path) is NO_REPLICA
-    claim, before = remote_lock.take(there, watch=0.0)
+    claim, before = remote_lock.take_over(there, watch=0.0)
     (tmp_path / "b").mkdir()
     pull(there, tmp_path / "b", claim, before)
     again = serve(tmp_path / "b", settings, replica=Replica(there, claim, tmp_path / "b"))
@@ -173,12 +173,13 @@ def fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "copies").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
     monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
-    for name in ("BEAT_SECONDS", "SUMMARY_SECONDS", "COPY_SECONDS"):
-        monkeypatch.setattr(location, name, 0.02)
+    monkeypatch.setattr(remote_lock, "BEAT_SECONDS", 0.02)
+    for name in ("SUMMARY_SECONDS", "COPY_SECONDS"):
+        monkeypatch.setattr(background_copy, name, 0.02)
 
 
 def begin(url: str, *, resume: bool = False) -> location.Run:
-    run = location.open_run(location.location(url), resume=resume)
+    run = remote_run.open_run(location.location(url), resume=resume)
     run.__enter__()
     run_directory.prepare(run.folder, resolve("smoke"))
     run.publish()
@@ -206,7 +207,7 @@ def test_what_changes_is_copied_in_the_background_and_all_of_it_at_the_end(tmp_p
     assert (kept / "progress.png").read_bytes() == b"picture"
     assert (kept / "ledger.jsonl").read_text() == '{"task": 0}\n'
     assert remote_lock.is_released(open_storage(f"file://{kept}"), run.remote.claim)  # type: ignore[union-attr]
-    again = location.open_run(Url(f"file://{kept}"), resume=True)
+    again = remote_run.open_run(Url(f"file://{kept}"), resume=True)
     with again:
         assert (again.folder / "progress.png").read_bytes() == b"picture"
         assert (again.folder / "ledger.jsonl").read_text() == '{"task": 0}\n'
@@ -229,19 +230,19 @@ def test_copies_that_fail_are_told_and_tried_again(
     monkeypatch.setattr(Storage, "put", fail)
     until(lambda: run.report({"alerts": []})["alerts"])
     (alert,) = run.report({"alerts": []})["alerts"]
-    assert "not all of it could be copied" in alert
+    assert "some files could not be copied" in alert
     assert "verysecret" not in alert
     monkeypatch.setattr(Storage, "put", put)
     until(lambda: (tmp_path / "kept" / "progress.png").exists())
     run.__exit__(None, None, None)
 
-    monkeypatch.setattr(location, "LAST_ATTEMPTS", 1)
+    monkeypatch.setattr(remote_run, "LAST_ATTEMPTS", 1)
     run = begin(f"file://{tmp_path}/kept", resume=True)
     (run.folder / "progress.png").write_bytes(b"another")
     monkeypatch.setattr(Storage, "put", fail)
     run.__exit__(None, None, None)
-    assert f"what is missing is in {run.folder}" in caplog.text
-    run._tidy()  # type: ignore[attr-defined]
+    assert f"find them in {run.folder}" in caplog.text
+    run._remove_working_copy()  # type: ignore[attr-defined]
     assert (run.folder / "progress.png").exists(), "kept for a person to look at"
 
 
@@ -256,7 +257,7 @@ def test_a_run_that_is_there_is_not_begun_and_one_that_is_not_is_not_resumed(
     line = refused(capsys, "train", "--resume", "--run-dir", url, "--seed", "5")
     assert "seed: 0 -> 5" in line
     line = refused(capsys, "train", "--resume", "--run-dir", str(tmp_path / "kept"))
-    assert f"is where a run is kept by its URL; go on with {url}" in line
+    assert f"holds a run that belongs to a URL; use {url}" in line
 
 
 def test_a_run_in_use_is_not_taken_and_one_that_fell_silent_is(
@@ -264,23 +265,22 @@ def test_a_run_in_use_is_not_taken_and_one_that_fell_silent_is(
 ) -> None:
     url = f"file://{tmp_path}/kept"
     run = begin(url)
-    other = location.open_run(Url(url), resume=True)
+    other = remote_run.open_run(Url(url), resume=True)
     with pytest.raises(RunDirectoryBusy, match=r"is in use \(process \d+ on "):
         other.__enter__()
     assert reader.is_alive(Url(url))
-    run._closed.set()  # type: ignore[attr-defined]
-    for thread in run._threads:  # type: ignore[attr-defined]
-        thread.join()  # as if it had been killed
+    run._heartbeat.stop()  # type: ignore[attr-defined]
+    run._copy.stop()  # type: ignore[attr-defined]  # as if it had been killed
     monkeypatch.setattr(remote_lock, "STATUS_SECONDS", 0.1)
-    take = remote_lock.take
-    monkeypatch.setattr(remote_lock, "take", lambda storage, say: take(storage, watch=0.1, say=say))
+    take_over = remote_lock.take_over
+    monkeypatch.setattr(remote_lock, "take_over", lambda storage, warn: take_over(storage, watch=0.1, warn=warn))
     assert not remote_lock.is_alive(open_storage(url), run.remote.claim, 0.1)  # type: ignore[union-attr]
     with other:
         with pytest.raises(remote_lock.LockLost):
             remote_lock.check(open_storage(url), run.remote.claim)  # type: ignore[union-attr]
         assert remote_lock.read_claim(open_storage(url)) == other.remote.claim  # type: ignore[union-attr]
     before = sorted(path.name for path in (tmp_path / "kept").iterdir())
-    run._lost = remote_lock.LockLost("gone")  # type: ignore[attr-defined]
+    run._heartbeat.lost = remote_lock.LockLost("gone")  # type: ignore[attr-defined]
     (run.folder / "progress.png").write_bytes(b"late")
     run.__exit__(None, None, None)
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == before, "it copies nothing any more"
@@ -290,7 +290,7 @@ def test_a_launch_that_has_lost_the_run_hears_of_it(tmp_path: Path, fast: None) 
     url = f"file://{tmp_path}/kept"
     run = begin(url)
     run.report({"alerts": []})
-    remote_lock.take(open_storage(url), watch=0.0)
+    remote_lock.take_over(open_storage(url), watch=0.0)
 
     def lost() -> bool:
         try:
@@ -306,7 +306,7 @@ def test_a_launch_that_has_lost_the_run_hears_of_it(tmp_path: Path, fast: None) 
 def test_a_directory_with_a_live_server_in_it_is_not_taken_by_its_url(tmp_path: Path, fast: None) -> None:
     run_directory.prepare(tmp_path / "plain", resolve("smoke"))
     lock = RunLock(tmp_path / "plain")
-    run = location.open_run(Url(f"file://{tmp_path}/plain"), resume=True)
+    run = remote_run.open_run(Url(f"file://{tmp_path}/plain"), resume=True)
     with pytest.raises(RunDirectoryBusy, match="live server"):
         run.__enter__()
     lock.release()
@@ -366,7 +366,7 @@ def test_status_reads_a_run_at_its_url(
     assert "holds no run" in refused(capsys, "status", "--run-dir", f"file://{kept}/nothing")
     (kept / "init.safetensors").write_bytes(b"none")
     line = refused(capsys, "export", "--init", f"file://{kept}/init.safetensors", "--to", "torch", "--out", "x")
-    assert f"init: file://{kept}/init.safetensors: init.safetensors is not a file of ours" in line
+    assert f"init: file://{kept}/init.safetensors: init.safetensors is not a leap-dist file" in line
     (kept / "summary.json").write_text("[]")
     assert f"file://{kept}/summary.json is damaged" in refused(capsys, "status", "--run-dir", f"file://{kept}")
     (kept / "summary.json").write_text(json.dumps({"state": "running", "tasks_wanted": 4}))

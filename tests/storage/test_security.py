@@ -21,7 +21,7 @@ from leap_dist.cli import main as launch
 from leap_dist.config.loading import ConfigError, read_yaml, resolve
 from leap_dist.driver import driver
 from leap_dist.storage import auth_token, run_directory
-from leap_dist.telemetry import tensorboard
+from leap_dist.telemetry import pictures, tensorboard
 
 # --- What is on disk is never executed -----------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ def no_ray(monkeypatch):
         raise ConfigError("as far as a test goes")
 
     monkeypatch.setattr(driver, "train", train)
-    monkeypatch.setattr(launch.report, "progress_picture", lambda *_: None)  # slow, and reads nothing itself
+    monkeypatch.setattr(pictures, "progress_picture", lambda *_: None)  # slow, and reads nothing itself
     monkeypatch.setattr(run_directory, "_git_revision", lambda: "unknown")
     return reached
 
@@ -279,7 +279,7 @@ def test_a_token_that_others_can_read_is_made_private_with_a_warning(home, capsy
     assert mode(path) == 0o600
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"warning: {path} could be read by other users, and cannot any more; renew it\n"
+    assert captured.err == f"warning: {path} was readable by others and has been made private; renew the token\n"
     auth_token.find()
     assert capsys.readouterr().err == ""
 

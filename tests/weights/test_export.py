@@ -385,7 +385,7 @@ def test_of_a_whole_model_the_encoder_is_exported(tmp_path):
         ("run/ini.safetensors", "sb3", "new", "init: there is no run/ini.safetensors; "),
         ("no/init.safetensors", "sb3", "new", "init: there is no no/init.safetensors; "),
         ("run/config.yaml/x", "sb3", "new", "init: run/config.yaml/x cannot be read (Not a directory); choose another"),
-        ("run/config.yaml", "sb3", "new", "init: run/config.yaml: config.yaml is not a file of ours, or damaged: "),
+        ("run/config.yaml", "sb3", "new", "init: run/config.yaml: config.yaml is not a leap-dist file, or "),
         ("damaged", "sb3", "new", "init: damaged: damaged is damaged: its checksum does not match"),
         ("run/init.safetensors", "sb", "new", "to: 'sb' is none of sb3, torch, cleanrl; did you mean sb3?"),
         ("run/init.safetensors", "Pytorch", "new", "to: 'Pytorch' is none of sb3, torch, cleanrl; did you mean torch?"),

@@ -20,7 +20,7 @@ from leap_dist.evaluation.report.plain import csv_text, plain
 from leap_dist.evaluation.report.text import TITLE, blocks
 from leap_dist.evaluation.results.games import SEED, Results, Row, compute
 from leap_dist.evaluation.results.runs import describe_arms, load_all
-from leap_dist.storage.atomic import CorruptFile, read_regular, reason, remove, write_atomic
+from leap_dist.storage.atomic import CorruptFile, one_line, read_regular, remove, write_atomic
 
 FORMAT = 1
 COLUMNS = (
@@ -88,7 +88,7 @@ def _attached(out: Path) -> tuple[list[Verbatim], list[str]]:
         except FileNotFoundError:
             continue
         except (CorruptFile, OSError) as error:
-            warnings.append(f"{name} is left out: {reason(error)}")
+            warnings.append(f"{name} is left out: {one_line(error)}")
     return found, warnings
 
 

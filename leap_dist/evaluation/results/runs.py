@@ -17,12 +17,12 @@ import numpy as np
 
 from leap_dist.protocol import schema
 from leap_dist.storage.atomic import (
-    DAMAGE,
+    DECODE_ERRORS,
     CorruptFile,
     NewerFormat,
     json_digest,
+    one_line,
     read_regular,
-    reason,
     sync_directory,
     write_atomic,
 )
@@ -106,8 +106,8 @@ def load(path: Path) -> tuple[TransferRun, dict[str, Any]]:
         if content.pop("sha256") != json_digest(content):
             raise CorruptFile(f"{name} is damaged: its checksum does not match")
         run = _parse(content)
-    except DAMAGE as error:
-        raise CorruptFile(f"{name} is not a run, or damaged: {reason(error)}") from None
+    except DECODE_ERRORS as error:
+        raise CorruptFile(f"{name} is not a run, or damaged: {one_line(error)}") from None
     if name != f"{run.arm}/{run.game}/{run.seed}.json":
         raise CorruptFile(f"{name} holds another run: {run.arm}/{run.game}/{run.seed}")
     return run, content["identity"]
@@ -123,7 +123,7 @@ def load_all(out: Path) -> tuple[list[TransferRun], list[str]]:
         try:
             runs.append(load(path)[0])
         except (CorruptFile, OSError) as error:
-            warnings.append(f"left out: {reason(error)}")
+            warnings.append(f"left out: {one_line(error)}")
     described, more = describe_arms(out)
     place = {arm["label"]: number for number, arm in enumerate(described)}
     runs.sort(key=lambda run: (place.get(run.arm, len(place)), run.arm, run.game, run.seed))
@@ -140,8 +140,8 @@ def describe_arms(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
             raise ValueError("a label is given twice")
     except FileNotFoundError:
         return [], []
-    except (CorruptFile, OSError, *DAMAGE) as error:
-        return [], [f"arms.json is left out: {reason(error)}"]
+    except (CorruptFile, OSError, *DECODE_ERRORS) as error:
+        return [], [f"arms.json is left out: {one_line(error)}"]
     return content["arms"], []
 
 

@@ -1,0 +1,174 @@
+"""A run at a URL: taking it over, working on a local copy, and giving it back.
+
+The server puts what makes the run durable at the URL, see `replica`. Everything else (configuration, summary,
+pictures, TensorBoard files) is copied from here, in the background.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import re
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from leap_dist.config.loading import ConfigError
+from leap_dist.storage import remote_lock, replica, run_directory
+from leap_dist.storage.background_copy import BackgroundCopy
+from leap_dist.storage.location import Location, Run, Url, holds_objects
+from leap_dist.storage.objects import open_storage
+from leap_dist.storage.redaction import redact
+from leap_dist.storage.remote_lock import Heartbeat
+from leap_dist.storage.replica import LEDGER, Remote
+from leap_dist.storage.run_lock import RunDirectoryBusy, lock_holder
+
+log = logging.getLogger(__name__)
+
+LAST_ATTEMPTS = 3
+"""Attempts at the final copy when a launch ends."""
+
+
+class RemoteRun(Run):
+    """A run at a URL. Entering takes it over and fills the working copy; leaving puts everything back.
+
+    Entering raises ConfigError if the storage cannot be used, and RunDirectoryBusy if another launch holds the run.
+    """
+
+    def __init__(self, url: Url) -> None:
+        """Open the storage without sending a request yet. Raises ConfigError if the URL cannot be used."""
+        self._storage = open_storage(url)
+        if url.lower().startswith("memory:"):
+            raise ConfigError("run-dir: memory:// belongs to one process, and a run has several; use file:///")
+        self.shown = self._storage.url
+        name = re.sub(r"[^A-Za-z0-9_-]", "-", self.shown.rpartition("/")[2])[:40]
+        self.folder = Path(tempfile.mkdtemp(prefix=f"leap-dist-{name}-"))
+        atexit.register(self._remove_working_copy)
+        self._keep_working_copy = False
+        self._alerts: deque[str] = deque(maxlen=20)
+        self._heartbeat: Heartbeat | None = None
+        self._copy = BackgroundCopy(self._storage, self.folder, self._alert, lambda: self._lost is not None)
+
+    @property
+    def _lost(self) -> remote_lock.LockLost | None:
+        return self._heartbeat.lost if self._heartbeat else None
+
+    def fetch_config(self) -> bool:
+        """Download the configuration, if any. Returns whether the URL holds a run. Raises ConfigError."""
+        with self.translated_errors(), self._one_line_errors():
+            names = [name for name in ("config.yaml", "manifest.json") if self._storage.find(name) is not None]
+            replica.fetch(self._storage, self.folder, {name: name for name in names})
+        return "config.yaml" in names
+
+    def __enter__(self) -> RemoteRun:
+        with self._one_line_errors():
+            if self._storage.folder is not None:
+                run_directory.refuse_links(self._storage.folder)
+                if (holder := lock_holder(self._storage.folder)) is not None:
+                    raise RunDirectoryBusy(f"run-dir: {self.shown} is in use by a live server ({holder}); stop it")
+            self._storage.probe()
+            claim, before = remote_lock.take_over(self._storage, warn=lambda text: log.warning("run-dir: %s", text))
+            self.remote = Remote(self.shown, claim)
+            self._heartbeat = Heartbeat(self._storage, claim, self._alert)
+            self._heartbeat.start()
+            try:
+                replica.pull(self._storage, self.folder, claim, before)
+            except BaseException:
+                self._heartbeat.stop()
+                self._heartbeat.release()
+                raise
+        return self
+
+    def publish(self) -> None:
+        """See `Run.publish`."""
+        with self._one_line_errors():
+            for name in ("config.yaml", "manifest.json"):
+                self._copy.copy(name)
+        self._copy.start()
+
+    def report(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """See `Run.report`."""
+        if self._lost is not None:
+            raise self._lost
+        return {**summary, "alerts": [*summary["alerts"], *self._alerts]}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        """Copy all that has changed (after an error only the summary), then release the run."""
+        self._copy.stop()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            if self._lost is None:
+                if kind is None:
+                    self._final_copy()
+                else:
+                    with contextlib.suppress(OSError):
+                        self._copy.copy("summary.json")
+                self._heartbeat.release()
+        self._remove_working_copy()
+
+    def _final_copy(self) -> None:
+        """Copy what the URL still lacks when the launch ends. If that fails, the working copy is kept."""
+        deadline = time.monotonic() + run_directory.ORPHAN_SECONDS
+        while (alive := lock_holder(self.folder) is not None) and time.monotonic() < deadline:
+            time.sleep(0.1)  # the server may outlive the shutdown of the cluster by a moment
+        for attempt in range(LAST_ATTEMPTS):
+            time.sleep(float(attempt))
+            problem = self._copy.copy_all()
+            try:
+                if alive:
+                    self._storage.put(LEDGER, (self.folder / LEDGER).read_bytes())
+                else:
+                    replica.put_whole_ledger(self._storage, self.folder)
+            except OSError as error:
+                problem = redact(str(error.strerror))
+            if not problem:
+                return
+        self._keep_working_copy = True
+        log.warning("some files could not be copied to %s (%s); find them in %s", self.shown, problem, self.folder)
+
+    def _alert(self, text: str) -> None:
+        if text not in self._alerts:
+            self._alerts.append(text)
+
+    @contextlib.contextmanager
+    def _one_line_errors(self) -> Iterator[None]:
+        """Turn an OSError of the storage into a ConfigError of one line."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(f"run-dir: {self.shown} cannot be used: {error.strerror or error}") from None
+
+    def _remove_working_copy(self) -> None:
+        if not self._keep_working_copy:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def open_run(where: Location, *, resume: bool) -> Run:
+    """Open the run to start or, with `resume`, to continue.
+
+    Raises ConfigError if a new run exists already, or a run to resume does not.
+    """
+    if isinstance(where, Url):
+        remote = RemoteRun(where)
+        if remote.fetch_config() and not resume:
+            raise ConfigError(_exists(remote.shown))
+        if resume and not run_directory.exists(remote.folder):
+            raise ConfigError(f"resume: {remote.shown} holds no run; leave --resume out to start one there")
+        return remote
+    if holds_objects(where):
+        raise ConfigError(f"run-dir: {where} holds a run that belongs to a URL; use file://{where.resolve()}")
+    if not resume and run_directory.exists(where):
+        raise ConfigError(_exists(str(where)))
+    return Run(where)
+
+
+def _exists(shown: str) -> str:
+    return f"run-dir: {shown} already holds a run; add --resume to continue it, or choose another directory"
