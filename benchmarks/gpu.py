@@ -106,7 +106,7 @@ def compare_with_cpu(game: str, agent: AgentSettings, settings: AtariSettings, r
         gpu._env.step = real  # type: ignore[method-assign]
 
         played, acted = iter(steps), iter(steps)
-        cpu._rollout.see(start)
+        cpu._rollout.set_frames(start)
         cpu._env.step = lambda _, played=played: next(played)[1]  # type: ignore[method-assign]
         choose = cpu._rollout._choose
 

@@ -36,7 +36,7 @@ from leap_dist.config.settings import LeapSettings, SupervisedSettings, WorkerSe
 from leap_dist.leap import meta_learners
 from leap_dist.nn.convnet import initialization
 from leap_dist.nn.device import prepare
-from leap_dist.tasks.images.augmentation import FAMILIES, draw, look_up
+from leap_dist.tasks.images.augmentation import DISTRIBUTIONS, draw_maps, transform
 from leap_dist.tasks.images.classifier import Classifier
 from leap_dist.tasks.images.examples import Dataset, Examples
 from leap_dist.tasks.images.stacked import Stack
@@ -122,7 +122,7 @@ def augmentation(repeats: int, report: Report) -> None:
     generator, index = torch.Generator().manual_seed(0), torch.arange(BATCH)
 
     def maps() -> Tensor:
-        return draw(FAMILIES["affine"], BATCH, generator)
+        return draw_maps(DISTRIBUTIONS["affine"], BATCH, generator)
 
     def one_by_one() -> None:
         for number, affine in zip(index.tolist(), (SIDE * maps()).view(BATCH, 6).tolist(), strict=True):
@@ -131,7 +131,7 @@ def augmentation(repeats: int, report: Report) -> None:
 
     samples = interleaved(
         {
-            "a batch of affine images": rate_of(lambda: look_up(together, index, maps()), 200),
+            "a batch of affine images": rate_of(lambda: transform(together, index, maps()), 200),
             "… one by one (PIL)": rate_of(one_by_one, 200),
         },
         repeats,

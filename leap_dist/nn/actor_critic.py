@@ -1,7 +1,7 @@
-"""The network, which of its parameters are shared by all tasks, and the flat vector that travels.
+"""The actor-critic network for Atari games, and which of its parameters all tasks share.
 
-The network is the one of Mnih et al. (2013), as appendix E of the Leap paper takes it over: two convolutions and one
-linear layer, from which a policy and a value are read linearly.
+It is the network of Mnih et al. (2013), as in appendix E of the Leap paper: two convolutions and one linear layer,
+followed by a linear policy head and a linear value head.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from leap_dist.nn.flat_vector import Manifest, flatten
 
 FRAME_SIZE = 84
 SCALE = "pixels / 255"
-"""From an observation's bytes to the network's input."""
+"""How the bytes of an observation become the network's input."""
 ALL_ACTIONS = 18
-"""Of the Atari controller: what one policy head for all games has."""
+"""Number of actions of the Atari controller, and of a policy head that all games share."""
 
 
 class Encoder(nn.Module):
@@ -34,17 +34,17 @@ class Encoder(nn.Module):
         self.linear = nn.Linear(32 * 9 * 9, self.features)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Features of frames."""
+        """Return the features (N, 256) of frames (N, C, 84, 84)."""
         hidden = torch.relu(self.conv1(frames))
         hidden = torch.relu(self.conv2(hidden))
         return torch.relu(self.linear(hidden.flatten(1)))
 
 
 class ActorCritic(nn.Module):
-    """An encoder with a policy head (N, actions) and a value head (N,). Only the encoder is meta-learned."""
+    """An encoder with a policy head (N, actions) and a value head (N,)."""
 
     def __init__(self, encoder: Encoder, actions: int, *, legal: Sequence[int] | None = None) -> None:
-        """`legal`: the actions that the game has, where the policy head is one for all games; others are masked."""
+        """Make the heads. `legal` lists the game's actions where all games share a policy head; others are masked."""
         super().__init__()
         self.encoder = encoder
         self.policy = nn.Linear(encoder.features, actions)
@@ -52,27 +52,27 @@ class ActorCritic(nn.Module):
         self._legal = None if legal is None else nn.Buffer(torch.tensor(legal), persistent=False)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, legal actions) and values (N,)."""
+        """Return logits (N, legal actions) and values (N,) of frames (N, C, 84, 84)."""
         return self.heads(self.encoder(frames))
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, legal actions) and values (N,) from the encoder's features (N, 256)."""
+        """Return logits (N, legal actions) and values (N,) of the encoder's features (N, 256)."""
         return self.logits(features), self.values(features)
 
     def logits(self, features: Tensor) -> Tensor:
-        """To leave an action out of the softmax is to give it the logit −∞: no probability, and no gradient."""
+        """Return logits (N, legal actions). An action left out is as good as one with logit −∞."""
         logits: Tensor = self.policy(features)
         return logits if self._legal is None else logits[:, self._legal]
 
     def values(self, features: Tensor) -> Tensor:
-        """V(s), (N,)."""
+        """Return the values V(s), (N,)."""
         values: Tensor = self.value(features)
         return values.squeeze(-1)
 
     def parameters_of(self, scope: str) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        """The parameters that all tasks share, and those that are the task's own, by name.
+        """Return the parameters that all tasks share and those that are the task's own, each by name.
 
-        `scope` says what is shared: "convolutions", "encoder", or "model", which is all there is.
+        `scope` names the shared ones: "convolutions", "encoder", or "model" for all.
         """
         prefixes = {"convolutions": ("encoder.conv",), "encoder": ("encoder.",), "model": ("",)}[scope]
         shared: dict[str, nn.Parameter] = {}
@@ -83,10 +83,9 @@ class ActorCritic(nn.Module):
 
 
 def initialize(model: nn.Module, generator: torch.Generator) -> None:
-    """Orthogonal weights and zero biases: gain √2, but 0.01 for a policy head and 1 for a value head.
+    """Set orthogonal weights and zero biases: gain √2, but 0.01 for a policy head and 1 for a value head.
 
-    PyTorch's default initialization keeps A2C from learning at all on most games; this one is what every working
-    implementation uses.
+    With PyTorch's default initialization A2C does not learn at all on most games; this one is common practice.
     """
     gains = {"policy": 0.01, "value": 1.0}
     for name, layer in model.named_modules():
@@ -96,8 +95,25 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+def network_for_game(channels: int, actions: Sequence[int], scope: str, seed: int) -> ActorCritic:
+    """Return a fresh network for a game that uses these of the controller's 18 actions.
+
+    With scope "model" the policy head has all 18 actions and masks the others; else it has only the game's.
+    """
+    encoder = Encoder(channels)
+    if scope == "model":
+        model = ActorCritic(encoder, ALL_ACTIONS, legal=actions)
+    else:
+        model = ActorCritic(encoder, len(actions))
+    initialize(model, torch.Generator().manual_seed(seed))
+    return model
+
+
 def initialization(channels: int, seed: int, scope: str = "encoder") -> tuple[Manifest, np.ndarray]:
-    """A fresh random φ₀, float32, with its manifest; the same for the same seed. `scope`: see `parameters_of`."""
+    """Return a fresh random φ₀, flat float32, and its manifest. The same seed gives the same φ₀.
+
+    `scope` names the shared parameters, see `ActorCritic.parameters_of`.
+    """
     model = ActorCritic(Encoder(channels), ALL_ACTIONS)
     initialize(model, torch.Generator().manual_seed(seed))
     shared, _ = model.parameters_of(scope)

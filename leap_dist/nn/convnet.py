@@ -1,7 +1,7 @@
 """The network of the supervised experiments (appendices C and D), and which of its parameters all tasks share.
 
-Four blocks of convolution 3 × 3 × 64, max-pooling 2 × 2, batch norm and ReLU, in the order of the authors' published
-code, and one linear layer. On 28 × 28 pixels 64 features are left, on 32 × 32 four times as many.
+It has four blocks of convolution 3 × 3 × 64, max-pooling 2 × 2, batch norm and ReLU, in the order of the authors'
+published code, and one linear layer. An image of 28 × 28 pixels becomes 64 features, one of 32 × 32 becomes 256.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from leap_dist.nn.flat_vector import Manifest, flatten
 FILTERS = 64
 BLOCKS = 4
 SMALLEST = 2**BLOCKS
-"""Side of an image, in pixels, that something is left of."""
+"""Smallest height and width in pixels of an image that still has features after the last block."""
 SCOPES = {"convolutions": ("block",), "encoder": ("block",), "model": ("",)}
-"""What is shared, by prefix of the name: all but the head, batch norm's weights and biases included; or all."""
+"""Prefixes of the names of the shared parameters: all but the head (with those of batch norm), or all."""
 
 
 class Convolution(nn.Conv2d):
-    """Its bias is a constant: batch norm, which comes next, takes it away again while training.
+    """A convolution whose bias gets no gradient.
 
-    So its gradient is 0, but torch would find that out by a sum over the largest tensors of all.
+    Batch norm, which follows, removes the bias again, so the gradient is 0. Torch would compute that 0 as a sum over
+    the largest tensors of the network.
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, channels, S, S) → (N, filters, S, S)."""
+        """Return the convolution (N, filters, S, S) of images (N, channels, S, S)."""
         assert self.bias is not None
         convolved: Tensor = self._conv_forward(images, self.weight, self.bias.detach())
         return convolved
 
 
 class Block(nn.Module):
-    """(N, channels, S, S) → (N, 64, ⌊S/2⌋, ⌊S/2⌋)."""
+    """Convolution, max-pooling, batch norm and ReLU: (N, channels, S, S) → (N, 64, ⌊S/2⌋, ⌊S/2⌋)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -47,14 +48,14 @@ class Block(nn.Module):
         self.norm = nn.BatchNorm2d(FILTERS)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pooled before it is normalized, which leaves batch norm a quarter of the work."""
+        """Apply the block. Pooling comes before batch norm, which then has a quarter of the work."""
         return F.relu(self.norm(F.max_pool2d(self.conv(images), 2)), inplace=True)
 
 
 class ConvNet(nn.Module):
-    """Images (N, channels, size, size) → logits (N, classes). Its memory is laid out channels last.
+    """Images (N, channels, size, size) → logits (N, classes).
 
-    On a CPU that layout is the faster one, most of all for max-pooling (docs/performance.md).
+    Its memory layout is channels last, which is faster on a CPU, most of all for max-pooling (docs/performance.md).
     """
 
     def __init__(self, channels: int, size: int, classes: int) -> None:
@@ -66,14 +67,17 @@ class ConvNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits. Batch norm normalizes by the batch while training, else by the averages over training so far."""
+        """Return logits (N, classes).
+
+        In training mode batch norm uses the statistics of the batch, else the averages over training so far.
+        """
         features: Tensor = self.block4(self.block3(self.block2(self.block1(images))))
-        with torch.autocast(images.device.type, enabled=False):  # so small a product costs less than the casts for it
+        with torch.autocast(images.device.type, enabled=False):  # the product is so small that casts would cost more
             logits: Tensor = self.head(features.flatten(1).float())
         return logits
 
     def parameters_of(self, scope: str) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        """The parameters that all tasks share, and those that are the task's own, by name. `scope`: see SCOPES."""
+        """Return the parameters that all tasks share and those that are the task's own, by name (see SCOPES)."""
         shared: dict[str, nn.Parameter] = {}
         local: dict[str, nn.Parameter] = {}
         for name, parameter in self.named_parameters():
@@ -82,7 +86,7 @@ class ConvNet(nn.Module):
 
     @contextmanager
     def without_trace(self) -> Iterator[None]:
-        """What is computed in here leaves batch norm's averages as they are."""
+        """Return a context after which batch norm's averages are what they were before."""
         kept = [buffer.clone() for buffer in self.buffers()]
         try:
             yield
@@ -92,9 +96,9 @@ class ConvNet(nn.Module):
 
 
 def initialize(model: ConvNet, generator: torch.Generator) -> None:
-    """PyTorch's own: uniform within ±1/√(inputs), weights and biases; batch norm begins as the identity.
+    """Set weights and biases as PyTorch does by default: uniform within ±1/√(inputs). Batch norm starts as identity.
 
-    With batch norm the scale of a convolution does not matter to what comes out of it, only to the size of the steps.
+    With batch norm, the scale of a convolution does not change its output, only the relative size of the steps.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -107,14 +111,14 @@ def initialize(model: ConvNet, generator: torch.Generator) -> None:
 def initialization(
     channels: int, size: int, classes: int, seed: int, scope: str = "encoder"
 ) -> tuple[Manifest, np.ndarray]:
-    """A fresh random φ₀, float32, with its manifest; the same for the same seed.
+    """Return a fresh random φ₀, flat float32, and its manifest. The same seed gives the same φ₀.
 
     Args:
-        channels: of the images.
-        size: side of the images, in pixels.
-        classes: outputs of the head; they matter only where it is shared.
-        seed: determines everything.
-        scope: what is shared, see SCOPES.
+        channels: number of channels of the images.
+        size: height and width of the images in pixels.
+        classes: number of outputs of the head; it matters only if the head is shared.
+        seed: seed of all weights and biases.
+        scope: name of the set of shared parameters, a key of SCOPES.
     """
     model = ConvNet(channels, size, classes)
     initialize(model, torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""What depends on where a worker computes: the device, its arithmetic, and work that is launched as one piece."""
+"""The device that a worker computes on: its choice, its precision, and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def resolve_device(name: str) -> str:
-    """ "auto" → "cuda" where there is one, else "cpu". Raises RuntimeError where cuda is asked for and missing."""
+    """Return "cuda" or "cpu"; "auto" prefers a GPU. Raises RuntimeError if cuda is asked for and there is none."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -22,7 +22,7 @@ def resolve_device(name: str) -> str:
 
 
 def resolve_precision(name: str, device: str) -> torch.dtype:
-    """ "auto" → bfloat16 where the hardware multiplies it natively, else float32."""
+    """Return the dtype to compute in; "auto" is bfloat16 if the hardware multiplies it natively, else float32."""
     if name == "auto":
         native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if native else torch.float32
@@ -30,10 +30,13 @@ def resolve_precision(name: str, device: str) -> torch.dtype:
 
 
 def prepare(device: str, threads: int, gpu_share: float) -> None:
-    """Settings of the process and the calling thread, to be made before either computes.
+    """Configure torch and malloc in this process; call it from the thread that computes, before it does.
 
-    `gpu_share`: the part of the GPU's memory that this process may take, so that one of several workers on a GPU that
-    grows beyond its share fails alone; 0 or 1 for all of it.
+    Args:
+        device: "cuda" or "cpu".
+        threads: number of threads of torch.
+        gpu_share: fraction of the GPU's memory that this process may take; 0 or 1 for all of it. If several workers
+            share a GPU, one that outgrows its share fails alone.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -45,34 +48,34 @@ def prepare(device: str, threads: int, gpu_share: float) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Otherwise glibc gives the tensors of a batch back to the system, to get them again for the next, page by page."""
+    """Keep glibc from returning a batch's tensors to the system, only to get them back page by page for the next."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest value that it accepts
         mallopt(_M_TRIM_THRESHOLD, 128 << 20)
 
 
 class Graph(Protocol):
-    """A sequence of operations that was recorded once and is launched as one piece."""
+    """A sequence of operations that is recorded once and then launched as one."""
 
     def warm_up(self, function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """Runs the function as it is, in the way that recording wants it to have been run before."""
+        """Run the function without recording it, but under the conditions that a recording needs."""
 
     def record(self, function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """Records what the function does. Its results get their values with each launch."""
+        """Record the function. Its results get their values at each launch."""
 
     def launch(self) -> None:
-        """Does it all again, with what the tensors hold now."""
+        """Run the recorded operations on the current content of their tensors."""
 
 
 class CudaGraph:
-    """The graphs of a GPU."""
+    """A CUDA graph."""
 
     def __init__(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
 
     def warm_up(self, function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """On a stream of its own, as a capture needs it."""
+        """Run the function on a side stream, as a capture requires."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -81,33 +84,32 @@ class CudaGraph:
         return results
 
     def record(self, function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """Captures; nothing runs yet."""
+        """Capture the function; nothing is computed yet."""
         with torch.cuda.graph(self._graph):
             return function()
 
     def launch(self) -> None:
-        """One launch for all kernels."""
+        """Launch all kernels at once."""
         self._graph.replay()
 
 
 def graph_for(device: torch.device) -> type[Graph] | None:
-    """The kind of graph that a device has; None for a CPU, where calling a function costs little."""
+    """Return the kind of graph for a device; None for a CPU, where calling a function costs little."""
     return CudaGraph if device.type == "cuda" else None
 
 
 class CapturedGraph:
-    """A function of tensors that stay in place, run again and again; recorded as a graph where there is a kind of it.
+    """A function that is called again and again, recorded as a graph if the device has graphs.
 
-    Launching a small network's kernels one by one costs a GPU's worker more than running them. Here the first calls
-    run as they are; then the function is recorded, and every later call is a single launch.
+    On a GPU, launching the kernels of a small network one by one takes longer than running them. The first calls run
+    the function itself; then it is recorded, and every later call is a single launch.
 
-    The function reads its inputs from tensors that keep their addresses, and neither waits for the device nor draws
-    random numbers. What it returns are new tensors at every call, so whoever takes them over may keep them; what it
-    leaves in tensors of its own stays there.
+    The function must read its inputs from tensors that keep their addresses, and neither wait for the device nor draw
+    random numbers. Every call returns new tensors, which the caller may keep.
     """
 
     WARM_UP = 3
-    """Calls before the recording: on the first ones libraries choose algorithms and allocate workspaces."""
+    """Number of calls before the recording, in which libraries choose algorithms and allocate workspaces."""
 
     def __init__(self, function: Callable[[], Sequence[Tensor]], graph: type[Graph] | None) -> None:
         self._function = function
@@ -116,7 +118,7 @@ class CapturedGraph:
         self._calls = 0
 
     def __call__(self) -> Sequence[Tensor]:
-        """Runs the function, or launches the graph of it."""
+        """Run the function, or launch its graph."""
         if self._graph is None:
             return self._function()
         self._calls += 1

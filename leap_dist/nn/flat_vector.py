@@ -1,4 +1,4 @@
-"""Flat vectors: the parameters of a model as one contiguous float32 vector, and the manifest that names its parts."""
+"""Flat vectors: the parameters of a model as one contiguous float32 vector, with a manifest that names its parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Manifest:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Tensor]) -> Manifest:
-        """The manifest of parameters by name."""
+        """Return the manifest of named parameters."""
         return cls(tuple(parameters), tuple(tuple(parameter.shape) for parameter in parameters.values()))
 
     @property
@@ -31,11 +31,11 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that differ whenever a name, a shape or the order does."""
+        """Sixteen hexadecimal digits that change with any name, any shape and the order."""
         return hashlib.sha256(repr((self.names, self.shapes)).encode()).hexdigest()[:16]
 
     def split(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """Views of `vector` (size,) by parameter name. Raises ValueError where the length does not fit."""
+        """Return views of `vector`, (size,), by parameter name. Raises ValueError if its length differs."""
         if vector.shape != (self.size,):
             raise ValueError(f"vector has shape {vector.shape}, the encoder needs ({self.size},)")
         return {
@@ -43,7 +43,7 @@ class Manifest:
         }
 
     def join(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
-        """The flat float32 vector of `tensors`. Raises ValueError that lists every difference from this manifest."""
+        """Return the flat float32 vector of `tensors`. Raises ValueError with every difference from this manifest."""
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         wanted = dict(zip(self.names, self.shapes, strict=True))
         if found != wanted:
@@ -62,13 +62,13 @@ class Manifest:
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
-    """Concatenates tensors into one new float32 vector, each in row-major order."""
+    """Concatenate tensors, each in row-major order, to one new float32 vector."""
     return torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
 
 
 @torch.no_grad()
 def load_vector(parameters: Mapping[str, Tensor], vector: np.ndarray) -> None:
-    """Copies a flat vector into parameters. Raises ValueError where the length does not fit."""
+    """Copy a flat vector into parameters. Raises ValueError if its length differs."""
     parts = Manifest.of(parameters).split(np.array(vector, np.float32))
     for name, parameter in parameters.items():
         parameter.copy_(torch.from_numpy(parts[name]))
@@ -76,7 +76,7 @@ def load_vector(parameters: Mapping[str, Tensor], vector: np.ndarray) -> None:
 
 @torch.no_grad()
 def add_vector(parameters: Mapping[str, Tensor], vector: np.ndarray) -> list[Tensor]:
-    """Adds a flat vector to parameters, and returns its parts. Raises ValueError where the length does not fit."""
+    """Add a flat vector to parameters, and return its parts. Raises ValueError if its length differs."""
     split = Manifest.of(parameters).split(np.array(vector, np.float32))
     parts = [torch.from_numpy(split[name]).to(parameter.device) for name, parameter in parameters.items()]
     for parameter, part in zip(parameters.values(), parts, strict=True):

@@ -1,4 +1,4 @@
-"""Where a worker's time goes: seconds by part, always, and a profiler's trace where one is asked for."""
+"""Where a worker's time goes: seconds by part of the work, and on request a trace of torch's profiler."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 from torch.profiler import profile, record_function, schedule
 
 PARTS = ("emulator", "acting", "update", "leap", "waiting", "starting")
-"""Stepping environments; choosing actions; loss, gradient and optimizer; the meta-learner; the server; a new task."""
+"""Parts of a worker's time: stepping the environments; choosing actions; loss, gradient and optimizer; the
+meta-learner; waiting for the server; starting a task."""
 
 
 class Stopwatch:
-    """Adds up seconds by part: `with stopwatch("acting"): …`. What no part covers counts for none.
+    """Adds up seconds by part of the work: `with stopwatch("acting"): …`.
 
-    On a GPU the processor launches work and goes on: that work's time shows where the processor next waits for the
-    GPU, which is in "acting".
+    Work on a GPU is asynchronous: its time shows up where the CPU next waits for the GPU, which is in "acting".
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -29,21 +29,21 @@ class Stopwatch:
         self._parts = {name: _Part(name, clock) for name in PARTS}
 
     def __call__(self, part: str) -> _Part:
-        """A context whose duration counts for `part`, one of PARTS. Parts must not be nested."""
+        """Return a context whose duration is added to `part`, one of PARTS. Parts must not be nested."""
         return self._parts[part]
 
     def name_in_trace(self, on: bool) -> None:
-        """Whether a profiler's trace shows the parts by name."""
+        """Switch on or off that the parts appear by name in a profiler's trace."""
         for part in self._parts.values():
             part.named = on
 
     def seconds(self) -> dict[str, float]:
-        """Of every part since the start, and their "total" with what belongs to none."""
+        """Return the seconds of every part, and the "total" since the start, which includes time outside all parts."""
         return {name: part.seconds for name, part in self._parts.items()} | {"total": self._clock() - self._started}
 
 
 class _Part:
-    """Cheap enough for every step of the environments: under a microsecond."""
+    """A part of the work. Entering and leaving takes less than a microsecond, since every step does both."""
 
     __slots__ = ("_clock", "_entered", "_region", "name", "named", "seconds")
 
@@ -71,7 +71,10 @@ class _Part:
 
 
 def shares(seconds: dict[str, float], before: dict[str, float] | None = None) -> dict[str, float]:
-    """The part of the time that each of PARTS took, and "other", since an earlier reading; {} where no time passed."""
+    """Return the fraction of the time that each of PARTS and "other" took since the reading `before`.
+
+    Both arguments are results of `Stopwatch.seconds`. Returns {} if no time has passed.
+    """
     passed = {name: value - (before[name] if before else 0.0) for name, value in seconds.items()}
     total = passed.pop("total")
     if total <= 0:
@@ -80,7 +83,7 @@ def shares(seconds: dict[str, float], before: dict[str, float] | None = None) ->
 
 
 def breakdown(seconds: dict[str, float]) -> str:
-    """A reading as a table for people."""
+    """Return the result of `Stopwatch.seconds` as a table of text."""
     rows = sorted(shares(seconds).items(), key=lambda row: -row[1])
     total = seconds["total"]
     return "\n".join(
@@ -89,12 +92,12 @@ def breakdown(seconds: dict[str, float]) -> str:
 
 
 class Profiler:
-    """Records a torch profiler's trace of some updates in the midst of training, once.
+    """Records one trace of torch's profiler over some updates in the middle of training.
 
     Args:
-        stopwatch: whose parts the trace shows by name.
-        skip: updates before the recording starts, so that it shows the steady state.
-        updates: how many it shows.
+        stopwatch: its parts appear by name in the trace.
+        skip: number of updates before the recording starts, so that it shows the steady state.
+        updates: number of updates to record.
     """
 
     def __init__(self, stopwatch: Stopwatch, *, skip: int = 20, updates: int = 10) -> None:
@@ -106,7 +109,7 @@ class Profiler:
         self._profile: Any = None
 
     def step(self) -> None:
-        """To be called after every update."""
+        """Count an update; call it after each one."""
         self._updates += 1
         if self._updates == self._first:
             self._stopwatch.name_in_trace(True)
@@ -118,8 +121,11 @@ class Profiler:
                 self._finish()
 
     def take_recording(self) -> tuple[bytes, str] | None:
-        """Once, when the recording is done: Chrome's trace format, compressed by gzip, and the costliest operators."""
-        if self._recording is None:  # set once, by the thread that trains; another one asks
+        """Return the recording once it is complete, and None from then on.
+
+        It consists of the trace in Chrome's format, compressed by gzip, and a table of the most expensive operators.
+        """
+        if self._recording is None:  # the training thread sets it once; another thread takes it
             return None
         recording, self._recording = self._recording, None
         return recording
@@ -137,10 +143,10 @@ class Profiler:
 
 
 class NoProfiler:
-    """Where nobody asked for one."""
+    """No-op profiler, used when `--profile` is off."""
 
     def step(self) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def take_recording(self) -> None:
-        """Nothing."""
+        """Return None."""

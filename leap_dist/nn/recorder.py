@@ -1,8 +1,8 @@
 """Acting and learning from the same forward passes.
 
-Within an unroll the parameters stand still, so what the encoder computed to choose the actions is what the update
-needs. A `Recorder` keeps the activations of every pass and runs one backward pass over all of them: no second forward
-pass, and one large backward pass instead of one for each step.
+The parameters do not change within an unroll, so the update can reuse what the encoder computed to choose the actions.
+A `Recorder` keeps the activations of every pass and runs one backward pass over all of them. That saves the second
+forward pass, and one large backward pass is faster than one for each step.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _relu_backward = torch.ops.aten.threshold_backward
 
 
 class Recorder:
-    """An encoder's forward passes on up to `slots` batches of at most N frames, and their joint backward pass.
+    """Records an encoder's forward passes on up to `slots` batches of at most N frames for a joint backward pass.
 
     Args:
-        encoder: whose parameters are read, and get the gradients.
-        slots: how many passes are kept. One more can be made with slot number `slots`, which `replay` leaves out.
-        batch: N.
-        dtype: arithmetic of the passes; parameters and their gradients stay float32.
+        encoder: the encoder, whose parameters get the gradients.
+        slots: number of passes to keep. One more can be made with slot number `slots`, which `replay` leaves out.
+        batch: largest number of frames N in a pass.
+        dtype: precision of the passes; parameters and their gradients stay float32.
     """
 
     def __init__(self, encoder: Encoder, slots: int, batch: int, dtype: torch.dtype) -> None:
         weight = encoder.conv1.weight
-        # Convolutions of a CPU in bfloat16 are as fast either way, and the emulator's order is kept for free. All
-        # others gain more than the reordering costs: their backward pass is up to six times faster on channels_last.
+        # In bfloat16 on a CPU, convolutions are equally fast in both layouts, so the emulator's layout is kept. In all
+        # other cases channels_last pays for the reordering: the backward pass is up to six times faster.
         plain = weight.device.type == "cpu" and dtype == torch.bfloat16
         self._format = torch.contiguous_format if plain else torch.channels_last
         self._encoder = encoder
@@ -48,7 +48,7 @@ class Recorder:
         self._hidden1 = buffer(16, 20, 20)
         self._hidden2 = buffer(32, 9, 9)
         self._features = torch.empty(rows + batch, encoder.features, device=weight.device, dtype=dtype)
-        # In place, like the buffers: a captured pass finds everything where it was.
+        # Updated in place, like the buffers, because a captured graph refers to addresses.
         self._weights = [
             torch.empty_like(p, dtype=dtype, memory_format=self._format if p.dim() == 4 else torch.contiguous_format)
             for p in encoder.parameters()
@@ -56,16 +56,16 @@ class Recorder:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Takes the parameters as they are now for the passes to come. To be called whenever they have changed.
+        """Copy the current parameters for the passes that follow. Call it whenever they have changed.
 
-        Pixels stay 0…255, which bfloat16 holds exactly; their scale 1/255 goes into the first layer's weights.
+        Pixels stay 0…255, which bfloat16 represents exactly; the scale 1/255 is folded into the first layer's weights.
         """
         for weight, parameter in zip(self._weights, self._encoder.parameters(), strict=True):
             weight.copy_(parameter / 255.0 if parameter is self._encoder.conv1.weight else parameter)
 
     @torch.no_grad()
     def encode(self, slot: int, frames: Tensor) -> Tensor:
-        """Features, float32 (n, 256), of uint8 frames (n, C, 84, 84), n ≤ N; the activations are kept in the slot."""
+        """Return features, float32 (n, 256), of frames, uint8 (n, C, 84, 84) with n ≤ N, and keep the activations."""
         start = slot * self._batch
         rows = slice(start, start + len(frames))
         w1, b1, w2, b2, w3, b3 = self._weights
@@ -76,17 +76,17 @@ class Recorder:
         return torch.clamp_min(linear, 0, out=self._features[rows]).float()
 
     def replay(self) -> Tensor:
-        """As `features`, but in the graph: gradients flow from them to the encoder's parameters."""
+        """Return the same as `features`, but in the autograd graph: gradients flow to the encoder's parameters."""
         replay: Any = _Replay.apply
         features: Tensor = replay(self, *self._encoder.parameters())
         return features
 
     def features(self) -> Tensor:
-        """The features of all slots, outside the graph: (slots · N, 256) float32, a new tensor."""
+        """Return the features of all slots, float32 (slots · N, 256), as a new tensor outside the autograd graph."""
         return self._features[: self._rows].to(torch.float32, copy=True)
 
     def backward(self, gradient: Tensor) -> Sequence[Tensor]:
-        """∂/∂parameters, float32, from ∂/∂features (slots · N, 256): the chain rule over the three layers."""
+        """Return the float32 gradients of all parameters, given that of the features, (slots · N, 256)."""
         frames, hidden1, hidden2, features = (
             kept[: self._rows] for kept in (self._frames, self._hidden1, self._hidden2, self._features)
         )
@@ -103,7 +103,7 @@ class Recorder:
 
 
 class _Replay(torch.autograd.Function):
-    """Recorded features as a node of the graph."""
+    """The recorded features as a node of the autograd graph."""
 
     @staticmethod
     def forward(ctx: Any, recorder: Recorder, *parameters: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class _Replay(torch.autograd.Function):
 
 
 def _convolution(gradient: Tensor, source: Tensor, weight: Tensor, *, stride: int, of_input: bool) -> Any:
-    """(∂/∂source or None, ∂/∂weight, ∂/∂bias) of a convolution without padding."""
+    """Return the gradients of (source or None, weight, bias) of a convolution without padding."""
     return _convolution_backward(
         gradient, source, weight, [len(weight)], [stride] * 2, [0, 0], [1, 1], False, [0, 0], 1, [of_input, True, True]
     )

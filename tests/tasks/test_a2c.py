@@ -34,7 +34,8 @@ from leap_dist.leap.learner import Learner
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.nn.flat_vector import Manifest, flatten
 from leap_dist.tasks.atari import rollout
-from leap_dist.tasks.atari.a2c import A2C, clip_rewards
+from leap_dist.tasks.atari.a2c import A2C
+from leap_dist.tasks.atari.rewards import clip_rewards
 from leap_dist.tasks.atari.rollout import n_step_returns
 
 
@@ -278,7 +279,7 @@ def test_a_step_changes_what_the_learner_computes_for_the_same_observation(preci
         observations = seen(learner)
 
         def first_of_the_next_rollout() -> tuple[Tensor, Tensor, Tensor]:
-            learner._rollout.see(observations)
+            learner._rollout.set_frames(observations)
             learner.backward()
             features = learner._rollout._recorder.features()[:1]
             logits, value = learner._model.heads(features)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leap_dist.tasks.images.augmentation import FAMILIES, draw, look_up
+from leap_dist.tasks.images.augmentation import DISTRIBUTIONS, draw_maps, transform
 
 
 def slowly(image: np.ndarray, angle: float, scale: float, shift: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -45,12 +45,14 @@ def read(maps: torch.Tensor, side: int) -> list[tuple[float, float, tuple[float,
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 2**31 - 1), st.sampled_from(sorted(FAMILIES)), st.sampled_from([5, 8]), st.sampled_from([1, 3]))
+@given(
+    st.integers(0, 2**31 - 1), st.sampled_from(sorted(DISTRIBUTIONS)), st.sampled_from([5, 8]), st.sampled_from([1, 3])
+)
 def test_a_batch_of_affine_images_is_what_a_slow_implementation_makes(seed, family, side, channels):
     images = noise(seed, 4, side, channels)
     index = torch.tensor([2, 0, 2])
-    maps = draw(FAMILIES[family], 3, torch.Generator().manual_seed(seed))
-    found = look_up(torch.from_numpy(images), index, maps).numpy()
+    maps = draw_maps(DISTRIBUTIONS[family], 3, torch.Generator().manual_seed(seed))
+    found = transform(torch.from_numpy(images), index, maps).numpy()
     assert found.dtype == np.uint8
     for one, source, transformation in zip(found, images[index], read(maps, side), strict=True):
         expected, unsure = slowly(source, *transformation)
@@ -60,7 +62,7 @@ def test_a_batch_of_affine_images_is_what_a_slow_implementation_makes(seed, fami
 
 def test_what_is_drawn_fills_the_ranges_of_the_authors():
     angles, scales, shifts = zip(
-        *read(draw(FAMILIES["affine"], 4000, torch.Generator().manual_seed(0)), 28), strict=True
+        *read(draw_maps(DISTRIBUTIONS["affine"], 4000, torch.Generator().manual_seed(0)), 28), strict=True
     )
     quarters = np.histogram(angles, 4, (-math.pi, math.pi))[0]
     assert (abs(quarters - 1000) < 120).all()
@@ -75,7 +77,7 @@ def test_what_is_drawn_fills_the_ranges_of_the_authors():
 
 def test_rotations_are_36_and_nothing_else():
     angles, scales, shifts = zip(
-        *read(draw(FAMILIES["rotations"], 500, torch.Generator().manual_seed(0)), 28), strict=True
+        *read(draw_maps(DISTRIBUTIONS["rotations"], 500, torch.Generator().manual_seed(0)), 28), strict=True
     )
     degrees = np.degrees(angles) % 360
     np.testing.assert_allclose(degrees, 10 * np.round(degrees / 10), atol=1e-3)
@@ -98,12 +100,14 @@ def test_rotations_are_36_and_nothing_else():
 )
 def test_obvious_maps(matrix, expected):
     images = noise(0, 3, 6, 3)
-    found = look_up(torch.from_numpy(images), torch.tensor([1]), torch.tensor([matrix], dtype=torch.float32))
+    found = transform(torch.from_numpy(images), torch.tensor([1]), torch.tensor([matrix], dtype=torch.float32))
     np.testing.assert_array_equal(found[0].numpy(), expected(images[1]))
 
 
 def test_the_data_set_is_left_alone():
     images = torch.from_numpy(noise(0, 3, 6, 1))
     before = images.clone()
-    look_up(images, torch.tensor([0, 1]), draw(FAMILIES["affine"], 2, torch.Generator().manual_seed(0))).fill_(0)
+    transform(
+        images, torch.tensor([0, 1]), draw_maps(DISTRIBUTIONS["affine"], 2, torch.Generator().manual_seed(0))
+    ).fill_(0)
     assert torch.equal(images, before)

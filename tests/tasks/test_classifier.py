@@ -27,7 +27,7 @@ from leap_dist.nn.flat_vector import Manifest, flatten
 from leap_dist.protocol.messages import Ack, Contribution, Lease, Task
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.tasks.images.classifier import Classifier, Curve
-from leap_dist.tasks.images.examples import Dataset, Examples, Seeds, Source, draws_for_test
+from leap_dist.tasks.images.examples import Dataset, Examples, ImageStore, Seeds, maps_for_test
 from leap_dist.worker import run_task as worker
 from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start
@@ -341,18 +341,18 @@ def test_held_out_images_are_judged_by_the_averages_over_training():
 
 def test_held_out_images_are_augmented_by_the_tasks_seed():
     settings = replace(SETTINGS, augmentation="affine")
-    one, same, other = (draws_for_test(12, settings, Seeds.of(seed)) for seed in (1, 1, 2))
+    one, same, other = (maps_for_test(12, settings, Seeds.of(seed)) for seed in (1, 1, 2))
     assert one is not None
     assert one.shape == (12, 2, 3)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    assert draws_for_test(12, SETTINGS, Seeds.of(1)) is None
+    assert maps_for_test(12, SETTINGS, Seeds.of(1)) is None
 
 
 def test_errors_are_measured_on_images_augmented_alike(monkeypatch):
     seen = []
-    take = Source.take
-    monkeypatch.setattr(Source, "take", lambda self, index, maps: seen.append(maps) or take(self, index, maps))
+    take = ImageStore.take
+    monkeypatch.setattr(ImageStore, "take", lambda self, index, maps: seen.append(maps) or take(self, index, maps))
     for augmentation in ("affine", "none"):
         learner = classifier(dataset(), ENCODER, settings=replace(SETTINGS, augmentation=augmentation))
         beats: list[int] = []

@@ -14,7 +14,7 @@ from leap_dist.config.settings import LeapSettings
 from leap_dist.leap.pull_forward import PullForward
 from leap_dist.nn.convnet import initialization
 from leap_dist.nn.flat_vector import flatten
-from leap_dist.tasks.images.stacked import Outcome, Pulls, Stack
+from leap_dist.tasks.images.stacked import Outcome, Stack, StackedPullForward
 
 SEEDS = (3, 4, 5)
 TASKS = [dataset(seed, each=each) for seed, each in zip(SEEDS, (5, 6, 7), strict=True)]
@@ -85,7 +85,7 @@ def test_the_accumulator_is_leaps_row_by_row(metric, stabilize):
     points, gradients = torch.randn(2, 6, 3, 10, generator=generator)  # observations, tasks, parameters
     losses = torch.rand(6, 3, generator=generator)
     points[4, 1], losses[4, 1] = points[3, 1], losses[3, 1]  # a segment of no length
-    together = Pulls(points[0], settings)
+    together = StackedPullForward(points[0], settings)
     alone = [nn.Parameter(row.clone()) for row in points[0]]
     pulls = [PullForward([one], metric=metric, loss_weight=0.7, stabilize=stabilize) for one in alone]
     for k in range(6):

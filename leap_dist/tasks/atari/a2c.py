@@ -1,8 +1,12 @@
-"""Advantage actor-critic (A2C) on many copies of one Atari game: the host's side, environments and bookkeeping."""
+"""Advantage actor-critic (A2C; Mnih et al. 2016) on many copies of one Atari game.
+
+This is the host's side: environments, rewards and episodes. `Rollout` is the device's side: actions, loss, gradient.
+T is the length of an unroll and N the number of environments.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -12,37 +16,28 @@ from leap_dist.config.settings import AgentSettings, AtariSettings, WorkerSettin
 from leap_dist.envs import atari_vector
 from leap_dist.leap.learner import Progress
 from leap_dist.leap.optimizers import RMSProp
-from leap_dist.nn.actor_critic import ALL_ACTIONS, ActorCritic, Encoder, initialize
+from leap_dist.nn.actor_critic import network_for_game
 from leap_dist.nn.device import graph_for, resolve_device, resolve_precision
 from leap_dist.nn.flat_vector import add_vector, load_vector
 from leap_dist.nn.profiling import Stopwatch
+from leap_dist.tasks.atari.episodes import EpisodeTracker
+from leap_dist.tasks.atari.rewards import clip_rewards
 from leap_dist.tasks.atari.rollout import Rollout
-
-REWARD_BOUND = 5.0  # appendix E: "clip the absolute value of the rewards to maximum 5.0"
-
-
-def clip_rewards(rewards: np.ndarray, kind: str) -> np.ndarray:
-    """Training rewards from raw ones, float32: within ±5 ("bound", the paper), their sign, or as they are ("none")."""
-    raw = rewards.astype(np.float32)
-    if kind == "bound":
-        return np.clip(raw, -REWARD_BOUND, REWARD_BOUND)
-    return np.sign(raw) if kind == "sign" else raw
 
 
 class A2C:
-    """One agent learning one game, from a given encoder. Implements `leap_dist.leap.learner.Learner`.
+    """An agent that learns one game from a given encoder. Implements `leap_dist.leap.learner.Learner`.
 
-    The forward passes that choose the actions are the ones that the loss needs, since within an unroll the parameters
-    do not change: a `Recorder` keeps them.
+    The loss reuses the forward passes that chose the actions, since the parameters do not change within an unroll.
 
     Args:
-        game: the game's ROM name.
+        game: ROM name of the game.
         vector: flat float32 vector φ that the shared parameters start from.
-        seed: determines heads, actions and environments: on a CPU the same seed gives the same run, bit for bit.
-        scope: which parameters are shared: "convolutions", "encoder" or "model", with one 18-way head for all games.
-        head_seed: determines the task's own parameters instead of `seed`, where they are the game's, not the task's.
-        head_change: flat float32 vector, what earlier tasks added to the parameters that `head_seed` gives.
-        stopwatch: to be told what the time goes to.
+        seed: determines heads, actions and environments. On a CPU the same seed gives the same run, bit for bit.
+        scope: the shared parameters: "convolutions", "encoder", or "model" with one 18-way head for all games.
+        head_seed: seed of the task's own parameters where they persist from task to task; None to use `seed`.
+        head_change: flat float32 vector that earlier tasks added to the task's own parameters.
+        stopwatch: measures how long each part of the work takes.
     """
 
     def __init__(
@@ -62,9 +57,9 @@ class A2C:
         self.stopwatch = stopwatch or Stopwatch()
         self._agent = agent
         self._life_loss = settings.life_loss
-        colours, _ = atari_vector.STACKS[settings.frames]
-        self._newest = slice(colours.start - colours.stop, None)  # of an observation's channels
-        self._see: Callable[[np.ndarray], None] | None = None
+        colors, _ = atari_vector.STACKS[settings.frames]
+        self._newest_frame = slice(colors.start - colors.stop, None)  # an observation's last channels
+        self._on_frame: Callable[[np.ndarray], None] | None = None
         self._env = atari_vector.make(
             game,
             agent.envs,
@@ -77,7 +72,7 @@ class A2C:
             full_actions=settings.full_actions,
         )
         heads, actions, environments = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
-        self._model = _model(
+        self._model = network_for_game(
             atari_vector.channels(settings.frames), self._env.actions, scope, heads if head_seed is None else head_seed
         )
         device = torch.device(resolve_device(worker.device))
@@ -96,7 +91,7 @@ class A2C:
             epsilon_inside=agent.epsilon_form == "inside",
             max_grad_norm=agent.max_grad_norm,
         )
-        self.descent: float | None = None  # RMSProp, and clipped
+        self.descent: float | None = None  # a step of RMSProp, with clipping, is no plain gradient step
         self.steps_per_update = agent.envs * agent.unroll
         self._rollout = Rollout(
             self._model,
@@ -106,76 +101,70 @@ class A2C:
             generator=torch.Generator(device).manual_seed(actions),
             graph=graph_for(device),
         )
-        self._rollout.see(self._env.reset(environments))
+        self._rollout.set_frames(self._env.reset(environments))
         self._lives = self._env.lives
-        self._episode_returns = np.zeros(agent.envs)
-        self._steps = 0
-        self._reset_progress()
+        self._episodes = EpisodeTracker(agent.envs)
+        self._parts: Tensor | None = None
+        self._rollouts = 0
 
     def backward(self) -> Tensor:
-        """Plays one unroll and leaves the gradient of its loss, a mean over T × N steps. Returns the loss, ()."""
+        """Play one unroll, set the gradient of its loss (a mean over T × N steps), and return the loss, shape ()."""
         self._play()
         with self.stopwatch("update"):
             parts, gradients = self._rollout.gradients()
             for parameter, gradient in zip(self._model.parameters(), gradients, strict=True):
                 parameter.grad = gradient
-            return self._note(parts)
+            return self._add_losses(parts)
 
     def step(self) -> None:
-        """Clips to the global norm and applies RMSProp; the gradients are dropped, not overwritten."""
+        """Clip the gradient to its global norm and apply RMSProp. Gradients are dropped, not overwritten."""
         with self.stopwatch("update"):
             self._optimizer.step()
 
     @property
     def done(self) -> bool:
-        """Never: there is always more to play."""
+        """Whether training is over before its time: never, since every unroll is new data."""
         return False
 
     def measure(self) -> Tensor:
-        """Every unroll is new: the same as `backward`."""
+        """Do the same as `backward`: every unroll is data that training has not seen."""
         return self.backward()
 
     def evaluate(self) -> Tensor:
-        """The loss of one more unroll, without a gradient, shape ()."""
+        """Play one more unroll and return its loss, shape (), without a gradient."""
         self._play()
-        return self._note(self._rollout.loss())
+        return self._add_losses(self._rollout.loss())
 
     def progress(self) -> Progress:
-        """Raw returns of the episodes that ended since the last call, and mean losses and entropy."""
+        """Return raw returns of the episodes that ended since the last call, and mean losses and entropy."""
         means: dict[str, float] = {}
         if self._parts is not None:
             names = ("loss", "policy_loss", "value_loss", "entropy")
             means = dict(zip(names, (self._parts / self._rollouts).tolist(), strict=True))
-        report = Progress(tuple(self._finished), means, tuple(self._ended))
-        self._reset_progress()
-        return report
+        self._parts, self._rollouts = None, 0
+        returns, ends = self._episodes.take()
+        return Progress(returns, means, ends)
 
     def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
-        """Nothing: episodes tell all there is."""
+        """Return nothing: the episodes say how well the agent plays."""
         return {}
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
-        """Shows the first environment's newest frame after every step, (1, 84, 84) in gray or (3, 84, 84) in colour."""
-        self._see = see
+        """Call `see` with the first environment's newest frame after every step, (1 or 3, 84, 84)."""
+        self._on_frame = see
 
     def close(self) -> None:
-        """Gives the emulators back."""
+        """Return the emulators to their pool."""
         self._env.close()
 
-    def _reset_progress(self) -> None:
-        self._finished: list[float] = []
-        self._ended: list[int] = []
-        self._parts: Tensor | None = None
-        self._rollouts = 0
-
-    def _note(self, parts: Tensor) -> Tensor:
-        """Takes a rollout into what `progress` reports. Returns its loss."""
+    def _add_losses(self, parts: Tensor) -> Tensor:
+        """Add the losses of a rollout, (4,), to the means that `progress` reports, and return the total loss."""
         self._parts = parts if self._parts is None else self._parts + parts
         self._rollouts += 1
         return parts[0]
 
     def _play(self) -> None:
-        """Plays T steps."""
+        """Play an unroll of T steps."""
         acting, emulator = self.stopwatch("acting"), self.stopwatch("emulator")
         with acting:
             self._rollout.start()
@@ -185,36 +174,20 @@ class A2C:
             with emulator:
                 step = self._env.step(actions)
             with acting:
-                self._rollout.see(step.observations)
-                self._take(t, step)
-            if self._see is not None:
-                self._see(step.observations[0, self._newest])
+                self._rollout.set_frames(step.observations)
+                self._record(t, step)
+            if self._on_frame is not None:
+                self._on_frame(step.observations[0, self._newest_frame])
 
-    def _take(self, t: int, step: atari_vector.Step) -> None:
-        """Training rewards and discounts of one step, and the episodes that it ended."""
+    def _record(self, t: int, step: atari_vector.Step) -> None:
+        """Store the training rewards and discounts of step t, and the returns of the episodes that it ended."""
         rewards = clip_rewards(step.rewards, self._agent.reward_clip)
         done = step.terminated | step.truncated
         ended = done | (step.lives < self._lives) if self._life_loss else done
         if len(step.final):
-            # Cut off, not over: what would have followed is worth the value of the last observation.
+            # The episode was cut off, not over: the value of its last observation stands for what would have followed.
             rewards[step.truncated] += self._agent.discount * self._rollout.value(step.final)
         self._rollout.rewards[t] = rewards
         self._rollout.discounts[t] = np.where(ended, 0.0, self._agent.discount)
         self._lives = step.lives
-        self._episode_returns += step.rewards
-        self._steps += len(done)
-        if done.any():
-            self._finished.extend(self._episode_returns[done].tolist())
-            self._ended.extend([self._steps] * int(done.sum()))
-            self._episode_returns[done] = 0.0
-
-
-def _model(channels: int, actions: Sequence[int], scope: str, seed: int) -> ActorCritic:
-    """A fresh network for a game with these actions of the controller."""
-    encoder = Encoder(channels)
-    if scope == "model":
-        model = ActorCritic(encoder, ALL_ACTIONS, legal=actions)
-    else:
-        model = ActorCritic(encoder, len(actions))
-    initialize(model, torch.Generator().manual_seed(seed))
-    return model
+        self._episodes.add(step.rewards, done)

@@ -1,7 +1,7 @@
-"""The device's side of A2C: choosing actions through an unroll, then its loss and gradient.
+"""The device's side of A2C: the actions of an unroll, then its loss and gradient.
 
-T is the unroll length, N the number of environments, A the number of actions; time runs along the first axis. All
-tensors stay where they are from unroll to unroll, so that on a GPU both halves run as captured graphs.
+T is the length of the unroll, N the number of environments, A the number of actions; time runs along the first axis.
+All tensors keep their memory from unroll to unroll, so that a GPU can run both halves as captured graphs.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from leap_dist.nn.device import CapturedGraph, Graph
 from leap_dist.nn.recorder import Recorder
 
 LONGEST_CAPTURED = 64
-"""Steps of an unroll that are captured: each is a graph of its own, which costs memory."""
+"""Longest unroll whose steps are captured. Each step is a graph of its own, which costs memory."""
 
 
 def n_step_returns(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Tensor:
-    """R_t = r_t + d_t R_{t+1}, R_T = bootstrap (Sutton & Barto, section 7.1).
+    """Return n-step returns R_t = r_t + d_t R_{t+1} with R_T = bootstrap (Sutton and Barto, section 7.1).
 
     Args:
-        rewards: (T, N). Where an episode was truncated, with γ V(last observation) already added.
+        rewards: (T, N). Where an episode was truncated, γ V(last observation) has been added.
         discounts: (T, N), γ, or 0 where the return ends.
-        bootstrap: (N,), V(s_T).
+        bootstrap: (N,), the values V(s_T).
 
     Returns:
-        (T, N).
+        Returns R, (T, N).
     """
     assert rewards.shape == discounts.shape, (rewards.shape, discounts.shape)
     assert bootstrap.shape == rewards.shape[1:], (bootstrap.shape, rewards.shape)
@@ -43,14 +43,15 @@ def n_step_returns(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Ten
 
 
 class Rollout:
-    """One unroll after the other: `start`, then `act` T times, then `gradients` or `loss`.
+    """Computes one unroll after the other: call `start`, then `act` T times, then `gradients` or `loss`.
 
     Args:
-        model: on its device already.
-        actions: A.
-        dtype: the encoder's arithmetic; heads and loss are float32.
-        generator: on the model's device; draws the actions.
-        graph: the kind of graph to run as, if any.
+        model: the network, already on its device.
+        agent: settings of A2C; they determine T and N.
+        actions: number of actions A.
+        dtype: precision of the encoder; heads and loss are float32.
+        generator: draws the actions; it is on the model's device.
+        graph: kind of graph to capture the work as; None to run it step by step.
     """
 
     def __init__(
@@ -70,13 +71,13 @@ class Rollout:
         self._recorder = Recorder(model.encoder, steps, envs, dtype)
         device, channels = generator.device, model.encoder.conv1.in_channels
 
-        pinned = device.type == "cuda"  # from page-locked memory, copies need not be waited for
+        pinned = device.type == "cuda"  # copies from page-locked memory are asynchronous
         frames = torch.zeros(envs, channels, FRAME_SIZE, FRAME_SIZE, dtype=torch.uint8, pin_memory=pinned)
         outcome = torch.zeros(2, steps, envs, pin_memory=pinned)
         self.rewards: np.ndarray
         self.discounts: np.ndarray
         self.rewards, self.discounts = outcome.numpy()
-        """(T, N), for the caller to fill in before the loss is asked for."""
+        """(T, N) each. The caller fills them in before it asks for the loss."""
         self._staged = (frames, outcome) if graph else None
         self._frames = torch.zeros_like(frames, device=device)
         self._outcome = torch.zeros_like(outcome, device=device) if graph else outcome
@@ -91,12 +92,12 @@ class Rollout:
         self._gradients = CapturedGraph(self._differentiate, graph)
 
     def start(self) -> None:
-        """Begins an unroll, with the parameters as they are now. The frames last seen are its first."""
-        # Gumbel's way of drawing from a softmax: argmax of logits − log E, E exponential. One draw for all steps.
+        """Begin an unroll with the current parameters. Its first frames are those set last."""
+        # Gumbel-max trick: argmax of logits − log E, with E exponential, is a sample of the softmax.
         self._noise.exponential_(generator=self._generator).log_().neg_()
 
-    def see(self, observations: np.ndarray) -> None:
-        """Takes uint8 (N, C, 84, 84) for the next step."""
+    def set_frames(self, observations: np.ndarray) -> None:
+        """Set the observations of the next step, uint8 (N, C, 84, 84)."""
         frames = torch.from_numpy(observations)
         if self._staged is None:
             self._frames = frames
@@ -104,31 +105,31 @@ class Rollout:
             self._frames.copy_(self._staged[0].copy_(frames), non_blocking=True)
 
     def act(self, step: int) -> np.ndarray:
-        """Draws actions (N,) for the frames last seen, as the `step`-th of the unroll."""
+        """Return actions (N,) for the current frames, drawn as step number `step` of the unroll."""
         self._act[step]()
         return self._actions[step].cpu().numpy()
 
     @torch.no_grad()
     def value(self, observations: np.ndarray) -> np.ndarray:
-        """V(s), (n,), n ≤ N, with the parameters that the unroll began with."""
+        """Return V(s), (n,) with n ≤ N, using the parameters that the unroll began with."""
         frames = torch.from_numpy(observations).to(self._frames.device)
         value: np.ndarray = self._model.values(self._recorder.encode(self._agent.unroll, frames)).cpu().numpy()
         return value
 
     def gradients(self) -> tuple[Tensor, list[Tensor]]:
-        """(loss, policy loss, value loss, entropy) and the loss's gradient by parameter, all new tensors."""
+        """Return (loss, policy loss, value loss, entropy), (4,), and the loss's gradients, all as new tensors."""
         self._finish()
         parts, *gradients = self._gradients()
         return parts, gradients
 
     @torch.no_grad()
     def loss(self) -> Tensor:
-        """(loss, policy loss, value loss, entropy), without a gradient."""
+        """Return (loss, policy loss, value loss, entropy), (4,), without a gradient."""
         self._finish()
         return self._loss(self._recorder.features())
 
     def _finish(self) -> None:
-        """What is known only when the last step was made."""
+        """Copy rewards and discounts to the device, and compute the value of the last observation."""
         if self._staged is not None:
             self._outcome.copy_(self._staged[1], non_blocking=True)
         self._bootstrap()
@@ -151,7 +152,7 @@ class Rollout:
         return parts.detach(), *torch.autograd.grad(parts[0], [*self._model.parameters()])
 
     def _loss(self, features: Tensor) -> Tensor:
-        """The A2C loss (Mnih et al. 2016), a mean over T × N steps, with its three parts: (4,)."""
+        """Return the A2C loss (Mnih et al. 2016), a mean over T × N steps, and its three parts: (4,)."""
         agent = self._agent
         logits, values = self._model.heads(features)
         log_policy = torch.log_softmax(logits, dim=-1)

@@ -1,7 +1,7 @@
-"""Random affine images out of a data set that stays bytes: looked up pixel by pixel, a batch at a time.
+"""Random affine augmentation: pixels of a batch are looked up in a data set that stays bytes.
 
 The authors' Omniglot code draws for each image an angle in [0°, 360°), a shift of up to a fifth of its width and height
-and a scale between 0.8 and 1.2, takes the nearest pixel, and 0 where there is none. Appendix C speaks of 36 rotations.
+and a scale between 0.8 and 1.2. It takes the nearest pixel, and 0 outside the image. Appendix C mentions 36 rotations.
 """
 
 from __future__ import annotations
@@ -14,48 +14,53 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Family:
-    """A family of affine maps to draw from."""
+class AffineDistribution:
+    """A distribution of affine maps."""
 
     angles: int
-    """How many angles there are, evenly over the circle; 0: all of them."""
+    """Number of equally spaced angles to draw from; 0 for the continuous uniform distribution."""
     shift: float
-    """At most, of width and of height."""
+    """Largest shift as a fraction of width and height."""
     scales: tuple[float, float]
+    """Smallest and largest scale."""
 
 
-FAMILIES = {
-    "affine": Family(angles=0, shift=0.2, scales=(0.8, 1.2)),
-    "rotations": Family(angles=36, shift=0.0, scales=(1.0, 1.0)),
+DISTRIBUTIONS = {
+    "affine": AffineDistribution(angles=0, shift=0.2, scales=(0.8, 1.2)),
+    "rotations": AffineDistribution(angles=36, shift=0.0, scales=(1.0, 1.0)),
 }
+"""By value of the setting `supervised.augmentation`."""
 
 
-def draw(family: Family, count: int, generator: torch.Generator) -> Tensor:
-    """(count, 2, 3) float32: where each pixel of an image comes from, both relative to the centre and the size.
+def draw_maps(distribution: AffineDistribution, count: int, generator: torch.Generator) -> Tensor:
+    """Draw affine maps from output to source coordinates, float32 (count, 2, 3).
 
-    With θ the angle, s the scale and t the shift, an image turned, scaled and shifted has at p what was at
-    R(−θ)(p − t)/s. Coordinates are (x, y), y downwards, and ±½ is an edge; images are square.
+    With angle θ, scale s and shift t, the output at p is the source at R(−θ)(p − t)/s. Coordinates are (x, y) with y
+    pointing down, relative to the center of a square image, whose edges are at ±½.
     """
     turn, move_x, move_y, size = torch.rand(count, 4, generator=generator).unbind(1)
-    if family.angles:
-        turn = (turn * family.angles).floor() / family.angles
-    low, high = family.scales
+    if distribution.angles:
+        turn = (turn * distribution.angles).floor() / distribution.angles
+    low, high = distribution.scales
     inverse = 1 / (low + (high - low) * size)
     cosine, sine = inverse * (2 * math.pi * turn).cos(), inverse * (2 * math.pi * turn).sin()
-    x, y = family.shift * (2 * move_x - 1), family.shift * (2 * move_y - 1)
+    x, y = distribution.shift * (2 * move_x - 1), distribution.shift * (2 * move_y - 1)
     return torch.stack(
         [cosine, sine, -cosine * x - sine * y, -sine, cosine, sine * x - cosine * y],
         dim=1,
     ).view(count, 2, 3)
 
 
-def look_up(images: Tensor, index: Tensor, maps: Tensor) -> Tensor:
-    """The images of the data set at `index`, each through its map: uint8 (N, S, S, C), 0 where it reaches outside.
+def transform(images: Tensor, index: Tensor, maps: Tensor) -> Tensor:
+    """Apply affine maps to selected images, with 0 outside of the source image.
 
     Args:
-        images: uint8 (M, S, S, C).
-        index: int64 (N,).
-        maps: (N, 2, 3), as `draw` gives them.
+        images: all images, uint8 (M, S, S, C).
+        index: numbers of the images to select, int64 (N,).
+        maps: one map for each, float32 (N, 2, 3), as returned by `draw_maps`.
+
+    Returns:
+        Transformed images, uint8 (N, S, S, C).
     """
     side = images.shape[1]
     assert images.shape[2] == side, images.shape

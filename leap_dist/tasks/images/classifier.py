@@ -1,7 +1,7 @@
-"""Supervised classification of small images: a task is a data set, the loss the cross-entropy of a batch.
+"""Supervised classification of small images: a task is a data set, and the loss is the cross-entropy of a batch.
 
-What the paper leaves open is as in the authors' published code (amzn/metalearn-leap, src/omniglot): order of the
-network's layers, shape of the augmentation, which statistics batch norm uses, what the area under a curve is.
+Details that the paper does not state follow the authors' code (amzn/metalearn-leap, src/omniglot): the order of the
+network's layers, the augmentation, the statistics that batch norm uses, and the area under a curve.
 """
 
 from __future__ import annotations
@@ -21,60 +21,70 @@ from leap_dist.nn.convnet import ConvNet, initialize
 from leap_dist.nn.device import resolve_device, resolve_precision
 from leap_dist.nn.flat_vector import add_vector, load_vector
 from leap_dist.nn.profiling import Stopwatch
-from leap_dist.tasks.images.examples import Dataset, Draws, Examples, Seeds, Source, draws_for_test, tensors_of
+from leap_dist.tasks.images.examples import (
+    BatchSampler,
+    Dataset,
+    Examples,
+    ImageStore,
+    Seeds,
+    maps_for_test,
+    tensors_of,
+)
 
 HELD_OUT_BATCH = 500
-"""Images at once when the held-out ones are classified; it decides nothing but how much memory that takes."""
+"""Batch size for the classification of held-out images. It affects only the memory used."""
 
 
 class Curve(NamedTuple):
-    """Of a task's updates so far, one number for each, float64: the batch's loss and the part that was wrong."""
+    """Loss and error of every batch so far, float64 (updates,) each."""
 
     losses: np.ndarray
     errors: np.ndarray
+    """Fraction of each batch that was classified wrongly."""
 
 
 class Score(NamedTuple):
-    """On the held-out images."""
+    """Result on a set of images."""
 
     error: float
-    """The part that was classified wrongly."""
+    """Fraction of the images that was classified wrongly."""
     loss: float
+    """Mean cross-entropy."""
 
 
 class Patience:
-    """Says when an error, noted every now and then, has not been the lowest for long; never with a length of 0."""
+    """Early stopping: tells when an error has not improved for `length` measurements; never with a length of 0."""
 
     def __init__(self, length: int) -> None:
         self._length = length
         self._lowest = math.inf
         self._since = 0
 
-    def note(self, error: float) -> None:
-        """The error as it is now."""
+    def add(self, error: float) -> None:
+        """Add the next measurement."""
         self._since = 0 if error < self._lowest else self._since + 1
         self._lowest = min(self._lowest, error)
 
     @property
     def over(self) -> bool:
-        """Enough."""
+        """Whether training should stop."""
         return 0 < self._length <= self._since
 
 
 class Classifier:
-    """One network learning one data set, from given parameters. Implements `leap_dist.leap.learner.Learner`.
+    """A network that learns one data set from given parameters. Implements `leap_dist.leap.learner.Learner`.
 
-    A step of the task is one example. Batch norm's averages begin anew in every task; they are no parameters.
+    A step of the task is one example. Batch norm's running averages are no parameters: every task starts with new ones.
 
     Args:
-        data: of the task. It is kept as bytes, once.
+        data: the task's images, kept as bytes.
         vector: flat float32 vector φ that the shared parameters start from.
-        seed: determines head, batches and augmentation: on a CPU the same seed gives the same run, bit for bit.
-        scope: which parameters are shared: "encoder" (or "convolutions", which is the same here), or "model", with one
-            head for all tasks.
-        head_seed: determines the task's own parameters instead of `seed`, where they last from task to task.
-        head_change: flat float32 vector, what earlier tasks added to the parameters that `head_seed` gives.
-        stopwatch: to be told what the time goes to.
+        seed: determines head, batches and augmentation. On a CPU the same seed gives the same run, bit for bit.
+        scope: the shared parameters: "encoder" (or "convolutions", which is the same here), or "model" with one head
+            for all tasks.
+        head_seed: seed of the task's own parameters where they persist from task to task; None to use `seed`.
+        head_change: flat float32 vector that earlier tasks added to the task's own parameters.
+        stopwatch: measures how long each part of the work takes.
     """
 
     def __init__(
@@ -104,50 +114,52 @@ class Classifier:
         if head_change is not None:
             add_vector(self.local, head_change)
         self._parameters = list(self._model.parameters())
-        self._targets = [parameter.detach() for parameter in self._parameters]  # the same memory, outside the graph
+        self._targets = [parameter.detach() for parameter in self._parameters]  # same memory, outside of autograd
         self.steps_per_update = settings.batch
         self.descent: float | None = settings.learning_rate
         self._learning_rate = settings.learning_rate
         self._dtype = resolve_precision(worker.precision, device.type)
 
-        def source(examples: Examples) -> Source:
-            return Source(*tensors_of(examples, settings, self._seeds), data, device)
+        def store(examples: Examples) -> ImageStore:
+            return ImageStore(*tensors_of(examples, settings, self._seeds), data, device)
 
-        self._train, self._held_out = source(data.train), source(data.test)
-        self._draws = Draws(self._train.count, settings, self._seeds)
+        self._train, self._held_out = store(data.train), store(data.test)
+        self._draws = BatchSampler(self._train.count, settings, self._seeds)
         self._settings = settings
-        self._fresh = Draws(self._held_out.count, settings, self._seeds._replace(order=self._seeds.test))
-        self._validation = None if data.validation is None else source(data.validation)
+        self._fresh = BatchSampler(self._held_out.count, settings, self._seeds._replace(order=self._seeds.test))
+        self._validation = None if data.validation is None else store(data.validation)
         self._patience, self._scored = Patience(settings.patience), 0  # epochs
         self._most = settings.epochs * self._train.count or math.inf
-        self._see: Callable[[np.ndarray], None] | None = None
+        self._on_image: Callable[[np.ndarray], None] | None = None
         self._seen = 0
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits and labels of each batch
         self._past: list[np.ndarray] = []
 
     def backward(self) -> Tensor:
-        """Leaves the gradient of a fresh batch's mean cross-entropy in `.grad`. Returns the loss, shape ()."""
+        """Set the gradient of a new batch's mean cross-entropy in `.grad`, and return the loss, shape ()."""
         with self.stopwatch("update"):
             return self._backward(*self._batch())
 
     def measure(self) -> Tensor:
-        """The same of a batch of held-out images; they are no part of the curve."""
+        """Do the same with a batch of held-out images, which is not a part of the curve."""
         with self.stopwatch("update"):
             images, labels = self._held_out.take(*self._fresh.next())
             self._seen += len(labels)
-            return self._backward(images, labels, note=False)
+            return self._backward(images, labels, in_curve=False)
 
-    def _backward(self, images: Tensor, labels: Tensor, *, note: bool = True) -> Tensor:
+    def _backward(self, images: Tensor, labels: Tensor, *, in_curve: bool = True) -> Tensor:
         logits = self._logits(images)
         loss = F.cross_entropy(logits, labels)
-        # Zeros for what is not used: the biases of convolutions are constants.
+        # The biases of convolutions do not take part in the graph; their gradient is zero.
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
-        return self._note(loss.detach(), logits.detach(), labels) if note else loss.detach()
+        if in_curve:
+            self._recent.append((loss.detach(), logits.detach(), labels))
+        return loss.detach()
 
     def step(self) -> None:
-        """θ ← θ − α ∇f; the gradients are dropped, not overwritten."""
+        """Apply θ ← θ − α ∇f. Gradients are dropped, not overwritten. Raises RuntimeError if one is missing."""
         with self.stopwatch("update"):
             gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
             if len(gradients) != len(self._parameters):
@@ -158,59 +170,60 @@ class Classifier:
 
     @property
     def done(self) -> bool:
-        """All epochs are over, or validation says that there is no more to gain."""
+        """Whether all epochs are over, or the validation error has stopped improving."""
         epochs = self._seen // self._train.count
         if self._validation is not None and epochs > self._scored:
-            self._patience.note(self._score(self._validation).error)
+            self._patience.add(self._score(self._validation).error)
             self._scored = epochs
         return self._seen >= self._most or self._patience.over
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """The loss of one more batch, normalized by itself as in training, without a gradient, shape ()."""
+        """Return the loss of one more batch, shape (), without a gradient. Batch norm works as in training."""
         images, labels = self._batch()
         with self._model.without_trace():
             logits = self._logits(images)
-        return self._note(F.cross_entropy(logits, labels), logits, labels)
+        loss = F.cross_entropy(logits, labels)
+        self._recent.append((loss, logits, labels))
+        return loss
 
     @torch.no_grad()
     def test(self) -> Score:
-        """Classifies every held-out image once, augmented like the training images, as the network is now.
+        """Classify every held-out image once with the current network, augmented like training images.
 
-        Batch norm uses its averages over the task's training, so an image's class does not depend on the others'. They
-        begin at (0, 1) and forget that by a tenth per update: a test means little before some 50 of them. Two calls in
-        a row give the same, and training goes on as if there had been none.
+        Batch norm uses its running averages. They start at (0, 1) and move by a tenth per update, so a test means
+        little before about 50 updates. Two calls in a row give the same result, and training is not affected.
         """
         return self._score(self._held_out)
 
     @torch.no_grad()
-    def _score(self, source: Source, beat: Callable[[], None] = lambda: None) -> Score:
-        """Of all images, each augmented once, the same at every call."""
+    def _score(self, store: ImageStore, beat: Callable[[], None] = lambda: None) -> Score:
+        """Classify all images of a store, each augmented once, in the same way at every call."""
         loss = wrong = 0.0
-        maps = draws_for_test(source.count, self._settings, self._seeds)
+        maps = maps_for_test(store.count, self._settings, self._seeds)
         self._model.eval()
-        for index in torch.arange(source.count).split(HELD_OUT_BATCH):
-            images, labels = source.take(index, None if maps is None else maps[index])
+        for index in torch.arange(store.count).split(HELD_OUT_BATCH):
+            images, labels = store.take(index, None if maps is None else maps[index])
             logits = self._logits(images)
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             wrong += (logits.argmax(1) != labels).sum().item()
             beat()
         self._model.train()
-        return Score(wrong / source.count, loss / source.count)
+        return Score(wrong / store.count, loss / store.count)
 
     def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
-        """Error and loss on the held-out images, and the error on the training images, as the network is now."""
+        """Return error and loss on the held-out images and the error on the training images, by name."""
         test, train = self._score(self._held_out, beat), self._score(self._train, beat)
         return {"test_error": test.error, "test_loss": test.loss, "train_error": train.error}
 
     def curve(self) -> Curve:
-        """Of all updates so far."""
+        """Return the curve of all updates so far."""
         self._settle()
         losses, errors = np.concatenate([np.empty((0, 2)), *self._past]).T
         return Curve(losses, errors)
 
     def progress(self) -> Progress:
-        """The error of each batch since the last call, as scores, with the examples seen by then; and the means."""
+        """Return the error of each batch since the last call as scores, when they ended in examples, and means."""
         recent = self._settle()
         if not len(recent):
             return Progress((), {})
@@ -220,32 +233,27 @@ class Classifier:
         return Progress(tuple(errors.tolist()), means, tuple(ended.tolist()))
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
-        """Shows the first image of every batch."""
-        self._see = see
+        """Call `see` with the first image of every batch."""
+        self._on_image = see
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: a classifier holds only memory."""
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         images, labels = self._train.take(*self._draws.next())
-        if self._see is not None:
-            self._see(images[0].cpu().numpy())
+        if self._on_image is not None:
+            self._on_image(images[0].cpu().numpy())
         self._seen += len(labels)
         return images, labels
 
     def _logits(self, images: Tensor) -> Tensor:
-        """Float32. The context is entered for each pass: it keeps copies of the weights for as long as it is open."""
+        """Return logits in float32. Autocast is entered for each pass, because it caches copies of the weights."""
         with torch.autocast(images.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
             logits: Tensor = self._model(self._train.normalized(images))
         return logits.float()
 
-    def _note(self, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Takes a batch into the curve. What was wrong is counted later, in many batches at once."""
-        self._recent.append((loss, logits, labels))
-        return loss
-
     def _settle(self) -> np.ndarray:
-        """What was noted since the last call, (n, 2), to go into the past."""
+        """Compute loss and error of the batches since the last call, (n, 2), all at once, and keep them."""
         recent = np.empty((0, 2))
         if self._recent:
             losses, logits, labels = (torch.stack(part) for part in zip(*self._recent, strict=True))

@@ -1,9 +1,9 @@
-"""Many classifiers in lockstep: the tasks of one meta-batch as one computation, for a GPU that one task leaves idle.
+"""Many classifiers in lockstep: the tasks of a meta-batch as one computation, for a GPU that one task leaves idle.
 
-Every task has its row θ_b of one matrix (B, P). One pass of `torch.func` over all rows gives all gradients, and Leap's
+Each task has a row θ_b of one matrix (B, P). One pass of `torch.func` over all rows gives all gradients, and Leap's
 accumulator is arithmetic on rows. Images, order, augmentation and heads are those of `Classifier` with the same seeds,
-and so are the results but for rounding. (Where the pixels of a pooling window are alike, rounding decides which of them
-the gradient goes through, and paths part sooner.)
+and the results are the same up to rounding. (If pixels of a pooling window are equal, rounding decides which of them
+gets the gradient, and paths diverge sooner.)
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from leap_dist.nn.device import resolve_device, resolve_precision
 from leap_dist.nn.flat_vector import flatten
 from leap_dist.protocol.messages import PathStatistics
 from leap_dist.tasks.images.classifier import Curve, Score
-from leap_dist.tasks.images.examples import Dataset, Draws, Seeds, Source, draws_for_test, tensors_of
+from leap_dist.tasks.images.examples import BatchSampler, Dataset, ImageStore, Seeds, maps_for_test, tensors_of
 
 _SMALLEST_NORM = 1e-12
 
 
 class Outcome(NamedTuple):
-    """Of one task."""
+    """Result of training one task."""
 
     gradient: np.ndarray
-    """G (equation 8), float32, flat: of the shared parameters."""
+    """Meta-gradient G (equation 8) with respect to the shared parameters, flat float32."""
     moved: np.ndarray
-    """φ − θ_K, likewise: what Reptile sends."""
+    """Displacement φ − θ_K, flat float32: what Reptile sends."""
     path: PathStatistics
     curve: Curve
     score: Score
 
 
-class Pulls:
-    """Leap's accumulator for B paths at once, as `PullForward` is for one (without smoothing). Nothing is waited for.
+class StackedPullForward:
+    """Leap's accumulator for B paths at once, as `PullForward` is for one. It never waits for the device.
 
     Args:
-        start: (B, S), the shared parameters of each.
+        start: the shared parameters of each task, (B, S).
+        settings: settings of Leap; smoothing is not supported.
     """
 
     def __init__(self, start: Tensor, settings: LeapSettings) -> None:
@@ -57,12 +58,12 @@ class Pulls:
         self._energy, self._length = torch.zeros_like(self._losses), torch.zeros_like(self._losses)
 
     def observe(self, losses: Tensor, points: Tensor, gradients: Tensor) -> None:
-        """All stand at `points` (B, S) with these losses (B,) and gradients (B, S), which are taken over."""
+        """Observe losses (B,) and gradients (B, S) at `points` (B, S). Takes ownership of the gradients."""
         self.end_segments(losses, points)
         self._gradients = gradients
 
     def end_segments(self, losses: Tensor, points: Tensor) -> None:
-        """Adds the segment from the last observation of each to here."""
+        """Add the segment from each task's last observation to its current point."""
         settings, losses = self._settings, losses.double()
         if self._gradients is not None:
             behind = self._previous - points
@@ -79,7 +80,7 @@ class Pulls:
         self._losses = losses
 
     def report(self) -> list[tuple[np.ndarray, PathStatistics]]:
-        """G and the path's geometry, of each."""
+        """Return the meta-gradient G and the path's statistics of each task."""
         loss_terms, path_terms = self._loss_term.cpu(), self._path_term.cpu()
         found = []
         for loss, path, energy, length in zip(
@@ -93,13 +94,16 @@ class Pulls:
 
 
 class Stack:
-    """B tasks of one shape, each learned by a network of its own.
+    """B tasks of the same shape, each learned by its own network.
 
     Args:
-        tasks: their data; images, classes and normalization are alike in all.
-        vector: flat float32 vector φ that the shared parameters of all start from.
-        seeds: one for each task, as `Classifier` takes it.
-        scope: which parameters are shared, as `Classifier` takes it.
+        tasks: data of the tasks. Image shape, number of classes and normalization must be equal.
+        vector: flat float32 vector φ that the shared parameters of all tasks start from.
+        seeds: one seed for each task, as for `Classifier`.
+        scope: the shared parameters, as for `Classifier`.
+
+    Raises:
+        ValueError: if the tasks differ in shape.
     """
 
     def __init__(
@@ -124,8 +128,8 @@ class Stack:
         self._shapes = {name: parameter.shape for name, parameter in self._model.named_parameters()}
         own = [Seeds.of(seed) for seed in seeds]
         self._theta = self._start(own, vector, scope).to(device)
-        self._shared = len(vector)  # the head comes last, so that what is shared is the first part of a row
-        self._pulls = Pulls(self._theta[:, : self._shared], leap)
+        self._shared = len(vector)  # the head comes last, so the shared parameters are the first part of a row
+        self._pull_forward = StackedPullForward(self._theta[:, : self._shared], leap)
         self._model.to(device)
         self._buffers = {
             name: buffer.expand(len(tasks), *buffer.shape).clone() for name, buffer in self._model.named_buffers()
@@ -134,18 +138,18 @@ class Stack:
 
         parts = [tensors_of(task.train, settings, seed) for task, seed in zip(tasks, own, strict=True)]
         images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        self._train = Source(images, labels, tasks[0], device)
+        self._train = ImageStore(images, labels, tasks[0], device)
         counts = [len(labels) for _, labels in parts]
         self._offsets = np.cumsum([0, *counts[:-1]]).tolist()
-        self._draws = [Draws(count, settings, seed) for count, seed in zip(counts, own, strict=True)]
+        self._draws = [BatchSampler(count, settings, seed) for count, seed in zip(counts, own, strict=True)]
         self._held_out = [
-            (Source(*tensors_of(task.test, settings, seed), task, device), seed)
+            (ImageStore(*tensors_of(task.test, settings, seed), task, device), seed)
             for task, seed in zip(tasks, own, strict=True)
         ]
 
     @torch.no_grad()
     def train(self, updates: int) -> list[Outcome]:
-        """So many updates of each, and what came of it, in the order of the tasks. Once only."""
+        """Train each task for so many updates, and return the results in the order of the tasks. Call it only once."""
         start = self._theta[:, : self._shared].clone()
         curve: list[Tensor] = []
         self._model.train()
@@ -155,13 +159,13 @@ class Stack:
             labels = labels.view(len(self._draws), -1)
             gradients, (losses, logits) = self._gradient(self._theta, self._buffers, inputs, labels)
             curve.append(torch.stack([losses.double(), (logits.argmax(2) != labels).double().mean(1)]))
-            self._pulls.observe(losses, self._theta[:, : self._shared], gradients[:, : self._shared])
+            self._pull_forward.observe(losses, self._theta[:, : self._shared], gradients[:, : self._shared])
             self._theta = self._theta.add(gradients, alpha=-self._settings.learning_rate)
         moved = (start - self._theta[:, : self._shared]).cpu().numpy()
         curves = torch.stack(curve, dim=-1).cpu().numpy()  # (2, B, K)
         return [
             Outcome(gradient, moved[row], path, Curve(*curves[:, row]), self._test(row))
-            for row, (gradient, path) in enumerate(self._pulls.report())
+            for row, (gradient, path) in enumerate(self._pull_forward.report())
         ]
 
     def _start(self, seeds: Sequence[Seeds], vector: np.ndarray, scope: str) -> Tensor:
@@ -173,7 +177,7 @@ class Stack:
         return torch.stack(rows)
 
     def _plan(self, updates: int) -> list[tuple[Tensor, Tensor | None]]:
-        """The batches of all tasks together, update by update, where the images are."""
+        """Return image numbers and maps of every update, with the batches of all tasks concatenated."""
         plan: list[tuple[Tensor, Tensor | None]] = []
         for _ in range(updates):
             index, maps = zip(*(draws.next() for draws in self._draws), strict=True)
@@ -186,17 +190,17 @@ class Stack:
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def _loss(self, row: Tensor, buffers: dict[str, Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of one task's batch, with its logits. Batch norm's averages are updated in place."""
+        """Return loss and logits of one task's batch. Batch norm's averages are updated in place."""
         with torch.autocast(images.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
             logits = functional_call(self._model, (self._parameters(row), buffers), (images,)).float()
         return F.cross_entropy(logits, labels), logits
 
     def _test(self, row: int) -> Score:
-        """As `Classifier.test`."""
+        """Classify the held-out images of one task, as `Classifier.test` does."""
         source, seeds = self._held_out[row]
         self._model.eval()
         state = {**self._parameters(self._theta[row]), **{name: part[row] for name, part in self._buffers.items()}}
-        images, labels = source.take(torch.arange(source.count), draws_for_test(source.count, self._settings, seeds))
+        images, labels = source.take(torch.arange(source.count), maps_for_test(source.count, self._settings, seeds))
         with torch.autocast(images.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
             logits = functional_call(self._model, state, (source.normalized(images),)).float()
         return Score((logits.argmax(1) != labels).double().mean().item(), F.cross_entropy(logits, labels).item())
