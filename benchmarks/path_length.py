@@ -197,7 +197,7 @@ def shortest_paths(size: Size) -> dict[str, float]:
 def table(results: dict[str, dict[str, Result]], shortest: dict[str, float]) -> str:
     """Markdown: means over the seeds, and over the last meta-steps where it says end."""
     lines = [
-        "| tasks | arm | rate, of | path length, start | end | fell in | loss after K updates, start | end |",
+        "| tasks | arm | rate, range | path length, start | end | shorter after | loss after K updates, start | end |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for family, of_family in results.items():
@@ -208,7 +208,7 @@ def table(results: dict[str, dict[str, Result]], shortest: dict[str, float]) -> 
             lengths = f"{start.length:.2f} | {end.length:.2f} | {np.mean(result.falls):.0f} of {steps}"
             lines.append(f"| {family} | {arm} | {rate} | {lengths} | {start.loss:.3f} | {end.loss:.3f} |")
         if family in shortest:
-            lines.append(f"| {family} | the shortest that any φ has | | | {shortest[family]:.2f} | | | |")
+            lines.append(f"| {family} | shortest for any φ | | | {shortest[family]:.2f} | | | |")
     return "\n".join(lines)
 
 

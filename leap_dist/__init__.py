@@ -14,14 +14,14 @@ _LIBRARY = {
     "Contribution": "leap_dist.protocol.messages",
     "CorruptFile": "leap_dist.storage.atomic",
     "Lease": "leap_dist.protocol.messages",
-    "Manifest": "leap_dist.nn.actor_critic",
+    "Manifest": "leap_dist.nn.flat_vector",
     "MetaServer": "leap_dist.server.meta_server",
     "MetaSettings": "leap_dist.config.settings",
     "PullForward": "leap_dist.leap.pull_forward",
-    "flatten": "leap_dist.nn.actor_critic",
+    "flatten": "leap_dist.nn.flat_vector",
     "load_encoder": "leap_dist.weights.initialization",
     "load_network": "leap_dist.weights.initialization",
-    "load_vector": "leap_dist.nn.actor_critic",
+    "load_vector": "leap_dist.nn.flat_vector",
     "read_initialization": "leap_dist.weights.initialization",
 }
 

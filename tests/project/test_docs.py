@@ -27,6 +27,7 @@ assert server.status()["complete"] and not server.alerts, server.alerts
 """,
 }
 """With what has to be true at the end."""
+ALL_PAGES = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")) + [ROOT / "cluster" / "README.md"]
 
 
 def program(page: Path) -> str:
@@ -74,3 +75,27 @@ def test_the_library_s_example_is_short():
     """Model, tasks, training and server together."""
     code = program(ROOT / "docs" / "library.md").splitlines()[1:]
     assert sum(bool(line.strip()) for line in code[: code.index("server.close()") + 1]) < 40
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_of_a_page_exist(page):
+    """Relative links and their anchors resolve, and so do the paths of our own files in backquotes."""
+    text = page.read_text()
+    missing = []
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (
+            anchor and anchor not in map(slug, re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE))
+        ):
+            missing.append(target)
+    if page.name != "CHANGELOG.md":  # its table of renames names files that are gone
+        named = re.findall(r"`((?:leap_dist|tests|benchmarks|cluster|docs|envs)/[\w/.-]+\.\w+)", text)
+        missing += [path for path in named if not (ROOT / path).exists()]
+    assert not missing
