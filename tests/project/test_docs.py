@@ -91,9 +91,7 @@ def test_links_and_paths_of_a_page_exist(page):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        if not file.exists() or (
-            anchor and anchor not in map(slug, re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE))
-        ):
+        if not file.exists() or (anchor and anchor not in anchors(file)):
             missing.append(target)
     if page.name != "CHANGELOG.md":  # its table of renames names files that are gone
         named = re.findall(r"`((?:leap_dist|tests|benchmarks|cluster|docs|envs)/[\w/.-]+\.\w+)", text)
