@@ -1,4 +1,4 @@
-"""`python -m leap_dist.datasets data`: what a folder of data sets holds, decoded and checked, before any training."""
+"""Decode and check a folder of data sets before any training: `python -m leap_dist.datasets DIR`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from leap_dist.datasets import multicv, omniglot
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a line for each data set that has a folder; 2 where there is none, or one of them is refused."""
+    """Print a line for each data set that has a folder. Return 2 if there is none, or if one is refused, else 0."""
     parser = argparse.ArgumentParser(prog="python -m leap_dist.datasets", description=__doc__)
-    parser.add_argument("data_dir", type=Path, help="holds a folder for each data set")
+    parser.add_argument("data_dir", type=Path, help="directory with a folder for each data set")
     data_dir = parser.parse_args(arguments).data_dir
     names = [name for name in ("omniglot", *multicv.SOURCES) if (data_dir / name).is_dir()]
     if not names:
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in names:
         started = time.process_time()
         try:
-            found = _described(data_dir, name)
+            found = _describe(data_dir, name)
         except ConfigError as error:
             print(error, file=sys.stderr)
             refused = True
@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 2 if refused else 0
 
 
-def _described(data_dir: Path, name: str) -> str:
-    """Counts, and what the images take in memory. Raises ConfigError."""
+def _describe(data_dir: Path, name: str) -> str:
+    """Return a line with the number of images and their size in memory. Raises ConfigError."""
     if name == "omniglot":
         drawings = omniglot.find(data_dir).drawings
         size = sum(images.nbytes for images in drawings.values())
@@ -48,13 +48,13 @@ def _described(data_dir: Path, name: str) -> str:
             f"omniglot: {len(drawings)} alphabets, {sum(map(len, drawings.values())):,} characters, {_mebibytes(size)}"
         )
     found = multicv.find(data_dir, name)
-    size = sum(_held(split.images) for split in (found.train, found.test))
+    size = sum(_bytes_in_memory(split.images) for split in (found.train, found.test))
     part = f" ({found.part})" if found.part else ""
     return f"{found.name}{part}: {len(found.train):,} + {len(found.test):,} images, {_mebibytes(size)}"
 
 
-def _held(images: np.ndarray) -> int:
-    """Bytes in memory: axes that only repeat what is there take none."""
+def _bytes_in_memory(images: np.ndarray) -> int:
+    """Return the bytes of an array in memory, where axes with stride 0 take none."""
     return images.itemsize * int(np.prod([n for n, step in zip(images.shape, images.strides, strict=True) if step]))
 
 

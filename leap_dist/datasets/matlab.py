@@ -1,7 +1,7 @@
-"""MATLAB 5 files, as far as SVHN's cropped digits need them: real numeric arrays, packed by zlib or not.
+"""MATLAB 5 files, as far as SVHN's cropped digits need them: real numeric arrays, compressed by zlib or not.
 
-SciPy would read them too, along with structures, objects and functions. It would be a dependency of 100 MB for two
-files, and its reader believes the sizes that a file states; this one is told what to expect.
+SciPy reads them, too, but it is a dependency of 140 MB, decompresses whatever a file contains, and crashes the process
+on some damaged headers. This reader is told the shapes to expect.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from typing import IO
 
 import numpy as np
 
-from leap_dist.datasets.bounded import Unusable, inflate, open_regular
+from leap_dist.datasets.reading import DatasetError, inflate, open_regular
 
 _HEADER = 128
 _OVERHEAD = 256
-"""More bytes than tags, flags, dimensions and a name take."""
+"""Upper bound on the bytes of an array's tags, flags, dimensions and name."""
 _MATRIX, _COMPRESSED = 14, 15
 _STORED = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8"}
 _CLASSES = range(6, 14)
-"""Double, single, and integers of 8 to 32 bits (MATLAB may store any of them in fewer bytes)."""
+"""Array classes: double, single, and integers of 8 to 32 bits. MATLAB may store any of them in fewer bytes."""
 
 
 def read(path: Path, shapes: Mapping[str, tuple[int, ...]], most: int) -> dict[str, np.ndarray]:
-    """The arrays of these names and shapes, in MATLAB's order of axes; others are passed over.
+    """Return the arrays of these names and shapes, in MATLAB's order of axes, and skip all others.
 
-    Raises Unusable, also where any array has more than `most` bytes.
+    Raises DatasetError if one is missing or damaged, or if any array has more than `most` bytes.
     """
     with open_regular(path) as file:
         head = file.read(_HEADER)
         if head.startswith(b"MATLAB 7.3"):
-            raise Unusable(f"{path} is a MATLAB 7.3 file (HDF5), not a MATLAB 5 one")
+            raise DatasetError(f"{path} is a MATLAB 7.3 file (HDF5), not a MATLAB 5 one")
         if len(head) < _HEADER or head[124:] != b"\x00\x01IM":
-            raise Unusable(f"{path} is not a MATLAB 5 file")
+            raise DatasetError(f"{path} is not a MATLAB 5 file")
         try:
             return _arrays(file, shapes, most + _OVERHEAD)
         except (ValueError, struct.error) as error:
-            raise Unusable(f"{path} is damaged or something else: {error}") from None
+            raise DatasetError(f"{path} is damaged or something else: {error}") from None
 
 
 def _arrays(file: IO[bytes], shapes: Mapping[str, tuple[int, ...]], most: int) -> dict[str, np.ndarray]:
-    """What `read` returns. Raises ValueError or struct.error."""
+    """Read the arrays. Raises ValueError or struct.error if the file is damaged."""
     end = file.seek(0, 2)
     found: dict[str, np.ndarray] = {}
     position = _HEADER
@@ -73,7 +73,7 @@ def _arrays(file: IO[bytes], shapes: Mapping[str, tuple[int, ...]], most: int) -
 
 
 def _array(content: memoryview, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, np.ndarray | None]:
-    """An array's name, and the array where it is wanted. Raises ValueError or struct.error."""
+    """Return an array's name, and the array if it is wanted. Raises ValueError or struct.error."""
     parts = _Parts(content)
     flags = parts.next(6, 8)
     shape = tuple(int(size) for size in parts.next(5))
@@ -92,17 +92,17 @@ def _array(content: memoryview, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
 
 
 class _Parts:
-    """The elements inside an array, one after the other."""
+    """Iterates over the elements of an array."""
 
     def __init__(self, content: memoryview) -> None:
         self._content = content
         self._position = 0
 
     def next(self, wanted: int | None = None, size: int | None = None) -> np.ndarray:
-        """The next element's numbers. Raises ValueError where it is not of the wanted type or size."""
+        """Return the next element's numbers. Raises ValueError if it has another type or size than given."""
         kind, length = struct.unpack_from("<II", self._content, self._position)
         start, after = self._position + 8, self._position + 8 + length + -length % 8
-        if kind >> 16:  # up to four bytes sit inside the tag
+        if kind >> 16:  # elements of up to four bytes are inside the tag
             kind, length = kind & 0xFFFF, kind >> 16
             start, after = self._position + 4, self._position + 8
         if kind not in _STORED or (wanted is not None and kind != wanted) or (size is not None and length != size):

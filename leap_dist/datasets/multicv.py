@@ -1,8 +1,8 @@
-"""The data sets of Multi-CV (the paper's appendix D), as Serrà et al. (2018) prepare them: 32 × 32, three channels.
+"""The data sets of Multi-CV (the paper's appendix D), prepared as in Serrà et al. (2018): 32 × 32, three channels.
 
-Sources of figures: sizes, means and standard deviations are those of Serrà et al.'s paper and code, where images are
-divided by 255 first. MNIST and Fashion-MNIST get a border of zeros (their means include it), notMNIST is enlarged from
-28 × 28 by Lanczos' filter; grey images are repeated for three channels; traffic signs and faces are resized whole.
+Sizes, means and standard deviations are those of Serrà et al.'s paper and code, for images divided by 255. MNIST and
+Fashion-MNIST get a border of zeros (their means include it); notMNIST is enlarged from 28 × 28 by Lanczos' filter; gray
+images are repeated for three channels; traffic signs and faces are resized as a whole.
 """
 
 from __future__ import annotations
@@ -15,30 +15,37 @@ from pathlib import Path
 import numpy as np
 
 from leap_dist.config.loading import ConfigError
-from leap_dist.datasets import cifar, facescrub, gtsrb, idx, svhn
-from leap_dist.datasets.bounded import Missing, Unusable, read_npz
-from leap_dist.datasets.pictures import pad, resize
-from leap_dist.datasets.splits import Split, Supervised, divide, repeat_channel
+from leap_dist.datasets import folders, formats
+from leap_dist.datasets.images import pad, resize
+from leap_dist.datasets.reading import DatasetError, DatasetMissing, read_npz
+from leap_dist.datasets.splits import ClassificationProblem, Split, divide, repeat_channel
 
 SIZE = 32
 _NEAR = 0.06
-"""How far the mean of a data set's images may be from the published one; the means of data sets whose files look
-alike, MNIST, Fashion-MNIST and notMNIST, are 0.1 and more apart."""
+"""Largest difference of the images' mean from the published one. The data sets in the same format, MNIST, Fashion-MNIST
+and notMNIST, have means that differ by 0.1 and more."""
 _LARGEST_PART = 100_000
-"""Images, of a data set that has no certain number."""
+"""Largest number of images in a part of a data set whose size is not fixed."""
 SUBSET_TEST_FRACTION = 0.2
-"""Of a data set's test images, where there are only those."""
+"""Fraction of a data set's test images that is held out if only those are present."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: what it has to hold, and where it comes from.
+    """A data set: its properties, its reader, and advice on where to get it.
 
     Args:
-        train, test: how many images; 0 where that depends on who collected them.
-        balanced: every class has as many images as any other.
-        grey: what is done with images of 28 × 28 and one channel; None where they are 32 × 32 in colour.
-        home, layout: for the user, where it comes from and what its folder has to hold.
+        title: name of the data set in messages.
+        classes: number of classes.
+        train: number of training images; 0 if it depends on who collected them.
+        test: number of test images; likewise.
+        mean: mean of images / 255: one number, or one for each channel.
+        std: standard deviation of the same.
+        home: address that the user can download it from.
+        layout: description of the files that its folder must hold.
+        read: reads both splits from a folder.
+        enlarge: brings gray images from 28 × 28 to 32 × 32; None if the images are 32 × 32 in color.
+        balanced: whether all classes have the same number of images.
     """
 
     title: str
@@ -50,102 +57,107 @@ class Source:
     home: str
     layout: str
     read: Callable[[Path, Source, int], tuple[Split, Split]]
-    grey: Callable[[np.ndarray, int], np.ndarray] | None = None
+    enlarge: Callable[[np.ndarray, int], np.ndarray] | None = None
     balanced: bool = False
 
 
-def find(data_dir: Path, name: str, seed: int = 0) -> Supervised:
-    """The data set `name` in `data_dir/name`, decoded and checked. A pure function of the files and the seed.
+def find(data_dir: Path, name: str, seed: int = 0) -> ClassificationProblem:
+    """Decode and check the data set `name` in `data_dir/name`: a pure function of the files and the seed.
 
-    Where only a part of it is there, that part, under a name that says so: `cifar10_5000` from cifar10_5000.npz,
-    `mnist_t10k` from the test images alone. Only such parts and FaceScrub, which have no division of their own,
-    depend on the seed. Raises ConfigError, in one line: what was found, where to get it, and how to lay it out.
+    If only a part of the data set is present, return that part under a name that says so: `cifar10_5000` for
+    cifar10_5000.npz, `mnist_t10k` for the test images alone. The seed matters only for such parts and for FaceScrub,
+    which have no published splits.
+
+    Raises ConfigError, whose one line says what was found, where to get the data set, and how to lay it out.
     """
     if name not in SOURCES:
         raise ConfigError(f"data set: no {name[:40]!r} among {', '.join(SOURCES)}")
     source, folder = SOURCES[name], data_dir / name
     try:
         if not folder.is_dir():
-            raise Missing(f"{folder} is not a folder")
+            raise DatasetMissing(f"{folder} is not a folder")
         try:
             train, test = source.read(folder, source, seed)
             found = _prepared(name, "", source, train, test)
-        except Missing as missing:
+        except DatasetMissing as missing:
             part = _part(folder, name, source, seed)
             if part is None:
                 raise missing from None
             found = part
         _check(found, source, folder)
-    except (Unusable, OSError) as error:
+    except (DatasetError, OSError) as error:
         advice = f"{source.title} comes from {source.home}; {folder} must hold {source.layout}"
         raise ConfigError(f"data_dir: {error}. {advice}") from None
     return found
 
 
 def at_hand(data_dir: Path) -> tuple[str, ...]:
-    """The data sets that have a folder in `data_dir`, whatever is in it."""
+    """Return the names of the data sets that have a folder in `data_dir`, whatever it contains."""
     return tuple(name for name in SOURCES if (data_dir / name).is_dir())
 
 
-def _prepared(name: str, part: str, source: Source, train: Split, test: Split) -> Supervised:
+def _prepared(name: str, part: str, source: Source, train: Split, test: Split) -> ClassificationProblem:
     mean, std = (values * (3 // len(values)) for values in (source.mean, source.std))
-    return Supervised(name, source.classes, _fit(train, source), _fit(test, source), mean, std, part)
+    return ClassificationProblem(name, source.classes, _fit(train, source), _fit(test, source), mean, std, part)
 
 
 def _fit(split: Split, source: Source) -> Split:
-    if source.grey is None:
+    if source.enlarge is None:
         return split
-    return Split(repeat_channel(source.grey(split.images[..., 0], SIZE)[..., None]), split.labels)
+    return Split(repeat_channel(source.enlarge(split.images[..., 0], SIZE)[..., None]), split.labels)
 
 
-def _check(found: Supervised, source: Source, folder: Path) -> None:
-    """Raises Unusable where labels or brightness are not the data set's."""
+def _check(found: ClassificationProblem, source: Source, folder: Path) -> None:
+    """Check labels, numbers of images and their mean. Raises DatasetError if they are not the data set's."""
     for word, split, count in (("training", found.train, source.train), ("test", found.test, source.test)):
         if count and not found.part and len(split) != count:
-            raise Unusable(f"{folder} has {len(split):,} {word} images, not {count:,}")
+            raise DatasetError(f"{folder} has {len(split):,} {word} images, not {count:,}")
         if len(split) == 0 or split.labels.min() < 0 or split.labels.max() >= source.classes:
-            raise Unusable(f"{folder}: {word} labels are not from 0 to {source.classes - 1}")
+            raise DatasetError(f"{folder}: {word} labels are not from 0 to {source.classes - 1}")
         counts = np.bincount(split.labels, minlength=source.classes)
         if counts.min() == 0:
-            raise Unusable(f"{folder} has no {word} image of class {counts.argmin()}")
+            raise DatasetError(f"{folder} has no {word} image of class {counts.argmin()}")
         if source.balanced and not found.part and counts.min() != counts.max():
-            raise Unusable(
+            raise DatasetError(
                 f"{folder} has from {counts.min():,} to {counts.max():,} {word} images of a class, "
                 f"where all have {len(split) // source.classes:,}"
             )
         some = split.images[:: max(1, len(split) // 2000)]
         mean, published = float(some.mean()) / 255, float(np.mean(source.mean))
         if source.train and abs(mean - published) > _NEAR:
-            raise Unusable(
+            raise DatasetError(
                 f"{folder}: the {word} images are not {source.title}: their mean is {mean:.2f}, not {published:.2f}"
             )
 
 
-# --- parts of data sets ----------------------------------------------------------------------------------------------
+# Parts of data sets
 
 
-def _part(folder: Path, name: str, source: Source, seed: int) -> Supervised | None:
-    """A part whose file says that it is one; None where there is none. Raises Unusable."""
+def _part(folder: Path, name: str, source: Source, seed: int) -> ClassificationProblem | None:
+    """Read a part of a data set; None if there is no file of a part. Raises DatasetError."""
     found = (re.fullmatch(rf"{name}_([1-9]\d{{0,5}})\.npz", path.name) for path in folder.iterdir())
     if totals := [int(match[1]) for match in found if match]:
         total = max(totals)
         train, test = _from_archive(folder / f"{name}_{total}.npz", source, total)
         return _prepared(f"{name}_{total}", f"{total:,} images of {source.title}", source, train, test)
-    if source.read is _mnist and (everything := idx.test_alone(folder, source.test)):
+    if source.read is _mnist and (everything := formats.mnist_test(folder, source.test)):
         try:
             kept, held = divide(everything.labels, SUBSET_TEST_FRACTION, seed)
         except ValueError as error:
-            raise Unusable(f"{folder}: {error}") from None
+            raise DatasetError(f"{folder}: {error}") from None
         words = f"the {source.test:,} test images of {source.title}, a fifth of them held out"
         return _prepared(f"{name}_t10k", words, source, everything.take(kept), everything.take(held))
     return None
 
 
 def _from_archive(path: Path, source: Source, total: int) -> tuple[Split, Split]:
-    """From NAME_N.npz: train_images, train_labels, test_images, test_labels, N images in all. Raises Unusable."""
+    """Read NAME_N.npz with train_images, train_labels, test_images and test_labels: N images in all.
+
+    Raises DatasetError if it holds anything else.
+    """
     if total > (source.train + source.test or _LARGEST_PART):
-        raise Unusable(f"{path} would be more than all of {source.title}, by its name")
-    image = (SIZE, SIZE, 3) if source.grey is None else (idx.SIZE, idx.SIZE)
+        raise DatasetError(f"{path} would be more than all of {source.title}, by its name")
+    image = (SIZE, SIZE, 3) if source.enlarge is None else (formats.MNIST_SIZE, formats.MNIST_SIZE)
     some = range(1, total)
     arrays = read_npz(
         path,
@@ -159,38 +171,38 @@ def _from_archive(path: Path, source: Source, total: int) -> tuple[Split, Split]
     for word in ("train", "test"):
         images, labels = arrays[f"{word}_images"], arrays[f"{word}_labels"]
         if len(images) != len(labels):
-            raise Unusable(f"{path} has {len(images):,} {word} images and {len(labels):,} labels")
+            raise DatasetError(f"{path} has {len(images):,} {word} images and {len(labels):,} labels")
         splits.append(Split(images.reshape(len(images), *image[:2], -1), labels.astype(np.int64)))
     if (found := sum(map(len, splits))) != total:
-        raise Unusable(f"{path} holds {found:,} images, not the {total:,} of its name")
+        raise DatasetError(f"{path} holds {found:,} images, not the {total:,} of its name")
     return splits[0], splits[1]
 
 
-# --- readers ---------------------------------------------------------------------------------------------------------
+# Readers with one signature: (folder, source, seed) → (training split, test split)
 
 
 def _mnist(folder: Path, source: Source, seed: int) -> tuple[Split, Split]:
-    return idx.mnist(folder, source.train, source.test)
+    return formats.mnist(folder, source.train, source.test)
 
 
 def _cifar10(folder: Path, source: Source, seed: int) -> tuple[Split, Split]:
-    return cifar.cifar10(folder, source.train, source.test)
+    return formats.cifar10(folder, source.train, source.test)
 
 
 def _cifar100(folder: Path, source: Source, seed: int) -> tuple[Split, Split]:
-    return cifar.cifar100(folder, source.train, source.test)
+    return formats.cifar100(folder, source.train, source.test)
 
 
 def _svhn(folder: Path, source: Source, seed: int) -> tuple[Split, Split]:
-    return svhn.read(folder, source.train, source.test)
+    return formats.svhn(folder, source.train, source.test)
 
 
 def _gtsrb(folder: Path, source: Source, seed: int) -> tuple[Split, Split]:
-    return gtsrb.read(folder, source.train, source.test, classes=source.classes, size=SIZE)
+    return folders.gtsrb(folder, source.train, source.test, classes=source.classes, size=SIZE)
 
 
 def _facescrub(folder: Path, source: Source, seed: int) -> tuple[Split, Split]:
-    return facescrub.read(folder, seed, people=source.classes, size=SIZE)
+    return folders.facescrub(folder, seed, people=source.classes, size=SIZE)
 
 
 _IDX_LAYOUT = (
@@ -234,7 +246,7 @@ SOURCES = {
         home="http://yann.lecun.com/exdb/mnist/",
         layout=_IDX_LAYOUT,
         read=_mnist,
-        grey=pad,
+        enlarge=pad,
     ),
     "svhn": Source(
         title="SVHN",
@@ -257,7 +269,7 @@ SOURCES = {
         home="https://github.com/zalandoresearch/fashion-mnist",
         layout=_IDX_LAYOUT,
         read=_mnist,
-        grey=pad,
+        enlarge=pad,
         balanced=True,
     ),
     "gtsrb": Source(
@@ -292,8 +304,8 @@ SOURCES = {
         home="https://github.com/davidflanagan/notMNIST-to-MNIST",
         layout=_IDX_LAYOUT,
         read=_mnist,
-        grey=resize,
+        enlarge=resize,
         balanced=True,
     ),
 }
-"""By the name that a user types, which is also the folder's; in Serrà et al.'s order."""
+"""Data sets by name, which is also the name of the folder, in the order of Serrà et al."""

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from leap_dist.config.loading import ConfigError
-from leap_dist.datasets.bounded import Missing, Unusable, first, read_npz, read_within
-from leap_dist.datasets.pictures import open_picture, resize
-from leap_dist.datasets.splits import Split, Supervised
+from leap_dist.datasets.images import decode_image, resize
+from leap_dist.datasets.reading import DatasetError, DatasetMissing, first_existing, read_bounded, read_npz
+from leap_dist.datasets.splits import ClassificationProblem, Split
 
 ALPHABETS, CHARACTERS, DRAWINGS = {"images_background": 30, "images_evaluation": 20}, 1623, 20
 ORIGINAL, SIZE = 105, 28
@@ -33,29 +33,28 @@ HELP = (
 )
 
 Resampling = Literal["lanczos", "nearest"]
-"""How drawings get from 105 × 105 to 28 × 28. The authors' script asks Pillow for Lanczos, but the files have one bit
-per pixel, for which Pillow takes the nearest pixel whatever it is asked: that is what they trained on."""
+"""Filter that resizes drawings from 105 × 105 to 28 × 28. The authors' script asks Pillow for Lanczos, but for images
+with one bit per pixel, Pillow always takes the nearest pixel: that is what they trained on."""
 
 
 @dataclass(frozen=True)
 class Omniglot:
-    """Drawings by alphabet in the order of names, uint8 (characters, 20, 28, 28): ink 255, paper 0."""
+    """Drawings by alphabet, in the order of names: uint8 (characters, 20, 28, 28) with ink 255 and paper 0."""
 
     drawings: Mapping[str, np.ndarray]
 
     @property
     def alphabets(self) -> tuple[str, ...]:
-        """Those that have enough characters for a task: 46 of the 50."""
+        """Names of the alphabets with enough characters for a task: 46 of the 50."""
         return tuple(name for name, drawings in self.drawings.items() if len(drawings) >= CLASSES)
 
-    def task(self, alphabet: str, seed: int) -> Supervised:
-        """A task of 20 classes: a pure function of the arguments. Raises KeyError on an unknown alphabet.
+    def task(self, alphabet: str, seed: int) -> ClassificationProblem:
+        """Return a task of 20 classes: a pure function of the arguments. Raises KeyError for an unknown alphabet.
 
-        Where there are more characters, 20 are drawn; so is the order of classes, and of each character which five
-        drawings are for testing.
+        The seed draws 20 of the characters, their order, and which five drawings of each are held out.
         """
         drawings = self.drawings[alphabet]
-        rng = np.random.default_rng((seed, zlib.crc32(alphabet.encode())))  # whatever other alphabets there are
+        rng = np.random.default_rng((seed, zlib.crc32(alphabet.encode())))  # independent of other alphabets
         characters = rng.permutation(len(drawings))[:CLASSES]
         order = rng.permuted(np.tile(np.arange(DRAWINGS), (CLASSES, 1)), axis=1)
         parts = np.split(order, [HELD_OUT_DRAWINGS], axis=1)
@@ -66,31 +65,31 @@ class Omniglot:
             )
             for part in parts
         )
-        return Supervised(f"omniglot/{alphabet}", CLASSES, train, test, mean=(0.0,), std=(1.0,))
+        return ClassificationProblem(f"omniglot/{alphabet}", CLASSES, train, test, mean=(0.0,), std=(1.0,))
 
 
 def find(data_dir: Path, resampling: Resampling = "lanczos", only: Container[str] | None = None) -> Omniglot:
-    """Omniglot in `data_dir/omniglot`, decoded and checked. Raises ConfigError.
+    """Decode and check Omniglot in `data_dir/omniglot`. Raises ConfigError if it is missing or damaged.
 
-    Of `only` some alphabets, by their published names, where that is given; all have to be there all the same.
+    `only` restricts the result to some alphabets, by their published names; all must be present nevertheless.
     """
     folder = data_dir / "omniglot"
     try:
         if not folder.is_dir():
-            raise Missing(f"{folder} is not a folder")
-        archive = first(folder, "omniglot.npz")
+            raise DatasetMissing(f"{folder} is not a folder")
+        archive = first_existing(folder, "omniglot.npz")
         if archive is not None:
             return _from_archive(archive, folder / "alphabets.json", resampling, only)
-        place = first(folder, "images_background", "omniglot-py/images_background", "python/images_background")
+        place = first_existing(folder, "images_background", "omniglot-py/images_background", "python/images_background")
         if place is None:
-            raise Missing(f"{folder / 'images_background'} is not there")
+            raise DatasetMissing(f"{folder / 'images_background'} is not there")
         return _from_folders(place.parent, resampling, only)
-    except (Unusable, OSError) as error:
+    except (DatasetError, OSError) as error:
         raise ConfigError(f"data_dir: {error}. {HELP.format(folder=folder)}") from None
 
 
 def _from_archive(archive: Path, table: Path, resampling: Resampling, only: Container[str] | None) -> Omniglot:
-    """From packed bits of ink, one row per character, and which rows are which alphabet. Raises Unusable."""
+    """Read an archive of packed bits, one row for each character, and the table of alphabets. Raises DatasetError."""
     bits = ORIGINAL * ORIGINAL
     ink = read_npz(archive, {"ink": (np.uint8, (CHARACTERS, DRAWINGS, (bits + 7) // 8))})["ink"]
     rows = _rows(table)
@@ -103,9 +102,9 @@ def _from_archive(archive: Path, table: Path, resampling: Resampling, only: Cont
 
 
 def _rows(table: Path) -> dict[str, range]:
-    """Rows by alphabet from alphabets.json: a list of alphabet, first and last row. Raises Unusable."""
+    """Read the rows of each alphabet from alphabets.json. Raises DatasetError."""
     try:
-        entries = json.loads(read_within(table, 2**20))
+        entries = json.loads(read_bounded(table, 2**20))
         rows = {entry["alphabet"]: range(entry["first"], entry["last"] + 1) for entry in entries}
         ordered = sorted(rows.values(), key=lambda found: found.start)
         borders = [0, *(found.stop for found in ordered)]
@@ -115,7 +114,7 @@ def _rows(table: Path) -> dict[str, range]:
             raise ValueError("its alphabets are not named, each in its own way")
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         reason = ascii(" ".join(str(error).split())[:160])[1:-1]
-        raise Unusable(f"{table} is not the table of {CHARACTERS:,} rows: {reason}") from None
+        raise DatasetError(f"{table} is not the table of {CHARACTERS:,} rows: {reason}") from None
     return rows
 
 
@@ -124,18 +123,18 @@ def _is_name(name: object) -> bool:
 
 
 def _from_folders(place: Path, resampling: Resampling, only: Container[str] | None) -> Omniglot:
-    """From the folders of PNGs as they are published. Raises Unusable."""
+    """Read the published folders of PNG files. Raises DatasetError."""
     drawings, counts = {}, {}
     for part, count in ALPHABETS.items():
         if not (place / part).is_dir():
-            raise Unusable(f"{place / part} is not a folder")
+            raise DatasetError(f"{place / part} is not a folder")
         alphabets = _folders(place / part)
         if len(alphabets) != count:
-            raise Unusable(f"{place / part} has {len(alphabets)} alphabets, not {count}")
+            raise DatasetError(f"{place / part} has {len(alphabets)} alphabets, not {count}")
         for alphabet in alphabets:
             characters = _folders(alphabet)
             if not characters:
-                raise Unusable(f"{alphabet} has no characters")
+                raise DatasetError(f"{alphabet} has no characters")
             counts[alphabet.name] = len(characters)
             if only is None or alphabet.name in only:
                 drawings[alphabet.name] = np.stack([_shrink(_drawn(folder), resampling) for folder in characters])
@@ -147,42 +146,44 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _drawn(folder: Path) -> np.ndarray:
-    """Where there is ink in a character's 20 drawings, bool (20, 105, 105). Raises Unusable."""
+    """Read a character's 20 drawings, bool (20, 105, 105), with True for ink. Raises DatasetError."""
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".png" and not path.name.startswith("."))
     if [path.stem[-3:] for path in paths] != [f"_{number:02d}" for number in range(1, DRAWINGS + 1)]:
-        raise Unusable(f"{folder} does not hold drawings NNNN_01.png to NNNN_{DRAWINGS}.png, but {len(paths)} others")
+        raise DatasetError(
+            f"{folder} does not hold drawings NNNN_01.png to NNNN_{DRAWINGS}.png, but {len(paths)} others"
+        )
     inked = np.empty((DRAWINGS, ORIGINAL, ORIGINAL), bool)
     for drawing, path in zip(inked, paths, strict=True):
-        image = open_picture(path, ("PNG",), ORIGINAL)
+        image = decode_image(path, ("PNG",), ORIGINAL)
         if image.size != (ORIGINAL, ORIGINAL):
-            raise Unusable(f"{path} has {image.width} × {image.height} pixels, not {ORIGINAL} × {ORIGINAL}")
+            raise DatasetError(f"{path} has {image.width} × {image.height} pixels, not {ORIGINAL} × {ORIGINAL}")
         drawing[:] = np.asarray(image.convert("L")) < 128
     return inked
 
 
 def _shrink(inked: np.ndarray, resampling: Resampling) -> np.ndarray:
-    """Drawings, bool (20, 105, 105), as uint8 (20, 28, 28): ink 255."""
+    """Resize drawings, bool (20, 105, 105), to uint8 (20, 28, 28) with ink 255."""
     return resize(inked.astype(np.uint8) * 255, SIZE, Image.Resampling[resampling.upper()])
 
 
 def _checked(drawings: dict[str, np.ndarray], counts: Mapping[str, int], source: Path) -> Omniglot:
-    """`counts`: characters by alphabet. Raises Unusable where these are others, or ink and paper were exchanged."""
+    """Check the numbers of characters by alphabet, and that ink and paper are not swapped. Raises DatasetError."""
     alphabets, characters = len(counts), sum(counts.values())
     if (alphabets, characters) != (sum(ALPHABETS.values()), CHARACTERS):
         wanted = f"{sum(ALPHABETS.values())} and {CHARACTERS:,}"
-        raise Unusable(f"{source} has {alphabets} alphabets and {characters:,} characters, not {wanted}")
+        raise DatasetError(f"{source} has {alphabets} alphabets and {characters:,} characters, not {wanted}")
     for name, images in drawings.items():
         share = float(images.mean()) / 255
         if not 0.01 < share < 0.25:  # the alphabets have from 0.03 to 0.13
-            raise Unusable(f"{source}: {share:.0%} of {name} is ink, which drawings do not have")
+            raise DatasetError(f"{source}: {share:.0%} of {name} is ink, which drawings do not have")
     return Omniglot(drawings)
 
 
 def rotated(split: Split, seed: int, count: int = ROTATIONS) -> Split:
-    """Every image at `count` angles drawn for it, 0° to 360°: what appendix C trains on, made once.
+    """Return every image rotated by `count` angles, drawn for it from 0° to 360°, as appendix C describes.
 
-    (N, H, W, C) becomes (count · N, H, W, C), all rotations of an image after one another. Bilinear, and zero where
-    there is nothing: by the paper's words; the authors' code draws a new affine transform for every batch instead.
+    Images (N, H, W, C) become (count · N, H, W, C), with the rotations of an image in a row. Interpolation is bilinear,
+    with zeros outside. (The authors' code draws a new affine transform for every batch instead.)
     """
     angles = np.random.default_rng(seed).uniform(0, 360, (len(split), count))
     images = np.empty((len(split), count, *split.images.shape[1:]), np.uint8)

@@ -1,4 +1,4 @@
-"""What a supervised data set is: images as they were decoded, labels, and how they divide."""
+"""Labeled images and how they are divided into splits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 (N, H, W, C), and their classes, int64 (N,). Raises ValueError where they are anything else.
+    """Images, uint8 (N, H, W, C), and their classes, int64 (N,). Raises ValueError if they are anything else.
 
-    Grey images that are shown as three channels hold one in memory: a view with a stride of 0, which is read-only.
+    Gray images with three channels keep only one in memory: they are a read-only view with stride 0.
     """
 
     images: np.ndarray
@@ -28,20 +28,23 @@ class Split:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> Split:
-        """The rows of these numbers, copied; of grey images still the one channel only."""
-        grey = self.images.shape[3] > 1 and self.images.strides[3] == 0
-        return Split(repeat_channel(self.images[rows, ..., :1]) if grey else self.images[rows], self.labels[rows])
+        """Return a copy of the rows with these numbers. Gray images keep only one channel in memory."""
+        gray = self.images.shape[3] > 1 and self.images.strides[3] == 0
+        return Split(repeat_channel(self.images[rows, ..., :1]) if gray else self.images[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
-class Supervised:
+class ClassificationProblem:
     """A classification problem.
 
     Args:
-        name: the data set's, with what part of it this is: `mnist`, `mnist_t10k`, `omniglot/Greek`.
-        classes: labels are 0 … classes − 1, and each of them occurs in both splits.
-        mean, std: by channel, of images / 255, to normalize by; 0 and 1 where the images are to stay as they are.
-        part: in words what of the data set this is; empty where it is whole.
+        name: name of the data set, and of the part if it is not whole: `mnist`, `mnist_t10k`, `omniglot/Greek`.
+        classes: number of classes. Labels are 0 … classes − 1, and each occurs in both splits.
+        train: training images.
+        test: held-out images.
+        mean: mean of images / 255 by channel, used for normalization.
+        std: standard deviation of the same.
+        part: description of the part of the data set; empty if it is whole.
     """
 
     name: str
@@ -54,15 +57,15 @@ class Supervised:
 
 
 def repeat_channel(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, 1) as (N, H, W, 3), without a copy."""
+    """Return images (N, H, W, 1) as a view (N, H, W, 3)."""
     return np.broadcast_to(images, (*images.shape[:3], 3))
 
 
 def divide(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers for training and for testing, both ascending: a pure function of the arguments.
+    """Return row numbers for training and for testing, both ascending: a pure function of the arguments.
 
-    Of each class `fraction` is drawn for testing, rounded, and at least one row; at least one stays for training.
-    Raises ValueError where a class has a single row.
+    Of each class, `fraction` of the rows (rounded) are drawn for testing: at least one, and at most all but one.
+    Raises ValueError if a class has a single row.
     """
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), dtype=bool)
@@ -76,6 +79,6 @@ def divide(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, 
 
 
 def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """What stays for training, and what is held out, by class: for validation (Serrà et al. 2018 take 0.15)."""
+    """Hold out a fraction of each class for validation (0.15 in Serrà et al. 2018). Return both parts."""
     kept, held = divide(split.labels, fraction, seed)
     return split.take(kept), split.take(held)

@@ -55,7 +55,7 @@ def expected(name: str, raw: Raw) -> Raw:
     if name == "gtsrb":  # in the order of classes, by folder
         order = np.argsort(raw.train_labels, kind="stable")
         return raw._replace(train_images=raw.train_images[order], train_labels=raw.train_labels[order])
-    if multicv.SOURCES[name].grey is None:
+    if multicv.SOURCES[name].enlarge is None:
         return raw
     grey = []
     for images in (raw.train_images, raw.test_images):

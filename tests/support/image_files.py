@@ -49,8 +49,8 @@ def lay_out(folder: Path, name: str, seed: int = 0) -> Raw:
 def drawn(source: Source, seed: int = 0) -> Raw:
     """Images of the published brightness, each class as often as any other."""
     rng = np.random.default_rng(seed)
-    shape = (32, 32, 3) if source.grey is None else (28, 28)
-    brightness = float(np.mean(source.mean)) * (32 * 32 / (28 * 28) if source.grey is multicv.pad else 1)
+    shape = (32, 32, 3) if source.enlarge is None else (28, 28)
+    brightness = float(np.mean(source.mean)) * (32 * 32 / (28 * 28) if source.enlarge is multicv.pad else 1)
     parts = []
     for count in (source.train, source.test):
         parts.append(rng.integers(0, round(2 * brightness * 255), (count, *shape)).astype(np.uint8))

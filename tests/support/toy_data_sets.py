@@ -12,7 +12,7 @@ from leap_dist.datasets import multicv
 def write_part(data_dir: Path, name: str, *, train: int = 6, test: int = 2, seed: int = 0) -> None:
     """`data_dir/name/name_N.npz`: of each class so many images, with a pattern of its own, as bright as published."""
     source, random = multicv.SOURCES[name], np.random.default_rng(seed)
-    shape = (multicv.SIZE, multicv.SIZE, 3) if source.grey is None else (28, 28)
+    shape = (multicv.SIZE, multicv.SIZE, 3) if source.enlarge is None else (28, 28)
     brightness = 255 * float(np.mean(source.mean))
     patterns = random.uniform(0.4, 1.6, (source.classes, *shape)) * brightness
     arrays: dict[str, np.ndarray] = {}

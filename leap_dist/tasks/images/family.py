@@ -14,7 +14,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import normalize
 from leap_dist.config.settings import Config
 from leap_dist.datasets import multicv, omniglot
-from leap_dist.datasets.splits import Split, Supervised, hold_out
+from leap_dist.datasets.splits import ClassificationProblem, Split, hold_out
 from leap_dist.nn import convnet
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.nn.profiling import Stopwatch
@@ -40,11 +40,11 @@ class Images:
         self._size = size
         self._classes = classes
 
-    def data(self, config: Config, name: str) -> Supervised:
+    def data(self, config: Config, name: str) -> ClassificationProblem:
         """Return the data called `name`. Raises ConfigError if it is not in `config.data_dir`."""
         raise NotImplementedError
 
-    def task_data(self, config: Config, lease: Lease) -> Supervised:
+    def task_data(self, config: Config, lease: Lease) -> ClassificationProblem:
         """Return the data that the lease's task learns from. Raises ConfigError as `data` does."""
         return self.data(config, lease.task.game)
 
@@ -92,7 +92,7 @@ class Omniglot(Images):
     def __init__(self) -> None:
         super().__init__(channels=1, size=omniglot.SIZE, classes=omniglot.CLASSES)
 
-    def data(self, config: Config, name: str) -> Supervised:
+    def data(self, config: Config, name: str) -> ClassificationProblem:
         """Return the alphabet called `name`. Raises ConfigError if it is not in `config.data_dir`."""
         found = _omniglot(config.data_dir, config.supervised.resampling, config.games)
         published = {normalize(alphabet): alphabet for alphabet in found.alphabets}
@@ -100,7 +100,7 @@ class Omniglot(Images):
             raise ConfigError(f"data_dir: the Omniglot in {config.data_dir} has no alphabet {name}")
         return found.task(published[name], config.seed)
 
-    def task_data(self, config: Config, lease: Lease) -> Supervised:
+    def task_data(self, config: Config, lease: Lease) -> ClassificationProblem:
         """Return the alphabet with its labels, permuted by the task's seed unless the labels are fixed."""
         found = super().task_data(config, lease)
         if config.supervised.labels == "fixed":
@@ -125,7 +125,7 @@ class MultiCV(Images):
             hint = f". There are folders of {', '.join(there)}: choose with --games" if there else ""
             raise ConfigError(f"{error}{hint}") from None
 
-    def data(self, config: Config, name: str) -> Supervised:
+    def data(self, config: Config, name: str) -> ClassificationProblem:
         """Return the data set called `name`. Raises ConfigError if it is not in `config.data_dir`."""
         return _data_set(config.data_dir, name)
 
@@ -155,11 +155,11 @@ class _PublishedNames(Container[str]):
 
 
 @lru_cache(maxsize=8)
-def _data_set(data_dir: str, name: str) -> Supervised:
+def _data_set(data_dir: str, name: str) -> ClassificationProblem:
     return multicv.find(Path(data_dir), name)
 
 
-def _dataset(data: Supervised, config: Config) -> Dataset:
+def _dataset(data: ClassificationProblem, config: Config) -> Dataset:
     """Return the learner's view of the data, with images held out for validation if early stopping is on."""
     train, validation = data.train, None
     if config.supervised.patience:

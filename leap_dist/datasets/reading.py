@@ -1,6 +1,6 @@
-"""Files of other people's making, read within bounds: regular files only, never more than what they should hold.
+"""Reading of untrusted files within bounds: regular files only, and never more data than the file should hold.
 
-No pickle is read: not from NumPy's files either, whose header is taken only in the one form that plain numbers have.
+Pickles are never read, not even inside of NumPy's files: of their headers only those of plain numbers are accepted.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ import numpy as np
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 2**20
-_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
-"""What unpacking runs into where a file is damaged, or encrypted, or packed in a way of its own."""
+_UNPACK_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
+"""Exceptions of the unpackers for files that are damaged, encrypted, or compressed by an unknown method."""
 
 
-class Unusable(ValueError):
-    """A file or folder is missing, damaged, or not what its name says: in one line that names it."""
+class DatasetError(ValueError):
+    """A file or folder is missing, damaged, or not what its name says. The message is one line that names it."""
 
 
-class Missing(Unusable):
-    """Nothing of the data set is there."""
+class DatasetMissing(DatasetError):
+    """No file of the data set is there."""
 
 
-def first(folder: Path, *names: str) -> Path | None:
-    """The first of these files or folders that exists. A link is followed: the data is its owner's."""
+def first_existing(folder: Path, *names: str) -> Path | None:
+    """Return the first of these files or folders that exists, following links; None if there is none."""
     return next((path for path in (folder / name for name in names) if path.exists()), None)
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """A file to read. Raises Unusable where there is none, or it is no regular file: a pipe would never end."""
+    """Open a file for reading. Raises DatasetError if it is missing or not regular: a pipe might never end."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        raise Unusable(f"{path}: {error.strerror}") from None
+        raise DatasetError(f"{path}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise Unusable(f"{path} is not a regular file")
+        raise DatasetError(f"{path} is not a regular file")
     return os.fdopen(handle, "rb")
 
 
-def read_within(path: Path, most: int) -> bytes:
-    """A file's content, at most `most` bytes of it, unpacked where it begins as gzip does. Raises Unusable."""
+def read_bounded(path: Path, most: int) -> bytes:
+    """Return the first `most` bytes of a file, decompressed if it is gzip. Raises DatasetError if it is damaged."""
     with open_regular(path) as file:
         try:
             packed = file.read(2) == _GZIP
@@ -59,14 +59,14 @@ def read_within(path: Path, most: int) -> bytes:
                 return file.read(min(most, os.fstat(file.fileno()).st_size))
             with gzip.GzipFile(fileobj=file) as unpacked:
                 return unpacked.read(most)
-        except _DAMAGE as error:
-            raise Unusable(f"{path} is damaged or cut short: {_reason(error)}") from None
+        except _UNPACK_ERRORS as error:
+            raise DatasetError(f"{path} is damaged or cut short: {_reason(error)}") from None
 
 
 def inflate(file: IO[bytes], size: int, most: int) -> bytearray:
-    """`size` bytes of zlib data from where `file` stands, unpacked.
+    """Decompress the next `size` bytes of `file`, which are zlib data.
 
-    Raises ValueError where they are damaged, or unpack to more than `most` bytes.
+    Raises ValueError if they are damaged, or decompress to more than `most` bytes.
     """
     stream, unpacked, left = zlib.decompressobj(), bytearray(), size
     while not stream.eof:
@@ -85,26 +85,26 @@ def inflate(file: IO[bytes], size: int, most: int) -> bytearray:
     return unpacked
 
 
-Wanted = tuple[type[np.generic], Sequence[int | range]]
-"""An array's type, and its shape: sizes, or ranges of them."""
+ArraySpec = tuple[type[np.generic], Sequence[int | range]]
+"""Type and shape of an array; a dimension is a size or a range of sizes."""
 
 
-def read_npz(path: Path, wanted: Mapping[str, Wanted]) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file, by name. Raises Unusable where one is missing or of another type or shape.
+def read_npz(path: Path, wanted: Mapping[str, ArraySpec]) -> dict[str, np.ndarray]:
+    """Return arrays of an .npz file, by name. Raises DatasetError if one is missing or has another type or shape.
 
-    Only what is wanted is unpacked, and only once its header says that it has the wanted size.
+    An array is decompressed only if it is wanted and its header states the wanted type and shape.
     """
     with open_regular(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 return {name: _member(archive, name, *description) for name, description in wanted.items()}
         except KeyError as error:
-            raise Unusable(f"{path}: {_reason(error)}") from None
-        except _DAMAGE as error:
-            raise Unusable(f"{path} is damaged or something else: {_reason(error)}") from None
+            raise DatasetError(f"{path}: {_reason(error)}") from None
+        except _UNPACK_ERRORS as error:
+            raise DatasetError(f"{path} is damaged or something else: {_reason(error)}") from None
 
 
-# As NumPy writes them for plain numbers; an array of objects, which is a pickle, has another `descr`.
+# The header that NumPy writes for plain numbers. An array of objects, which is a pickle, has another `descr`.
 _HEADER = re.compile(
     rb"\{'descr': '([|<][a-z]\d)', 'fortran_order': False, 'shape': \((\d{1,9}(?:, \d{1,9})*),?\), \} *\n"
 )
@@ -112,7 +112,7 @@ _NPY = b"\x93NUMPY\x01\x00"
 
 
 def _member(archive: zipfile.ZipFile, name: str, kind: type[np.generic], shape: Sequence[int | range]) -> np.ndarray:
-    """One array. Raises KeyError where there is none of that name, ValueError where it is another one."""
+    """Read one array. Raises KeyError if there is none of that name, and ValueError if it is not as specified."""
     entry = archive.getinfo(f"{name}.npy")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is packed in a way that NumPy does not use")
@@ -145,6 +145,6 @@ def _described(shape: Sequence[int | range]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """An error on one line, and not longer than one: it may quote what it did not understand."""
+    """Return an error's message as one short ASCII line, since it may quote the content of the file."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return ascii(" ".join(text.split())[:200])[1:-1] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Pictures of known formats, decoded within bounds, and brought to one size."""
+"""Image files of known formats, decoded within bounds and resized."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from leap_dist.datasets.bounded import Unusable, read_within
+from leap_dist.datasets.reading import DatasetError, read_bounded
 
-_DAMAGE = (
+_DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -27,16 +27,19 @@ _DAMAGE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-"""What Pillow raises where a picture is damaged, or larger than it will unpack."""
+"""Exceptions of Pillow for image files that are damaged or too large."""
 MOST_BYTES = 32 * 2**20
-"""Of a picture's file."""
+"""Largest size of an image file."""
 
 
-def open_picture(path: Path, formats: Sequence[str], largest: int) -> Image.Image:
-    """A decoded picture of one of these formats, at most `largest` pixels wide and high. Raises Unusable."""
-    data = read_within(path, MOST_BYTES + 1)
+def decode_image(path: Path, formats: Sequence[str], largest: int) -> Image.Image:
+    """Decode an image file in one of these formats.
+
+    Raises DatasetError if it is something else, damaged, or more than `largest` pixels wide or high.
+    """
+    data = read_bounded(path, MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise Unusable(f"{path} has more than {MOST_BYTES:,} bytes")
+        raise DatasetError(f"{path} has more than {MOST_BYTES:,} bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -44,28 +47,28 @@ def open_picture(path: Path, formats: Sequence[str], largest: int) -> Image.Imag
             if max(image.size) > largest:
                 raise ValueError(f"{image.width} × {image.height} pixels are more than {largest} × {largest}")
             image.load()
-    except _DAMAGE as error:
+    except _DECODE_ERRORS as error:
         reason = ascii(" ".join(str(error).split())[:160])[1:-1]
-        # Pillow names the buffer that it was given, which says nothing to anyone.
+        # Pillow's message names the memory buffer, which tells the user nothing.
         reason = "it is no such file" if "cannot identify" in reason else reason
-        raise Unusable(f"{path} cannot be read as {' or '.join(formats)}: {reason}") from None
+        raise DatasetError(f"{path} cannot be read as {' or '.join(formats)}: {reason}") from None
     return image
 
 
-def colour(image: Image.Image, size: int) -> np.ndarray:
-    """The whole picture in colour at `size` × `size`, uint8 (size, size, 3); the sides' proportion is not kept."""
+def to_rgb(image: Image.Image, size: int) -> np.ndarray:
+    """Return the whole image in color, uint8 (size, size, 3). Its aspect ratio is not kept."""
     return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
 
 def pad(images: np.ndarray, size: int) -> np.ndarray:
-    """(N, H, H) with zeros around it, as (N, size, size)."""
+    """Pad images (N, H, H) with a border of zeros to (N, size, size)."""
     before = (size - images.shape[1]) // 2
     after = size - images.shape[1] - before
     return np.pad(images, ((0, 0), (before, after), (before, after)))
 
 
 def resize(images: np.ndarray, size: int, how: Image.Resampling = Image.Resampling.LANCZOS) -> np.ndarray:
-    """(N, H, W) grey as (N, size, size). Lanczos' filter averages where it makes images smaller."""
+    """Resize gray images, uint8 (N, H, W), to (N, size, size)."""
     resized = np.empty((len(images), size, size), np.uint8)
     for row, image in enumerate(images):
         resized[row] = np.asarray(Image.fromarray(image).resize((size, size), how))

@@ -1,0 +1,155 @@
+"""File formats of MNIST (IDX), CIFAR (binary rows) and SVHN (MATLAB): a reader for each data set.
+
+Every reader takes the numbers of training and test images that the files must hold, and returns both splits. It raises
+DatasetMissing if nothing of the data set is there, and DatasetError if a file is missing or damaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from leap_dist.datasets import matlab
+from leap_dist.datasets.reading import DatasetError, DatasetMissing, first_existing, open_regular, read_bounded
+from leap_dist.datasets.splits import Split
+
+MNIST_SIZE = 28
+"""Height and width in pixels of MNIST, Fashion-MNIST and notMNIST."""
+_IDX_BYTES = 0x08
+"""Type code of unsigned bytes in IDX files."""
+_CIFAR_IMAGE = 3 * 32 * 32
+"""Bytes of an image."""
+_CIFAR_ROWS = 10_000
+"""Number of rows to read at once, so that reordering the bytes needs no second copy of all images."""
+
+
+def mnist(folder: Path, train: int, test: int) -> tuple[Split, Split]:
+    """Read MNIST, or a data set in its format: 28 × 28 pixels and one channel."""
+    if _idx_file(folder, "train", "images") is None and _idx_file(folder, "train", "labels") is None:
+        raise DatasetMissing(f"{folder / 'train-images-idx3-ubyte'} is not there, nor the same with .gz")
+    return _mnist_split(folder, "train", train), _mnist_split(folder, "t10k", test)
+
+
+def mnist_test(folder: Path, test: int) -> Split | None:
+    """Read only the test images; None if they are not there either."""
+    return _mnist_split(folder, "t10k", test) if _idx_file(folder, "t10k", "images") else None
+
+
+def _mnist_split(folder: Path, part: str, count: int) -> Split:
+    images, labels = _idx_file(folder, part, "images"), _idx_file(folder, part, "labels")
+    if images is None or labels is None:
+        lacking = "images-idx3-ubyte" if images is None else "labels-idx1-ubyte"
+        raise DatasetError(f"{folder / f'{part}-{lacking}'} is not there, though other files of the data set are")
+    pixels = _read_idx(images, (count, MNIST_SIZE, MNIST_SIZE))
+    return Split(pixels[..., None], _read_idx(labels, (count,)).astype(np.int64))
+
+
+def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
+    """Return the path of an IDX file, compressed or not, under the published name or with "." in place of "-"."""
+    dimensions = 3 if kind == "images" else 1
+    stems = (f"{part}-{kind}-idx{dimensions}-ubyte", f"{part}-{kind}.idx{dimensions}-ubyte")
+    names = (f"{place}{stem}{end}" for place in ("", "raw/") for stem in stems for end in ("", ".gz"))
+    return first_existing(folder, *names)
+
+
+def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an IDX file that holds an array of bytes of exactly this shape."""
+    size, start = math.prod(shape), 4 + 4 * len(shape)
+    data = read_bounded(path, start + size + 1)
+    if data[:4] != bytes([0, 0, _IDX_BYTES, len(shape)]):
+        kind = "labels" if len(shape) == 1 else "images"
+        raise DatasetError(f"{path} is not an IDX file of {kind}: it begins with {data[:4].hex() or 'nothing'}")
+    found = tuple(int(size) for size in np.frombuffer(data[4:start].ljust(start - 4, b"\0"), ">u4"))
+    if found != shape:
+        raise DatasetError(f"{path} holds an array of {_times(found)}, not {_times(shape)}")
+    if len(data) != start + size:
+        raise DatasetError(f"{path} is {'cut short' if len(data) < start + size else 'longer than its header says'}")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " × ".join(f"{size:,}" for size in shape)
+
+
+def cifar10(folder: Path, train: int, test: int) -> tuple[Split, Split]:
+    """Read CIFAR-10: five training batches of equal size and one test batch."""
+    place = _cifar_folder(folder, "data_batch_1.bin", "cifar-10-batches")
+    batches = [place / f"data_batch_{number}.bin" for number in range(1, 6)]
+    return _read_cifar(batches, train // len(batches), (10,)), _read_cifar([place / "test_batch.bin"], test, (10,))
+
+
+def cifar100(folder: Path, train: int, test: int) -> tuple[Split, Split]:
+    """Read CIFAR-100 with its 100 fine labels. The 20 coarse labels are only checked."""
+    place = _cifar_folder(folder, "train.bin", "cifar-100")
+    return _read_cifar([place / "train.bin"], train, (20, 100)), _read_cifar([place / "test.bin"], test, (20, 100))
+
+
+def _cifar_folder(folder: Path, name: str, prefix: str) -> Path:
+    """Return the folder of the binary version. Raises DatasetMissing, which mentions the pickled version if present."""
+    path = first_existing(folder, name, f"{prefix}-bin/{name}", f"{prefix}-binary/{name}")
+    if path is not None:
+        return path.parent
+    pickled = name.removesuffix(".bin")
+    if other := first_existing(folder, pickled, f"{prefix}-batches-py", f"{prefix}-py", f"{prefix}-python"):
+        raise DatasetMissing(
+            f"{other} is the Python version, a pickle, which is not read: the binary version is needed"
+        )
+    raise DatasetMissing(f"{folder / name} is not there")
+
+
+def _read_cifar(paths: Sequence[Path], rows: int, limits: tuple[int, ...]) -> Split:
+    """Read all images of all files, `rows` in each, with the last of each row's labels.
+
+    A row consists of as many labels as `limits` has entries, each below its limit, and 3 × 32 × 32 bytes.
+    """
+    images = np.empty((len(paths) * rows, 32, 32, 3), np.uint8)
+    labels = np.empty(len(paths) * rows, np.int64)
+    for number, path in enumerate(paths):
+        part = slice(number * rows, (number + 1) * rows)
+        _fill_from_cifar(images[part], labels[part], path, limits)
+    return Split(images, labels)
+
+
+def _fill_from_cifar(images: np.ndarray, labels: np.ndarray, path: Path, limits: tuple[int, ...]) -> None:
+    """Read a file into the arrays, whose length is the number of images that it must hold."""
+    rows, width = len(labels), len(limits) + _CIFAR_IMAGE
+    with open_regular(path) as file:
+        if file.read(1) == b"\x80":
+            raise DatasetError(f"{path} is a pickle, which is not read: the binary version is needed")
+        size = file.seek(0, 2)
+        if size != rows * width:
+            raise DatasetError(f"{path} has {size:,} bytes, not the {rows * width:,} of {rows:,} images")
+        file.seek(0)
+        for start in range(0, rows, _CIFAR_ROWS):
+            count = min(_CIFAR_ROWS, rows - start)
+            data = file.read(count * width)
+            if len(data) != count * width:
+                raise DatasetError(f"{path} was cut short while it was read")
+            block = np.frombuffer(data, np.uint8).reshape(count, width)
+            for column, limit in enumerate(limits):
+                if block[:, column].max() >= limit:
+                    raise DatasetError(f"{path} has the label {block[:, column].max()}; labels end at {limit - 1}")
+            labels[start : start + count] = block[:, len(limits) - 1]
+            images[start : start + count] = block[:, len(limits) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+def svhn(folder: Path, train: int, test: int) -> tuple[Split, Split]:
+    """Read the cropped digits ("format 2") of SVHN: train_32x32.mat and test_32x32.mat."""
+    if not (folder / "train_32x32.mat").exists():
+        raise DatasetMissing(f"{folder / 'train_32x32.mat'} is not there")
+    return _svhn_split(folder / "train_32x32.mat", train), _svhn_split(folder / "test_32x32.mat", test)
+
+
+def _svhn_split(path: Path, count: int) -> Split:
+    size = 32 * 32 * 3 * count
+    arrays = matlab.read(path, {"X": (32, 32, 3, count), "y": (count, 1)}, most=size)
+    images, labels = arrays["X"], arrays["y"][:, 0]
+    if images.dtype != np.uint8:
+        raise DatasetError(f"{path}: X holds {images.dtype}, not bytes")
+    if not np.isin(labels, np.arange(1, 11)).all():
+        raise DatasetError(f"{path}: labels are not whole numbers from 1 to 10")
+    # The label of digit 0 is 10.
+    return Split(np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels.astype(np.int64) % 10)
