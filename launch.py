@@ -1,4 +1,4 @@
-"""Entry point for a checkout: `python launch.py COMMAND` is the same as `leap-dist COMMAND`."""
+"""Entry point of a checkout: `python launch.py COMMAND` is the same as `leap-dist COMMAND`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Which Atari games there are, which belong to the meta-training sets, and how they are scored."""
+"""Atari games: their names, the meta-training sets, and reference scores."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import difflib
 import json
 from functools import cache
 from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
 
-from ale_py import roms
-
-# Two-player cartridges: loading one ends the process (seen with ale-py 0.12.1), so they are refused by name.
+# Two-player games: loading one ends the process (seen with ale-py 0.12.1), so they are refused by name.
 CRASHING = ("combat", "joust", "maze_craze", "warlords")
 
 # The games of the 60-game suite of 2018 that have at most ten minimal actions, with that number.
@@ -29,12 +29,20 @@ SETS = {
 
 @cache
 def available() -> tuple[str, ...]:
-    """Every game that can be loaded, by its ROM name."""
-    return tuple(sorted(game for game in roms.get_all_rom_ids() if game not in CRASHING))
+    """Return the ROM names of all games that can be loaded.
+
+    They are read from ale_py's list of ROMs. Importing ale_py would take longer than everything else that the command
+    line needs the names for.
+    """
+    package = find_spec("ale_py")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the package ale_py is not installed")
+    hashes = json.loads((Path(package.origin).parent / "roms" / "md5.json").read_bytes())
+    return tuple(sorted(name for file in hashes if (name := file.removesuffix(".bin")) not in CRASHING))
 
 
 def expand(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Replaces set names by their games and drops repetitions. Raises ValueError that names the nearest games."""
+    """Replace set names by their games and drop repetitions. Raises ValueError with the nearest names."""
     games: dict[str, None] = {}
     for name in names:
         for game in SETS.get(name, (name,)):
@@ -44,25 +52,25 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def require(game: str) -> None:
-    """Raises ValueError, with the nearest names, where there is no such game or it cannot be loaded."""
+    """Raise ValueError with the nearest names if there is no such game or it cannot be loaded."""
     if game in available():
         return
     if game in CRASHING:
-        raise ValueError(f"{game!r} is a two-player cartridge that ends the emulator's process; it cannot be played")
+        raise ValueError(f"{game!r} is a two-player game that crashes the emulator; it cannot be played")
     near = difflib.get_close_matches(game.lower(), (*available(), *SETS), n=3, cutoff=0.4)
     raise ValueError(f"no game {game!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
 
 
 @cache
 def reference_scores() -> dict[str, dict[str, float]]:
-    """Random and human score of 57 games (DQN Zoo: 30 no-op starts, undiscounted returns)."""
+    """Return the random and human scores of 57 games (DQN Zoo: 30 no-op starts, undiscounted returns)."""
     text = resources.files("leap_dist.envs").joinpath("atari57_scores.json").read_text()
     scores: dict[str, dict[str, float]] = json.loads(text)["scores"]
     return scores
 
 
 def human_normalized(game: str, episode_return: float) -> float | None:
-    """(return − random) / (human − random), or None where the game has no published scores."""
+    """Return (return − random) / (human − random), or None if the game has no published scores."""
     score = reference_scores().get(game)
     if score is None:
         return None

@@ -12,8 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
@@ -183,6 +181,8 @@ def changed_packages(run_dir: Path) -> list[str]:
 
 def manifest(config: Config) -> dict[str, Any]:
     """Return what is needed to repeat the run: versions, revision, seed, command and hardware."""
+    import torch  # takes seconds, and most of those who use this module do not need it
+
     return {
         "leap_dist": _git_revision(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -15,7 +15,7 @@ from leap_dist.server.meta_server import MetaServer
 from leap_dist.telemetry.progress import Progress
 
 ROOT = Path(__file__).parents[2]
-SHOWN = {"progress.py": 1, "run_directory.py": 1, "live_table.py": 1, "launch.py": 1, "nodes.py": 1}
+SHOWN = {"progress.py": 1, "run_directory.py": 1, "terminal.py": 1, "resolve.py": 1, "nodes.py": 1}
 """Where the wall clock is read: a summary's and a manifest's time, a table's, a run directory's name; and once for each
 node that leaves, at a time which Ray gives by it."""
 

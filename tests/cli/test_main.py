@@ -9,9 +9,10 @@ import pytest
 from commands import no_ray, refused  # noqa: F401
 from toy_data_sets import write_part
 
-from leap_dist.cli import main as launch
-from leap_dist.cli import parser
-from leap_dist.config.loading import ConfigError, resolve
+from leap_dist.cli import output, parser, resolve
+from leap_dist.cli.main import main
+from leap_dist.config import loading
+from leap_dist.config.loading import ConfigError
 from leap_dist.driver import driver, placement
 from leap_dist.storage import location, run_directory
 from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
@@ -23,10 +24,10 @@ from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
         (["--preset", "quik"], r"preset: no preset 'quik'; did you mean quick\?"),
         (["--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
         (["--games", "Pong"], r"games: no game 'Pong'; the nearest are pong.*"),
-        (["--games", "pong", "joust"], r"games: 'joust' is a two-player cartridge .*"),
-        (["--games", "combat"], r"games: 'combat' is a two-player cartridge .*"),
-        (["--games", "maze_craze"], r"games: 'maze_craze' is a two-player cartridge .*"),
-        (["--games", "warlords"], r"games: 'warlords' is a two-player cartridge .*"),
+        (["--games", "pong", "joust"], r"games: 'joust' is a two-player game .*"),
+        (["--games", "combat"], r"games: 'combat' is a two-player game .*"),
+        (["--games", "maze_craze"], r"games: 'maze_craze' is a two-player game .*"),
+        (["--games", "warlords"], r"games: 'warlords' is a two-player game .*"),
         (["--mode", "asink"], r"mode: 'asink' is none of sync, buffered, async, .*; did you mean async\?"),
         (["--workers", "two"], r"workers: 'two' is not a whole number"),
         (["--workers", "0"], r"workers: 0 is too small; the smallest valid value is 1"),
@@ -59,8 +60,8 @@ from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
         (["--address", "me:hunter2@head:6379"], r"address: takes no URL, user or password; use local, .*"),
         (["--address", "ray://head:10001"], r"address: takes no URL, user or password; use local, auto or HOST:PORT"),
         (["--insecure", "perhaps"], r"insecure: 'perhaps' is neither true nor false"),
-        (["--resume"], r"resume: say which run with --run-dir"),
-        (["--workers"], r"argument --workers: expected one argument"),
+        (["--resume"], r"resume: name the run with --run-dir"),
+        (["--workers"], r"--workers: expected one argument"),
     ],
 )
 def test_bad_flags(capsys, monkeypatch, arguments, pattern):
@@ -93,7 +94,10 @@ def test_missing_config_file(capsys, tmp_path):
 
 def test_no_command_and_unknown_command(capsys):
     assert "train | evaluate | study | status | plot | export" in refused(capsys)
-    assert "invalid choice: 'trian'" in refused(capsys, "trian")
+    assert refused(capsys, "trian") == "trian: no such command; did you mean train?"
+    assert refused(capsys, "xyzzy") == (
+        "xyzzy: no such command; choose from train, evaluate, study, status, plot, export"
+    )
 
 
 def test_a_run_directory_that_cannot_be_written(capsys, tmp_path):
@@ -108,13 +112,13 @@ def test_a_file_system_that_takes_no_files(capsys):
 
 
 def test_a_directory_that_holds_a_run_already(capsys, tmp_path):
-    run_directory.prepare(tmp_path, resolve("smoke"))
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
     line = refused(capsys, "train", "--preset", "smoke", "--run-dir", str(tmp_path))
     assert "already holds a run; add --resume" in line
 
 
 def test_a_directory_that_a_live_server_holds(capsys, monkeypatch, tmp_path):
-    run_directory.prepare(tmp_path, resolve("smoke"))
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
     lock = RunLock(tmp_path)
     monkeypatch.setattr(run_directory, "ORPHAN_SECONDS", 0.2)
     line = refused(capsys, "train", "--resume", "--run-dir", str(tmp_path))
@@ -123,15 +127,15 @@ def test_a_directory_that_a_live_server_holds(capsys, monkeypatch, tmp_path):
 
 
 def test_a_resume_waits_for_the_server_of_a_driver_that_was_killed(monkeypatch, tmp_path):
-    run_directory.prepare(tmp_path, resolve("smoke"))
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
     holders = iter(["process 1", "process 1", None])
     monkeypatch.setattr(run_directory, "lock_holder", lambda _: next(holders))
-    run_directory.prepare(tmp_path, resolve("smoke"), patience=60.0)
+    run_directory.prepare(tmp_path, loading.resolve("smoke"), patience=60.0)
     assert list(holders) == []
 
 
 def test_a_resume_does_not_wait_for_a_run_whose_driver_lives(monkeypatch, tmp_path):
-    run_directory.prepare(tmp_path, resolve("smoke"))
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
     asked = []
 
     def held(run_dir):
@@ -140,13 +144,13 @@ def test_a_resume_does_not_wait_for_a_run_whose_driver_lives(monkeypatch, tmp_pa
 
     monkeypatch.setattr(run_directory, "lock_holder", held)
     with pytest.raises(RunDirectoryBusy, match=r"in use by a live server \(process 1\)"):
-        run_directory.prepare(tmp_path, resolve("smoke"), patience=60.0)
+        run_directory.prepare(tmp_path, loading.resolve("smoke"), patience=60.0)
     assert len(asked) == 1
 
 
 def test_resume_refuses_what_would_change_the_run(capsys, tmp_path):
     assert "holds no run" in refused(capsys, "train", "--resume", "--run-dir", str(tmp_path))
-    run_directory.prepare(tmp_path, resolve("smoke"))
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
     line = refused(capsys, "train", "--resume", "--run-dir", str(tmp_path), "--seed", "5", "--games", "pong")
     assert line.startswith("resume: these settings cannot change during a run: ")
     assert "seed: 0 -> 5" in line
@@ -155,23 +159,19 @@ def test_resume_refuses_what_would_change_the_run(capsys, tmp_path):
 
 
 def test_resume_lets_length_and_placement_change(tmp_path):
-    run_directory.prepare(tmp_path, resolve("smoke"))
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
     config = run_directory.load_config(tmp_path, {"meta_updates": "50", "workers": "7", "worker.cpus": "0.5"})
     assert (config.meta_updates, config.workers, config.worker.cpus) == (50, 7, 0.5)
-    assert config.task_steps == resolve("smoke").task_steps
+    assert config.task_steps == loading.resolve("smoke").task_steps
 
 
 def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
     (tmp_path / "c.yaml").write_text("preset: quick\nworkers: 5\nmeta: {batch_size: 7}\n")
-    parsed = parser.parser(launch.COMMANDS).parse_args(
-        ["train", "--config", str(tmp_path / "c.yaml"), "--workers", "9"]
-    )
-    config, run = launch._resolve(parsed)
+    parsed = parser.parse(["train", "--config", str(tmp_path / "c.yaml"), "--workers", "9"])
+    config, run = resolve.training(parsed)
     assert (config.preset, config.workers, config.meta.batch_size, config.task_steps) == ("quick", 9, 7, 10_000)
     assert run.folder.name.startswith("quick-")
-    assert launch._resolve(parser.parser(launch.COMMANDS).parse_args(["train", "--games", "pong,qbert", "seed24"]))[
-        0
-    ].games[:2] == (
+    assert resolve.training(parser.parse(["train", "--games", "pong,qbert", "seed24"]))[0].games[:2] == (
         "pong",
         "qbert",
     )
@@ -182,13 +182,13 @@ def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
     [([], False), (["--insecure"], True), (["--insecure", "no"], False), (["--insecure", "--workers", "2"], True)],
 )
 def test_a_flag_of_yes_or_no_alone_means_yes(arguments, insecure):
-    config, _ = launch._resolve(parser.parser(launch.COMMANDS).parse_args(["train", "--preset", "smoke", *arguments]))
+    config, _ = resolve.training(parser.parse(["train", "--preset", "smoke", *arguments]))
     assert config.insecure is insecure
 
 
 def test_help_shows_every_setting(capsys):
     with pytest.raises(SystemExit) as caught:
-        launch.main(["train", "--help"])
+        main(["train", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for flag in (
@@ -205,19 +205,19 @@ def test_help_shows_every_setting(capsys):
 
 def test_status(capsys, tmp_path):
     assert "no run was started there" in refused(capsys, "status", "--run-dir", str(tmp_path))
-    run_directory.prepare(tmp_path, resolve("smoke"))
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
     assert "it has not reported yet" in refused(capsys, "status", "--run-dir", str(tmp_path))
     (tmp_path / "summary.json").write_text("[]")
     assert "damaged" in refused(capsys, "status", "--run-dir", str(tmp_path))
     run_directory.write_summary(tmp_path, {"state": "done", "meta_updates_wanted": 2})
     assert "of another version" in refused(capsys, "status", "--run-dir", str(tmp_path))
     run_directory.write_summary(tmp_path, {"state": "running", "tasks_wanted": 4})
-    assert launch.main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
+    assert main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == {"state": "died", "tasks_wanted": 4}, (
         "running, but no server holds the directory"
     )
     lock = RunLock(tmp_path)
-    assert launch.main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
+    assert main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == {"state": "running", "tasks_wanted": 4}
     lock.release()
 
@@ -228,7 +228,7 @@ def test_status(capsys, tmp_path):
      ("cuda", 0.125, 1, 0.125), ("auto", 1, 4, 1)],
 )  # fmt: skip
 def test_gpus_per_worker(device, asked, there, expected):
-    config = resolve("paper", {"workers": 4, "worker.device": device, "worker.gpus": asked})
+    config = loading.resolve("paper", {"workers": 4, "worker.device": device, "worker.gpus": asked})
     assert placement.gpus_per_worker(config, there) == expected
 
 
@@ -236,15 +236,15 @@ def test_gpus_per_worker(device, asked, there, expected):
     ("settings", "expected"), [({"worker.gpus": 0.25}, 0.25), ({"worker.device": "cuda"}, 1.0), ({}, 0)]
 )
 def test_gpus_may_come_with_the_nodes_that_are_waited_for(settings, expected):
-    config = resolve("paper", {"wait_for_nodes": True, "address": "auto"}, settings)
+    config = loading.resolve("paper", {"wait_for_nodes": True, "address": "auto"}, settings)
     assert placement.gpus_per_worker(config, 0) == expected
     if settings:
         with pytest.raises(ConfigError, match="asked for, but there are 0 GPUs"):
-            placement.gpus_per_worker(resolve("paper", {"wait_for_nodes": True}, settings), 0)
+            placement.gpus_per_worker(loading.resolve("paper", {"wait_for_nodes": True}, settings), 0)
 
 
 def test_too_few_gpus():
-    config = resolve("paper", {"worker.gpus": 2})
+    config = loading.resolve("paper", {"worker.gpus": 2})
     with pytest.raises(ConfigError, match=r"worker.gpus: 2 asked for, but there are 1 GPUs"):
         placement.gpus_per_worker(config, 1)
 
@@ -259,7 +259,7 @@ def test_too_few_gpus():
 )
 def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words):
     counts = {"tasks": 8, "tasks_wanted": 8, "meta_updates": 4, "contributions_applied": 8, "agent_steps": 1600}
-    launch._conclude(location.Run(tmp_path), "done", {**counts, "wall_seconds": 14.2, "alerts": [], **more})
+    output.print_training(location.Run(tmp_path), "done", {**counts, "wall_seconds": 14.2, "alerts": [], **more})
     assert f"done: 8 of 8 tasks, 4 meta-updates, {words}\n" in capsys.readouterr().out
     assert (tmp_path / "progress.png").exists()
 

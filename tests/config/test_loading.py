@@ -448,7 +448,8 @@ TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
     *(
         (
             {"meta.optimizer": optimizer, "meta.weight_decay": 0.01},
-            rf"meta.weight_decay: 0\.01 does not go with {optimizer}; use meta.weight_decay 0, or meta.optimizer adamw$",
+            rf"meta.weight_decay: 0\.01 does not go with {optimizer}; use meta.weight_decay 0, or "
+            "meta.optimizer adamw$",
             [{"meta.optimizer": "adamw"}, {"meta.weight_decay": 0}],
         )
         for optimizer in ("adam", "sgd", "rmsprop")

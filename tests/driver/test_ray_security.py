@@ -91,7 +91,7 @@ def refused(capfd, tmp_path: Path, address: str, *more: str) -> str:
     captured = capfd.readouterr()
     assert (caught.value.code, captured.out, captured.err.count("\n")) == (2, "", 1), captured.err
     assert not ray.is_initialized()
-    return captured.err.removeprefix("launch.py: error: address: ").rstrip()
+    return captured.err.removeprefix("leap-dist: error: address: ").rstrip()
 
 
 def join(address: str, **settings: object) -> None:

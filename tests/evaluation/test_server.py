@@ -14,7 +14,6 @@ from commands import no_ray, refused  # noqa: F401
 from initialization_files import written
 from protocol import Clock
 
-from leap_dist.cli import main as launch
 from leap_dist.config.loading import ConfigError, resolve, to_yaml
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver
@@ -25,6 +24,7 @@ from leap_dist.evaluation.results import runs as transfer
 from leap_dist.evaluation.server import EvaluationServer, plan
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Contribution, CurvePoint, Episode, Idle, Lease, PathStatistics
+from leap_dist.storage import run_directory
 from leap_dist.testing import failpoints
 from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start
@@ -435,7 +435,7 @@ def test_arms_of_earlier_commands_stay_noted(tmp_path):
         (["--init", "scratch", "--init", "scratch"], r"init: there are two of the label 'scratch'; .*"),
         (["--init", "scratch", "--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
         (["--init", "scratch", "--seeds", "0"], r"seeds: 0 is not between 1 and 1000"),
-        (["--init", "scratch", "--seeds", "x"], r"argument --seeds: invalid int value: 'x'"),
+        (["--init", "scratch", "--seeds", "x"], r"--seeds: 'x' is not a whole number"),
         (["--init", "scratch", "--steps", "10"], r"task_steps: 10 is less than 2 rollouts .*"),
         (["--init", "scratch", "--seed", "x"], r"seed: 'x' is not a whole number"),
         (["--init", "scratch", "--mode", "sync"], r"--mode: no such flag.*"),
@@ -462,4 +462,4 @@ def test_runs_and_evaluations_do_not_share_a_folder(capsys, no_ray, tmp_path):  
     initializations.write(run, [SCRATCH])
     line = refused(capsys, "train", "--resume", "--run-dir", str(run))
     assert line.endswith("holds an evaluation; continue it by the same evaluate command")
-    assert launch.run_directory.holds_evaluation(run)
+    assert run_directory.holds_evaluation(run)

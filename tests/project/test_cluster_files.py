@@ -20,7 +20,6 @@ import yaml
 from ray.autoscaler._private import util as autoscaler
 from ray.scripts import scripts
 
-from leap_dist.cli import main as launch
 from leap_dist.cli import parser as command_line
 from leap_dist.config import loading
 
@@ -314,7 +313,7 @@ def given() -> list[tuple[str, list[str]]]:
 def test_every_flag_that_is_given_exists() -> None:
     found = given()
     assert {"README.md", "rayjob.yaml", "node.sh", "elastic.sbatch"} <= {name for name, _ in found}
-    actions = command_line.parser(launch.COMMANDS)._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    actions = command_line.build("launch.py")._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     known = {name: set(parser.get_default("flags")) for name, parser in actions.items()}
     missing = set()
     for name, words in found:
@@ -328,7 +327,7 @@ def test_every_value_that_is_given_is_accepted() -> None:
     for _, words in given():
         kept = [word for word in words if not word.startswith("$")]
         if kept[0] == "train" and "--resume" not in kept and "--address" in kept and kept[-1] != "--address":
-            parsed = command_line.parser(launch.COMMANDS).parse_args(kept)
+            parsed = command_line.parse(kept)
             loading.resolve(parsed.preset or "paper", {}, command_line.settings(parsed))
             checked += 1
     assert checked >= 7

@@ -29,8 +29,8 @@ import yaml
 from protocol import INITIAL, Clock, Worker, fast_folder, ledger, serve
 from protocol import config as small_config
 
-from leap_dist.cli import main as launch
-from leap_dist.cli import parser as command_line
+from leap_dist.cli import main as command_line
+from leap_dist.cli import resolve
 from leap_dist.config import loading as configuration
 from leap_dist.config import metrics
 from leap_dist.config.loading import ConfigError
@@ -622,13 +622,12 @@ def fuzz_summary(folder: Path, runs: dict[str, list[Run]]) -> Case:
     }  # fmt: skip
     text = json.dumps(summary).encode()
     run_directory.prepare(folder, small_config())
-    parser = command_line.parser(launch.COMMANDS)
 
     def case(rng: Rng, number: int) -> None:
         data = damage(text, rng) if rng.random() < 0.5 else json.dumps(mangle(summary, rng)).encode()
         (folder / "summary.json").write_bytes(data)
         more = ["--json"] if rng.random() < 0.5 else []
-        code, output = command("status", "--run-dir", str(folder), *more, parser=parser)
+        code, output = command("status", "--run-dir", str(folder), *more)
         require(code in (0, 2), f"exit code {code}: {output}")
         require(run_directory.wall_seconds(folder) >= 0, "time that never was")
 
@@ -658,30 +657,25 @@ def fuzz_manifest(folder: Path, runs: dict[str, list[Run]]) -> Case:
 # --- configuration and command line ---------------------------------------------------------------------------------
 
 
-def command(*arguments: str, parser: Any = None) -> tuple[int, str]:
-    """Exit code and errors of `launch.main`: one line where it is 2."""
+def command(*arguments: str) -> tuple[int, str]:
+    """Exit code and errors of `leap-dist`: one line where it is 2."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-        if parser is not None:
-            patch.setattr(command_line, "parser", lambda commands: parser)
         patch.setattr(driver, "train", lambda *_, **__: pytest.fail("training began"))
 
         def only_resolved(parsed: Any) -> int:
-            launch._resolve(parsed)
+            resolve.training(parsed)
             return 0
 
-        patch.setitem(launch.COMMANDS, "train", only_resolved)
-        parser and patch.setitem(
-            parser._subparsers._group_actions[0].choices["train"]._defaults, "command", only_resolved
-        )
+        patch.setattr(command_line, "train", only_resolved)
         try:
-            code = launch.main(list(arguments))
+            code = command_line.main(list(arguments))
         except SystemExit as stopped:
             code = int(stopped.code or 0)
     if code == 2:
         text = err.getvalue()
-        lines = [line for line in text.splitlines() if not line.startswith("launch.py: warning: ")]
-        require(len(lines) == 1 and lines[0].startswith("launch.py: error: "), f"not one line: {text[:300]!r}")
+        lines = [line for line in text.splitlines() if not line.startswith("leap-dist: warning: ")]
+        require(len(lines) == 1 and lines[0].startswith("leap-dist: error: "), f"not one line: {text[:300]!r}")
     return code, err.getvalue()
 
 
@@ -716,7 +710,6 @@ def fuzz_config_on_resume(folder: Path, runs: dict[str, list[Run]]) -> Case:
 
 def fuzz_config_file(folder: Path, runs: dict[str, list[Run]]) -> Case:
     """A file with settings, and flags over it, through the command line."""
-    parser = command_line.parser(launch.COMMANDS)
     names = [name for name, _, _ in configuration.fields()]
     words = (
         *("1", "0", "-1", "1e400", "nan", "inf", "0x10", "1_000", "true", "yes", "no", "~", "[]", "{}", "[1, [2]]"),
@@ -739,7 +732,7 @@ def fuzz_config_file(folder: Path, runs: dict[str, list[Run]]) -> Case:
         if rng.random() < 0.2:
             flags.append(pick(rng, words).replace("\x00", ""))
         file = pick(rng, (folder / "c.yaml", folder, folder / "none.yaml")) if rng.random() < 0.1 else folder / "c.yaml"
-        code, output = command("train", "--config", str(file), "--run-dir", str(folder / "new"), *flags, parser=parser)
+        code, output = command("train", "--config", str(file), "--run-dir", str(folder / "new"), *flags)
         require(code in (0, 2), f"exit code {code}: {output}")
 
     return case
@@ -749,7 +742,6 @@ def fuzz_resume(folder: Path, runs: dict[str, list[Run]]) -> Case:
     """`train --resume` on a folder in which something else has taken a file's place."""
     run_directory.prepare(folder / "good", small_config())
     files = on_disk(folder / "good")
-    parser = command_line.parser(launch.COMMANDS)
 
     def case(rng: Rng, number: int) -> None:
         where = lay_out(files, folder / str(number))
@@ -759,7 +751,7 @@ def fuzz_resume(folder: Path, runs: dict[str, list[Run]]) -> Case:
             path.unlink()
         if not kind:
             path.write_bytes(damage(files[path.name], rng, tuple(files.values())))
-        code, output = command("train", "--resume", "--run-dir", str(where), parser=parser)
+        code, output = command("train", "--resume", "--run-dir", str(where))
         require(code in (0, 2), f"exit code {code}: {output}")
         shutil.rmtree(where)
 

@@ -176,7 +176,7 @@ def test_links_in_a_run_directory_are_refused(tmp_path, capsys, no_ray, command,
     line = capsys.readouterr().err
     assert caught.value.code == 2
     assert line == (
-        f"launch.py: error: run-dir: {name} in {run_dir} is a symbolic link; put a copy there, or choose another\n"
+        f"leap-dist: error: run-dir: {name} in {run_dir} is a symbolic link; put a copy there, or choose another\n"
     )
     assert not no_ray
     assert inside.is_symlink()

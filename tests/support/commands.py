@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from leap_dist.cli import main as launch
+from leap_dist.cli.main import main
 from leap_dist.driver import driver
 
 
@@ -21,9 +21,9 @@ def no_ray(monkeypatch):
 def refused(capsys, *arguments: str) -> str:
     """The one line that a refusal prints."""
     with pytest.raises(SystemExit) as caught:
-        launch.main(list(arguments))
+        main(list(arguments))
     output = capsys.readouterr()
     assert caught.value.code == 2
     assert output.out == ""
     assert output.err.count("\n") == 1, output.err
-    return output.err.removeprefix("launch.py: error: ").rstrip()
+    return output.err.removeprefix("leap-dist: error: ").rstrip()

@@ -1,0 +1,8 @@
+"""Entry point of the package: `python -m leap_dist COMMAND` is the same as `leap-dist COMMAND`."""
+
+import sys
+
+from leap_dist.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
