@@ -21,16 +21,16 @@ import numpy as np
 from benchmarks.harness import Report, interleaved, parser
 from leap_dist.envs.games import SETS, human_normalized, reference_scores
 from leap_dist.evaluation import statistics
-from leap_dist.evaluation.report import games as transfer_report
-from leap_dist.evaluation.results.games import AGGREGATES
-from leap_dist.evaluation.results.runs import TransferRun, save
+from leap_dist.evaluation.report.build import build
+from leap_dist.evaluation.runs import RunResult, save
+from leap_dist.evaluation.scoring import RETURNS
 
 HELD_OUT = ("breakout", "pong", "qbert", "seaquest", "space_invaders")
 ARMS = ("leap", "finetune", "scratch", "reptile", "fomaml", "multi")
 BUDGET = 1_000_000
 
 
-def made_up(arm: str, game: str, seed: int, budget: int = BUDGET, episode_steps: int = 300) -> TransferRun:
+def made_up(arm: str, game: str, seed: int, budget: int = BUDGET, episode_steps: int = 300) -> RunResult:
     """A run that learns: the earlier in ARMS, the faster. The same arguments, the same run."""
     place = ARMS.index(arm) if arm in ARMS else len(ARMS)
     rng = np.random.default_rng([place, seed, *game.encode()])
@@ -45,7 +45,7 @@ def made_up(arm: str, game: str, seed: int, budget: int = BUDGET, episode_steps:
     returns = scores["random"] + spread * (level + rng.normal(0, 0.15, len(ended)))
     seconds = budget / float(rng.normal(1000, 30))
     curve = tuple({"steps": float(step), "loss": 1.0, "entropy": 1.0} for step in range(10_000, budget + 1, 10_000))
-    return TransferRun(arm, game, seed, budget, seconds, ended, np.round(returns, 1), curve)
+    return RunResult(arm, game, seed, budget, seconds, ended, np.round(returns, 1), curve)
 
 
 def all_statistics(curves: dict[str, list[np.ndarray]], repetitions: int) -> None:
@@ -61,7 +61,7 @@ def all_statistics(curves: dict[str, list[np.ndarray]], repetitions: int) -> Non
         statistics.band(statistics.iqm, curves[arm], rng, repetitions)
         for scores in of_arm:
             statistics.performance_profile(scores, thresholds, rng, repetitions)
-            for aggregate in AGGREGATES.values():
+            for aggregate in RETURNS.aggregates.values():
                 statistics.interval(aggregate, scores, rng, repetitions)
     for arm in others:
         for mine, theirs in zip(measures[arm], measures[baseline], strict=True):
@@ -101,7 +101,7 @@ def main() -> None:
         samples = interleaved(
             {
                 "statistics": lambda: processor_seconds(all_statistics, curves, arguments.repetitions),
-                "report": lambda: processor_seconds(transfer_report.build, out, arguments.repetitions),
+                "report": lambda: processor_seconds(build, out, RETURNS, arguments.repetitions),
             },
             arguments.repeats,
         )

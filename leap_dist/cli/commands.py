@@ -17,18 +17,18 @@ def evaluate(parsed: argparse.Namespace) -> int:
     """Compare initializations on held-out tasks."""
     config, arms, out = resolve.evaluation(parsed)
     from leap_dist.driver import driver, reporting
-    from leap_dist.evaluation import initializations, server
+    from leap_dist.evaluation import initializations, runs
 
-    runs = server.plan(arms, config, parsed.seeds)
-    server.missing(runs, config, out)  # raises errors before anything is written
+    planned = runs.plan(arms, config, parsed.seeds)
+    runs.missing(planned, config, out)  # raises errors before anything is written
     driver.check_prerequisites(config)
     run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
     initializations.write(out, arms)
     output.print_notes(initializations.notes(arms, config))
-    missing, _ = server.missing(runs, config, out)
-    if len(missing) < len(runs):
-        print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {out} already")
-    outcome = reporting.evaluate(config, runs, out) if missing else "done"
+    missing, _ = runs.missing(planned, config, out)
+    if len(missing) < len(planned):
+        print(f"{len(planned) - len(missing)} of {len(planned)} runs are in {out} already")
+    outcome = reporting.evaluate(config, planned, out) if missing else "done"
     if any(out.glob("runs/*/*/*.json")):
         output.print_evaluation(out)
     if outcome != "done":
@@ -62,10 +62,10 @@ def status(parsed: argparse.Namespace) -> int:
     """Show the state of a run, an evaluation or a study."""
     where = location.location(parsed.run_dir)
     if output.holds_study(where):
-        from leap_dist.study import progress
+        from leap_dist.study import spec
 
-        found = progress.progress(Path(where))
-        print(json.dumps(found) if parsed.json else progress.text(printable_tree(found)))
+        found = spec.progress(Path(where))
+        print(json.dumps(found) if parsed.json else spec.progress_text(printable_tree(found)))
         return 0
     with reader.local_copy(where, "config.yaml", "summary.json") as run_dir:
         summary = run_directory.read_summary(run_dir)

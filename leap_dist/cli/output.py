@@ -62,11 +62,10 @@ def draw_progress(run_dir: Path, path: Path, name: str) -> Path:
 
 def print_evaluation(out: Path) -> None:
     """Build the report of an evaluation, and print where it is. Raises ConfigError."""
-    if _tasks_of(out) != Config.tasks:
-        from leap_dist.evaluation.report.images import build
-    else:
-        from leap_dist.evaluation.report.games import build
-    print_notes(_build(build, out))
+    from leap_dist.evaluation import scoring
+    from leap_dist.evaluation.report.build import build
+
+    print_notes(_build(lambda folder: build(folder, scoring.of_tasks(_tasks_of(folder))), out))
     print()
     _print_files(*_evaluation_files(out))
 

@@ -30,7 +30,7 @@ from leap_dist.driver.placement import gpus_per_worker, total_with_autoscaler
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.preflight import check_nodes
 from leap_dist.driver.signals import StopSignal
-from leap_dist.evaluation.server import Run
+from leap_dist.evaluation.runs import Run
 from leap_dist.storage.replica import Remote
 from leap_dist.tasks.task import family_of
 from leap_dist.telemetry.progress import Progress

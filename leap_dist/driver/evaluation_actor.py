@@ -11,7 +11,8 @@ from leap_dist.config.settings import Config
 from leap_dist.driver.actor_messages import Grant
 from leap_dist.driver.actors import NO_VECTOR, ServerProcess
 from leap_dist.evaluation import initializations
-from leap_dist.evaluation.server import EvaluationServer, Run
+from leap_dist.evaluation.runs import Run
+from leap_dist.evaluation.server import EvaluationServer
 from leap_dist.protocol.messages import Lease
 from leap_dist.worker.start import Start
 

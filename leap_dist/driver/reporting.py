@@ -10,7 +10,7 @@ from typing import Any
 from leap_dist.config import loading as configuration
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver
-from leap_dist.evaluation.server import Run
+from leap_dist.evaluation.runs import Run
 from leap_dist.storage import run_directory
 from leap_dist.storage.location import Run as TrainingRun
 from leap_dist.storage.redaction import redact

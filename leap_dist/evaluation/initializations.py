@@ -1,8 +1,12 @@
-"""What an evaluation compares: initializations by label, and the settings that all of them are trained with."""
+"""The arms of an evaluation: the initializations under comparison, and the settings that all of them are trained with.
+
+OUT/arms.json holds the arms in their order, with the origin of each initialization.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +20,19 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.presets import PRESETS, TASKS
 from leap_dist.config.registry import DATA_SETS
 from leap_dist.config.settings import Config
-from leap_dist.evaluation.results.runs import describe_arms, require_label
+from leap_dist.protocol import schema
 from leap_dist.storage import reader
-from leap_dist.storage.atomic import CorruptFile, write_atomic
+from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, read_regular, write_atomic
 from leap_dist.storage.location import Url
 from leap_dist.storage.objects import is_url
 from leap_dist.tasks.task import sections_of
 from leap_dist.weights.initialization import Initialization, read_initialization
 
 SCRATCH = "scratch"
-"""The arm that starts from a fresh random encoder."""
+"""Source of an arm that starts from a new random encoder with every seed."""
 
-_HELD_OUT = ("breakout", "qbert", "space_invaders")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")  # labels become names of folders
+_HELD_OUT_GAMES = ("breakout", "qbert", "space_invaders")
 
 
 @dataclass(frozen=True)
@@ -36,53 +41,53 @@ class Arm:
 
     label: str
     source: str
-    """Path or URL of the file, or `scratch`."""
+    """Absolute path or URL of the file, or `scratch`."""
     scope: str
-    """What the file holds, see `ActorCritic.parameters_of`."""
+    """Name of the set of parameters that the file holds; see `ActorCritic.parameters_of`."""
     sha256: str = ""
-    """Of the file's bytes."""
+    """SHA-256 of the file's bytes."""
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def describe(self) -> dict[str, Any]:
-        """As plain data, for arms.json."""
+        """Return the arm as JSON-compatible data, for arms.json."""
         about = {name: self.metadata.get(name) for name in ("meta_learner", "version", "games", "preset")}
         return {"label": self.label, "source": self.source, "scope": self.scope, "sha256": self.sha256, **about}
 
 
 @dataclass(frozen=True)
-class _Given:
-    """An --init that names a file."""
+class InitFile:
+    """An initialization file that the user named with `--init`."""
 
     label: str
     path: Path
     content: Initialization
     source: str
-    """What a person knows it by."""
+    """Absolute path or URL, as reports show it."""
 
 
-def read(specs: Sequence[str]) -> tuple[list[str], list[_Given]]:
-    """Labels in order, and the files behind those that are not `scratch`.
+def read(specs: Sequence[str]) -> tuple[list[str], list[InitFile]]:
+    """Return the labels in order, and the files of all arms but those that start from `scratch`.
 
-    A spec is `scratch`, PATH or LABEL=PATH, where PATH may be a run directory, or a URL. Raises ConfigError on a label
-    that is none, or is there twice, and on a file that is not a whole initialization.
+    A spec is `scratch`, PATH or LABEL=PATH, where PATH may also be a run directory or a URL. Raises ConfigError if a
+    label is invalid or occurs twice, and if a file is not a complete initialization.
     """
     labels: list[str] = []
-    files: list[_Given] = []
+    files: list[InitFile] = []
     for spec in specs:
         label, path, source = _parse(spec)
         if label in labels:
             raise ConfigError(f"init: there are two of the label {label!r}; give one another name with LABEL=PATH")
         labels.append(label)
         if path is not None:
-            files.append(_Given(label, path, _read(path), source))
+            files.append(InitFile(label, path, _read(path), source))
     return labels, files
 
 
-def settings(files: Sequence[_Given], given: Mapping[str, Any], preset: str | None) -> dict[str, Any]:
-    """What the learners' settings start from, by dotted name, `preset` among them.
+def settings(files: Sequence[InitFile], given: Mapping[str, Any], preset: str | None) -> dict[str, Any]:
+    """Return the base settings of the learners by dotted name, including `preset`.
 
-    That is how the first file's own run was trained, where its run directory tells; other files must have been trained
-    alike in all that is not `given`. With a `preset`, that alone counts. Raises ConfigError.
+    Without a `preset` they are those of the run that made the first file, if its run directory is known. All other
+    files must then come from runs with the same settings, apart from those in `given`. Raises ConfigError.
     """
     trained_on = next((file.content.tasks for file in files), Config.tasks)
     tasks = configuration.parse_value("tasks", given.get("tasks", trained_on))
@@ -95,13 +100,13 @@ def settings(files: Sequence[_Given], given: Mapping[str, Any], preset: str | No
         return {"preset": next((name for name in known if name in TASKS.get(tasks, PRESETS)), "paper"), **start}
     (first, base), *others = trained.items()
     sections = sections_of(tasks)
-    # Which characters of an alphabet are told apart, and which alphabets are held out, is the run's seed's to say.
+    # The seed of a run draws which characters of an alphabet are classes, and which alphabets are held out.
     alone = ("task_steps", "data_dir", "seed") if "supervised" in sections else ("task_steps",)
     compared = ("seed",) if tasks == "omniglot" else ()
     for label, run in others:
         for name, value in run.items():
             differs = name not in given and value != base.get(name)
-            if differs and (name.split(".")[0] in sections or name in compared) and name not in _OF_TRAINING:
+            if differs and (name.split(".")[0] in sections or name in compared) and name not in _TRAINING_ONLY:
                 raise ConfigError(
                     f"{name}: {first} was trained with {base.get(name)}, {label} with {value}; "
                     f"say which it is with --{name.replace('_', '-')}"
@@ -110,14 +115,14 @@ def settings(files: Sequence[_Given], given: Mapping[str, Any], preset: str | No
     return {"preset": base.get("preset", "paper"), **start, **wanted}
 
 
-_OF_TRAINING = ("supervised.pretraining",)
-"""What makes a run, but no learner."""
+_TRAINING_ONLY = ("supervised.pretraining",)
+"""Settings of meta-training that do not affect a learner."""
 
 
-def _held_out(tasks: str, files: Sequence[_Given]) -> tuple[str, ...]:
-    """What an evaluation is of unless something else is asked for."""
+def _held_out(tasks: str, files: Sequence[InitFile]) -> tuple[str, ...]:
+    """Return the games, alphabets or data sets that are evaluated by default."""
     if tasks == "atari":
-        return _HELD_OUT
+        return _HELD_OUT_GAMES
     if tasks == "omniglot":
         return ("held_out",)
     known = {name for file in files for name in file.content.metadata["games"]}
@@ -125,40 +130,43 @@ def _held_out(tasks: str, files: Sequence[_Given]) -> tuple[str, ...]:
 
 
 def resolve(given: Mapping[str, Any], loaded: Mapping[str, Any], base: Mapping[str, Any]) -> Config:
-    """The evaluation's configuration: flags over the file over `base`. Raises ConfigError."""
+    """Return the configuration: flags take precedence over the config file, which takes precedence over `base`.
+
+    Raises ConfigError.
+    """
     preset = str(base["preset"])
     fixed = {"meta_learner": "none", "mode": "buffered", "telemetry.gif_interval": 0}
     layers = ({name: value for name, value in layer.items() if name != "preset"} for layer in (base, loaded, given))
     return configuration.resolve(preset, *layers, fixed)
 
 
-def arms(labels: Sequence[str], files: Sequence[_Given], config: Config) -> list[Arm]:
-    """The arms in the order of `labels`. Raises ConfigError where a file does not fit what the agents will see."""
+def arms(labels: Sequence[str], files: Sequence[InitFile], config: Config) -> list[Arm]:
+    """Return the arms in the order of `labels`. Raises ConfigError if a file does not fit what the agents observe."""
     by_label = {file.label: file for file in files}
-    return [_arm(by_label[label], config) if label in by_label else _scratch(label) for label in labels]
+    return [_arm(by_label[label], config) if label in by_label else Arm(label, SCRATCH, "encoder") for label in labels]
 
 
 def vectors(chosen: Sequence[Arm]) -> dict[str, np.ndarray]:
-    """Flat, float32, by label: what the arms start from that come from a file.
+    """Return the flat float32 parameter vector of every arm that has a file, by label.
 
-    Raises ConfigError where a file is not what it was when it was chosen.
+    Raises ConfigError if a file has changed since its arm was made.
     """
     return {arm.label: _vector(arm) for arm in chosen if arm.source != SCRATCH}
 
 
 def _vector(arm: Arm) -> np.ndarray:
     if is_url(arm.source):
-        with tempfile.TemporaryDirectory(prefix="leap-dist-read-") as folder:  # a server's process has no clean end
+        with tempfile.TemporaryDirectory(prefix="leap-dist-read-") as folder:  # at exit, a server may be killed
             content = _read(reader.fetch_initialization(Url(arm.source), Path(folder)))
     else:
         content = _read(Path(arm.source))
     if content.sha256 != arm.sha256:
-        raise ConfigError(f"init: {arm.source} has changed in the meantime; keep a copy of what is to be evaluated")
+        raise ConfigError(f"init: {arm.source} has changed in the meantime; evaluate a copy of it instead")
     return content.vector(content.manifest)
 
 
 def write(out: Path, chosen: Sequence[Arm]) -> None:
-    """Notes the arms in `out`/arms.json, before those that are there from earlier commands. Raises ConfigError."""
+    """Write the arms to `out`/arms.json, before those that earlier commands have written. Raises ConfigError."""
     before, _ = describe_arms(out)
     labels = {arm.label for arm in chosen}
     kept = [arm for arm in before if arm["label"] not in labels]
@@ -169,8 +177,30 @@ def write(out: Path, chosen: Sequence[Arm]) -> None:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror}); choose another") from None
 
 
+def describe_arms(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the entries of `out`/arms.json in their order, and warnings; no entries if the file is missing."""
+    try:
+        content = json.loads(read_regular(out / "arms.json"))
+        schema.check(content, {"arms": [{"label": str}]}, "arms")
+        labels = [require_label(arm["label"]) for arm in content["arms"]]
+        if len(set(labels)) < len(labels):
+            raise ValueError("a label is given twice")
+    except FileNotFoundError:
+        return [], []
+    except (CorruptFile, OSError, *DECODE_ERRORS) as error:
+        return [], [f"arms.json is left out: {one_line(error)}"]
+    return content["arms"], []
+
+
+def require_label(label: str) -> str:
+    """Return the label. Raises ValueError if it is not a valid label of an arm."""
+    if not _LABEL.fullmatch(label):
+        raise ValueError(f"arm {label[:60]!r} is not up to 40 letters, digits and ._+-, the first a letter or digit")
+    return label
+
+
 def notes(chosen: Sequence[Arm], config: Config) -> list[str]:
-    """What a reader of the comparison should know: games that are not new to an arm."""
+    """Return a line for each arm that was meta-trained on games of the evaluation."""
     return [
         f"{', '.join(known)}: {arm.label} was meta-trained on {'it' if len(known) == 1 else 'them'}"
         for arm in chosen
@@ -179,7 +209,7 @@ def notes(chosen: Sequence[Arm], config: Config) -> list[str]:
 
 
 def _parse(spec: str) -> tuple[str, Path | None, str]:
-    """Label, path, and what a person knows it by."""
+    """Return the label, the path of the file (None for `scratch`), and the source."""
     label, equals, path = spec.partition("=")
     if not equals or is_url(spec):
         if spec == SCRATCH:
@@ -211,18 +241,14 @@ def _read(path: Path) -> Initialization:
 
 
 def _trained_with(path: Path) -> dict[str, Any] | None:
-    """Settings of the run that a file lies in, by dotted name; None where it lies alone."""
+    """Return the settings of the run that made a file, by dotted name; None if the file is in no run directory."""
     beside = path.parent / "config.yaml"
     if path.name != "init.safetensors" or not beside.exists():
         return None
     return configuration.read_yaml(beside)
 
 
-def _scratch(label: str) -> Arm:
-    return Arm(label, SCRATCH, "encoder")
-
-
-def _arm(file: _Given, config: Config) -> Arm:
+def _arm(file: InitFile, config: Config) -> Arm:
     content = file.content
     if content.tasks != config.tasks:
         raise ConfigError(

@@ -3,11 +3,13 @@
 The aggregates, the stratified bootstrap, performance profiles and the probability of improvement are those of Agarwal
 et al. (2021), "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
 
-*Scores* are one array per game, (runs,) or (runs, points). Games may have different numbers of runs and weigh the same
-all the same: as if the runs of each were repeated until all games have equally many. Scores with a NaN give NaN.
+*Scores* are one array per game (or other stratum) of shape (runs,) or (runs, points). All games have the same weight,
+whatever their numbers of runs: as if the runs of each were repeated until all games have equally many. A NaN in the
+scores makes the result NaN.
 
-A resample is told by its *counts*: how often it drew each run, (repetitions, runs) for each game. So a point estimate
-is the resample that draws every run once, means of resamples are products of matrices, and no resample is sorted.
+A resample is represented by its *counts*, of shape (repetitions, runs) for each game: how often it has drawn each run.
+The point estimate is then the resample that draws every run once, means of resamples are matrix products, and the
+scores are sorted once instead of once per resample.
 """
 
 from __future__ import annotations
@@ -21,18 +23,20 @@ import numpy as np
 Scores = Sequence[np.ndarray]
 Counts = Sequence[np.ndarray]
 Statistic = Callable[[Scores, Counts], np.ndarray]
-"""Scores and counts of the same games to (repetitions,) or (repetitions, points)."""
+"""Function from scores and counts of the same games to an array of shape (repetitions,) or (repetitions, points)."""
 
 WINDOW = 100
-"""Episodes in the moving average of a learning curve."""
+"""Number of episodes in the moving average of a learning curve."""
 REPETITIONS = 10_000
-"""Of the bootstrap."""
+"""Number of bootstrap samples."""
 LEVEL = 0.95
-"""Of all intervals."""
+"""Confidence level of all intervals."""
+SEED = 0
+"""Seed of the bootstrap; see `generator`."""
 _CHUNK = 2**17
-"""Numbers in an array of a chunk of resamples, so that it fits into the processor's cache."""
+"""Size of the array for a chunk of resamples, chosen to fit into the processor's cache."""
 _CHUNK_RESAMPLES = 32
-"""At least, so that what is done once per chunk, such as ordering the scores, does not count."""
+"""Minimum number of resamples in a chunk, so that the work per chunk, such as sorting the scores, is negligible."""
 
 
 class Interval(NamedTuple):
@@ -44,31 +48,49 @@ class Interval(NamedTuple):
 
 
 class Band(NamedTuple):
-    """The same at several points, each interval for itself: arrays of shape (points,)."""
+    """An estimate and its pointwise interval at several points: arrays of shape (points,)."""
 
     point: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
 
+class Spread(NamedTuple):
+    """How a value varies over seeds."""
+
+    mean: float
+    deviation: float
+    """Sample standard deviation, √(Σ (x − x̄)² / (n − 1)); NaN for a single seed."""
+    by_seed: dict[int, float]
+
+
+def generator() -> np.random.Generator:
+    """Return a new generator with the seed of the bootstrap.
+
+    Every interval of a report has a generator of its own, so that it does not depend on what else is in the report.
+    """
+    return np.random.default_rng(SEED)
+
+
 # One run ----------------------------------------------------------------------------------------------------------
 
 
 def grid(budget: int, points: int = 100) -> np.ndarray:
-    """Agent steps at which curves are compared: (points,), evenly spaced, ending with the budget."""
+    """Return the steps at which curves are compared: (points,), evenly spaced, ending with the budget."""
     return budget * np.arange(1, points + 1) / points
 
 
 def moving_average(ended: np.ndarray, returns: np.ndarray, at: np.ndarray, window: int = WINDOW) -> np.ndarray:
-    """Mean return of the last `window` episodes that had ended by each of the agent steps `at`.
+    """Return the mean return of the last `window` episodes that had ended by each of the agent steps `at`.
 
     Args:
-        ended: (episodes,), ascending, agent steps at which an episode ended.
-        returns: (episodes,).
-        at: (points,), agent steps.
+        ended: ascending agent steps at which an episode ended, of shape (episodes,).
+        returns: returns of these episodes, of shape (episodes,).
+        at: agent steps, of shape (points,).
+        window: number of episodes.
 
     Returns:
-        (points,); of all episodes where there were fewer yet, NaN where there was none.
+        Means of shape (points,): over all episodes while there are fewer than `window`, NaN while there are none.
     """
     assert ended.shape == returns.shape, (ended.shape, returns.shape)
     total = np.concatenate([[0.0], np.cumsum(returns)])
@@ -78,10 +100,9 @@ def moving_average(ended: np.ndarray, returns: np.ndarray, at: np.ndarray, windo
 
 
 def area(curve: np.ndarray) -> float:
-    """Area under a curve on an even grid over its width: its mean height.
+    """Return the area under a curve on an even grid, divided by its width: its mean height.
 
-    Before its first known value a curve is taken to have had that value: nothing is known that would favour a run. NaN
-    where no value is known.
+    The values before the first known one are taken to be equal to it, which favors no run. NaN if no value is known.
     """
     known = np.flatnonzero(~np.isnan(curve))
     if not len(known):
@@ -90,61 +111,66 @@ def area(curve: np.ndarray) -> float:
 
 
 def trapezoids(curve: np.ndarray) -> float:
-    """Trapezoids between the T points of a curve, over T: (Σ_{i<T} (x_i + x_{i−1})/2) / T. NaN where there is no point.
+    """Return the sum of the trapezoids between the T points of a curve, over T: (Σ_{i<T} (x_i + x_{i−1})/2) / T.
 
-    What the area under a training error curve means for supervised tasks: Leap's authors divide by T, not by the T − 1
-    trapezoids (amzn/metalearn-leap, src/omniglot).
+    This is the area under the training error curve of supervised tasks: Leap's authors divide by T, not by the number
+    T − 1 of trapezoids (amzn/metalearn-leap, src/omniglot). NaN for a curve without points.
     """
     return float((curve[1:] + curve[:-1]).sum() / 2 / len(curve)) if len(curve) else math.nan
 
 
 def steps_to(curve: np.ndarray, at: np.ndarray, target: float) -> float:
-    """The first of the agent steps `at` at which the curve is `target` or more; infinite where it never is."""
+    """Return the first of the steps `at` at which the curve is `target` or more; infinity if it never is."""
     reached = np.flatnonzero(curve >= target)
     return float(at[reached[0]]) if len(reached) else math.inf
+
+
+def spread(by_seed: dict[int, float]) -> Spread:
+    """Return the mean and the deviation of one value per seed, at least one."""
+    values = np.array(list(by_seed.values()))
+    return Spread(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan, by_seed)
 
 
 # Aggregates -------------------------------------------------------------------------------------------------------
 
 
 def mean(scores: Scores, counts: Counts) -> np.ndarray:
-    """Mean over games of the mean over runs."""
+    """Return the mean over games of the mean over runs."""
     return np.asarray(_game_means(scores, counts).mean(axis=1))
 
 
 def median(scores: Scores, counts: Counts) -> np.ndarray:
-    """Median over games of the mean over runs."""
+    """Return the median over games of the mean over runs."""
     return np.asarray(np.median(_game_means(scores, counts), axis=1))
 
 
 def optimality_gap(scores: Scores, counts: Counts) -> np.ndarray:
-    """By how much scores fall short of 1 on average, where what lies above 1 counts as 1."""
+    """Return the mean amount by which scores fall short of 1, where scores above 1 count as 1."""
     return 1.0 - mean([np.minimum(score, 1.0) for score in scores], counts)
 
 
 def iqm(scores: Scores, counts: Counts) -> np.ndarray:
-    """Interquartile mean: of the middle half of all games' runs, N − 2⌊N/4⌋ of N."""
-    each = math.lcm(*(len(score) for score in scores))  # runs of a game, once all have equally many
+    """Return the interquartile mean: the mean of the middle N − 2⌊N/4⌋ of the N runs of all games."""
+    each = math.lcm(*(len(score) for score in scores))  # runs per game, once all games have equally many
     total = each * len(scores)
     cut = total // 4
     pooled = np.concatenate(list(scores))
     weights = np.concatenate([c.T * (each // len(s)) for s, c in zip(scores, counts, strict=True)])
     order = np.argsort(pooled, axis=0)
     ranked = np.take_along_axis(pooled, order, axis=0)
-    up_to = np.cumsum(
-        weights[order], axis=0
-    )  # runs of a resample up to each rank: (runs of all games, ..., repetitions)
+    # Number of runs of a resample up to each rank: (runs of all games, ..., repetitions).
+    up_to = np.cumsum(weights[order], axis=0)
     kept = np.diff(np.clip(up_to, cut, total - cut), axis=0, prepend=cut)
     return np.asarray(np.einsum("i...,i...r->r...", ranked, kept) / (total - 2 * cut))
 
 
 def estimate(statistic: Statistic, scores: Scores) -> np.ndarray:
-    """The statistic of the scores themselves: () or (points,)."""
+    """Return the statistic of the scores themselves, of shape () or (points,)."""
     return np.asarray(statistic(scores, _once([len(score) for score in scores]))[0])
 
 
 def _game_means(scores: Scores, counts: Counts) -> np.ndarray:
-    """(repetitions, games) or (repetitions, games, points)."""
+    """Return the mean over runs, of shape (repetitions, games) or (repetitions, games, points)."""
     return np.stack([c @ s / len(s) for s, c in zip(scores, counts, strict=True)], axis=1)
 
 
@@ -152,30 +178,30 @@ def _game_means(scores: Scores, counts: Counts) -> np.ndarray:
 
 
 def band(statistic: Statistic, scores: Scores, rng: np.random.Generator, repetitions: int = REPETITIONS) -> Band:
-    """The statistic of scores (runs, points) with its interval at each point; runs are resampled within each game."""
+    """Return the statistic of scores (runs, points) with its interval at each point; resamples runs within games."""
     return _bootstrap(lambda counts: statistic(scores, counts), [len(s) for s in scores], rng, repetitions)
 
 
 def interval(
     statistic: Statistic, scores: Scores, rng: np.random.Generator, repetitions: int = REPETITIONS
 ) -> Interval:
-    """The same of scores (runs,). Of one run per game, the interval is its point: nothing is known of the spread."""
+    """Return the statistic of scores (runs,) with its interval, which has no width if every game has a single run."""
     return _one(band(statistic, scores, rng, repetitions))
 
 
 def performance_profile(
     scores: Scores, thresholds: np.ndarray, rng: np.random.Generator, repetitions: int = REPETITIONS
 ) -> Band:
-    """Fraction of runs with a score above each threshold (section 4.3), games weighing the same."""
+    """Return the fraction of runs with a score above each threshold (section 4.3), with equal weights for all games."""
     return band(mean, [(score[:, None] > thresholds).astype(float) for score in scores], rng, repetitions)
 
 
 def probability_of_improvement(
     x: Scores, y: Scores, rng: np.random.Generator, repetitions: int = REPETITIONS
 ) -> Interval:
-    """Probability that a run of X beats a run of Y on the same game, mean over games; ties count half (section 4.3).
+    """Return the probability that a run of X beats a run of Y on the same game, averaged over games (section 4.3).
 
-    Runs of X and Y are resampled independently of each other. Both have the same games, in the same order.
+    Ties count half. X and Y have the same games in the same order; their runs are resampled independently.
     """
     wins = [(a[:, None] > b) + 0.5 * (a[:, None] == b) for a, b in zip(x, y, strict=True)]
 
@@ -190,9 +216,9 @@ def probability_of_improvement(
 def paired_difference(
     statistic: Statistic, x: Scores, y: Scores, rng: np.random.Generator, repetitions: int = REPETITIONS
 ) -> Interval:
-    """The statistic of X less that of Y, where run i of a game has the same seed in both.
+    """Return the statistic of X minus that of Y, where run i of a game has the same seed in both.
 
-    A resample draws seeds, and with a seed both of its runs: what a seed makes easy or hard for both cancels.
+    A resample draws seeds, and with each seed both of its runs, so that the effect of a seed on both cancels.
     """
     sizes = [len(score) for score in x]
     assert sizes == [len(score) for score in y], "pairs need as many runs on both sides"
@@ -202,7 +228,7 @@ def paired_difference(
 def _bootstrap(
     of: Callable[[Counts], np.ndarray], sizes: Sequence[int], rng: np.random.Generator, repetitions: int
 ) -> Band:
-    """The point and the percentile interval of what `of` makes of the counts; `sizes` are the numbers of runs."""
+    """Return the point estimate and the percentile interval of a function of the counts, given the numbers of runs."""
     point = np.asarray(of(_once(sizes))[0])
     chunk = max(_CHUNK_RESAMPLES, _CHUNK // (sum(sizes) * point.size))
     samples = [of(_draw(sizes, rng, min(chunk, repetitions - done))) for done in range(0, repetitions, chunk)]
@@ -216,7 +242,7 @@ def _once(sizes: Sequence[int]) -> list[np.ndarray]:
 
 
 def _draw(sizes: Sequence[int], rng: np.random.Generator, repetitions: int) -> list[np.ndarray]:
-    """Counts of drawing as many runs as there are, with replacement, in each game."""
+    """Return the counts for drawing as many runs as there are, with replacement, in each game."""
     return [rng.multinomial(size, [1 / size] * size, size=repetitions).astype(float) for size in sizes]
 
 

@@ -1,4 +1,4 @@
-"""What a study trains and tests: from a command's settings to the configuration of every run."""
+"""The plan of a study: from the settings of a command to the configuration of every run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from leap_dist.study.spec import ARMS, Study
 
 DEFAULT_GROUPS = ("4", "10", "20")
 MOST = len(ALPHABETS) - HELD_OUT - 1
-"""Alphabets that can be for pretraining."""
-_OF_CELLS = {"games", "seed", "supervised.pretraining", "agent", "atari"}
-"""Settings, and sections, that each cell has its own values for, or none at all."""
-_MORE = ("worker.precision", "worker.wire", "server.on_lost")
-"""What may change while a run goes on, and changes what is found."""
-_ALIKE = {
+"""Maximum number of pretraining alphabets."""
+_CELL_SETTINGS = {"games", "seed", "supervised.pretraining", "agent", "atari"}
+"""Settings and sections that differ between cells, or that studies do not use."""
+_CHANGEABLE = ("worker.precision", "worker.wire", "server.on_lost")
+"""Settings that may be changed when a run is resumed, and that affect its results."""
+_COMMON = {
     "tasks", "games", "seed", "meta_learner", "meta_updates", "meta.batch_size", "task_steps", "data_dir",
     "supervised.pretraining",
 }  # fmt: skip
-"""Settings that no arm has a value of its own for: arms are compared on the same tasks and the same budget."""
+"""Settings that must be equal for all arms: arms are compared on the same tasks with the same budget."""
 
 
 class Cell(NamedTuple):
@@ -39,49 +39,46 @@ class Cell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A study, and the settings that its runs are made with.
-
-    Args:
-        preset: where they start from.
-        given: settings of all arms, by dotted name.
-        of_arms: what single arms have in their place.
-        test_steps: examples that an evaluation trains on.
-    """
+    """A study, and the settings of its runs."""
 
     study: Study
     preset: str
+    """Preset that all settings start from."""
     given: Mapping[str, Any]
+    """Settings of all arms, by dotted name."""
     of_arms: Mapping[str, Mapping[str, Any]]
+    """Settings of single arms, which take precedence, by arm and dotted name."""
     test_steps: int
+    """Number of examples that a run of an evaluation trains on."""
 
     def cells(self) -> Iterator[Cell]:
-        """Seed by seed, so that whatever is done when it ends early compares all arms."""
+        """Yield all cells, seed by seed, so that a study that ends early can still compare all arms."""
         for seed in self.study.seeds:
             for group in self.study.groups:
                 for arm in self.study.arms:
                     yield Cell(group, seed, arm)
 
     def training(self, cell: Cell) -> Config:
-        """Of a cell. Raises ConfigError."""
+        """Return the configuration of a training run. Raises ConfigError."""
         settings = {**self.given, **self.of_arms.get(cell.arm, {}), "meta_learner": cell.arm, "seed": cell.seed}
         return configuration.resolve(self.preset, settings, self._training_games(cell.group))
 
     def test(self, group: str, seed: int) -> Config:
-        """Of an evaluation of all arms: they learn alike then. Raises ConfigError."""
+        """Return the configuration of an evaluation, which is the same for all arms. Raises ConfigError."""
         held_out = {"games": ("held_out",) if self.study.tasks == "omniglot" else (group,)}
         fixed = {"meta_learner": "none", "mode": "buffered", "seed": seed, "task_steps": self.test_steps}
         learning = {name: value for name, value in self.given.items() if not name.startswith(("meta", "leap"))}
         return configuration.resolve(self.preset, learning, fixed, held_out)
 
     def everything(self) -> Config:
-        """Of all that any run learns from. Raises ConfigError."""
+        """Return a configuration with the tasks of all runs. Raises ConfigError."""
         runs = [self.training(cell) for cell in self.cells()]
         runs += [self.test(group, seed) for group in self.study.groups for seed in self.study.seeds]
         games = dict.fromkeys(name for config in runs for name in config.games)
         return dataclasses.replace(runs[0], games=tuple(games))
 
     def _training_games(self, group: str) -> dict[str, Any]:
-        """What a group's runs train on, as settings."""
+        """Return the settings for the training tasks of a group."""
         if self.study.tasks == "omniglot":
             return {"games": ("pretraining",), "supervised.pretraining": group}
         return {"games": tuple(name for name in self.study.games if name != group)}
@@ -97,13 +94,16 @@ def make(
     of_arms: Mapping[str, Mapping[str, Any]],
     test_steps: int | None,
 ) -> Plan:
-    """A plan, with every run's settings checked. Raises ConfigError.
+    """Return a plan whose settings are valid for every run. Raises ConfigError.
 
     Args:
-        arms: meta-learners; none given: all that go with the tasks.
-        groups: numbers of pretraining alphabets, or data sets to hold out; none given: 4, 10 and 20, or all.
-        seeds: how many; they are counted from setting `seed` on.
-        test_steps: None: as many as a training task has.
+        preset: preset that all settings start from.
+        given: settings of all arms, by dotted name.
+        arms: meta-learners; if empty, all that support the tasks.
+        groups: numbers of pretraining alphabets, or data sets to hold out; if empty, 4, 10 and 20, or all data sets.
+        seeds: number of seeds, which are consecutive, starting with the setting `seed`.
+        of_arms: settings of single arms, by arm and dotted name.
+        test_steps: number of examples that a run of an evaluation trains on; by default, as in training.
     """
     if not 1 <= seeds <= 1000:
         raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
@@ -118,7 +118,7 @@ def make(
         if arm not in arms:
             raise ConfigError(f"with: {arm} is none of the arms {', '.join(arms)}")
         for name in settings:
-            if name in _ALIKE:
+            if name in _COMMON:
                 raise ConfigError(f"with: {name} is the same for all arms of a study; give it for all")
     first = configuration.resolve(preset, given)
     groups = groups or (DEFAULT_GROUPS if tasks == "omniglot" else first.games)
@@ -152,12 +152,12 @@ def make(
     for cell, config in runs.items():
         assert not set(config.games) & set(tests[cell.group, cell.seed].games), cell
     found = {cell.arm: _settings(config) for cell, config in runs.items()}
-    test = {name: value for name, value in _settings(tests[groups_of(study)[0]]).items() if _is_of_tests(name)}
+    test = {name: value for name, value in _settings(next(iter(tests.values()))).items() if _applies_to_tests(name)}
     return dataclasses.replace(plan, study=dataclasses.replace(study, settings=found, test=test))
 
 
 def parse_of_arms(texts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """ARM:SETTING=VALUE, each, as settings by arm. Raises ConfigError."""
+    """Return the settings by arm from texts of the form ARM:SETTING=VALUE. Raises ConfigError."""
     found: dict[str, dict[str, str]] = {}
     for text in texts:
         arm, colon, rest = text.partition(":")
@@ -168,29 +168,24 @@ def parse_of_arms(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def groups_of(study: Study) -> list[tuple[str, int]]:
-    """Every group with every seed, in the order in which they are made."""
-    return [(group, seed) for seed in study.seeds for group in study.groups]
-
-
-def _is_of_tests(name: str) -> bool:
+def _applies_to_tests(name: str) -> bool:
     return name == "task_steps" or name == "worker.precision" or name.startswith("supervised.")
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """All that makes a difference to what is found, as plain data."""
-    more = {name: configuration.look_up(config, name) for name in _MORE}
+    """Return the settings that affect the results, as JSON-compatible data."""
+    more = {name: configuration.look_up(config, name) for name in _CHANGEABLE}
     return {
         name: value
         for name, value in {**configuration.fixed_settings(config), **more}.items()
-        if name not in _OF_CELLS and name.split(".")[0] not in _OF_CELLS
+        if name not in _CELL_SETTINGS and name.split(".")[0] not in _CELL_SETTINGS
     }
 
 
 def merge(old: Study, new: Study) -> Study:
-    """The study that `new` makes of `old` in the same folder. Raises ConfigError where they cannot be one.
+    """Return the study that comprises both `old` and `new`. Raises ConfigError if they cannot share a folder.
 
-    Arms, groups and seeds may be added; an arm that is there keeps its settings.
+    Arms, groups and seeds can be added. An arm that exists keeps its settings.
     """
     for field in ("tasks", "games", "meta_updates", "batch_size", "task_steps"):
         was, asked = getattr(old, field), getattr(new, field)
@@ -201,7 +196,7 @@ def merge(old: Study, new: Study) -> Study:
     compared = {"tests": (old.test, new.test), **{arm: (old.settings[arm], new.settings[arm]) for arm in both_have}}
     for of, (before, after) in compared.items():
         for name, value in after.items():
-            was = before.get(name, configuration.default(name))  # a setting may be younger than the study
+            was = before.get(name, configuration.default(name))  # the setting may be newer than the study
             if was != value:
                 raise ConfigError(f"{name}: the study there has {was} for {of}, not {value}; choose another --out")
 

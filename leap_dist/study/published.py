@@ -1,11 +1,11 @@
-"""What the paper found: tables 2 and 3 of Transferring Knowledge Across Learning Processes (ICLR 2019 submission)."""
+"""Published results: tables 2 and 3 of Transferring Knowledge Across Learning Processes (ICLR 2019 submission)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 PRETRAINING = tuple(map(str, (1, *range(2, 31, 2))))
-"""Numbers of pretraining alphabets, the columns of table 2."""
+"""Numbers of pretraining alphabets: the columns of table 2."""
 
 OMNIGLOT: dict[str, dict[str, float]] = {
     arm: dict(zip(PRETRAINING, errors, strict=True))
@@ -24,16 +24,16 @@ OMNIGLOT: dict[str, dict[str, float]] = {
 """Table 2: mean test error in % on held-out alphabets, by arm and number of pretraining alphabets."""
 
 
-class Transfer(NamedTuple):
-    """Of one arm on one held-out data set; all in %, the area under the training-error curve scaled to 0–100."""
+class Errors(NamedTuple):
+    """Results of one arm on one held-out data set, in %; the area under the training-error curve is scaled to 0–100."""
 
     test_error: float
     train_error: float
     auc: float
 
 
-MULTI_CV: dict[str, dict[str, Transfer]] = {
-    held_out: dict(zip(("leap", "finetune-multi", "none"), (Transfer(*of_arm) for of_arm in of_arms), strict=True))
+MULTI_CV: dict[str, dict[str, Errors]] = {
+    held_out: dict(zip(("leap", "finetune-multi", "none"), (Errors(*of_arm) for of_arm in of_arms), strict=True))
     for held_out, of_arms in {
         "facescrub": ((19.9, 0.0, 11.6), (32.7, 0.0, 13.2), (18.2, 0.0, 10.5)),
         "notmnist": ((5.3, 0.6, 2.9), (5.4, 2.0, 4.4), (5.4, 2.6, 5.1)),
@@ -45,4 +45,4 @@ MULTI_CV: dict[str, dict[str, Transfer]] = {
         "gtsrb": ((2.9, 0.0, 1.2), (5.7, 0.0, 1.7), (3.6, 0.0, 2.4)),
     }.items()
 }
-"""Table 3, by held-out data set and arm. Traffic Signs are gtsrb."""
+"""Table 3, by held-out data set and arm. Its Traffic Signs are called gtsrb here."""

@@ -1,58 +1,227 @@
-"""The report of a study, made from its evaluations and Leap's ledgers alone.
+"""Writes the report of a study, from its evaluations and the ledgers of Leap alone.
 
-table.md      for people        results.csv     one row per run
-figures/*.png its pictures      results.json    every number with its interval
+table.md      report for people     results.csv     one row per run
+figures/*.png its pictures          results.json    every number, with its interval
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.evaluation import statistics
-from leap_dist.evaluation.report import output
-from leap_dist.study import figures, meta_training
-from leap_dist.study.results import REFERENCE, Results, compute, load
+from leap_dist.evaluation.report.build import ERROR_COLUMNS, UNIT, ReportFolder
+from leap_dist.evaluation.report.document import Block, Bullets, Heading, Paragraph, Picture, Table, markdown
+from leap_dist.evaluation.report.text import AREA_TEXT, ERRORS_TEXT, NONE, intervals_note, percent
+from leap_dist.evaluation.scoring import ERRORS, Row
+from leap_dist.study import figures, published
+from leap_dist.study.results import REFERENCE, Cell, Comparison, Results, compute, load, load_evolution
 from leap_dist.study.spec import Study
-from leap_dist.study.text import blocks
 
-COLUMNS = ("group", "seed", "arm", "game", "test_error", "train_error", "auc", "test_loss", "seconds")
-"""Of results.csv. What is unknown is empty."""
-_FIGURES = ("figure3.png", "test_error.png", "curves.png")
+COLUMNS: dict[str, Callable[[Row], Any]] = {
+    "group": lambda row: row.group,
+    "seed": lambda row: row.seed,
+    **ERROR_COLUMNS,
+}
+"""Columns of results.csv."""
+_TITLES = {
+    "omniglot": "Omniglot: transfer to held-out alphabets",
+    "multi-cv": "Multi-CV: transfer to a held-out data set",
+}
+_CAPTIONS = {
+    "figure3.png": "Counterpart of the paper's figure 3. Left: training curves of leap's tasks, from the beginning of "
+    "meta-training (blue) to its end (red). Right: area under the training-error curve; shaded, one standard deviation "
+    "over seeds.",
+    "test_error.png": "Test error; shaded, one standard deviation over seeds. Thin dashed lines: the paper's table 2.",
+    "curves.png": "Training error of the batches during training: mean over seeds; shaded, one standard "
+    "deviation over seeds. A run that ended early keeps its last value.",
+}
 
 
 def build(out: Path, repetitions: int = statistics.REPETITIONS) -> list[str]:
-    """Writes the report of what there is of the study in `out`, and returns what is missing or wrong, a line each.
+    """Write the report of the study in `out`, as far as it has results, and return warnings of one line each.
 
-    Runs may be missing, damaged, or go on while this reads them. Raises ConfigError where `out` holds no study, or
-    nothing of it yet, and OSError where the report cannot be written.
+    Runs may be missing or damaged, and more may be written at the same time. Raises ConfigError if `out` holds no study
+    or nothing of it yet, and OSError if the report cannot be written.
     """
     study = Study.read(out)
-    outcomes, warnings = load(out, study)
+    rows, warnings = load(out, study)
     evolution = None
     if study.tasks == "omniglot":
-        evolution, more = meta_training.read(out, study)
+        evolution, more = load_evolution(out, study)
         warnings += more
-    if not outcomes and evolution is None:
+    if not rows and evolution is None:
         damaged = f"; {warnings[0]}" if warnings else ""
         raise ConfigError(f"out: there is nothing of the study in {out} yet{damaged}")
-    results = compute(study, outcomes, evolution, tuple(warnings), repetitions)
+    results = compute(study, rows, evolution, tuple(warnings), repetitions)
     pictures = figures.pictures(results)
-    output.write_pictures(out, pictures, _FIGURES)
-    output.write_text(out, "table.md", blocks(results, pictures, repetitions))
-    output.write_table(out, COLUMNS, results.outcomes)
-    output.write_numbers(out, _numbers(results), repetitions)
+    folder = ReportFolder(out, "study-report")
+    folder.write_pictures(pictures, figures.NAMES)
+    folder.write("table.md", markdown(blocks(results, pictures, repetitions)))
+    folder.write_table(COLUMNS, results.rows)
+    names = ("study", "cells", "points", "comparisons", "evolution", "warnings")  # runs are in results.csv
+    numbers = {name: getattr(results, name) for name in names}
+    folder.write_numbers({"unit": UNIT, "reference": REFERENCE, **numbers}, repetitions)
     return list(results.warnings)
 
 
-def _numbers(results: Results) -> dict[str, object]:
-    """Runs are in results.csv."""
-    return {
-        "study": results.study,
-        "reference": REFERENCE,
-        "cells": results.cells,
-        "points": results.points,
-        "comparisons": results.comparisons,
-        "evolution": results.evolution,
-        "warnings": results.warnings,
-    }
+def blocks(results: Results, pictures: dict[str, bytes], repetitions: int) -> list[Block]:
+    """Return the report. `pictures` are PNG files by name."""
+    study = results.study
+    tables = _omniglot(results) if study.tasks == "omniglot" else _multi_cv(results)
+    wrong: list[Block] = [Heading("Incomplete, or worth knowing"), Bullets(results.warnings)]
+    shown = [Picture(f"figures/{name}", _CAPTIONS[name], data) for name, data in pictures.items()]
+    return [
+        Heading(_TITLES[study.tasks], 1),
+        Paragraph(
+            f"{len(results.rows)} runs. Meta-training: {study.meta_updates:,} meta-updates of {study.batch_size} "
+            f"tasks, {study.task_steps:,} examples each; seeds {', '.join(map(str, study.seeds))}."
+        ),
+        *(wrong if results.warnings else []),
+        *tables,
+        *_comparisons(results),
+        Heading("Pictures"),
+        *shown,
+        *_method(results, repetitions),
+        *_settings(results),
+    ]
+
+
+def _omniglot(results: Results) -> list[Block]:
+    spreads = "Mean ± standard deviation over seeds, in brackets the number of runs."
+    return [
+        Heading("Test error (%)"),
+        Paragraph(f"On held-out alphabets, by number of pretraining alphabets. {spreads}"),
+        _by_group(results, "test_error"),
+        Heading("Area under the training-error curve (0–100)"),
+        Paragraph(f"By number of pretraining alphabets. {spreads}"),
+        _by_group(results, "auc"),
+        *_beside_table_2(results),
+    ]
+
+
+def _by_group(results: Results, name: str) -> Table:
+    groups = results.study.groups
+    rows = [
+        [arm, *(_spread(results.cells.get(group, {}).get(arm), name, runs=True) for group in groups)]
+        for arm in results.study.arms
+    ]
+    return Table(["arm", *groups], rows)
+
+
+def _beside_table_2(results: Results) -> list[Block]:
+    """Return a table of our errors and the paper's, side by side."""
+    groups = [group for group in results.study.groups if group in published.PRETRAINING]
+    if not groups:
+        return []
+    rows = []
+    for arm in results.study.arms:
+        row = [arm]
+        for group in groups:
+            cell = results.cells.get(group, {}).get(arm)
+            row += [_spread(cell, "test_error"), f"{published.OMNIGLOT[arm][group]:.1f}"]
+        rows.append(row)
+    return [
+        Heading("Test error (%) beside the paper"),
+        Paragraph("The paper's errors are those of its table 2, for other held-out alphabets."),
+        Table(["arm", *(name for group in groups for name in (f"{group}: here", f"{group}: paper"))], rows),
+    ]
+
+
+def _multi_cv(results: Results) -> list[Block]:
+    shown = {"test_error": "test %", "train_error": "train %", "auc": "AUC"}
+    rows = []
+    for group in results.study.groups:
+        for arm in results.study.arms:
+            cell = results.cells.get(group, {}).get(arm)
+            paper = published.MULTI_CV[group].get(arm)
+            row = [group, arm]
+            for name in shown:
+                row += [_spread(cell, name), NONE if paper is None else f"{getattr(paper, name):.1f}"]
+            rows.append([*row, str(cell.runs) if cell else "0"])
+    header = ["held out", "arm", *(column for title in shown.values() for column in (title, "paper")), "runs"]
+    return [
+        Heading("Test error, train error and area under the training-error curve"),
+        Paragraph("Mean ± standard deviation over seeds, beside the paper's table 3; areas are scaled to 0–100."),
+        Table(header, rows),
+    ]
+
+
+def _comparisons(results: Results) -> list[Block]:
+    if not results.comparisons:
+        return []
+    first = "pretraining alphabets" if results.study.tasks == "omniglot" else "held out"
+    per = "of the same seed and alphabet" if results.study.tasks == "omniglot" else "of the same seed and data set"
+    rows = [_comparison(found) for found in results.comparisons]
+    return [
+        Heading(f"{REFERENCE} less another arm"),
+        Paragraph(
+            f"Mean difference over pairs of runs {per}, in percentage points, with its 95 % interval. Below 0 "
+            f"{REFERENCE} is better; if an interval contains 0, it is open which of the two is better. Seeds below 0 "
+            "are those with a mean difference in test error below 0."
+        ),
+        Table([first, "other arm", "test error", "train error", "area", "seeds below 0", "pairs"], rows),
+    ]
+
+
+def _comparison(found: Comparison) -> list[str]:
+    intervals, by_seed, pairs = found.difference.intervals, found.difference.by_seed, found.difference.pairs
+    shown = [percent(intervals[name], signed=True) if pairs else NONE for name in ERRORS.values]
+    lower = f"{sum(value < 0 for value in by_seed.values())} of {len(by_seed)}" if pairs else NONE
+    return ["all of them" if found.group is None else found.group, found.arm, *shown, lower, str(pairs)]
+
+
+def _method(results: Results, repetitions: int) -> list[Block]:
+    resampled = (
+        "runs within each seed, so they show the randomness of the held-out alphabets and of training on them, but not "
+        "that of meta-training, which shows in the standard deviation over seeds, and in how many seeds are below 0"
+        if results.study.tasks == "omniglot"
+        else "seeds within each held-out data set, so they show the randomness of meta-training and training, but not "
+        "that of the choice of data sets"
+    )
+    return [
+        Heading("Method"),
+        Bullets(
+            [
+                "A seed's value is the mean over its held-out tasks. Means and standard deviations (with n − 1) are "
+                "taken over the seeds' values; a single seed has no deviation.",
+                ERRORS_TEXT,
+                AREA_TEXT,
+                intervals_note(
+                    repetitions,
+                    f"{resampled}. Pairs stay together. With few runs they tend to be too narrow; one run has none.",
+                ),
+            ]
+        ),
+    ]
+
+
+def _settings(results: Results) -> list[Block]:
+    settings = results.study.settings
+    if not any(settings.values()):
+        return []
+    arms = [arm for arm in results.study.arms if arm in settings]
+    first = settings[arms[0]]
+    alike = {name: first[name] for name in first if all(settings[arm].get(name) == first[name] for arm in arms)}
+    rows = [[arm, _shown({n: v for n, v in settings[arm].items() if n not in alike or len(arms) == 1})] for arm in arms]
+    found: list[Block] = [Heading("Settings of each arm"), Table(["arm", "settings"], rows, numbers=False)]
+    return found if len(arms) == 1 or not alike else [*found, Paragraph(f"All arms: {_shown(alike)}.")]
+
+
+def _shown(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_value(value)}" for name, value in settings.items()) or NONE
+
+
+def _value(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)[:80]
+
+
+def _spread(cell: Cell | None, name: str, *, runs: bool = False) -> str:
+    if cell is None:
+        return NONE
+    mean, deviation, _ = cell.values[name].over_seeds
+    text = f"{100 * mean:.2f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.2f}")
+    return f"{text} ({cell.runs})" if runs else text

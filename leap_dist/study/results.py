@@ -1,168 +1,200 @@
-"""What a study found: every arm in every group, what Leap gains over the others, and what is missing."""
+"""Results of a study: every arm in every group, and what Leap gains over the others."""
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
+import math
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from leap_dist.evaluation import statistics
-from leap_dist.evaluation.results import measures
-from leap_dist.evaluation.results.measures import MEASURES, Difference, Outcome, Points, Spread
-from leap_dist.evaluation.results.runs import load_all
-from leap_dist.evaluation.statistics import Band, Interval
-from leap_dist.study.meta_training import Evolution
-from leap_dist.study.spec import Study, evaluation_of
+from leap_dist.evaluation.results import Difference, Stratum, difference, interval, points_of
+from leap_dist.evaluation.runs import load_all
+from leap_dist.evaluation.scoring import ERRORS, Points, Row
+from leap_dist.evaluation.statistics import Band, Interval, Spread
+from leap_dist.storage.ledger import Ledger
+from leap_dist.study.spec import Study, evaluation_of, training_of
 
 REFERENCE = "leap"
 """The arm that all others are compared with."""
+STRETCHES = 12
+"""Maximum number of curves: more lines could not be told apart."""
+
+
+class Stretch(NamedTuple):
+    """Mean training curve of the tasks in the meta-updates from `first` to `last`."""
+
+    first: int
+    last: int
+    updates: np.ndarray
+    """Inner steps, of shape (points,)."""
+    loss: np.ndarray
+    """Training loss, mean over tasks, of shape (points,)."""
+
+
+class Evolution(NamedTuple):
+    """Training curves from the beginning of meta-training to its end."""
+
+    group: str
+    tasks: int
+    stretches: tuple[Stretch, ...]
 
 
 class Value(NamedTuple):
-    """Of one arm in one group, by one measure."""
+    """An error or area of one arm in one group."""
 
     over_seeds: Spread
     interval: Interval
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Cell:
     """One arm in one group."""
 
     runs: int
     seeds: int
     values: dict[str, Value]
-    """By measure."""
+    """By name, as in `ERRORS.values`."""
     curve: Band
-    """Training error at the group's points: mean, and a standard deviation over seeds to both sides."""
+    """Training error at the points of the group: mean, and one standard deviation over seeds to both sides."""
 
 
 class Comparison(NamedTuple):
-    """The reference less another arm; below 0 the reference is better."""
+    """The reference minus another arm; if it is below 0, the reference is better."""
 
     group: str | None
-    """None where it is over all groups."""
+    """None for a comparison over all groups."""
     arm: str
     difference: Difference
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Results:
-    """All of it, in the order in which it is shown."""
+    """Everything that a report shows, in its order."""
 
     study: Study
-    outcomes: tuple[Outcome, ...]
+    rows: tuple[Row, ...]
     cells: dict[str, dict[str, Cell]]
-    """By group and arm, where there are runs."""
+    """By group and arm, if there are runs."""
     points: dict[str, Points]
-    """By group: where curves are compared."""
+    """Points of the curves, by group."""
     comparisons: tuple[Comparison, ...]
     evolution: Evolution | None
     warnings: tuple[str, ...]
 
 
-def load(out: Path, study: Study) -> tuple[list[Outcome], list[str]]:
-    """Every run of the study's evaluations, by group, seed and arm; and what is wrong, on one line each."""
-    found: list[Outcome] = []
+def load(out: Path, study: Study) -> tuple[list[Row], list[str]]:
+    """Return every run of the study's evaluations by group, seed and arm, and warnings of one line each."""
+    found: list[Row] = []
     warnings: list[str] = []
-    for group in study.groups:
-        for seed in study.seeds:
-            folder = evaluation_of(out, group, seed)
-            runs, wrong = load_all(folder)
-            outcomes, more = measures.measure_all((run for run in runs if run.arm in study.arms), group, seed)
-            wrong += more
-            if others := sorted({run.arm for run in runs} - set(study.arms)):
-                wrong.append(f"left out, because the study does not name them: {', '.join(others)}")
-            if study.tasks == "multi-cv" and (seen := sorted({o.game for o in outcomes} - {group})):
-                wrong.append(f"left out, because they were not held out: {', '.join(seen)}")
-                outcomes = [outcome for outcome in outcomes if outcome.game == group]
-            found += outcomes
-            warnings += [f"{folder.relative_to(out)}: {warning}" for warning in wrong]
-    place = {arm: index for index, arm in enumerate(study.arms)}
-    found.sort(key=lambda o: (study.groups.index(o.group), study.seeds.index(o.seed), place[o.arm], o.game))
+    for group, seed in study.comparisons():
+        folder = evaluation_of(out, group, seed)
+        runs, wrong = load_all(folder)
+        rows, more = ERRORS.score_all([run for run in runs if run.arm in study.arms], group, seed)
+        wrong += more
+        if others := sorted({run.arm for run in runs} - set(study.arms)):
+            wrong.append(f"left out, because the study does not name them: {', '.join(others)}")
+        if study.tasks == "multi-cv" and (seen := sorted({row.run.game for row in rows} - {group})):
+            wrong.append(f"left out, because they were not held out: {', '.join(seen)}")
+            rows = [row for row in rows if row.run.game == group]
+        found += rows
+        warnings += [f"{folder.relative_to(out)}: {warning}" for warning in wrong]
+    groups, seeds, arms = study.groups.index, study.seeds.index, study.arms.index
+    found.sort(key=lambda row: (groups(row.group), seeds(row.seed), arms(row.run.arm), row.run.game))
     return found, warnings
 
 
 def compute(
     study: Study,
-    outcomes: list[Outcome],
+    rows: list[Row],
     evolution: Evolution | None = None,
     warnings: tuple[str, ...] = (),
     repetitions: int = statistics.REPETITIONS,
 ) -> Results:
-    """Puts together what there is, which may be nothing."""
-    by_group: dict[str, dict[str, list[Outcome]]] = {}
-    for outcome in outcomes:
-        by_group.setdefault(outcome.group, {}).setdefault(outcome.arm, []).append(outcome)
+    """Compare the arms of a study. There may be no rows at all."""
+    by_group: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        by_group.setdefault(row.group, {}).setdefault(row.run.arm, []).append(row)
     by_group = {group: by_group[group] for group in study.groups if group in by_group}
     points = {
-        group: measures.points_of([o for found in arms.values() for o in found]) for group, arms in by_group.items()
-    }
-    cells = {
-        group: {arm: _cell(arms[arm], points[group], study, repetitions) for arm in study.arms if arm in arms}
-        for group, arms in by_group.items()
+        group: points_of([row for found in arms.values() for row in found], ERRORS) for group, arms in by_group.items()
     }
     return Results(
         study=study,
-        outcomes=tuple(outcomes),
-        cells=cells,
-        points=points,
-        comparisons=tuple(_compare(study, by_group, repetitions)),
-        evolution=evolution,
-        warnings=(*warnings, *_missing(study, outcomes)),
-    )
-
-
-def _cell(outcomes: list[Outcome], points: Points, study: Study, repetitions: int) -> Cell:
-    return Cell(
-        runs=len(outcomes),
-        seeds=len({outcome.seed for outcome in outcomes}),
-        values={
-            measure: Value(
-                measures.spread(outcomes, measure),
-                measures.interval(outcomes, measure, _stratum(study), repetitions),
-            )
-            for measure in MEASURES
+        rows=tuple(rows),
+        cells={
+            group: {arm: _cell(arms[arm], points[group], study, repetitions) for arm in study.arms if arm in arms}
+            for group, arms in by_group.items()
         },
-        curve=measures.curve_over_seeds(outcomes, points),
+        points=points,
+        comparisons=tuple(_comparisons(study, by_group, repetitions)),
+        evolution=evolution,
+        warnings=(*warnings, *_missing(study, rows)),
     )
 
 
-def _stratum(study: Study) -> measures.Stratum:
-    """With Omniglot a seed draws the held-out alphabets; with Multi-CV each group has but one data set, many seeds."""
-    return (lambda outcome: outcome.seed) if study.tasks == "omniglot" else (lambda outcome: outcome.group)
+def curve_over_seeds(rows: list[Row], points: Points) -> Band:
+    """Return the mean over seeds, and one standard deviation over seeds to both sides, which is 0 for one seed."""
+    by_seed: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+    for row in rows:
+        by_seed[row.seed].append(row.at(points))
+    curves = np.stack([np.mean(of_seed, axis=0) for of_seed in by_seed.values()])
+    mean = curves.mean(axis=0)
+    deviation = curves.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
+    return Band(mean, mean - deviation, mean + deviation)
 
 
-def _compare(study: Study, by_group: dict[str, dict[str, list[Outcome]]], repetitions: int) -> list[Comparison]:
+def _cell(rows: list[Row], points: Points, study: Study, repetitions: int) -> Cell:
+    values = {}
+    for name in ERRORS.values:
+        of_seeds = defaultdict(list)
+        for row in rows:
+            of_seeds[row.seed].append(row.values[name])
+        over_seeds = statistics.spread({seed: float(np.mean(of_seeds[seed])) for seed in sorted(of_seeds)})
+        values[name] = Value(over_seeds, interval(rows, name, _stratum(study), repetitions))
+    return Cell(len(rows), len({row.seed for row in rows}), values, curve_over_seeds(rows, points))
+
+
+def _stratum(study: Study) -> Stratum:
+    """Return the stratum for resampling.
+
+    In Omniglot, a seed draws the held-out alphabets. In Multi-CV, a group has a single data set, but many seeds.
+    """
+    return (lambda row: row.seed) if study.tasks == "omniglot" else (lambda row: row.group)
+
+
+def _comparisons(study: Study, by_group: dict[str, dict[str, list[Row]]], repetitions: int) -> list[Comparison]:
     if REFERENCE not in study.arms:
         return []
-    found = []
-    stratum = _stratum(study)
-    others = [arm for arm in study.arms if arm != REFERENCE]
-    for group, arms in by_group.items():
-        for arm in others:
-            difference = measures.difference(arms.get(REFERENCE, []), arms.get(arm, []), stratum, repetitions)
-            found.append(Comparison(group, arm, difference))
-    # Data sets are a sample of such; numbers of pretraining alphabets are not.
+    compared: list[tuple[str | None, dict[str, list[Row]]]] = list(by_group.items())
+    # Data sets are a sample from all data sets; numbers of pretraining alphabets are no sample.
     if study.tasks == "multi-cv" and len(by_group) > 1:
-        everything: defaultdict[str, list[Outcome]] = defaultdict(list)
+        everything: defaultdict[str, list[Row]] = defaultdict(list)
         for arms in by_group.values():
-            for arm, outcomes in arms.items():
-                everything[arm] += outcomes
-        for arm in others:
-            difference = measures.difference(everything[REFERENCE], everything[arm], stratum, repetitions)
-            found.append(Comparison(None, arm, difference))
-    return found
+            for arm, rows in arms.items():
+                everything[arm] += rows
+        compared.append((None, everything))
+    return [
+        Comparison(
+            group, arm, difference(arms.get(REFERENCE, []), arms.get(arm, []), ERRORS, _stratum(study), repetitions)
+        )
+        for group, arms in compared
+        for arm in study.arms
+        if arm != REFERENCE
+    ]
 
 
-def _missing(study: Study, outcomes: list[Outcome]) -> list[str]:
-    """What the study names and has no run of; and where arms lack tasks that others have."""
+def _missing(study: Study, rows: list[Row]) -> list[str]:
+    """Return a warning about parts of the study without runs, and one about tasks that only some arms have."""
     games: defaultdict[tuple[str, int, str], set[str]] = defaultdict(set)
     wanted: defaultdict[int, set[str]] = defaultdict(set)  # alphabets of a seed, which are the same in all groups
-    for outcome in outcomes:
-        games[outcome.group, outcome.seed, outcome.arm].add(outcome.game)
-        wanted[outcome.seed].add(outcome.game)
+    for row in rows:
+        games[row.group, row.seed, row.run.arm].add(row.run.game)
+        wanted[row.seed].add(row.run.game)
     places, absent, partial = [], 0, []
     for group in study.groups:
         for seed in study.seeds:
@@ -181,6 +213,77 @@ def _missing(study: Study, outcomes: list[Outcome]) -> list[str]:
         found.append(f"no run yet of {absent} of {total} tested initializations: {'; '.join(places)}")
     if partial:
         found.append(f"held-out alphabets that an arm lacks, so that its means are of others: {'; '.join(partial)}")
-    if outcomes and len({outcome.seed for outcome in outcomes}) == 1:
+    if rows and len({row.seed for row in rows}) == 1:
         found.append("there is one seed only: nothing is known of how results vary with it")
     return found
+
+
+# Meta-training ----------------------------------------------------------------------------------------------------
+
+
+class _Task(NamedTuple):
+    """The training of one task, from its line in the ledger."""
+
+    version: int
+    steps: np.ndarray
+    loss: np.ndarray
+    batch: float
+    """Examples per inner step."""
+
+
+def load_evolution(out: Path, study: Study) -> tuple[Evolution | None, list[str]]:
+    """Return the curves of Leap in the largest group with a meta-update, over all seeds, and one-line warnings."""
+    warnings: list[str] = []
+    for group in sorted(study.groups, key=int, reverse=True) if REFERENCE in study.arms else ():
+        lines: list[dict[str, Any]] = []
+        for seed in study.seeds:
+            folder = training_of(out, group, seed, REFERENCE)
+            try:
+                lines += Ledger(folder / "ledger.jsonl").read(0)[0]
+            except OSError as error:
+                warnings.append(f"{folder.relative_to(out)}/ledger.jsonl is left out: {error}")
+        if found := evolution(lines, group):
+            return found, warnings
+    if REFERENCE in study.arms:
+        warnings.append("no meta-update of leap yet: how its training curves evolve is not shown")
+    return None, warnings
+
+
+def evolution(lines: list[dict[str, Any]], group: str, stretches: int = STRETCHES) -> Evolution | None:
+    """Return the curves in the lines of one or several ledgers; None if no task has ended."""
+    tasks = [task for line in lines if line["final"] and (task := _parse(line))]
+    if not tasks:
+        return None
+    versions = 1 + max(task.version for task in tasks)
+    count = min(stretches, versions)
+    of_stretch: defaultdict[int, list[_Task]] = defaultdict(list)
+    for task in tasks:
+        of_stretch[task.version * count // versions].append(task)
+    ends = [-(-index * versions // count) for index in range(count + 1)]  # ceil: a stretch's first version
+    found = (
+        _stretch(of_stretch[index], first + 1, after)
+        for index, (first, after) in enumerate(itertools.pairwise(ends))
+        if index in of_stretch
+    )
+    return Evolution(group, len(tasks), tuple(found))
+
+
+def _parse(line: dict[str, Any]) -> _Task | None:
+    """Return the training of a task; None if its line has no losses or no updates."""
+    points = [(point["steps"], point["means"].get("loss", math.nan)) for point in line["curve"]]
+    points = [(step, loss) for step, loss in points if math.isfinite(loss)]
+    updates = line.get("updates")
+    if not points or not isinstance(updates, int) or updates < 1 or line["steps"] < updates:
+        return None
+    steps, loss = np.array(points, float).T
+    return _Task(line["version_before"], steps, loss, line["steps"] / updates)
+
+
+def _stretch(tasks: list[_Task], first: int, last: int) -> Stretch:
+    """Return the mean over tasks at the points of the longest curve. A task does not count after its end."""
+    longest = max(tasks, key=lambda task: float(task.steps[-1]))
+    points = longest.steps
+    curves = [np.interp(points, task.steps, task.loss, right=np.nan) for task in tasks]
+    # A point is the mean since the point before it, so it belongs in the middle between them.
+    middle = points - np.diff(points, prepend=0) / 2
+    return Stretch(first, last, middle / longest.batch, np.nanmean(np.stack(curves), axis=0))

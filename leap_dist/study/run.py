@@ -1,7 +1,7 @@
-"""Makes the runs of a study that are missing, one after the other, each on all workers.
+"""Makes the missing runs of a study, one after the other, each on all workers.
 
-Several processes may work on one folder, where locks of files work between their machines: whoever finds a run in use
-goes on with the next one.
+Several processes may work on one folder, if file locks work between their machines: a process that finds a run in use
+continues with the next one.
 """
 
 from __future__ import annotations
@@ -14,31 +14,33 @@ from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.driver import driver, reporting
 from leap_dist.driver.cluster import HeadLost
-from leap_dist.evaluation import initializations, server
+from leap_dist.evaluation import initializations, runs
 from leap_dist.storage import run_directory
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.remote_run import open_run
 from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
-from leap_dist.study.plan import Cell, Plan, groups_of, merge
+from leap_dist.study.plan import Cell, Plan, merge
 from leap_dist.study.spec import Study, evaluation_of, training_of
 
 PASSES = 2
-"""What others were at may be done the second time."""
+"""Number of passes: a run that another process was making may be done by the second one."""
 _CLAIMS = ".claims"
 
 Say = Callable[[str], None]
 
 
 def run(plan: Plan, out: Path, say: Say) -> str:
-    """Trains and tests what is missing in `out`. Returns "done", "interrupted" or "failed".
+    """Train and test what is missing in `out`. Returns "done", "interrupted" or "failed".
 
-    "failed" where a run could not be ended, or others are still at some; the rest is made all the same, but where the
-    cluster is lost. Raises ConfigError where something else is in `out`, or what the tasks learn from is not here.
+    "failed" means that a run could not be finished, or that another process is still making it; all other runs are made
+    nevertheless, unless the cluster is lost. Raises ConfigError if `out` holds something else, or if the data of the
+    tasks is missing.
     """
     everything = plan.everything()
     driver.check_prerequisites(everything)
-    _note(plan.study, out)
-    cells, left = list(plan.cells()), groups_of(plan.study)
+    _write_study(plan.study, out)
+    cells = list(plan.cells())
+    left = [(group, seed) for seed in plan.study.seeds for group in plan.study.groups]
     try:
         with driver.session(everything):
             for _ in range(PASSES):
@@ -54,22 +56,22 @@ def run(plan: Plan, out: Path, say: Say) -> str:
     return "failed" if left else "done"
 
 
-def _note(study: Study, out: Path) -> None:
-    """Says in `out` what is compared, with what others have said there. Raises ConfigError."""
+def _write_study(study: Study, out: Path) -> None:
+    """Write study.json, merged with the one that is there already. Raises ConfigError."""
     if run_directory.exists(out):
         raise ConfigError(f"out: {out} holds a run or an evaluation; choose another")
     try:
         with _claim(out, "study"):
             (merge(Study.read(out), study) if (out / "study.json").exists() else study).write(out)
     except RunDirectoryBusy:
-        raise ConfigError(f"out: others are writing to {out} all the time; try again") from None
+        raise ConfigError(f"out: other processes keep writing to {out}; try again") from None
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror}); choose another") from None
 
 
 @contextlib.contextmanager
 def _claim(folder: Path, name: str) -> Iterator[None]:
-    """Keeps other studies' processes away from a part of it. Raises RunDirectoryBusy where one is at it, OSError."""
+    """Claim a part of the study. Raises RunDirectoryBusy if another process has claimed it, and OSError."""
     place = folder / _CLAIMS / name
     place.mkdir(parents=True, exist_ok=True)
     lock = RunLock(place)
@@ -80,7 +82,7 @@ def _claim(folder: Path, name: str) -> Iterator[None]:
 
 
 def _compare(cells: list[Cell], plan: Plan, out: Path, say: Say) -> str:
-    """All arms of one group and seed, and their evaluation."""
+    """Train all arms of one group and seed, then evaluate them."""
     group, seed, _ = cells[0]
     whole = True
     for cell in cells:
@@ -89,33 +91,33 @@ def _compare(cells: list[Cell], plan: Plan, out: Path, say: Say) -> str:
             return outcome
         whole &= outcome == "done"
     if not whole:
-        say(f"group {group}, seed {seed}: not every arm is trained, so none is tested yet")
+        say(f"group {group}, seed {seed}: not every arm is trained yet, so none is tested")
         return "failed"
     folder = evaluation_of(out, group, seed)
     return _attempt(folder, f"test, group {group}, seed {seed}", say, lambda: _test(folder, cells, plan, out, say))
 
 
 def _attempt(folder: Path, name: str, say: Say, make: Callable[[], str]) -> str:
-    """Makes one run, unless others are at it. What is wrong with it does not keep the others from being made."""
+    """Make one run, unless another process is making it. An error in it is printed, so that other runs can follow."""
     try:
         with _claim(folder.parent, folder.name):
             return make()
     except RunDirectoryBusy:
-        say(f"{name}: another process is at it")
+        say(f"{name}: another process is making it")
     except (ConfigError, CorruptFile, OSError) as error:
         say(f"{name}: cannot be made: {error}")
     return "failed"
 
 
 def _train(cell: Cell, plan: Plan, out: Path, say: Say) -> str:
-    """One training run, begun or gone on with; of arm none there is none."""
+    """Start or resume a training run. Arm none needs none."""
     if cell.arm == "none":
         return "done"
     folder = training_of(out, cell.group, cell.seed, cell.arm)
-    return _attempt(folder, str(cell), say, lambda: _go_on(folder, cell, plan, say))
+    return _attempt(folder, str(cell), say, lambda: _meta_train(folder, cell, plan, say))
 
 
-def _go_on(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
+def _meta_train(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
     config, begun = plan.training(cell), run_directory.exists(folder)
     if begun and (changed := configuration.incompatibilities(run_directory.load_config(folder, {}), config)):
         raise ConfigError(f"{folder} was begun with other settings: {'; '.join(changed)}")
@@ -135,13 +137,13 @@ def _is_done(folder: Path) -> bool:
 
 
 def _test(folder: Path, cells: list[Cell], plan: Plan, out: Path, say: Say) -> str:
-    """Fresh learners from every arm's initialization, on what was held out."""
+    """Evaluate the initializations of all arms on the held-out tasks."""
     group, seed, _ = cells[0]
     config = plan.test(group, seed)
     labels, files = initializations.read([_spec(cell, out) for cell in cells])
     chosen = initializations.arms(labels, files, config)
-    runs = server.plan(chosen, config, seeds=1)
-    left, warnings = server.missing(runs, config, folder)
+    planned = runs.plan(chosen, config, seeds=1)
+    left, warnings = runs.missing(planned, config, folder)
     for warning in warnings:
         say(warning)
     if not left:
@@ -149,7 +151,7 @@ def _test(folder: Path, cells: list[Cell], plan: Plan, out: Path, say: Say) -> s
     say(f"group {group}, seed {seed}: test of {', '.join(labels)} on {', '.join(config.games)}")
     run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS)
     initializations.write(folder, chosen)
-    return reporting.evaluate(config, runs, folder)
+    return reporting.evaluate(config, planned, folder)
 
 
 def _spec(cell: Cell, out: Path) -> str:

@@ -1,11 +1,10 @@
-"""What a study compares, and where its parts are.
+"""The definition of a study, the layout of its folder, and its progress.
 
-OUT/study.json               what is compared
-OUT/GROUP/seedN/ARM/         a training run; of arm none there is none
-OUT/GROUP/seedN/test/        an evaluation, whose arms are called like the meta-learners
+OUT/study.json               the definition
+OUT/GROUP/seedN/ARM/         a training run; arm none has no such run
+OUT/GROUP/seedN/test/        an evaluation, whose arms are named after the meta-learners
 
-A group is what changes from one table's column to the next: how many alphabets were for pretraining, or which data set
-was held out.
+A group is a column of the paper's tables: a number of pretraining alphabets, or a held-out data set.
 """
 
 from __future__ import annotations
@@ -13,17 +12,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import DATA_SETS
 from leap_dist.protocol import schema
+from leap_dist.storage import run_directory
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, read_regular, write_atomic
 
 FORMAT = 1
 ARMS = ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none")
-"""Meta-learners, in the order in which they are shown."""
+"""Meta-learners, in the order of all tables."""
 _SHAPE = {
     "format": int,
     "tasks": str,
@@ -41,31 +42,31 @@ _SHAPE = {
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """One comparison. Every arm is trained and tested in every group with every seed."""
+    """A comparison of meta-learners. Every arm is trained and evaluated in every group with every seed."""
 
     tasks: str
-    """What a task is: "omniglot" or "multi-cv"."""
+    """Setting `tasks`: "omniglot" or "multi-cv"."""
     arms: tuple[str, ...]
-    """Some of ARMS."""
+    """Meta-learners, a subset of ARMS in its order."""
     groups: tuple[str, ...]
     """Numbers of pretraining alphabets, or names of held-out data sets."""
     seeds: tuple[int, ...]
-    """Of meta-training; with Omniglot they also draw which alphabets are for what."""
+    """Seeds of meta-training. In Omniglot they also draw the pretraining and the held-out alphabets."""
     settings: dict[str, dict[str, Any]]
-    """What each arm was trained with, by dotted name."""
+    """Settings of each arm's meta-training, by dotted name."""
     meta_updates: int
     batch_size: int
-    """Tasks per meta-update."""
+    """Number of tasks in a meta-update."""
     task_steps: int
-    """Examples per task."""
+    """Number of examples in a task."""
     games: tuple[str, ...] = ()
-    """Multi-CV: the data sets; each group's runs train on all but the one that is held out."""
+    """Data sets of Multi-CV. The runs of a group train on all but the one that is held out."""
     test: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What all arms learn with when they are tested."""
+    """Settings of the evaluations, which are the same for all arms."""
 
     @classmethod
     def read(cls, out: Path) -> Study:
-        """Of `out`/study.json. Raises ConfigError, on one line, where there is none or it says none."""
+        """Read `out`/study.json. Raises ConfigError, with a message of one line, if it is missing or invalid."""
         try:
             return _parse(json.loads(read_regular(out / "study.json")))
         except FileNotFoundError:
@@ -74,26 +75,32 @@ class Study:
             raise ConfigError(f"out: {out}/study.json is not a study's, or damaged: {one_line(error)}") from None
 
     def write(self, out: Path) -> None:
-        """To `out`/study.json, durably. Raises ValueError where `read` would refuse it, OSError."""
+        """Write `out`/study.json, durably. Raises ValueError if `read` would refuse it, and OSError."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}
         text = json.dumps(content, indent=1) + "\n"
         _parse(json.loads(text))
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "study.json", text.encode(), "study")
 
+    def comparisons(self) -> Iterator[tuple[str, int]]:
+        """Yield every group with every seed, group by group."""
+        for group in self.groups:
+            for seed in self.seeds:
+                yield group, seed
+
 
 def training_of(out: Path, group: str, seed: int, arm: str) -> Path:
-    """Where an arm's training run is."""
+    """Return the run directory of an arm."""
     return out / group / f"seed{seed}" / arm
 
 
 def evaluation_of(out: Path, group: str, seed: int) -> Path:
-    """Where the evaluation of all arms is."""
+    """Return the folder of the evaluation of all arms."""
     return out / group / f"seed{seed}" / "test"
 
 
 def _parse(content: Any) -> Study:
-    """Raises ValueError where the content is not a study's."""
+    """Return the study that `content` describes. Raises ValueError if it describes none."""
     schema.check(content, {"format": int}, "study")
     if content["format"] > FORMAT:
         raise ValueError(f"format {content['format']} is newer than {FORMAT}; update leap-dist")
@@ -106,7 +113,7 @@ def _parse(content: Any) -> Study:
     for arm in (*content["arms"], *content["settings"]):
         if arm not in ARMS:
             raise ValueError(f"{arm[:60]!r} is no meta-learner")
-    for group in content["groups"]:  # they become names of folders
+    for group in content["groups"]:  # groups become names of folders
         if not (re.fullmatch("[1-9][0-9]?", group) if content["tasks"] == "omniglot" else group in DATA_SETS):
             raise ValueError(f"{group[:60]!r} is no group of {content['tasks']}")
     if min(content["seeds"]) < 0 or min(content[name] for name in ("meta_updates", "batch_size", "task_steps")) < 1:
@@ -122,4 +129,58 @@ def _parse(content: Any) -> Study:
         meta_updates=content["meta_updates"],
         batch_size=content["batch_size"],
         task_steps=content["task_steps"],
+    )
+
+
+# Progress ---------------------------------------------------------------------------------------------------------
+
+
+def progress(out: Path) -> dict[str, Any]:
+    """Return what is done and what is left, as JSON-compatible data. Raises ConfigError if `out` holds no study."""
+    study = Study.read(out)
+    comparisons = [_comparison(out, study, group, seed) for seed in study.seeds for group in study.groups]
+    done = sum(arm["state"] == "done" for one in comparisons for arm in one["arms"].values())
+    return {
+        "tasks": study.tasks,
+        "trained": done,
+        "to_train": sum(len(one["arms"]) for one in comparisons),
+        "tested": sum(one["test"]["state"] == "done" for one in comparisons),
+        "to_test": len(comparisons),
+        "comparisons": comparisons,
+    }
+
+
+def progress_text(found: dict[str, Any]) -> str:
+    """Return the result of `progress` as text, with a line for each group and seed."""
+    counts = f"{found['trained']} of {found['to_train']} trained, {found['tested']} of {found['to_test']} tested"
+    lines = [f"{found['tasks']}: {counts}"]
+    for one in found["comparisons"]:
+        parts = {**one["arms"], "test": one["test"]}
+        shown = ", ".join(f"{name} {_shown(part)}" for name, part in parts.items())
+        lines.append(f"group {one['group']}, seed {one['seed']}: {shown}")
+    return "\n".join(lines)
+
+
+def _comparison(out: Path, study: Study, group: str, seed: int) -> dict[str, Any]:
+    arms = {arm: _state(training_of(out, group, seed, arm)) for arm in study.arms if arm != "none"}
+    folder = evaluation_of(out, group, seed)
+    test = _state(folder)
+    if test["state"] == "done" and not all((folder / "runs" / arm).is_dir() for arm in study.arms):
+        test["state"] = "waiting"  # arms have been added since
+    return {"group": group, "seed": seed, "arms": arms, "test": test}
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        summary = run_directory.read_summary(folder)
+    except ConfigError:
+        return {"state": "waiting", "done": 0, "of": 0}
+    ended = summary["state"] in run_directory.ENDED or run_directory.is_alive(folder)
+    state = summary["state"] if ended else "died"
+    return {"state": state, "done": summary.get("tasks", 0), "of": summary["tasks_wanted"]}
+
+
+def _shown(part: dict[str, Any]) -> str:
+    return (
+        str(part["state"]) if part["state"] in ("done", "waiting") else f"{part['state']} {part['done']}/{part['of']}"
     )

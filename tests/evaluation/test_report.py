@@ -22,12 +22,16 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.envs.games import SETS, human_normalized, reference_scores
+from leap_dist.evaluation import results as comparison
 from leap_dist.evaluation import statistics
+from leap_dist.evaluation.report import build as writer
 from leap_dist.evaluation.report import figures
+from leap_dist.evaluation.report.build import RETURN_COLUMNS
 from leap_dist.evaluation.report.document import Bullets, Heading, Paragraph, Table, Verbatim, markdown, page
-from leap_dist.evaluation.report.games import COLUMNS, build
-from leap_dist.evaluation.results.games import AGGREGATES, SEED, Results, compute
-from leap_dist.evaluation.results.runs import TransferRun, save
+from leap_dist.evaluation.results import Results
+from leap_dist.evaluation.runs import RunResult, save
+from leap_dist.evaluation.scoring import RETURNS
+from leap_dist.evaluation.statistics import SEED
 from leap_dist.testing import failpoints
 
 FEW = 200
@@ -36,27 +40,35 @@ FILES = {"report.md", "report.html", "results.csv", "results.json", "figures", "
 PICTURES = {"curves.png", "profiles.png", "aggregates.png", "improvement.png"}
 
 
-def run(arm: str, game: str, seed: int, level: float = 10.0, budget: int = 1000) -> TransferRun:
+def run(arm: str, game: str, seed: int, level: float = 10.0, budget: int = 1000) -> RunResult:
     """Episodes of 10 agent steps, whose returns rise to about `level`."""
     ended = np.arange(10, budget + 1, 10)
     noise = np.random.default_rng([seed, *arm.encode(), *game.encode()]).normal(size=len(ended))
-    return TransferRun(arm, game, seed, budget, 2.0, ended, level * ended / budget + noise, ())
+    return RunResult(arm, game, seed, budget, 2.0, ended, level * ended / budget + noise, ())
 
 
-def without_episodes(arm: str, game: str, seed: int) -> TransferRun:
-    return TransferRun(arm, game, seed, 1000, 2.0, np.array([], np.int64), np.array([]), ())
+def without_episodes(arm: str, game: str, seed: int) -> RunResult:
+    return RunResult(arm, game, seed, 1000, 2.0, np.array([], np.int64), np.array([]), ())
 
 
 def evaluation(
     arms: tuple[str, ...] = ("leap", "scratch"),
     games: tuple[str, ...] = ("breakout", "pong"),
     seeds: tuple[int, ...] = (0, 1, 2),
-) -> list[TransferRun]:
+) -> list[RunResult]:
     """The first arm is the best."""
     return [run(arm, game, seed, 10.0 - 3 * i) for i, arm in enumerate(arms) for game in games for seed in seeds]
 
 
-def write(out: Path, runs: list[TransferRun]) -> Path:
+def build(out: Path, repetitions: int) -> list[str]:
+    return writer.build(out, RETURNS, repetitions)
+
+
+def compute(runs: list[RunResult], repetitions: int) -> Results:
+    return comparison.compute(RETURNS.score_all(runs)[0], RETURNS, repetitions=repetitions)
+
+
+def write(out: Path, runs: list[RunResult]) -> Path:
     for each in runs:
         save(out, each, {"steps": each.budget})
     return out
@@ -105,19 +117,19 @@ class Page(HTMLParser):
 def test_measures_by_hand():
     """A window of 100 episodes and as many episodes: a curve is the mean of all that have ended."""
     ended = np.arange(10, 1001, 10)
-    steady = TransferRun("scratch", "pong", 0, 1000, 1.0, ended, np.full(100, -2.0), ())
-    rising = TransferRun("leap", "pong", 0, 1000, 1.0, ended, np.linspace(-4, 2, 100), ())
+    steady = RunResult("scratch", "pong", 0, 1000, 1.0, ended, np.full(100, -2.0), ())
+    rising = RunResult("leap", "pong", 0, 1000, 1.0, ended, np.linspace(-4, 2, 100), ())
     results = compute([rising, steady], FEW)
     fast, slow = results.rows
-    assert (slow.final, slow.auc, slow.steps_to_baseline) == pytest.approx((-2, -2, 10))
-    assert fast.final == pytest.approx(-1)
-    assert fast.auc == pytest.approx((-4 - 1) / 2)  # the mean of what has ended rises evenly from -4 to -1
+    assert (*slow.values.values(), slow.steps_to_baseline) == pytest.approx((-2, -2, 10))
+    assert fast.values["final"] == pytest.approx(-1)
+    assert fast.values["auc"] == pytest.approx((-4 - 1) / 2)  # the mean of what has ended rises evenly from -4 to -1
     assert fast.steps_to_baseline == 670  # -4 + 3 (k - 1) / 99 reaches -2 at the 67th episode
     human, random = (reference_scores()["pong"][name] for name in ("human", "random"))
-    assert fast.normalized_final == pytest.approx((-1 - random) / (human - random))
+    assert fast.scores["final"] == pytest.approx((-1 - random) / (human - random))
     assert results.targets == {"pong": -2}
     assert results.against["leap"].improvement == {"final": (1, 1, 1), "auc": (0, 0, 0)}
-    assert results.against["leap"].iqm_difference["final"].point == pytest.approx(1 / (human - random))
+    assert results.against["leap"].intervals["final"].point == pytest.approx(1 / (human - random))
 
 
 def test_everything_is_the_statistics_of_the_runs(tmp_path: Path):
@@ -146,7 +158,7 @@ def test_everything_is_the_statistics_of_the_runs(tmp_path: Path):
         for arm in ("leap", "reptile", "scratch")
     }
     for arm, of_games in scores.items():
-        for name, aggregate in AGGREGATES.items():
+        for name, aggregate in RETURNS.aggregates.items():
             wanted = statistics.interval(aggregate, of_games, np.random.default_rng(SEED), FEW)
             assert data["overall"][arm]["aggregates"]["final"][name] == wanted._asdict()
     for arm in ("leap", "reptile"):
@@ -164,7 +176,7 @@ def test_an_arm_more_changes_nothing_for_the_others():
     few, more = compute(evaluation(), FEW), compute(evaluation() + evaluation(("another",)), FEW)
     for arm in ("leap", "scratch"):
         assert few.overall[arm].aggregates == more.overall[arm].aggregates
-    assert few.cells["pong"]["leap"].final == more.cells["pong"]["leap"].final
+    assert few.cells["pong"]["leap"].intervals == more.cells["pong"]["leap"].intervals
     assert few.against["leap"] == more.against["leap"]
 
 
@@ -247,19 +259,19 @@ def test_one_of_anything_is_enough(
 def test_arms_with_different_seeds_are_not_paired():
     runs = evaluation(("leap",), seeds=(0, 1)) + evaluation(("scratch",), seeds=(2, 3, 4))
     against = compute(runs, FEW).against["leap"]
-    assert (against.pairs, against.iqm_difference) == (0, {})
+    assert (against.pairs, against.intervals) == (0, {})
     assert 0 <= against.improvement["auc"].low <= against.improvement["auc"].high <= 1
 
 
 def test_budgets_that_differ_are_compared_over_the_smallest():
     runs = [*evaluation(), run("leap", "pong", 3, budget=2000), run("scratch", "pong", 3), run("leap", "breakout", 3)]
     results = compute([*runs, run("scratch", "breakout", 3)], FEW)
-    assert results.budget == results.grid[-1] == 1000
+    assert results.budget == results.points["pong"].at[-1] == 1000
     assert results.warnings == (
         "budgets differ: all runs are compared over the first 1,000 agent steps, also those of 2,000",
     )
     long = next(row for row in results.rows if row.run.budget == 2000)
-    assert long.final == pytest.approx(long.run.returns[:100].mean())
+    assert long.values["final"] == pytest.approx(long.run.returns[:100].mean())
 
 
 def test_damage_is_named_on_one_line_and_the_rest_reported(tmp_path: Path):
@@ -316,7 +328,7 @@ def test_the_same_runs_give_the_same_report_and_what_is_stale_goes(tmp_path: Pat
 def test_the_table_has_a_row_for_every_run(tmp_path: Path):
     build(write(tmp_path, evaluation()), FEW)
     found = rows(tmp_path)
-    assert tuple(found[0]) == COLUMNS
+    assert tuple(found[0]) == tuple(RETURN_COLUMNS)
     assert len(found) == 12
     assert b"\r" not in (tmp_path / "results.csv").read_bytes()
 
@@ -416,13 +428,17 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text)]
 
 
+def drawn(results: Results) -> Figure:
+    return figures.draw_curves(figures.panels(results), figures.styles(results.arms), RETURNS.metric)
+
+
 @pytest.fixture(scope="module")
 def three() -> Results:
     return compute(evaluation(("leap", "reptile", "scratch"), ("pong", "breakout", "air_raid")), FEW)
 
 
 def test_curves_have_a_panel_for_every_game_and_one_for_all(three: Results):
-    figure = figures._curves(three)
+    figure = drawn(three)
     assert [axes.get_title() for axes in figure.axes] == ["air_raid", "breakout", "pong", "IQM of 2 games"]
     for axes in figure.axes:
         assert axes.get_xlabel() == "agent steps"
@@ -439,22 +455,22 @@ def test_curves_have_a_panel_for_every_game_and_one_for_all(three: Results):
 
 
 def test_arms_are_told_apart_without_colours_too(three: Results):
-    looks = [figures._look(three, arm) for arm in three.arms]
+    looks = list(figures.styles(three.arms).values())
     assert len({look["color"] for look in looks}) == len({look["linestyle"] for look in looks}) == 3
-    lines = figures._curves(three).axes[0].lines
+    lines = drawn(three).axes[0].lines
     assert [to_hex(line.get_color()).upper() for line in lines] == [look["color"] for look in looks]
     many = compute(evaluation(tuple(f"arm{i:02}" for i in range(30)), ("pong",), (0,)), 2)
-    assert len({str(figures._look(many, arm)) for arm in many.arms}) == 30
+    assert len({str(style) for style in figures.styles(many.arms).values()}) == 30
 
 
 def test_the_other_pictures_say_what_they_show(three: Results):
-    profiles = figures._profiles(three)
+    profiles = figures.draw_profiles(three)
     assert [axes.get_title() for axes in profiles.axes] == ["final return", "area under the curve"]
     assert {"human-normalized score τ", "fraction of runs above τ"} <= set(texts(profiles))
-    aggregates = figures._aggregates(three)
+    aggregates = figures.draw_aggregates(three)
     assert len(aggregates.axes) == 8
     assert {"IQM", "median", "mean", "optimality gap (less is better)", "human-normalized"} <= set(texts(aggregates))
-    improvement = figures._improvement(three)
+    improvement = figures.draw_improvement(three)
     assert "P(better than scratch)" in texts(improvement)
     assert {"leap", "reptile"} <= set(texts(improvement))
     (bar, _) = improvement.axes[0].patches
@@ -513,7 +529,7 @@ def test_tensorboard_reads_the_curves_back(tmp_path: Path):
 
 
 def test_what_is_not_known_yet_is_no_point(tmp_path: Path):
-    late = TransferRun("leap", "pong", 0, 1000, 1.0, np.array([500]), np.array([3.0]), ())
+    late = RunResult("leap", "pong", 0, 1000, 1.0, np.array([500]), np.array([3.0]), ())
     build(write(tmp_path, [late]), FEW)
     events = EventAccumulator(str(tmp_path / "tensorboard/eval"), size_guidance={"scalars": 0}).Reload()
     assert [(point.step, point.value) for point in events.Scalars("pong/leap/point")] == [

@@ -1,4 +1,4 @@
-"""Files of transfer runs: round trips, damage of every kind, and what a crash leaves."""
+"""Files of runs: round trips, damage of every kind, and what a crash leaves."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leap_dist.evaluation.results import runs as transfer
-from leap_dist.evaluation.results.runs import TransferRun, describe_arms, load, load_all, save
+from leap_dist.evaluation.initializations import describe_arms
+from leap_dist.evaluation.runs import RunResult, load, load_all, save
 from leap_dist.storage.atomic import CorruptFile, NewerFormat, json_digest
 from leap_dist.testing import failpoints
 
 IDENTITY = {"budget": 1000, "init": {"sha256": "ab"}, "games": ["pong"]}
 
 
-def run(arm: str = "leap", game: str = "pong", seed: int = 3, **changes: Any) -> TransferRun:
+def run(arm: str = "leap", game: str = "pong", seed: int = 3, **changes: Any) -> RunResult:
     values: dict[str, Any] = {
         "budget": 1000,
         "seconds": 1.5,
@@ -27,15 +27,15 @@ def run(arm: str = "leap", game: str = "pong", seed: int = 3, **changes: Any) ->
         "returns": np.array([-21.0, 0.1, 5.0]),
         "curve": ({"steps": 80, "loss": 0.5, "entropy": 1.0}, {"steps": 160.0, "loss": 0.25}),
     }
-    return TransferRun(arm=arm, game=game, seed=seed, **values | changes)
+    return RunResult(arm=arm, game=game, seed=seed, **values | changes)
 
 
 def place(out: Path, arm: str = "leap", game: str = "pong", seed: int = 3) -> Path:
     return out / "runs" / arm / game / f"{seed}.json"
 
 
-def assert_equal(one: TransferRun, other: TransferRun) -> None:
-    for field in dataclasses.fields(TransferRun):
+def assert_equal(one: RunResult, other: RunResult) -> None:
+    for field in dataclasses.fields(RunResult):
         np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
     assert one.ended.dtype == np.int64
     assert one.returns.dtype == np.float64
@@ -208,5 +208,5 @@ def test_a_full_disk_leaves_the_old_run(tmp_path: Path, point: str):
     finally:
         failpoints.arm("")
     assert load(place(tmp_path))[0].seconds == 1.5
-    assert transfer.load_all(tmp_path)[1] == []
+    assert load_all(tmp_path)[1] == []
     assert [path.name for path in place(tmp_path).parent.iterdir()] == ["3.json"]

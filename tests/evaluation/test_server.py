@@ -1,4 +1,4 @@
-"""Transfer evaluation: what is compared, the server's side, and that nothing but the start differs between arms."""
+"""Evaluation: what is compared, the server's side, and that nothing but the start differs between arms."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from leap_dist.driver import driver
 from leap_dist.evaluation import initializations
 from leap_dist.evaluation import server as evaluation
 from leap_dist.evaluation.initializations import Arm
-from leap_dist.evaluation.results import runs as transfer
-from leap_dist.evaluation.server import EvaluationServer, plan
+from leap_dist.evaluation.runs import load_all, path_of, plan
+from leap_dist.evaluation.server import EvaluationServer
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Contribution, CurvePoint, Episode, Idle, Lease, PathStatistics
 from leap_dist.storage import run_directory
@@ -121,7 +121,7 @@ def test_every_run_becomes_a_file_and_an_evaluation_goes_on_where_it_was_left(tm
     status = server.status()
     assert (status["tasks"], status["tasks_wanted"], status["complete"], status["finished"]) == (8, 8, True, True)
     server.close()
-    runs, warnings = transfer.load_all(tmp_path)
+    runs, warnings = load_all(tmp_path)
     assert warnings == []
     assert len(runs) == 8
     first = next(run for run in runs if (run.arm, run.game, run.seed) == ("scratch", "pong", 0))
@@ -136,7 +136,7 @@ def test_a_damaged_result_is_run_again_and_said_so(tmp_path):
     server = serve(tmp_path)
     finish(server)
     server.close()
-    path = transfer.path_of(tmp_path, "other", "freeway", 0)
+    path = path_of(tmp_path, "other", "freeway", 0)
     path.write_bytes(path.read_bytes().replace(b"180", b"181"))
     server = serve(tmp_path)
     assert [alert for alert in server.alerts if "other on freeway with seed 0 is run again" in alert]
@@ -203,11 +203,11 @@ def test_repeated_and_old_messages_change_nothing(tmp_path):
     lease = grant(server)
     end = contribution(lease, seq=2)
     server.push(end)
-    before = transfer.path_of(tmp_path, "scratch", "pong", 0).read_bytes()
+    before = path_of(tmp_path, "scratch", "pong", 0).read_bytes()
     ack = server.push(end)
     assert (ack.accepted, ack.durable, ack.reason) == (True, True, "duplicate")
     assert server.push(replace(end, episodes=(), seconds=9.0)).reason == "duplicate"
-    assert transfer.path_of(tmp_path, "scratch", "pong", 0).read_bytes() == before
+    assert path_of(tmp_path, "scratch", "pong", 0).read_bytes() == before
     other = grant(server)
     assert server.push(replace(contribution(other), incarnation="old")).reason == "incarnation"
 

@@ -11,8 +11,8 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import ALPHABETS, expand
 from leap_dist.storage import run_directory
 from leap_dist.storage.run_lock import RunLock
-from leap_dist.study import progress
 from leap_dist.study.plan import Plan, make, merge, parse_of_arms
+from leap_dist.study.spec import progress, progress_text
 
 
 def planned(**changes: Any) -> Plan:
@@ -184,18 +184,18 @@ def test_progress_is_told_from_what_runs_have_written(tmp_path):
     lock = RunLock(tmp_path / "4/seed0/reptile")
     for name, (state, done) in states.items():
         run_directory.write_summary(tmp_path / name, {"state": state, "tasks": done, "tasks_wanted": 4})
-    found = progress.progress(tmp_path)
+    found = progress(tmp_path)
     assert (found["trained"], found["to_train"], found["tested"], found["to_test"]) == (1, 8, 1, 4)
-    lines = progress.text(found).splitlines()
+    lines = progress_text(found).splitlines()
     assert lines[0] == "omniglot: 1 of 8 trained, 1 of 4 tested"
     assert lines[1] == "group 4, seed 0: leap done, reptile running 1/4, test done"
     assert lines[2] == "group 20, seed 0: leap waiting, reptile waiting, test waiting"
     lock.release()
     (tmp_path / "4/seed0/test/runs/none").rename(tmp_path / "elsewhere")
-    lines = progress.text(progress.progress(tmp_path)).splitlines()
+    lines = progress_text(progress(tmp_path)).splitlines()
     assert lines[1] == "group 4, seed 0: leap done, reptile died 1/4, test waiting"
     with pytest.raises(ConfigError, match="holds no study"):
-        progress.progress(tmp_path / "4")
+        progress(tmp_path / "4")
 
 
 def test_defaults_are_those_of_the_tables():

@@ -20,14 +20,17 @@ from PIL import Image
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import DATA_SETS
 from leap_dist.evaluation import statistics
-from leap_dist.evaluation.report import images
-from leap_dist.evaluation.results import measures
-from leap_dist.evaluation.results.measures import Outcome
-from leap_dist.evaluation.results.runs import TransferRun, path_of, save
+from leap_dist.evaluation.report import build as evaluation_report
+from leap_dist.evaluation.report.build import ERROR_COLUMNS
+from leap_dist.evaluation.report.figures import draw_curves, panels
+from leap_dist.evaluation.results import Difference, points_of
+from leap_dist.evaluation.results import compute as compare
+from leap_dist.evaluation.results import difference as difference_of
+from leap_dist.evaluation.runs import RunResult, load_all, path_of, save
+from leap_dist.evaluation.scoring import ERRORS, POINTS, Row
 from leap_dist.storage.ledger import Ledger
 from leap_dist.study import figures, published, report
-from leap_dist.study.meta_training import evolution
-from leap_dist.study.results import Results, compute
+from leap_dist.study.results import Results, compute, curve_over_seeds, evolution, load_evolution
 from leap_dist.study.spec import ARMS, Study, evaluation_of, training_of
 from leap_dist.testing import failpoints
 
@@ -45,15 +48,15 @@ def run(
     train: float = 0.05,
     errors: tuple[float, ...] = (1.0, 0.5, 0.5, 0.0),
     batch: int = 2,
-) -> TransferRun:
+) -> RunResult:
     """A trained classifier: the errors of its batches, and as trained."""
     ended = batch * np.arange(1, len(errors) + 1)
     last = {"steps": int(ended[-1]), "loss": 0.2, "error": errors[-1], "test_error": test, "test_loss": 0.3}
     curve = ({"steps": batch, "loss": 3.0, "error": errors[0]}, {**last, "train_error": train})
-    return TransferRun(arm, game, seed, int(ended[-1]), 1.5, ended, np.array(errors), curve)
+    return RunResult(arm, game, seed, int(ended[-1]), 1.5, ended, np.array(errors), curve)
 
 
-def write(out: Path, runs: list[TransferRun]) -> Path:
+def write(out: Path, runs: list[RunResult]) -> Path:
     for each in runs:
         save(out, each, {})
     return out
@@ -143,11 +146,21 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 def results_of(out: Path, study: Study = OMNIGLOT, **more: Any) -> Results:
-    outcomes, warnings = report.load(out, study)
-    return compute(study, outcomes, warnings=tuple(warnings), repetitions=FEW, **more)
+    rows, warnings = report.load(out, study)
+    return compute(study, rows, warnings=tuple(warnings), repetitions=FEW, **more)
 
 
-# Measures ---------------------------------------------------------------------------------------------------------
+def scored(run: RunResult, group: str = "", seed: int | None = None) -> Row:
+    (row,), warnings = ERRORS.score_all([run], group, seed)
+    assert warnings == []
+    return row
+
+
+def difference(ours: list[Row], theirs: list[Row]) -> Difference:
+    return difference_of(ours, theirs, ERRORS, lambda row: row.seed, FEW)
+
+
+# Scores -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_area_is_the_authors():
@@ -162,30 +175,30 @@ def test_the_area_is_the_authors():
 
 
 def test_a_run_is_measured_by_hand():
-    found = measures.measure(run("leap", "greek", 3, 0.25, 0.125), "20", 1)
-    assert (found.group, found.seed, found.run_seed, found.arm, found.game) == ("20", 1, 3, "leap", "greek")
-    assert (found.test_error, found.train_error, found.auc, found.test_loss) == (0.25, 0.125, 0.375, 0.3)
+    found = scored(run("leap", "greek", 3, 0.25, 0.125), "20", 1)
+    assert (found.group, found.seed, found.run.seed, found.run.arm, found.run.game) == ("20", 1, 3, "leap", "greek")
+    assert (*found.values.values(), found.test_loss) == (0.25, 0.125, 0.375, 0.3)
     np.testing.assert_array_equal(found.curve.at, [2, 4, 6, 8])
-    np.testing.assert_array_equal(found.curve.error, [1, 0.5, 0.5, 0])
-    assert measures.measure(run("leap", "greek", 3)).seed == 3
+    np.testing.assert_array_equal(found.curve.values, [1, 0.5, 0.5, 0])
+    assert scored(run("leap", "greek", 3)).seed == 3
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        TransferRun("a", "pong", 0, 9, 1.0, np.array([3]), np.array([1.0]), ()),
-        TransferRun("a", "pong", 0, 9, 1.0, np.array([3]), np.array([1.0]), ({"steps": 3, "loss": 1.0},)),
+        RunResult("a", "pong", 0, 9, 1.0, np.array([3]), np.array([1.0]), ()),
+        RunResult("a", "pong", 0, 9, 1.0, np.array([3]), np.array([1.0]), ({"steps": 3, "loss": 1.0},)),
         run("a", "greek", test=math.nan),
         run("a", "greek", train=1.5),
         run("a", "greek", errors=(21.0,)),
         run("a", "greek", errors=(-1.0,)),
         run("a", "greek", batch=0),
-        TransferRun("a", "greek", 0, 9, 1.0, np.array([]), np.array([]), run("a", "greek").curve),
+        RunResult("a", "greek", 0, 9, 1.0, np.array([]), np.array([]), run("a", "greek").curve),
     ],
 )
-def test_what_is_no_trained_classifier_is_left_out_by_name(wrong: TransferRun):
-    outcomes, warnings = measures.measure_all([run("a", "latin"), wrong])
-    assert [outcome.game for outcome in outcomes] == ["latin"]
+def test_what_is_no_trained_classifier_is_left_out_by_name(wrong: RunResult):
+    rows, warnings = ERRORS.score_all([run("a", "latin"), wrong])
+    assert [row.run.game for row in rows] == ["latin"]
     assert len(warnings) == 1
     assert warnings[0].startswith(f"left out: a/{wrong.game}/0 has no ")
 
@@ -193,42 +206,41 @@ def test_what_is_no_trained_classifier_is_left_out_by_name(wrong: TransferRun):
 def test_a_diverged_loss_is_no_reason_to_leave_a_run_out():
     diverged = run("leap", "greek")
     diverged.curve[-1]["test_loss"] = math.nan
-    assert math.isnan(measures.measure(diverged).test_loss)
+    assert math.isnan(scored(diverged).test_loss)
 
 
 def test_stretches_of_a_curve_are_even_or_grow_and_keep_every_batch():
-    short = measures.measure(run("a", "greek", errors=tuple(np.linspace(1, 0, 120)))).curve
-    assert (len(short.at), short.logarithmic, short.end) == (measures.POINTS, False, 240)
-    assert short.error[0] == pytest.approx(np.linspace(1, 0, 120)[:2].mean())
+    short = scored(run("a", "greek", errors=tuple(np.linspace(1, 0, 120)))).curve
+    assert (len(short.at), short.logarithmic, short.end) == (POINTS, False, 240)
+    assert short.values[0] == pytest.approx(np.linspace(1, 0, 120)[:2].mean())
     errors = np.linspace(1, 0, 5000)
-    long = measures.measure(run("a", "greek", errors=tuple(errors))).curve
+    long = scored(run("a", "greek", errors=tuple(errors))).curve
     assert long.logarithmic
-    assert len(long.at) == measures.POINTS
+    assert len(long.at) == POINTS
     lengths = np.diff(np.concatenate([[1], long.at]))  # examples from one stretch's middle to the next
     assert 10 < lengths[1] < 40
     assert (np.diff(lengths) > -3).all()  # they grow, but for rounding to whole batches
     assert lengths[-1] > 10 * lengths[1]
     assert 9000 < long.at[-1] < long.end == 10_000
-    assert long.error[-1] == pytest.approx(1 - (long.at[-1] / 2 - 1) / 4999)
+    assert long.values[-1] == pytest.approx(1 - (long.at[-1] / 2 - 1) / 4999)
 
 
 def test_a_run_that_ended_early_keeps_its_last_error():
-    both = [measures.measure(run("a", "greek", errors=e)) for e in ((1.0, 0.2), (1.0, 0.6, 0.6, 0.4))]
-    points = measures.points_of(both)
-    assert (points.at[0], points.at[-1], len(points.at)) == (2, 8, measures.POINTS)
-    assert measures.at_points(both[0], points)[-1] == 0.2
-    band = measures.curve_with_interval(both, points, lambda outcome: outcome.game, FEW)
-    assert band.point[-1] == pytest.approx(0.3)
+    both = [scored(run("a", "greek", errors=e)) for e in ((1.0, 0.2), (1.0, 0.6, 0.6, 0.4))]
+    points = points_of(both, ERRORS)
+    assert (points.at[0], points.at[-1], len(points.at)) == (2, 8, POINTS)
+    assert both[0].at(points)[-1] == 0.2
+    assert compare(both, ERRORS, repetitions=FEW).cells["greek"]["a"].curve.point[-1] == pytest.approx(0.3)
 
 
 def test_a_curve_over_seeds_has_their_deviation():
     runs = [run("a", "greek", 0, errors=(1.0, 0.2)), run("a", "latin", 0, errors=(1.0, 0.4))]
     runs += [run("a", "greek", 1, errors=(1.0, 0.5))]
-    outcomes = [measures.measure(each) for each in runs]
-    band = measures.curve_over_seeds(outcomes, measures.points_of(outcomes))
+    outcomes = [scored(each) for each in runs]
+    band = curve_over_seeds(outcomes, points_of(outcomes, ERRORS))
     assert band.point[-1] == pytest.approx((0.3 + 0.5) / 2)  # a seed's value is its tasks' mean
     assert band.high[-1] - band.point[-1] == pytest.approx(math.sqrt(0.02))
-    alone = measures.curve_over_seeds(outcomes[:2], measures.points_of(outcomes))
+    alone = curve_over_seeds(outcomes[:2], points_of(outcomes, ERRORS))
     np.testing.assert_array_equal(alone.low, alone.high)
 
 
@@ -336,7 +348,7 @@ def test_csv_and_json_have_every_number(tmp_path: Path):
     omniglot(tmp_path)
     report.build(tmp_path, FEW)
     found = rows(tmp_path)
-    assert tuple(found[0]) == report.COLUMNS
+    assert tuple(found[0]) == tuple(report.COLUMNS)
     assert len(found) == 16
     assert [found[1][name] for name in report.COLUMNS] == [
         *("4", "0", "leap", "latin", "0.03", "0.05", "0.375", "0.3", "1.5"),
@@ -347,24 +359,24 @@ def test_csv_and_json_have_every_number(tmp_path: Path):
     assert value["over_seeds"]["by_seed"] == {"0": 0.02, "1": 0.04}
     assert value["over_seeds"]["deviation"] == pytest.approx(math.sqrt(2) / 100)
     of_seeds = [np.array([0.01, 0.03]), np.array([0.02, 0.06])]
-    rng = np.random.default_rng(measures.SEED)
+    rng = np.random.default_rng(statistics.SEED)
     assert value["interval"] == statistics.interval(statistics.mean, of_seeds, rng, FEW)._asdict()
     assert data["study"]["arms"] == ["leap", "none"]
-    assert data["bootstrap"] == {"repetitions": FEW, "level": 0.95, "seed": measures.SEED}
+    assert data["bootstrap"] == {"repetitions": FEW, "level": 0.95, "seed": statistics.SEED}
 
 
-def outcome(arm: str, seed: int, game: str, error: float) -> Outcome:
-    return measures.measure(run(arm, game, seed, error), "4", seed)
+def outcome(arm: str, seed: int, game: str, error: float) -> Row:
+    return scored(run(arm, game, seed, error), "4", seed)
 
 
 def test_differences_are_of_pairs_alone():
     ours = [outcome("leap", 0, "greek", 0.1), outcome("leap", 0, "latin", 0.2), outcome("leap", 1, "greek", 0.3)]
     theirs = [outcome("none", 1, "greek", 0.2), outcome("none", 0, "greek", 0.5), outcome("none", 1, "korean", 0.9)]
-    found = measures.difference(ours, theirs, lambda outcome: outcome.seed, FEW)
+    found = difference(ours, theirs)
     assert found.pairs == 2
     assert found.by_seed == pytest.approx({0: -0.4, 1: 0.1})
     assert found.intervals["test_error"] == pytest.approx((-0.15, -0.15, -0.15))  # one pair per seed: no width
-    assert measures.difference(ours, theirs[2:], lambda outcome: outcome.seed, FEW) == ({}, {}, 0)
+    assert difference(ours, theirs[2:]) == Difference({}, {}, 0)
 
 
 def test_an_interval_tells_noise_from_effect():
@@ -372,7 +384,7 @@ def test_an_interval_tells_noise_from_effect():
     ours = [outcome("leap", 0, f"a{place}", 0.3) for place in range(10)]
     close = [outcome("none", 0, f"a{place}", 0.3 + more - noise.mean()) for place, more in enumerate(noise)]
     worse = [outcome("none", 0, f"a{place}", 0.35 + more) for place, more in enumerate(noise)]
-    intervals = [measures.difference(ours, theirs, lambda o: o.seed, FEW).intervals for theirs in (close, worse)]
+    intervals = [difference(ours, theirs).intervals for theirs in (close, worse)]
     assert intervals[0]["test_error"].low < 0 < intervals[0]["test_error"].high
     assert intervals[1]["test_error"].high < 0
 
@@ -515,7 +527,7 @@ def test_what_was_not_held_out_does_not_count(tmp_path: Path):
 def test_seeds_are_resampled_within_a_data_set(tmp_path: Path):
     multi_cv(tmp_path)
     found = results_of(tmp_path, MULTI_CV).cells["svhn"]["leap"].values["test_error"]
-    rng = np.random.default_rng(measures.SEED)
+    rng = np.random.default_rng(statistics.SEED)
     assert found.interval == statistics.interval(statistics.mean, [np.array([0.1, 0.2])], rng, FEW)
     assert found.interval.low < found.interval.high
 
@@ -571,18 +583,18 @@ def test_lines_that_say_too_little_are_passed_over(useless: dict[str, Any]):
 def test_the_largest_group_that_was_trained_is_shown_over_all_seeds(tmp_path: Path):
     omniglot(tmp_path)
     meta_trained(tmp_path, "4", 0, [line(0, (9.0,))])
-    assert report.meta_training.read(tmp_path, OMNIGLOT)[0] == evolution([line(0, (9.0,))], "4")
+    assert load_evolution(tmp_path, OMNIGLOT)[0] == evolution([line(0, (9.0,))], "4")
     meta_trained(tmp_path, "20", 0, [line(0, (2.0,))])
     ledger = meta_trained(tmp_path, "20", 1, [line(0, (4.0,))])
     with ledger.open("a") as file:
         file.write("{damaged\n")
-    found, warnings = report.meta_training.read(tmp_path, OMNIGLOT)
+    found, warnings = load_evolution(tmp_path, OMNIGLOT)
     assert found is not None
     assert (found.group, found.tasks, float(found.stretches[0].loss[0])) == ("20", 2, 3.0)
     assert warnings == []
     ledger.unlink()
     ledger.mkdir()
-    found, warnings = report.meta_training.read(tmp_path, OMNIGLOT)
+    found, warnings = load_evolution(tmp_path, OMNIGLOT)
     assert found is not None
     assert found.tasks == 1
     assert warnings[0].startswith("20/seed1/leap/ledger.jsonl is left out")
@@ -647,7 +659,7 @@ def test_an_error_of_zero_is_drawn_too(tmp_path: Path):
 
 
 def test_meta_learners_look_the_same_everywhere_and_are_told_apart_without_colours():
-    looks = [figures.look(arm) for arm in ARMS]
+    looks = [figures.style_of_arm(arm) for arm in ARMS]
     assert len({look["color"] for look in looks}) == len(ARMS)
     assert len({str(look["linestyle"]) for look in looks[:5]}) == 5
     assert len({figures._marked(arm)["marker"] for arm in ARMS}) == len(ARMS)
@@ -655,26 +667,22 @@ def test_meta_learners_look_the_same_everywhere_and_are_told_apart_without_colou
 
 def test_curves_have_a_panel_per_group(tmp_path: Path):
     results = results_of(multi_cv(tmp_path), MULTI_CV)
-    panels = [
-        figures.Panel(group, results.points[group], {arm: cell.curve for arm, cell in cells.items()})
-        for group, cells in results.cells.items()
-    ]
-    figure = figures.curves(panels, {arm: figures.look(arm) for arm in MULTI_CV.arms})
-    assert [axes.get_title() for axes in figure.axes] == ["mnist", "svhn"]
+    figure = draw_curves(figures.panels(results), figures.styles(results), ERRORS.metric)
+    assert [axes.get_title() for axes in figure.axes] == ["held out: mnist", "held out: svhn"]
     for axes in figure.axes:
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("examples", "training error (%)")
         assert [to_hex(drawn.get_color()) for drawn in axes.lines] == [
-            to_hex(figures.look(arm)["color"]) for arm in MULTI_CV.arms
+            to_hex(figures.style_of_arm(arm)["color"]) for arm in MULTI_CV.arms
         ]
         assert (axes.lines[0].get_ydata()[0], axes.lines[0].get_ydata()[-1]) == (100, 0)
 
 
 def test_long_curves_are_over_a_logarithm():
     errors = tuple(np.linspace(1, 0, 3000))
-    outcomes = [measures.measure(run("leap", "mnist", seed, errors=errors)) for seed in (0, 1)]
-    points = measures.points_of(outcomes)
-    panel = figures.Panel("mnist", points, {"leap": measures.curve_over_seeds(outcomes, points)})
-    (axes,) = figures.curves([panel], {"leap": figures.look("leap")}).axes
+    outcomes = [scored(run("leap", "mnist", seed, errors=errors)) for seed in (0, 1)]
+    points = points_of(outcomes, ERRORS)
+    panel = figures.Panel("mnist", "training error (%)", points, {"leap": curve_over_seeds(outcomes, points)})
+    (axes,) = draw_curves([panel], {"leap": figures.style_of_arm("leap")}, ERRORS.metric).axes
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "examples (log scale)"
     assert axes.get_xlim()[1] == pytest.approx(6000)
@@ -698,6 +706,10 @@ def test_pictures_are_whole_pngs(tmp_path: Path, build: Any):
 # A plain evaluation -----------------------------------------------------------------------------------------------
 
 
+def evaluate(out: Path, repetitions: int) -> list[str]:
+    return evaluation_report.build(out, ERRORS, repetitions)
+
+
 def evaluated(out: Path) -> Path:
     """Test errors in %: mine 10 and 30 on greek, 20 and 20 on latin; from scratch 5 more each."""
     levels = (("greek", (10, 30)), ("latin", (20, 20)))
@@ -711,7 +723,7 @@ def evaluated(out: Path) -> Path:
 
 
 def test_an_evaluation_by_hand(tmp_path: Path):
-    assert images.build(evaluated(tmp_path), FEW) == []
+    assert evaluate(evaluated(tmp_path), FEW) == []
     found = tables(tmp_path, "report.md")
     assert [cell.split(" ")[0] for cell in found["Over all tasks"][1]] == ["mine", "20.00", "5.00", "37.50", "4"]
     assert [cell.split(" ")[0] for cell in found["Over all tasks"][2]] == ["scratch", "25.00", "5.00", "38.12", "4"]
@@ -720,12 +732,12 @@ def test_an_evaluation_by_hand(tmp_path: Path):
     assert (greek[0], latin) == ("greek", ["latin", "20.00", "25.00", "2"])
     assert greek[1].startswith("20.00 ")
     data = results_json(tmp_path)
-    rng = np.random.default_rng(measures.SEED)
+    rng = np.random.default_rng(statistics.SEED)
     of_games = [np.array([0.1, 0.3]), np.array([0.2, 0.2])]
     wanted = statistics.interval(statistics.mean, of_games, rng, FEW)
     assert data["overall"]["mine"]["intervals"]["test_error"] == wanted._asdict()
     assert (data["baseline"], data["counted"]) == ("scratch", ["greek", "latin"])
-    assert tuple(rows(tmp_path)[0]) == images.COLUMNS
+    assert tuple(rows(tmp_path)[0]) == tuple(ERROR_COLUMNS)
     assert len(rows(tmp_path)) == 8
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "report.md", "results.csv", "results.json", "figures"}
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["curves.png"]
@@ -736,7 +748,7 @@ def test_tasks_that_an_arm_lacks_are_shown_but_not_counted(tmp_path: Path):
     path_of(tmp_path, "scratch", "latin", 1).unlink()
     arms = [{"label": "later"}, {"label": "scratch", "source": "a random one"}, {"label": "mine"}]
     (tmp_path / "arms.json").write_text(json.dumps({"arms": arms}))
-    warnings = images.build(tmp_path, FEW)
+    warnings = evaluate(tmp_path, FEW)
     assert warnings == [
         "no run yet of later",
         "incomplete: missing runs, 4: scratch/korean seed 0, 1; scratch/latin seed 1; mine/korean seed 1",
@@ -751,31 +763,31 @@ def test_tasks_that_an_arm_lacks_are_shown_but_not_counted(tmp_path: Path):
 
 
 def test_arms_without_a_common_task_are_not_compared(tmp_path: Path):
-    warnings = images.build(write(tmp_path, [run("mine", "greek"), run("scratch", "latin")]), FEW)
+    warnings = evaluate(write(tmp_path, [run("mine", "greek"), run("scratch", "latin")]), FEW)
     assert warnings[1] == "not counted over all tasks, because an arm has no run of them: greek, latin"
     assert "nothing can be compared" in (tmp_path / "report.md").read_text()
     assert results_json(tmp_path)["overall"] == {}
 
 
 def test_one_arm_has_nothing_to_be_compared_with(tmp_path: Path):
-    images.build(write(tmp_path, [run("mine", "greek")]), FEW)
+    evaluate(write(tmp_path, [run("mine", "greek")]), FEW)
     text = (tmp_path / "report.md").read_text()
     assert "## Less" not in text
     assert "one seed only" in text
 
 
 def test_an_evaluation_of_games_is_not_one_of_classifiers(tmp_path: Path):
-    game = TransferRun("mine", "pong", 0, 9, 1.0, np.array([3]), np.array([-21.0]), ({"steps": 3, "loss": 1.0},))
+    game = RunResult("mine", "pong", 0, 9, 1.0, np.array([3]), np.array([-21.0]), ({"steps": 3, "loss": 1.0},))
     with pytest.raises(ConfigError, match="no run of a supervised task; left out: mine/pong/0 has no error") as caught:
-        images.build(write(tmp_path, [game]), FEW)
+        evaluate(write(tmp_path, [game]), FEW)
     assert "\n" not in str(caught.value)
     write(tmp_path, [run("mine", "greek")])
-    assert "left out: mine/pong/0 has no error of a trained classifier" in images.build(tmp_path, FEW)
+    assert "left out: mine/pong/0 has no error of a trained classifier" in evaluate(tmp_path, FEW)
 
 
 def test_curves_of_an_evaluation_are_means_with_intervals(tmp_path: Path):
-    outcomes, _ = measures.measure_all(images.load_all(evaluated(tmp_path))[0])
-    panels = images._panels(images.compute(outcomes, repetitions=FEW), FEW)
-    assert [panel.title for panel in panels] == ["mean of all tasks", "greek", "latin"]
-    assert list(panels[0].curves) == ["mine", "scratch"]
-    assert panels[0].curves["scratch"].point[-1] == pytest.approx(0.05)
+    rows, _ = ERRORS.score_all(load_all(evaluated(tmp_path))[0])
+    found = panels(compare(rows, ERRORS, repetitions=FEW))
+    assert [panel.title for panel in found] == ["greek", "latin", "mean of all tasks"]
+    assert list(found[2].curves) == ["mine", "scratch"]
+    assert found[2].curves["scratch"].point[-1] == pytest.approx(0.05)

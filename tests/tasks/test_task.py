@@ -13,9 +13,8 @@ from toy_data_sets import write_part
 
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.config.settings import Config
-from leap_dist.evaluation import server as evaluation
 from leap_dist.evaluation.initializations import Arm
-from leap_dist.evaluation.results.runs import load_all
+from leap_dist.evaluation.runs import load_all, plan
 from leap_dist.evaluation.server import EvaluationServer
 from leap_dist.nn.flat_vector import Manifest, flatten
 from leap_dist.nn.profiling import Stopwatch
@@ -238,7 +237,7 @@ def test_an_evaluation_tests_what_was_held_out_and_starts_all_arms_alike(data_di
     config = replace(small(data_dir, games=("cifar10",), task_steps=300), meta_learner="none")
     _, vector = family_of(config).initialization(config, 3, "encoder")
     arms = [Arm("given", "somewhere", "encoder"), Arm("scratch", "scratch", "encoder")]
-    runs = evaluation.plan(arms, config, seeds=1)
+    runs = plan(arms, config, seeds=1)
     (tmp_path / "out").mkdir()
     server = EvaluationServer(config, runs, {"given": vector}, tmp_path / "out")
     work(server, config)

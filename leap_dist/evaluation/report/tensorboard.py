@@ -1,9 +1,9 @@
-"""The curves of an evaluation in TensorBoard, as margin charts: estimate, low and high end, each a tag.
+"""The curves of an evaluation in TensorBoard, as margin charts: the estimate and both ends of its interval.
 
     iqm/<arm>/{point,low,high}       interquartile mean over all games that count, human-normalized
     <game>/<arm>/{point,low,high}    mean return of the arm's runs
 
-Steps are agent steps. The dashboard's layout puts all arms of a game into one chart.
+Steps are agent steps. The layout of the custom scalars dashboard has one chart for all arms of a game.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from torch.utils.tensorboard import FileWriter
 
-from leap_dist.evaluation.results.games import Results
+from leap_dist.evaluation import statistics
+from leap_dist.evaluation.results import Results
 from leap_dist.evaluation.statistics import Band
 from leap_dist.storage.atomic import remove
 
 _ALL_GAMES = "iqm"
-_FIELDS = Band._fields  # which are also the last parts of the tags
+_FIELDS = Band._fields  # also the last parts of the tags
 
 
 class _Curve(NamedTuple):
@@ -37,13 +38,13 @@ class _Curve(NamedTuple):
 
 
 def write(results: Results, folder: Path) -> None:
-    """Writes the run anew; event files that lie there are removed. Raises OSError."""
+    """Write the curves as a run of TensorBoard, replacing the event files in `folder`. Raises OSError."""
     for old in folder.glob("events.out.tfevents.*"):
         remove(old)
     curves = list(_curves(results))
     writer = FileWriter(folder)
     writer.add_summary(_layout(curves), 0)
-    for index, step in enumerate(results.grid):
+    for index, step in enumerate(statistics.grid(results.budget)):
         points = ((curve.tag(field), float(getattr(curve.band, field)[index])) for curve in curves for field in _FIELDS)
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in points if not math.isnan(value)]
         writer.add_summary(Summary(value=values), round(step))
@@ -59,7 +60,7 @@ def _curves(results: Results) -> Iterator[_Curve]:
 
 
 def _layout(curves: list[_Curve]) -> Summary:
-    """One chart per game, and before them the one of all games, with a series for each arm."""
+    """Return the layout: one chart for all games and one for each game, with a series for each arm."""
     charts: dict[str, layout_pb2.Chart] = {}
     for curve in curves:
         chart = charts.setdefault(curve.chart, layout_pb2.Chart(title=curve.chart))
@@ -73,7 +74,7 @@ def _layout(curves: list[_Curve]) -> Summary:
         )
         if found
     ]
-    # TensorBoard's own function for this needs TensorFlow.
+    # TensorBoard's own function for this requires TensorFlow.
     tensor = TensorProto(
         dtype="DT_STRING",
         string_val=[layout_pb2.Layout(category=categories).SerializeToString()],

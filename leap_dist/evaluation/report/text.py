@@ -1,60 +1,89 @@
-"""What the report of an evaluation says, as blocks of a page."""
+"""The text of an evaluation's report, as blocks of a document."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from leap_dist.evaluation import statistics
 from leap_dist.evaluation.report.document import Block, Bullets, Heading, Paragraph, Picture, Table, Verbatim
-from leap_dist.evaluation.results.games import AGGREGATES, MEASURES, SEED, Cell, Results
+from leap_dist.evaluation.results import Cell, Results
 from leap_dist.evaluation.statistics import Interval
 
-TITLE = "Transfer to held-out games"
-_NONE = "–"
-_MEASURES = {"final": "final return", "auc": "area under the curve"}
-_SHORT = {"final": "final", "auc": "area"}
+NONE = "–"
+"""Shown where there is no value."""
+AREA_TEXT = (
+    "The area under the training-error curve is the sum of the trapezoids between the errors of a run's batches, "
+    "divided by the number of batches, as in the code that the authors published; scaled to 0–100. It is low if a "
+    "network learns fast."
+)
+ERRORS_TEXT = (
+    "Test and train error are the fractions of held-out and of training images that the network classifies wrongly "
+    "after training."
+)
 _AGGREGATES = {"median": "median", "iqm": "IQM", "mean": "mean", "optimality_gap": "optimality gap"}
+_SHORT = {"final": "final", "auc": "area"}
 _DESCRIBED = ("source", "meta_learner", "version", "sha256")
 
 
 def blocks(
     results: Results,
     described: list[dict[str, Any]],
-    warnings: list[str],
+    warnings: Sequence[str],
     pictures: dict[str, bytes],
-    attached: list[Verbatim],
+    attached: Sequence[Verbatim],
     repetitions: int,
 ) -> list[Block]:
-    """The report, in its order. `pictures` are PNGs by file name, `attached` files to show at the end."""
+    """Return the report: `described` are the entries of arms.json, `pictures` PNG files, `attached` files to append."""
+    games = results.scoring.human_normalized
     wrong: list[Block] = [Heading("Warnings"), Bullets(warnings)]
     configuration: list[Block] = [Heading("Configuration"), *attached]
     return [
-        Heading(TITLE, 1),
+        Heading(title(results), 1),
         Paragraph(_scope(results)),
         *(wrong if warnings else []),
-        *initializations(described),
-        *_curves(results, pictures),
-        *_all_games(results, pictures),
-        *_against(results, pictures),
-        *_by_game(results),
+        *_initializations(described),
+        Heading("Learning curves" if games else "Training-error curves"),
+        _picture("curves.png", _curves_caption(results), pictures),
+        *(_all_games(results, pictures) if games else _all_tasks(results)),
+        *(_improvement(results, pictures) if games else _differences(results)),
+        *(_by_game(results) if games else _by_task(results)),
         *_method(results, repetitions),
         *(configuration if attached else []),
     ]
 
 
-def _scope(results: Results) -> str:
-    seeds = {row.run.seed for row in results.rows}
+def title(results: Results) -> str:
+    """Return the title of the report."""
+    return f"Transfer to held-out {'games' if results.scoring.human_normalized else 'tasks'}"
+
+
+def percent(interval: Interval, *, signed: bool = False) -> str:
+    """Return a fraction in percent, and its interval if that has any visible width."""
+    # Adding 0 turns a negative zero into a positive one.
+    return _with_interval(interval, lambda x: f"{round(100 * x, 2) + 0.0:{'+' if signed else ''}.2f}")
+
+
+def intervals_note(repetitions: int, drawn: str) -> str:
+    """Return the description of the intervals for the section on the method. `drawn` says what is resampled."""
     return (
-        f"{_count(len(results.arms), 'initialization')} on {_count(len(results.cells), 'game')}, "
-        f"{_count(len(seeds), 'seed')}, {_count(len(results.rows), 'run')} of {results.budget:,} agent steps each. "
+        f"Intervals are 95 % percentile intervals of {repetitions:,} bootstrap samples (seed {statistics.SEED}), which "
+        f"draw {drawn}"
+    )
+
+
+def _scope(results: Results) -> str:
+    seeds = {row.seed for row in results.rows}
+    counts = [(results.arms, "initialization"), (results.cells, "game" if results.scoring.human_normalized else "task")]
+    shown = [_count(len(things), name) for things, name in [*counts, (seeds, "seed"), (results.rows, "run")]]
+    return (
+        f"{shown[0]} on {', '.join(shown[1:])} of {results.budget:,} {results.scoring.metric.step_unit} each. "
         f"The baseline is {results.baseline}."
     )
 
 
-def initializations(described: list[dict[str, Any]]) -> list[Block]:
-    """Where the arms' initializations are from, as arms.json has it; nothing where it has nothing."""
+def _initializations(described: list[dict[str, Any]]) -> list[Block]:
     if not described:
         return []
     header = ["arm", *(name.replace("_", "-") for name in _DESCRIBED)]
@@ -63,18 +92,36 @@ def initializations(described: list[dict[str, Any]]) -> list[Block]:
 
 
 def _described(name: str, value: Any) -> str:
-    """On one line; of a checksum, as much as people compare."""
-    return _NONE if value is None else str(value)[: 12 if name == "sha256" else 80]
+    """Return a property of an initialization; of a checksum, only its beginning."""
+    return NONE if value is None else str(value)[: 12 if name == "sha256" else 80]
 
 
-def _curves(results: Results, pictures: dict[str, bytes]) -> list[Block]:
+def _curves_caption(results: Results) -> str:
+    if not results.scoring.human_normalized:
+        return (
+            "Training error of the batches during training: mean over runs, with its 95 % interval. A run that ended "
+            "early keeps its last value."
+        )
     caption = (
         f"Return over agent steps: mean over seeds of the last {statistics.WINDOW} episodes, with the 95 % interval of "
         "the mean."
     )
     if results.overall:
         caption += " The last panel is the interquartile mean of the human-normalized curves of all games that count."
-    return [Heading("Learning curves"), _picture("curves.png", caption, pictures)]
+    return caption
+
+
+def _table_by_game(results: Results, first: str, last: str, shown: Callable[[Cell], str]) -> Table:
+    """Return a table with a row for each game, a column for each arm, and the numbers of runs."""
+    rows = []
+    for game, cells in results.cells.items():
+        runs = [str(len(cells[arm].seeds)) if arm in cells else "0" for arm in results.arms]
+        of_arms = [shown(cells[arm]) if arm in cells else NONE for arm in results.arms]
+        rows.append([game, *of_arms, runs[0] if len(set(runs)) == 1 else " / ".join(runs)])
+    return Table([first, *results.arms, last], rows)
+
+
+# Returns of games -------------------------------------------------------------------------------------------------
 
 
 def _all_games(results: Results, pictures: dict[str, bytes]) -> list[Block]:
@@ -87,46 +134,42 @@ def _all_games(results: Results, pictures: dict[str, bytes]) -> list[Block]:
     if not results.overall:
         return [*found, Paragraph("No game counts, so nothing can be said over all games.")]
     found.append(Paragraph(f"Human-normalized, over {', '.join(results.counted)}; 95 % intervals in brackets."))
-    for measure in MEASURES:
+    for value, heading in results.scoring.values.items():
         rows = [
-            [arm, *(_shown(overall.aggregates[measure][name]) for name in AGGREGATES), str(overall.runs)]
+            [arm, *(_normalized(overall.aggregates[value][name]) for name in _AGGREGATES), str(overall.runs)]
             for arm, overall in results.overall.items()
         ]
-        found += [
-            Heading(_MEASURES[measure].capitalize(), 3),
-            Table(["arm", *(_AGGREGATES[name] for name in AGGREGATES), "runs"], rows),
-        ]
+        found += [Heading(heading.capitalize(), 3), Table(["arm", *_AGGREGATES.values(), "runs"], rows)]
+    profiles = (
+        "Performance profiles: the fraction of runs with a score above τ, with 95 % intervals. Higher is better; where "
+        "two profiles cross, neither arm is better throughout."
+    )
     return [
         *found,
         _picture("aggregates.png", "Aggregates (diamonds) and their 95 % intervals (bars).", pictures),
-        _picture(
-            "profiles.png",
-            "Performance profiles: the fraction of runs with a score above τ, with 95 % intervals. Higher is better; "
-            "where two cross, neither arm is better throughout.",
-            pictures,
-        ),
+        _picture("profiles.png", profiles, pictures),
     ]
 
 
-def _against(results: Results, pictures: dict[str, bytes]) -> list[Block]:
+def _improvement(results: Results, pictures: dict[str, bytes]) -> list[Block]:
     if not results.against:
         return []
     header = ["arm"]
-    for measure in MEASURES:
-        header += [f"P(better), {_SHORT[measure]}", f"difference, {_SHORT[measure]}"]
+    for value in results.scoring.values:
+        header += [f"P(better), {_SHORT[value]}", f"difference, {_SHORT[value]}"]
     rows = []
     for arm, found in results.against.items():
         row = [arm]
-        for measure in MEASURES:
-            difference = found.iqm_difference.get(measure)
-            row += [_shown(found.improvement[measure]), _shown(difference) if difference else _NONE]
+        for value in results.scoring.values:
+            difference = found.intervals.get(value)
+            row += [_normalized(found.improvement[value]), _normalized(difference) if difference else NONE]
         rows.append([*row, str(found.pairs)])
     return [
         Heading(f"Against {results.baseline}"),
         Paragraph(
             f"P(better) is the probability that a run of the arm beats one of {results.baseline} on the same game. The "
-            "difference is of the IQMs of human-normalized scores, over pairs of runs with the same game and seed. An "
-            "interval that holds 0.5 or 0, respectively, leaves open which one is better."
+            "difference is between the IQMs of human-normalized scores, over pairs of runs with the same game and "
+            "seed. If an interval contains 0.5 or 0, respectively, it is open which of the two is better."
         ),
         Table([*header, "pairs"], rows),
         _picture(
@@ -138,58 +181,110 @@ def _against(results: Results, pictures: dict[str, bytes]) -> list[Block]:
 
 
 def _by_game(results: Results) -> list[Block]:
-    return [
+    found: list[Block] = [
         Heading("By game"),
         Paragraph("Raw returns, mean over seeds; 95 % intervals in brackets. Seeds are listed where arms differ."),
-        Heading("Final return", 3),
-        _game_table(results, lambda cell: _shown(cell.final, raw=True)),
-        Heading("Area under the curve", 3),
-        _game_table(results, lambda cell: _shown(cell.auc, raw=True)),
+    ]
+    for value, heading in results.scoring.values.items():
+        table = _table_by_game(results, "game", "seeds", lambda cell, value=value: _raw(cell.intervals[value]))  # type: ignore[misc]
+        found += [Heading(heading.capitalize(), 3), table]
+    return [
+        *found,
         Heading(f"Agent steps to the final return of {results.baseline}", 3),
         Paragraph(
-            f"Median over runs, and how many of them reach the mean final return of {results.baseline} at all. Half of "
-            f"the runs of {results.baseline} itself may not."
+            f"Median over runs, and the number of runs that reach the mean final return of {results.baseline} at all. "
+            f"Half of the runs of {results.baseline} itself may not."
         ),
-        _game_table(results, _steps),
+        _table_by_game(results, "game", "seeds", _steps),
     ]
-
-
-def _game_table(results: Results, cell: Callable[[Cell], str]) -> Table:
-    rows = []
-    for game, cells in results.cells.items():
-        seeds = [str(len(cells[arm].seeds)) if arm in cells else "0" for arm in results.arms]
-        shown = [cell(cells[arm]) if arm in cells else _NONE for arm in results.arms]
-        rows.append([game, *shown, seeds[0] if len(set(seeds)) == 1 else " / ".join(seeds)])
-    return Table(["game", *results.arms, "seeds"], rows)
 
 
 def _steps(cell: Cell) -> str:
     if cell.steps_to_baseline is None:
-        return _NONE
+        return NONE
     median, reached, runs = cell.steps_to_baseline
     return f"{f'{median:,.0f}' if math.isfinite(median) else 'never'} ({reached} of {runs})"
 
 
+# Errors of classifiers --------------------------------------------------------------------------------------------
+
+
+def _all_tasks(results: Results) -> list[Block]:
+    found: list[Block] = [Heading("Over all tasks")]
+    if not results.overall:
+        return [*found, Paragraph("No task has runs of every arm, so nothing can be compared.")]
+    values = results.scoring.values
+    rows = [
+        [arm, *(percent(overall.aggregates[name]["mean"]) for name in values), str(overall.runs)]
+        for arm, overall in results.overall.items()
+    ]
+    return [
+        *found,
+        Paragraph(f"Means over {', '.join(results.counted)}; 95 % intervals in brackets."),
+        Table(["arm", *values.values(), "runs"], rows),
+    ]
+
+
+def _differences(results: Results) -> list[Block]:
+    if not (results.overall and results.against):
+        return []
+    values = results.scoring.values
+    rows = [
+        [
+            arm,
+            *(percent(found.intervals[name], signed=True) if found.pairs else NONE for name in values),
+            str(found.pairs),
+        ]
+        for arm, found in results.against.items()
+    ]
+    return [
+        Heading(f"Less {results.baseline}"),
+        Paragraph(
+            "Mean difference over pairs of runs of the same task and seed, in percentage points. Below 0 the arm is "
+            f"better than {results.baseline}; if an interval contains 0, it is open which of the two is better."
+        ),
+        Table(["arm", *(heading.split(" (")[0] for heading in values.values()), "pairs"], rows),
+    ]
+
+
+def _by_task(results: Results) -> list[Block]:
+    found: list[Block] = [Heading("By task")]
+    for name, heading in results.scoring.values.items():
+        table = _table_by_game(results, "task", "runs", lambda cell, name=name: percent(cell.intervals[name]))  # type: ignore[misc]
+        found += [Heading(heading[0].upper() + heading[1:], 3), table]
+    return found
+
+
+# Method and formats -----------------------------------------------------------------------------------------------
+
+
 def _method(results: Results, repetitions: int) -> list[Block]:
-    points = len(results.grid)
+    if not results.scoring.human_normalized:
+        drawn = (
+            "runs with replacement within each task, pairs as pairs; tasks have equal weights. With few seeds they tend "
+            "to be too narrow. They show the randomness of the runs, not of the choice of tasks."
+        )
+        return [Heading("Method"), Bullets([ERRORS_TEXT, AREA_TEXT, intervals_note(repetitions, drawn)])]
     return [
         Heading("Method"),
         Bullets(
             [
-                f"A run's learning curve is the mean raw return of its last {statistics.WINDOW} episodes (of all where "
-                f"there are fewer), at {points} points evenly spaced over {results.budget:,} agent steps. An agent "
-                "step is one decision, of 4 frames.",
-                "The final return is the last value of that curve; the area under it is its mean height, where what "
-                "precedes the first episode's end counts as the first known value.",
+                f"A run's learning curve is the mean raw return of its last {statistics.WINDOW} episodes (of all while "
+                f"there are fewer), at 100 points evenly spaced over {results.budget:,} agent steps. An agent step is "
+                "one decision, which lasts 4 frames.",
+                "The final return is the last value of that curve. The area under it is its mean height, where the "
+                "values before the end of the first episode are taken to be equal to the first known one.",
                 "Human-normalized is (return − random) / (human − random), with published scores of 57 games. Games "
-                "without them, and games that an arm has no run of, do not count over all games.",
-                "Over all games: IQM is the mean of the middle half of all runs' scores; mean and median are over the "
-                "games' means; the optimality gap is the mean shortfall from 1. Games weigh the same, whatever their "
-                "numbers of runs.",
-                f"Intervals are 95 % percentile intervals of {repetitions:,} bootstrap samples (seed {SEED}), which "
-                "draw runs with replacement within each game; for the probability of improvement independently for "
-                "both arms, for paired differences seeds, so that pairs stay together. With few seeds they are rather "
-                "too narrow. They say how much chance there is in the runs, not in the choice of games.",
+                "without them, and games of which an arm has no run, do not count over all games.",
+                "Over all games, IQM is the mean of the middle half of all runs' scores; mean and median are taken "
+                "over the games' means; the optimality gap is the mean shortfall from 1. Games have equal weights, "
+                "whatever their numbers of runs.",
+                intervals_note(
+                    repetitions,
+                    "runs with replacement within each game; for the probability of improvement independently for "
+                    "both arms, for paired differences seeds, so that pairs stay together. With few seeds they tend "
+                    "to be too narrow. They show the randomness of the runs, not of the choice of games.",
+                ),
                 "After Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice.",
             ]
         ),
@@ -200,14 +295,19 @@ def _picture(name: str, caption: str, pictures: dict[str, bytes]) -> Picture:
     return Picture(f"figures/{name}", caption, pictures[name])
 
 
-def _shown(interval: Interval, *, raw: bool = False) -> str:
-    point, low, high = (_number(value, raw) for value in interval)
-    return point if interval.low == interval.high else f"{point} [{low}, {high}]"
+def _normalized(interval: Interval) -> str:
+    """Return a human-normalized score, which is about 1."""
+    return _with_interval(interval, lambda x: f"{x:.3f}")
 
 
-def _number(value: float, raw: bool) -> str:
-    """Raw returns are of any size, human-normalized ones about 1."""
-    return f"{value:.3f}" if not raw else f"{value:,.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2}f}"
+def _raw(interval: Interval) -> str:
+    """Return a raw return, which may have any magnitude."""
+    return _with_interval(interval, lambda x: f"{x:,.{0 if abs(x) >= 1000 else 1 if abs(x) >= 10 else 2}f}")
+
+
+def _with_interval(interval: Interval, shown: Callable[[float], str]) -> str:
+    point, low, high = map(shown, interval)
+    return point if low == high else f"{point} [{low}, {high}]"
 
 
 def _count(number: int, thing: str) -> str:

@@ -1,0 +1,336 @@
+"""Results of an evaluation: every arm on every game, over all games, and against the baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from leap_dist.evaluation import statistics
+from leap_dist.evaluation.scoring import Points, Row, Scoring
+from leap_dist.evaluation.statistics import Band, Interval, generator
+
+_BASELINE = "scratch"
+
+
+class Reached(NamedTuple):
+    """How the runs of an arm got to the mean final return of the baseline."""
+
+    median_steps: float
+    """Infinite if half of the runs or more did not get there."""
+    reached: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one game, alphabet or data set."""
+
+    seeds: tuple[int, ...]
+    intervals: dict[str, Interval]
+    """Mean over runs of each value."""
+    curve: Band
+    """Mean over runs, at the game's points."""
+    steps_to_baseline: Reached | None
+
+
+@dataclass(frozen=True)
+class Overall:
+    """One arm over all games that count."""
+
+    runs: int
+    aggregates: dict[str, dict[str, Interval]]
+    """By value and aggregate."""
+    profiles: dict[str, Band]
+    """Performance profiles by value, at `Results.thresholds`; empty for errors."""
+    curve: Band
+    """Summary of the runs, at `Results.all_points`."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One arm minus another, over pairs of runs of the same game with the same seed."""
+
+    intervals: dict[str, Interval]
+    """By value; empty if there are no pairs."""
+    by_seed: dict[int, float]
+    """Mean over the pairs of a seed of the first value."""
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Against(Difference):
+    """One arm against the baseline, on the games that count."""
+
+    improvement: dict[str, Interval]
+    """Probability that a run of the arm beats a run of the baseline, by value; empty for errors."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a report shows, in its order."""
+
+    scoring: Scoring
+    arms: tuple[str, ...]
+    baseline: str
+    budget: int
+    """Length of the shortest run."""
+    rows: tuple[Row, ...]
+    targets: dict[str, float]
+    """Mean final return of the baseline, by game; empty for errors."""
+    cells: dict[str, dict[str, Cell]]
+    """By game and arm, if there are runs."""
+    points: dict[str, Points]
+    """Points of the curves, by game."""
+    counted: tuple[str, ...]
+    """Games that count over all games: those that have runs of all arms, and reference scores if they are needed."""
+    excluded: dict[str, str]
+    """The other games, with the reason."""
+    thresholds: dict[str, np.ndarray]
+    """Thresholds of the performance profiles, by value."""
+    all_points: Points | None
+    overall: dict[str, Overall]
+    against: dict[str, Against]
+    warnings: tuple[str, ...]
+
+
+_ByArm = dict[str, dict[str, list[Row]]]
+"""Rows by game and arm."""
+
+
+def compute(
+    scored: Sequence[Row],
+    scoring: Scoring,
+    warnings: Iterable[str] = (),
+    repetitions: int = statistics.REPETITIONS,
+) -> Results:
+    """Compare scored runs, at least one, in the order of their arms. `warnings` come before those of the results."""
+    arms = tuple(dict.fromkeys(row.run.arm for row in scored))
+    baseline = _BASELINE if _BASELINE in arms else arms[-1]
+    targets = _targets(scored, baseline) if scoring.human_normalized else {}
+    rows = [_with_target(row, targets) for row in scored]
+    found: _ByArm = {game: {} for game in sorted({row.run.game for row in rows})}
+    for row in rows:
+        if not row.silent:
+            found[row.run.game].setdefault(row.run.arm, []).append(row)
+    points = {
+        game: points_of([row for rows_of_arm in of_arms.values() for row in rows_of_arm], scoring)
+        for game, of_arms in found.items()
+        if of_arms
+    }
+    excluded = {g: why for g, of_arms in found.items() if (why := _why_excluded(g, of_arms, arms, scoring))}
+    counted = {game: of_arms for game, of_arms in found.items() if game not in excluded}
+    of_arm = {arm: [row for of_arms in counted.values() for row in of_arms[arm]] for arm in arms}
+    everything = [row for rows_of_arm in of_arm.values() for row in rows_of_arm]
+    thresholds = {name: _thresholds(everything, name) for name in scoring.values} if scoring.human_normalized else {}
+    compared = _Comparison(scoring, thresholds if everything else {}, repetitions)
+    all_points = points_of(everything, scoring) if everything else None
+    return Results(
+        scoring=scoring,
+        arms=arms,
+        baseline=baseline,
+        budget=min(row.run.budget for row in rows),
+        rows=tuple(rows),
+        targets=targets,
+        cells={
+            game: {arm: compared.cell(of_arms[arm], points[game]) for arm in arms if arm in of_arms}
+            for game, of_arms in found.items()
+        },
+        points=points,
+        counted=tuple(counted),
+        excluded=excluded,
+        thresholds=compared.thresholds,
+        all_points=all_points,
+        overall={arm: compared.overall(of_arm[arm], all_points) for arm in arms} if all_points else {},
+        against={arm: compared.against(of_arm[arm], of_arm[baseline]) for arm in arms if arm != baseline}
+        if all_points or not scoring.human_normalized
+        else {},
+        warnings=(*warnings, *_warnings(rows, scoring, excluded, anything_counts=bool(counted))),
+    )
+
+
+# Groups of runs ---------------------------------------------------------------------------------------------------
+
+Stratum = Callable[[Row], Hashable]
+"""Function to the stratum within which a run is resampled. All strata have the same weight."""
+
+
+def by_game(row: Row) -> str:
+    """Resample runs within each game, alphabet or data set."""
+    return row.run.game
+
+
+def points_of(rows: Sequence[Row], scoring: Scoring) -> Points:
+    """Return the points at which the curves of these rows are compared."""
+    return scoring.points([row.curve for row in rows])
+
+
+def stratified(rows: Sequence[Row], values: Iterable[float | np.ndarray | None], stratum: Stratum) -> list[np.ndarray]:
+    """Return the rows' values for each stratum, (runs,) or (runs, points), in order of first appearance."""
+    strata: defaultdict[Hashable, list[float | np.ndarray | None]] = defaultdict(list)
+    for row, value in zip(rows, values, strict=True):
+        strata[stratum(row)].append(value)
+    return [np.array(found, float) for found in strata.values()]
+
+
+def scores_of(rows: Sequence[Row], name: str, stratum: Stratum) -> list[np.ndarray]:
+    """Return the rows' scores for each stratum, of shape (runs,)."""
+    return stratified(rows, [row.scores[name] for row in rows], stratum)
+
+
+def interval(rows: Sequence[Row], name: str, stratum: Stratum, repetitions: int) -> Interval:
+    """Return the mean over strata of the mean score over runs, with its bootstrap interval."""
+    return statistics.interval(statistics.mean, scores_of(rows, name, stratum), generator(), repetitions)
+
+
+def difference(
+    ours: Sequence[Row], theirs: Sequence[Row], scoring: Scoring, stratum: Stratum, repetitions: int
+) -> Difference:
+    """Return the summary of our scores minus that of theirs, over pairs of runs, which are resampled as pairs."""
+    sides = [{(row.group, row.seed, row.run.game, row.run.seed): row for row in side} for side in (ours, theirs)]
+    shared = sorted(sides[0].keys() & sides[1].keys(), key=lambda key: (stratum(sides[0][key]), *key))
+    if not shared:
+        return Difference({}, {}, 0)
+    x, y = ([side[key] for key in shared] for side in sides)
+    first = next(iter(scoring.values))
+    of_seeds: defaultdict[int, list[float]] = defaultdict(list)
+    for our, their in zip(x, y, strict=True):
+        of_seeds[our.seed].append((our.scores[first] or 0.0) - (their.scores[first] or 0.0))
+    intervals = {
+        name: statistics.paired_difference(
+            scoring.summary, scores_of(x, name, stratum), scores_of(y, name, stratum), generator(), repetitions
+        )
+        for name in scoring.values
+    }
+    return Difference(intervals, {seed: float(np.mean(found)) for seed, found in of_seeds.items()}, len(shared))
+
+
+# Parts of the results ---------------------------------------------------------------------------------------------
+
+
+class _Comparison(NamedTuple):
+    """Makes the parts of the results that need bootstrap samples."""
+
+    scoring: Scoring
+    thresholds: dict[str, np.ndarray]
+    repetitions: int
+
+    def cell(self, rows: list[Row], points: Points) -> Cell:
+        intervals = {}
+        for name in self.scoring.values:
+            values = [np.array([row.values[name] for row in rows])]
+            intervals[name] = statistics.interval(statistics.mean, values, generator(), self.repetitions)
+        steps = [row.steps_to_baseline for row in rows if row.steps_to_baseline is not None]
+        curves = [np.stack([row.at(points) for row in rows])]
+        return Cell(
+            seeds=tuple(row.seed for row in rows),
+            intervals=intervals,
+            curve=statistics.band(statistics.mean, curves, generator(), self.repetitions),
+            steps_to_baseline=Reached(float(np.median(steps)), sum(map(math.isfinite, steps)), len(steps))
+            if steps
+            else None,
+        )
+
+    def overall(self, rows: list[Row], points: Points) -> Overall:
+        scores = {name: scores_of(rows, name, by_game) for name in self.scoring.values}
+        return Overall(
+            runs=len(rows),
+            aggregates={
+                name: {
+                    title: statistics.interval(aggregate, found, generator(), self.repetitions)
+                    for title, aggregate in self.scoring.aggregates.items()
+                }
+                for name, found in scores.items()
+            },
+            profiles={
+                name: statistics.performance_profile(scores[name], thresholds, generator(), self.repetitions)
+                for name, thresholds in self.thresholds.items()
+            },
+            curve=statistics.band(
+                self.scoring.summary,
+                stratified(rows, [self._score_curve(row, points) for row in rows], by_game),
+                generator(),
+                self.repetitions,
+            ),
+        )
+
+    def against(self, ours: list[Row], theirs: list[Row]) -> Against:
+        found = difference(ours, theirs, self.scoring, by_game, self.repetitions)
+        return Against(
+            found.intervals,
+            found.by_seed,
+            found.pairs,
+            improvement={
+                name: statistics.probability_of_improvement(
+                    scores_of(ours, name, by_game), scores_of(theirs, name, by_game), generator(), self.repetitions
+                )
+                for name in self.thresholds
+            },
+        )
+
+    def _score_curve(self, row: Row, points: Points) -> np.ndarray:
+        return np.array([self.scoring.of_game(row.run.game, float(value)) for value in row.at(points)], float)
+
+
+def _targets(rows: Sequence[Row], baseline: str) -> dict[str, float]:
+    finals: defaultdict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.run.arm == baseline and not row.silent:
+            finals[row.run.game].append(row.values["final"])
+    return {game: float(np.mean(finals[game])) for game in sorted(finals)}
+
+
+def _with_target(row: Row, targets: dict[str, float]) -> Row:
+    target = targets.get(row.run.game)
+    steps = None if target is None else statistics.steps_to(row.curve.values, row.curve.at, target)
+    return dataclasses.replace(row, steps_to_baseline=steps)
+
+
+def _why_excluded(game: str, of_arms: dict[str, list[Row]], arms: tuple[str, ...], scoring: Scoring) -> str:
+    """Return why a game does not count over all games, or "". All arms are compared on the same games."""
+    if scoring.of_game(game, 0.0) is None:
+        return "no published human score"
+    lacking = [arm for arm in arms if arm not in of_arms]
+    return f"no run of {', '.join(lacking)} in which an episode ended" if lacking else ""
+
+
+def _thresholds(rows: list[Row], name: str) -> np.ndarray:
+    """Return 101 thresholds from the lowest score, or 0, to the highest: there, profiles fall from 1 to 0."""
+    scores = [score for row in rows if (score := row.scores[name]) is not None]
+    return np.linspace(min([0.0, *scores]), max([0.01, *scores]), 101)
+
+
+def _warnings(rows: list[Row], scoring: Scoring, excluded: dict[str, str], *, anything_counts: bool) -> list[str]:
+    runs = [row.run for row in rows]
+    games, seeds = sorted({run.game for run in runs}), sorted({run.seed for run in runs})
+    budget = min(run.budget for run in runs)
+    found = []
+    if scoring.human_normalized and (others := sorted({run.budget for run in runs} - {budget})):
+        more = ", ".join(f"{other:,}" for other in others)
+        found.append(
+            f"budgets differ: all runs are compared over the first {budget:,} agent steps, also those of {more}"
+        )
+    if silent := [row.run.name for row in rows if row.silent]:
+        found.append(f"left out, because no episode ended in them: {', '.join(silent)}")
+    present = {(run.arm, run.game, run.seed) for run in runs}
+    missing: defaultdict[str, list[str]] = defaultdict(list)
+    for arm in dict.fromkeys(run.arm for run in runs):
+        for game in games:
+            for seed in seeds:
+                if (arm, game, seed) not in present:
+                    missing[f"{arm}/{game}"].append(str(seed))
+    if missing:
+        places = "; ".join(f"{place} seed {', '.join(lacking)}" for place, lacking in missing.items())
+        found.append(f"incomplete: missing runs, {sum(map(len, missing.values()))}: {places}")
+    if excluded and not scoring.human_normalized:
+        found.append(f"not counted over all tasks, because an arm has no run of them: {', '.join(excluded)}")
+    if len(seeds) == 1:
+        found.append("there is one seed only: intervals have no width, and say nothing about chance")
+    if not anything_counts and scoring.human_normalized:
+        found.append("no game has a published human score and runs of every arm: nothing is said over all games")
+    return found

@@ -1,1 +1,0 @@
-"""Results of evaluations, from the files of single runs to statistics."""

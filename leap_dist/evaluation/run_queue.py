@@ -1,0 +1,83 @@
+"""Which runs of an evaluation wait for a worker, and which are given up after repeated failures."""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from leap_dist.evaluation.runs import Run
+from leap_dist.server.leases import OpenLease
+from leap_dist.server.quarantine import Quarantine
+
+ATTEMPTS = 3
+"""Number of failures after which a run is given up."""
+DEATHS = 10
+"""Number of deaths of worker processes after which a run is given up: more, because most have other causes."""
+
+
+class RunQueue:
+    """Runs by index, as far as nobody is working on them.
+
+    Args:
+        runs: all runs of the evaluation.
+        waiting: indices of those without a result.
+    """
+
+    def __init__(self, runs: Sequence[Run], waiting: Iterable[int]) -> None:
+        self.waiting = sorted(waiting)
+        """Indices of the runs to be made, ascending."""
+        self.given_up: set[int] = set()
+        """Indices of the runs that failed too often, or whose game did."""
+        self._runs = runs
+        self._failures: Counter[int] = Counter()
+        self._deaths: Counter[int] = Counter()
+        self._quarantine = Quarantine()
+
+    @property
+    def quarantined_games(self) -> list[str]:
+        """Games that keep failing, sorted."""
+        return sorted(self._quarantine.games)
+
+    @property
+    def quarantined_workers(self) -> list[str]:
+        """Workers on which everything fails, sorted."""
+        return sorted(self._quarantine.workers)
+
+    def take(self, worker: str) -> int | None:
+        """Remove and return the next run for a worker; None if no run is waiting.
+
+        Games that have failed on the worker come last: a broken worker must not use up all attempts of a run.
+        """
+        if not self.waiting:
+            return None
+        avoid = self._quarantine.failed_on(worker)
+        index = next((i for i in self.waiting if self._runs[i].game not in avoid), self.waiting[0])
+        self.waiting.remove(index)
+        return index
+
+    def give_back(self, index: int) -> None:
+        """Let a run be made again that ended without a result."""
+        bisect.insort(self.waiting, index)
+
+    def succeed(self, index: int, worker: str) -> None:
+        """Record that a worker has made a run."""
+        self._quarantine.succeed(self._runs[index].game, worker)
+
+    def fail(self, held: OpenLease, reason: str, now: float, *, died: bool = False) -> list[str]:
+        """Count the failure of a run that was given back, or with `died` the death of the process that made it.
+
+        A run that fails repeatedly is given up, and so is a game. A worker on which everything fails gets no more
+        runs. Returns an alert for each such decision. `now` is a reading of the clock of the lease.
+        """
+        index, run = held.lease.task.index, self._runs[held.lease.task.index]
+        news = self._quarantine.fail(run.game, held.lease.worker, reason, granted=held.granted, now=now, died=died)
+        alerts = [news] if news else []
+        (self._deaths if died else self._failures)[index] += 1
+        hopeless = {i for i in self.waiting if self._runs[i].game in self._quarantine.games}
+        if self._failures[index] >= ATTEMPTS or self._deaths[index] >= DEATHS:
+            alerts.append(f"{run.name} is given up: {reason}")
+            hopeless.add(index)
+        self.given_up |= hopeless
+        self.waiting = [i for i in self.waiting if i not in hopeless]
+        return alerts
