@@ -261,7 +261,7 @@ def _by_task(results: Results) -> list[Block]:
 def _method(results: Results, repetitions: int) -> list[Block]:
     if not results.scoring.human_normalized:
         drawn = (
-            "runs with replacement within each task, pairs as pairs; tasks have equal weights. With few seeds they tend "
+            "runs with replacement within each task, pairs as pairs; tasks weigh the same. With few seeds they tend "
             "to be too narrow. They show the randomness of the runs, not of the choice of tasks."
         )
         return [Heading("Method"), Bullets([ERRORS_TEXT, AREA_TEXT, intervals_note(repetitions, drawn)])]
