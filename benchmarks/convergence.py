@@ -220,9 +220,9 @@ def forget_the_disk(server: MetaServer) -> None:
         """Instead of a file."""
 
     state: Any = server._state
-    state._checkpoints.save = state._write_ledger = nothing
+    state.checkpoints.save = state._write_ledger = nothing
     for name in ("write", "discard", "open_lease", "close_lease"):
-        setattr(state.journal, name, nothing)
+        setattr(state.backlog.journal, name, nothing)
 
 
 class Outcome(NamedTuple):

@@ -95,7 +95,7 @@ class PathContent:
         if made.packed is None:
             return lambda: made
         header, arrays = made.header(), made.arrays()
-        return lambda: Contribution.of(header, arrays)
+        return lambda: Contribution.from_parts(header, arrays)
 
     def bytes(self, made: Contribution) -> int:
         """See Content."""

@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks.toy import FAMILIES, Point, Quadratic, configuration, measure, meta_step, shortest
-from leap_dist.server.aggregation import MetaOptimizer
+from leap_dist.server.meta_optimizer import MetaOptimizer
 
 ARMS: dict[str, dict[str, Any]] = {
     "leap, energy": {"meta_learner": "leap", "leap.metric": "energy"},

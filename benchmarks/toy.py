@@ -21,7 +21,8 @@ from leap_dist.leap import meta_learners
 from leap_dist.leap.learner import Progress
 from leap_dist.nn.actor_critic import initialize
 from leap_dist.nn.flat_vector import flatten, load_vector
-from leap_dist.server.aggregation import MetaOptimizer, Pull, combine
+from leap_dist.server.aggregation import Pull, combine
+from leap_dist.server.meta_optimizer import MetaOptimizer
 
 
 class ToyLearner:

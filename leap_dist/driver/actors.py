@@ -110,11 +110,11 @@ class ServerActor(ServerProcess):
 
     def _make(self, config: Config, run_dir: Path, session: str, remote: Remote | None = None) -> MetaServer:
         self._snapshots: dict[int, ray.ObjectRef[Any]] = {}
-        manifest, initial = family_of(config).initialization(config, config.seed, config.scope)
-        replica, work = connect(remote, run_dir), time.process_time
-        return MetaServer(
-            config, run_dir, manifest=manifest, initial=initial, session=session, work=work, replica=replica
-        )
+        family = family_of(config)
+        manifest, initial = family.initialization(config, config.seed, config.scope)
+        work, preprocessing, replica = time.process_time, family.preprocessing(config), connect(remote, run_dir)
+        more: dict[str, Any] = {"work": work, "preprocessing": preprocessing, "replica": replica}
+        return MetaServer(config, run_dir, manifest=manifest, initial=initial, session=session, **more)
 
     def _grant(self, lease: Lease) -> Grant:
         return Grant(lease, self.snapshot()[1], Start(NO_VECTOR, self._server.head(lease.task.game)))

@@ -1,1 +1,1 @@
-"""Messages that pass between the server and its workers."""
+"""Messages between server and workers, the task queue, quantization, and validation of plain data."""

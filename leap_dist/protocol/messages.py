@@ -1,4 +1,4 @@
-"""What passes between the server and its workers: tasks, leases, contributions, acknowledgements."""
+"""Messages between the server and its workers: tasks, leases, contributions and acknowledgements."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ class Task:
     index: int
     """Position in the run's fixed sequence of tasks; with the run's seed it determines everything else."""
     game: str
+    """Name of the game, alphabet or data set."""
     visit: int
-    """How often the sequence has drawn this game before."""
+    """Number of times the sequence has drawn this game before."""
     seed: int
+    """Seed of everything random in the task."""
     steps: int
-    """Agent steps."""
+    """Length of the task in agent steps."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,23 @@ class Lease:
     """The server's grant of one task to one incarnation of a worker."""
 
     id: str
+    """Unique name of the lease."""
     task: Task
+    """The task to train."""
     worker: str
+    """Name of the worker."""
     incarnation: str
+    """Identifier of one process behind that name; a restarted worker has another."""
     version: int
-    """Of the snapshot that the task starts from."""
+    """Version of the snapshot that the task starts from."""
     seconds: float
-    """Unless renewed for this long, the lease is taken back."""
+    """Time after which the lease expires unless it is renewed."""
 
     @classmethod
-    def of(cls, data: dict[str, Any]) -> Lease:
-        """The inverse of `dataclasses.asdict`. Raises ValueError where a field is missing, unknown or wrong."""
+    def from_dict(cls, data: dict[str, Any]) -> Lease:
+        """Invert `dataclasses.asdict`. Raises ValueError if a field is missing, unknown or of a wrong type."""
         schema.check(data, _LEASE, "lease")
-        lease = _made(cls, {**data, "task": _made(Task, data["task"])})
+        lease = _construct(cls, {**data, "task": _construct(Task, data["task"])})
         if lease.task.index < 0 or not 0 < lease.seconds < math.inf:
             raise ValueError("lease is of no task, or for no time")
         return lease
@@ -53,36 +59,38 @@ class Lease:
 
 @dataclass(frozen=True)
 class Idle:
-    """Nothing to lease now. `finished` where there never will be."""
+    """Answer to a worker for which there is no task now."""
 
     finished: bool
+    """Whether there will never be one."""
     wait: float = 0.0
-    """Seconds to wait at least before asking again."""
+    """Minimum number of seconds to wait before asking again."""
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """How training went between two reports."""
+    """A point of the learning curve: training since the previous point."""
 
     steps: int
-    """Agent steps since the task's start."""
+    """Agent steps since the start of the task."""
     episodes: int
+    """Number of episodes that ended."""
     score: float | None
-    """Mean raw return of the episodes that ended, None where none did. Of supervised tasks, mean error of a batch."""
+    """Mean raw return of these episodes, or None; for supervised tasks, mean error of a batch."""
     means: dict[str, float]
-    """Mean loss, policy_loss, value_loss, entropy; loss, error."""
+    """Mean loss, policy_loss, value_loss and entropy; for supervised tasks, mean loss and error."""
 
     def plain(self) -> dict[str, Any]:
-        """As plain data. `dataclasses.asdict` gives the same, twenty times slower."""
+        """Return a JSON-compatible dict. Equivalent to `dataclasses.asdict`, but about 20 times faster."""
         return {**vars(self), "means": dict(self.means)}
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One that ended."""
+    """An episode that ended."""
 
     steps: int
-    """Agent steps since the task's start."""
+    """Agent steps since the start of the task."""
     score: float
     """Raw return."""
 
@@ -92,52 +100,68 @@ class PathStatistics:
     """Geometry of the gradient path so far (equation 4) and of the two terms of the pull-forward gradient."""
 
     energy: float
+    """Sum of the squared lengths of the segments."""
     length: float
+    """Sum of the lengths of the segments."""
     loss_term_norm: float
+    """Norm of the term that contains the gradients of the loss."""
     path_term_norm: float
+    """Norm of the term that contains the steps."""
     cosine: float
-    """Between the two terms; 0 where one of them is zero."""
+    """Cosine between the two terms; 0 if one of them is zero."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a meta-learner makes of the path up to update `updates`: cumulative, the newest one holds all before it."""
+    """A meta-learner's result for the path up to update `updates`. It is cumulative: the newest contains the others."""
 
     lease: str
+    """Id of the lease."""
     worker: str
+    """Name of the worker that holds it."""
     incarnation: str
+    """Incarnation of that worker."""
     manifest: str
     """`Manifest.digest` of the parameters that the vector belongs to."""
     base_version: int
-    """Of the snapshot that the worker last heard of: the lease's, or a later one with trajectory shifting."""
+    """Version of the snapshot the worker knows: that of the lease, or with trajectory shifting a later one."""
     seq: int
-    """Counts the contributions of a lease: 1, 2, …"""
+    """Number of this contribution among those of the lease: 1, 2, …"""
     final: bool
+    """Whether the task is done."""
     updates: int
+    """Updates of the learner so far."""
     steps: int
     """Agent steps so far."""
     seconds: float
-    """Wall time so far."""
+    """Wall-clock time so far."""
     vector: np.ndarray
-    """Float32, flat: of the shared parameters, and then of the game's head where heads persist.
+    """Flat float32: the shared parameters, followed by the game's head if heads persist.
 
-    Empty in what is not final, and `start` is None, where no prefix counts: nobody would read it.
+    In a partial contribution it is empty, and `start` is None, if the server would not read it.
     """
     start: np.ndarray | None
-    """φ_lease, float32, flat, where the server corrects for the end point (ρ, fedasync)."""
+    """φ_lease, flat float32, if the server corrects for the endpoint (ρ, fedasync)."""
     path: PathStatistics
+    """Geometry of the path."""
     curve: tuple[CurvePoint, ...]
-    """From the start of the task, cumulative as well."""
+    """Learning curve from the start of the task."""
     episodes: tuple[Episode, ...] = ()
-    """All of the task's, with the final contribution of a task that is an evaluation."""
+    """All episodes of the task, in the final contribution of an evaluation's task."""
     packed: Quantized | None = None
-    """What `vector` is computed from, where the contribution travels and is stored in fewer bits: instead of it."""
+    """Quantized form of `vector`, which is sent and stored instead of it, if the run quantizes."""
 
     @classmethod
     def whole(cls, lease: Lease, manifest: str, vector: np.ndarray, path: PathStatistics | None = None) -> Contribution:
-        """All that comes of a lease, sent when its task is done: for programs with a training loop of their own.
+        """Return the only contribution to a lease, for programs with a training loop of their own.
 
-        `manifest` is the manifest's digest. Not for what the server corrects by the path's start (fedasync, ρ).
+        It cannot be used where the server corrects for the endpoint (ρ, fedasync).
+
+        Args:
+            lease: the lease whose task is done.
+            manifest: digest of the manifest.
+            vector: the pull-forward gradient, flat float32.
+            path: geometry of the path, if it is known.
         """
         return cls(
             lease=lease.id,
@@ -157,9 +181,9 @@ class Contribution:
         )
 
     def quantized(self, bits: int) -> Contribution:
-        """The same in 16 or 8 bits a number: its vector is the rounded one, for whoever has it and whoever gets it.
+        """Return the same contribution with 16 or 8 bits per number; its `vector` is the rounded one.
 
-        Not for what has a `start`. Raises ValueError.
+        Raises ValueError if it has a `start`.
         """
         if self.start is not None:
             raise ValueError("a contribution with the start of its path is not packed")
@@ -167,9 +191,9 @@ class Contribution:
         return dataclasses.replace(self, vector=packed.vector, packed=packed)
 
     def owned(self) -> Contribution:
-        """The same, to be kept: Ray's arrays are read-only views into its object store, and must not be.
+        """Return a copy that may be kept: arrays from Ray are views that pin memory of its object store.
 
-        What was packed is not any more, as its vector is nobody else's already.
+        The quantized form is dropped, because the vector made from it is not shared with anyone.
         """
         if self.packed is not None:
             return dataclasses.replace(self, packed=None)
@@ -177,7 +201,7 @@ class Contribution:
         return dataclasses.replace(self, vector=np.array(self.vector), start=start)
 
     def header(self) -> dict[str, Any]:
-        """Everything but the arrays, as plain data."""
+        """Return everything but the arrays, as plain data."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _ARRAYS}
         data["path"] = dataclasses.asdict(self.path)
         data["curve"] = [point.plain() for point in self.curve]
@@ -185,32 +209,32 @@ class Contribution:
         return data
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `header` leaves out: of what is packed codes and scales, and no vector."""
+        """Return what `header` leaves out. For a quantized contribution that is codes and scales, not the vector."""
         if self.packed is not None:
             return self.packed._asdict()
         return {"vector": self.vector} | ({} if self.start is None else {"start": self.start})
 
     @classmethod
-    def of(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Contribution:
-        """The inverse of `header` and `arrays`. Raises ValueError where one is missing, unknown or of a wrong type."""
+    def from_parts(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Contribution:
+        """Invert `header` and `arrays`. Raises ValueError if a part is missing, unknown or of a wrong type."""
         schema.check(header, _HEADER, "contribution")
-        path = _made(PathStatistics, header["path"])
-        curve = tuple(_made(CurvePoint, point) for point in header["curve"])
-        episodes = tuple(_made(Episode, episode) for episode in header["episodes"])
+        path = _construct(PathStatistics, header["path"])
+        curve = tuple(_construct(CurvePoint, point) for point in header["curve"])
+        episodes = tuple(_construct(Episode, episode) for episode in header["episodes"])
         fields = {**header, "path": path, "curve": curve, "episodes": episodes}
         if arrays.keys() == {"codes", "scales"}:
             packed = Quantized(**arrays)
             packed.check()
-            return _made(cls, {**fields, "vector": packed.vector, "start": None, "packed": packed})
+            return _construct(cls, {**fields, "vector": packed.vector, "start": None, "packed": packed})
         if "vector" not in arrays or not arrays.keys() <= {"vector", "start"}:
             raise ValueError("contribution has no vector, or what it should not have")
-        return _made(cls, {**fields, "vector": arrays["vector"], "start": arrays.get("start"), "packed": None})
+        return _construct(cls, {**fields, "vector": arrays["vector"], "start": arrays.get("start"), "packed": None})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """What is packed travels packed."""
+        """Pickle a quantized contribution without its vector, which the receiver computes again."""
         if self.packed is None:
             return super().__reduce_ex__(protocol)
-        return Contribution.of, (self.header(), self.arrays())
+        return Contribution.from_parts, (self.header(), self.arrays())
 
 
 _ARRAYS = ("vector", "start", "packed")
@@ -219,7 +243,7 @@ _HEADER = schema.shape_of(Contribution)
 _T = TypeVar("_T")
 
 
-def _made(cls: Callable[..., _T], fields: dict[str, Any]) -> _T:
+def _construct(cls: Callable[..., _T], fields: dict[str, Any]) -> _T:
     try:
         return cls(**fields)
     except TypeError as error:
@@ -227,12 +251,14 @@ def _made(cls: Callable[..., _T], fields: dict[str, Any]) -> _T:
 
 
 class Renewal(NamedTuple):
-    """A lease to be extended."""
+    """A request to renew a lease."""
 
     lease: str
+    """Id of the lease."""
     incarnation: str
+    """Incarnation of the worker that holds it."""
     steps: int
-    """Agent steps into its task."""
+    """Agent steps into the task."""
 
 
 @dataclass(frozen=True)
@@ -240,14 +266,14 @@ class Ack:
     """The server's answer to a push or a renewal."""
 
     accepted: bool
-    """The contribution counts (now, or because it was received before)."""
+    """Whether the contribution counts, now or because it was received before."""
     durable: bool
-    """It is on disk and will be applied exactly once, whatever is killed."""
+    """Whether it is on disk and will be applied exactly once, whatever is killed."""
     reason: str
-    """Why it was not accepted; "duplicate" where it was known already; else empty."""
+    """Why it was not accepted; "duplicate" if it was known already; otherwise empty."""
     proceed: bool
-    """The worker still holds the lease and should go on."""
+    """Whether the worker still holds the lease and should go on."""
     version: int
-    """The server's present version."""
+    """The server's current version."""
     wait: float = 0.0
-    """Seconds to wait at least before the next report, or before this push again: the server has too much to do."""
+    """Minimum number of seconds before the next report, or before this push is repeated."""

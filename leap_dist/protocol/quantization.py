@@ -1,13 +1,13 @@
-"""A vector in 16 or 8 bits a number: blocks of 256, each with a scale of its own.
+"""Quantization of vectors to 16 or 8 bits per number, in blocks of 256 that have a scale each.
 
-In a block with largest magnitude m the step is m / 32767 (16 bits) or m / 127 (8 bits), and a number becomes the
-nearest whole number of steps, ties to even. So each element is off by at most half a step of its block, and by what
-float32 rounds, which is less than 0.005 of a step; zeros stay zeros. Blocks of which m / 32767 (m / 127) is below
-float32's smallest normal number, 2⁻¹²⁶, become zeros. A block that is not finite is NaN afterwards, all of it.
+In a block with largest magnitude m the step is m / 32767 (16 bits) or m / 127 (8 bits), and each number is rounded to
+the nearest multiple of it, ties to even. An element is off by at most half a step of its block, plus float32 rounding
+of less than 0.005 of a step; zeros stay zeros. A block whose step would be below float32's smallest normal number,
+2⁻¹²⁶, becomes zeros. A block that is not finite becomes NaN as a whole.
 
-A contribution is cumulative, and each is packed anew, from the exact sum. So what one push rounds off the next one
-brings back: however many pushes there were, the sum of what the server applied of a lease is off by half a step of
-the *last* one. To pack the differences between pushes would add up their errors.
+Contributions are cumulative, and each is quantized anew from the exact sum, so the next push corrects what the last
+one rounded off: however many there were, what the server has applied for a lease is off by half a step of the *last*
+push. Quantizing the differences between pushes would add up their errors instead.
 """
 
 from __future__ import annotations
@@ -17,44 +17,45 @@ from typing import NamedTuple
 import numpy as np
 
 BLOCK = 256
+"""Numbers per block."""
 LIMITS = {16: 32767, 8: 127}
-"""Largest code by bits."""
+"""Largest code by number of bits."""
 _TYPES: dict[int, type[np.signedinteger]] = {16: np.int16, 8: np.int8}
-_SMALLEST = np.finfo(np.float32).tiny  # below it, arithmetic depends on whether the processor flushes
+_MIN_SCALE = np.finfo(np.float32).tiny  # below it, results depend on whether the processor flushes subnormal numbers
 
 
 class Quantized(NamedTuple):
-    """A packed vector."""
+    """A quantized vector."""
 
     codes: np.ndarray
-    """int16 or int8, one for each number."""
+    """int16 or int8 code of each number."""
     scales: np.ndarray
-    """Float32, one for each block: the step."""
+    """float32 step of each block."""
 
     @property
     def vector(self) -> np.ndarray:
-        """What it stands for, in a new float32 array: the same bits wherever it is computed."""
+        """The vector that it stands for, as a new float32 array; the same bits on every machine."""
         vector = self.codes.astype(np.float32)
         whole = self.codes.size // BLOCK * BLOCK
-        with np.errstate(invalid="ignore"):  # 0 × ∞, of a block that is to be refused
+        with np.errstate(invalid="ignore"):  # 0 × ∞, in a block that will be refused
             blocks = vector[:whole].reshape(-1, BLOCK)
             blocks *= self.scales[: whole // BLOCK, None]
             vector[whole:] *= self.scales[whole // BLOCK :].repeat(vector.size - whole)
         return vector
 
     def check(self) -> None:
-        """Raises ValueError where the parts do not belong together."""
+        """Raise ValueError if the parts do not belong together."""
         codes, scales = self.codes, self.scales
         if codes.ndim != 1 or codes.dtype not in _TYPES.values():
-            raise ValueError("codes are not one row of int16 or int8")
+            raise ValueError("codes are not a flat array of int16 or int8")
         if scales.dtype != np.float32 or scales.shape != (-(-codes.size // BLOCK),):
             raise ValueError("scales are not float32, one for each block")
         if (scales < 0).any() or (codes < -LIMITS[8 * codes.itemsize]).any():
-            raise ValueError("codes or scales are nothing that a vector is packed into")
+            raise ValueError("codes or scales are out of range")
 
 
 def quantize(vector: np.ndarray, bits: int) -> Quantized:
-    """Packs a flat float32 vector into 16 or 8 bits a number, and 32 bits a block. Raises ValueError otherwise."""
+    """Quantize a flat float32 vector to 16 or 8 bits per number, plus 32 bits per block. Raises ValueError."""
     if bits not in LIMITS or vector.ndim != 1 or vector.dtype != np.float32:
         raise ValueError(f"{bits} bits of {vector.dtype} with {vector.ndim} axes; choose 16 or 8 bits, flat float32")
     count = -(-vector.size // BLOCK)
@@ -66,7 +67,7 @@ def quantize(vector: np.ndarray, bits: int) -> Quantized:
         finite = np.isfinite(scales)
         too_large = finite & ~np.isfinite(scales * np.float32(LIMITS[bits]))
         scales[too_large] = np.nextafter(scales[too_large], np.float32(0))
-    scales[finite & (scales < _SMALLEST)] = 0
+    scales[finite & (scales < _MIN_SCALE)] = 0
     scales[~finite] = np.nan
     usable = finite & (scales > 0)
     blocks[~usable] = 0

@@ -1,4 +1,4 @@
-"""The fixed sequence of tasks of a run, and what is left of it to lease."""
+"""The fixed sequence of a run's tasks, and the queue of those still to be leased."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from leap_dist.protocol.messages import Task
 def task(
     index: int, games: tuple[str, ...], *, seed: int, steps: int, failures: int = 0, replace: bool = False
 ) -> Task:
-    """The task at position `index`, a pure function of its arguments.
+    """Return the task at position `index`, a pure function of the arguments.
 
-    Each pass over the games draws every game once, in an order of its own, so that fast games are not drawn more
-    often than slow ones; with `replace`, every draw is from all games. `failures` counts how often the task has failed
-    by itself; each gives it another seed.
+    Each pass over the games draws every game once, in a new order, so that fast games are not drawn more often.
+
+    Args:
+        index: position in the sequence.
+        games: games to draw from.
+        seed: seed of the run.
+        steps: length of a task in agent steps.
+        failures: number of times the task has failed by itself; each failure gives it another seed.
+        replace: draw every time from all games, with replacement.
     """
     if replace:
         draws = np.random.default_rng(seed).integers(len(games), size=index + 1)
@@ -32,7 +38,15 @@ def task(
 
 
 class TaskQueue:
-    """Hands out tasks in order: those that came back first, then new ones. Games in `quarantined` are left out."""
+    """Hands out tasks in order: those that were given back first, then new ones.
+
+    Args:
+        games: games to draw from.
+        quarantined: games whose tasks are left out. The set is read at every draw, so its owner may change it.
+        seed: seed of the run.
+        steps: length of a task in agent steps.
+        replace: draw games with replacement.
+    """
 
     def __init__(
         self, games: tuple[str, ...], quarantined: set[str], *, seed: int, steps: int, replace: bool = False
@@ -43,24 +57,24 @@ class TaskQueue:
         self._seed = seed
         self._steps = steps
         self.next = 0
-        """Index of the first task never drawn."""
+        """Index of the first task that was never drawn."""
         self._returned: list[int] = []  # heap
         self._failures: Counter[int] = Counter()  # by task, until it is done
 
     def draw(self, limit: int | None = None, avoid: Container[str] = ()) -> Task | None:
-        """The next task with an index below `limit`; None where there is none, or every game is quarantined.
+        """Return the next task with an index below `limit`, or None if there is none.
 
-        It is of a game in `avoid` only where no other is near.
+        A task of a game in `avoid` is drawn only if no task of another game comes soon.
         """
-        put_off: list[Task] = []
-        while len(put_off) <= 2 * len(self._games) and (chosen := self._next(limit)) is not None:
-            put_off.append(chosen)
+        skipped: list[Task] = []
+        while len(skipped) <= 2 * len(self._games) and (chosen := self._next(limit)) is not None:
+            skipped.append(chosen)
             if chosen.game not in avoid:
                 break
-        if put_off and put_off[-1].game in avoid:
-            put_off.reverse()  # in the usual order then
-        drawn = put_off.pop() if put_off else None
-        for other in put_off:
+        if skipped and skipped[-1].game in avoid:
+            skipped.reverse()  # take the first one then
+        drawn = skipped.pop() if skipped else None
+        for other in skipped:
             self.give_back(other.index)
         return drawn
 
@@ -77,39 +91,39 @@ class TaskQueue:
         return None
 
     def give_back(self, index: int) -> None:
-        """The task will be drawn again, with the same seed."""
+        """Queue a task again, with the same seed."""
         heapq.heappush(self._returned, index)
 
     def fail(self, failed: Task) -> None:
-        """The task will be drawn again, with another seed."""
+        """Queue a task again, with another seed."""
         self._failures[failed.index] += 1
         self.give_back(failed.index)
 
     def succeed(self, done: Task) -> None:
-        """The task is done."""
+        """Forget the failures of a task that is done."""
         self._failures.pop(done.index, None)
 
     @property
     def exhausted(self) -> bool:
-        """No game is left to play."""
+        """Whether every game is in quarantine."""
         return self._quarantined.issuperset(self._games)
 
     @property
     def waiting(self) -> list[int]:
-        """Tasks that came back and can be drawn again, ascending."""
+        """Indices of the tasks that were given back and can be drawn again, ascending."""
         return sorted(index for index in self._returned if self._task(index).game not in self._quarantined)
 
     def state(self) -> dict[str, Any]:
-        """Plain data for `restore`; the tasks that came back are the caller's to add."""
+        """Return plain data for `restore`, without the tasks that were given back."""
         return {"next": self.next, "failures": list(self._failures.items())}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over what `state` returned."""
+        """Set what `state` returned."""
         self.next = state["next"]
         self._failures = Counter(dict(state["failures"]))
 
     def reconcile(self, candidates: set[int]) -> None:
-        """Makes `candidates` the tasks that came back."""
+        """Make `candidates` the tasks that were given back."""
         self._returned = sorted(candidates)  # a sorted list is a heap
 
     def _task(self, index: int) -> Task:

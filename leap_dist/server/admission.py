@@ -1,15 +1,13 @@
-"""What a contribution has to be before anything counts.
+"""Admission control: which contributions may count, and how much the server takes on at once.
 
-How much a server takes at once: a flood of pushes is turned away before it costs anything.
-
-How often running tasks may report: as they like, until that takes more of the server's time than it should.
-
-The server measures what a report (a renewal, a contribution that is not final) costs it, and what everything else
-takes, and tells whoever reports how long to stay away, so that
+Three checks protect the server. `ContributionValidator` refuses contributions that cannot count: of another lease's
+version or encoder, not finite, or far too large. `RateLimiter` rejects partial contributions above a fixed rate before
+they cost any work. `BackPressure` measures how much of the server's time reports (renewals and partial contributions)
+take, and tells workers how long to wait until the next one, so that
 
     open leases × cost of a report / interval  ≤  share − what everything else takes
 
-Final contributions are never told to wait. Below that load nobody is told anything.
+Final contributions are never delayed, and below that load nobody has to wait.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from leap_dist.server.meta_state import MetaState
 
 
 class ContributionValidator:
-    """Looks at contributions to open leases; changes nothing."""
+    """Validates contributions to open leases, without changing anything."""
 
     def __init__(self, config: Config, manifest: Manifest, state: MetaState) -> None:
         self._config = config
@@ -35,7 +33,7 @@ class ContributionValidator:
         self._state = state
 
     def problem(self, lease: Lease, contribution: Contribution) -> str:
-        """Why a contribution cannot count; "" where it can."""
+        """Return the reason why a contribution cannot count, or "" if it can."""
         vector, start, size = contribution.vector, contribution.start, self._manifest.size
         if contribution.manifest != self._manifest.digest:
             return "manifest"
@@ -44,35 +42,40 @@ class ContributionValidator:
         if vector.dtype != np.float32 or (start is not None and start.dtype != np.float32):
             return "dtype"
         if not (contribution.final or self._config.prefixes_count) and vector.shape == (0,) and start is None:
-            return ""  # nobody would read it, so it was not sent
-        if vector.shape != (self._expected_size(lease, vector.size),):
+            return ""  # a progress report whose vector was left out, because nobody would read it
+        if vector.shape != (self._expected_length(lease, vector.size),):
             return "shape"
         if self._config.corrects_endpoint != (start is not None) or (start is not None and start.shape != (size,)):
             return "shape"
-        added = self._state.added(contribution)
+        added = self._state.backlog.added(contribution)
         if not np.isfinite(added).all() or (start is not None and not np.isfinite(start).all()):
             return "non-finite"
         counts = contribution.final or self._config.mode == "stream"
-        return "exploding" if counts and self._state.norm(added) > self._state.largest_norm() else ""
+        return "exploding" if counts and self._state.backlog.norm(added) > self._state.max_norm() else ""
 
-    def _expected_size(self, lease: Lease, found: int) -> int:
-        """Length that a vector should have. A game's first head may have any."""
-        size = self._manifest.size
+    def _expected_length(self, lease: Lease, found: int) -> int:
+        """Return how long a vector must be. The first head of a game may have any length but 0."""
+        size, unfinished = self._manifest.size, self._state.backlog.unfinished
         if self._config.meta_learner == "none":
             return 0
-        if lease.id in self._state.unfinished:  # it is measured from that
-            return len(self._state.unfinished[lease.id].vector)
+        if lease.id in unfinished:  # the contribution is measured from that one
+            return len(unfinished[lease.id].vector)
         if self._config.keeps_heads:
             return size + (self._state.head_size(lease.task.game) or max(1, found - size))
         return size
 
 
 BURST_SECONDS = 2.0
-"""Of pushes at the full rate that are taken at once."""
+"""Length of a burst: this many seconds' worth of pushes are accepted at once."""
 
 
 class RateLimiter:
-    """A leaky bucket: every push fills it, time empties it."""
+    """Leaky bucket: every push fills it, and it drains at the permitted rate.
+
+    Args:
+        per_second: permitted rate of pushes.
+        clock: returns monotonic seconds.
+    """
 
     def __init__(self, per_second: float, clock: Callable[[], float]) -> None:
         self._per_second = per_second
@@ -81,7 +84,7 @@ class RateLimiter:
         self._at = clock()
 
     def admit(self) -> bool:
-        """Whether there is room for one more push, which it takes then."""
+        """Return whether one more push is permitted now, and count it if so."""
         now = self._clock()
         self._level = max(0.0, self._level - (now - self._at) * self._per_second)
         self._at = now
@@ -91,54 +94,56 @@ class RateLimiter:
         return True
 
     def wait(self, pushers: int) -> float:
-        """Seconds to stay away, so that as many as push now would be served in turn; at least one."""
+        """Return how many seconds to wait so that this many pushers are served in turn; at least one."""
         return max(1.0, pushers / self._per_second)
 
 
 WINDOW_SECONDS = 5.0
-"""That a measurement takes at least; and at least two of the intervals that it is about."""
-LEAST_PART = 0.1
-"""Of the share, which is left to reports however busy the server is with everything else."""
+"""Minimum length of a measurement. It also spans at least two of the intervals that it is about."""
+MIN_REPORT_SHARE = 0.1
+"""Fraction of the share that is left to reports, however busy the server is with everything else."""
 
 
 class BackPressure:
-    """Measures a server's calls, which `with pace.call(…)` has to be put around, and says how long to stay away.
+    """Measures the server's calls and decides how long workers should wait between reports.
+
+    Each call to the server must be wrapped in `with pressure.call(...)`.
 
     Args:
-        share: of the server's time that all of its work together should take at most, as far as reports decide it.
-        longest: seconds to stay away at most: a lease has to outlive several of them.
-        clock: monotonic seconds.
-        work: seconds of work so far, of which what happens between two calls counts for the second one. The default is
-            the processor time of this process, for a process that is the server and nothing else: what Ray does to
-            deliver a call is in it.
+        share: fraction of the server's time that all its work together may take, as far as reports decide it.
+        max_wait: longest wait in seconds. A lease must outlive several of them.
+        clock: returns monotonic seconds.
+        work: returns the seconds of work done so far. Work between two calls is attributed to the second. The default,
+            the processor time of this process, suits a process that does nothing else: it includes what Ray does to
+            deliver a call.
     """
 
     def __init__(
         self,
         share: float,
-        longest: float,
+        max_wait: float,
         clock: Callable[[], float] = time.monotonic,
         work: Callable[[], float] = time.process_time,
     ) -> None:
         self._share = share
-        self._longest = longest
+        self._max_wait = max_wait
         self._clock = clock
         self._work = work
         self._worked = work()  # when the last call ended
         self._inside = False
         self._since = clock()
-        self._on_reports = self._on_others = 0.0  # seconds, since then
+        self._on_reports = self._on_others = 0.0  # seconds spent since then
         self._reports = 0
-        self._cost = 0.0  # seconds of a report
-        self._left = share  # for reports
-        self._pacing = False
+        self._cost = 0.0  # seconds per report
+        self._left = share  # what the rest of the work leaves to reports
+        self._limiting = False
         self._told = 0.0
         self.busy_share = 0.0
-        """Part of the server's time that everything took, when that was measured last."""
+        """Fraction of the server's time that all work took in the last measurement."""
 
     @contextlib.contextmanager
     def call(self, *, reports: int = 0) -> Iterator[None]:
-        """Around one call to the server, of so many reports. A call inside of another one is part of it."""
+        """Measure one call to the server that handles this many reports. A nested call is part of the outer one."""
         if self._inside:
             yield
             return
@@ -160,23 +165,24 @@ class BackPressure:
             self._measure(now)
 
     def wait(self, leases: int) -> float:
-        """Seconds to stay away after a report, with so many leases open; 0 where the server has time enough."""
-        self._told = min(leases * self._cost / self._left, self._longest) if self._pacing else 0.0
+        """Return how many seconds to wait after a report while this many leases are open; 0 below the limit."""
+        self._told = min(leases * self._cost / self._left, self._max_wait) if self._limiting else 0.0
         return self._told
 
     def _measure(self, now: float) -> None:
         length = max(WINDOW_SECONDS, 2 * self._told)
         elapsed = now - self._since
-        flood = not self._pacing and self._on_reports > self._left * length  # too much already, long before the end
+        # Reports may exceed their share long before the end of a measurement.
+        flood = not self._limiting and self._on_reports > self._left * length
         if elapsed < length and not flood:
             return
         if self._reports:
             cost = self._on_reports / self._reports
             self._cost = 0.5 * (self._cost + cost) if self._cost else cost
         if elapsed >= length:
-            self._left = max(self._share - self._on_others / elapsed, LEAST_PART * self._share)
+            self._left = max(self._share - self._on_others / elapsed, MIN_REPORT_SHARE * self._share)
             self.busy_share = (self._on_reports + self._on_others) / elapsed
-        # Paced reports take all that is left. Where they take less than half, they would come as rarely by themselves.
+        # Limited reports take all that is left. If they take less than half, they no longer need a limit.
         part = self._on_reports / max(elapsed, 1e-9) / self._left
-        self._pacing = part > (0.5 if self._pacing else 1.0)
+        self._limiting = part > (0.5 if self._limiting else 1.0)
         self._since, self._on_reports, self._on_others, self._reports = now, 0.0, 0.0, 0

@@ -1,18 +1,18 @@
-"""One voice for the workers of a node: what they report goes to the server together, at most once in a while.
+"""Aggregator: combines the reports of all workers on a node into few calls to the server.
 
-A renewal, or a contribution that is not final, is answered at once with what the server said last about that lease,
-and goes to the server with the next delivery; only the first one of a lease waits for it. Of a lease the newest
-contribution goes, which holds what those before it held. A final contribution brings the next delivery forward, so
-that those that end within SOON_SECONDS of each other share one, and waits for the server's own answer: nothing is
-called durable here.
+A renewal, or a partial contribution, is answered at once with what the server last said about its lease, and is sent
+with the next delivery; only the first report of a lease waits for the server. Of each lease the newest contribution is
+sent, which contains the earlier ones. A final contribution brings the next delivery forward, so that those that end
+within SOON_SECONDS of each other share one, and waits for the server's own answer: the aggregator itself never calls
+anything durable.
 
-Vectors are not added up on the node. Each contribution stays one: it counts exactly once by its lease and seq, it is
-clipped, weighed and refused by itself, and `sync` sums in the order of tasks, to the bit. What is saved are calls, and
-what the server does once for all of a delivery (MetaServer.push_together).
+Vectors are not added up on the node. Each contribution stays separate: it counts exactly once by its lease and seq, it
+is clipped, weighted and refused by itself, and `sync` sums in the order of tasks, to the bit. What is saved are calls,
+and the work that the server does once per delivery (`MetaServer.push_together`).
 
-There is nothing to lose here: what was not answered as durable is pushed again by its worker, to another aggregator or
-to the server itself. A worker that falls silent falls silent at the server: only leases that were heard of since the
-delivery before are renewed.
+Nothing can be lost here: a worker pushes again, to another aggregator or to the server, what was not acknowledged as
+durable. A worker that falls silent does so for the server too, because only leases heard from since the last delivery
+are renewed.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ import numpy as np
 from leap_dist.protocol.messages import Ack, Contribution, Renewal
 
 SOON_SECONDS = 0.05
-"""From the first caller that waits for the server until the delivery that it waits for."""
+"""Delay between the first caller that waits for the server and the delivery it waits for."""
 REMEMBERED_SECONDS = 600.0
-"""Since a lease was heard of; then its next report waits for the server, as its first one did."""
+"""Time without reports after which a lease is forgotten; its next report waits for the server again."""
 
 
 class Server(Protocol):
-    """The part of MetaServer that an aggregator talks to."""
+    """The part of `MetaServer` that an aggregator calls."""
 
     def push_together(self, contributions: Sequence[Contribution], renewals: Sequence[Renewal]) -> list[Ack]:
-        """Answers, contributions first."""
+        """Push contributions, then renew leases. Return the answers in that order."""
 
     def snapshot(self) -> tuple[int, np.ndarray]:
-        """(version, φ) as they are now."""
+        """Return the current (version, φ)."""
 
 
 @dataclass
 class _Report:
-    """What is to be delivered of a lease, and who waits for the answer."""
+    """The undelivered reports of a lease, and the callers that wait for an answer."""
 
     contribution: Contribution | None = None
     renewal: Renewal | None = None
@@ -57,7 +57,7 @@ class _Report:
 
 @dataclass
 class _Known:
-    """What the server said last about a lease."""
+    """The server's last answer about a lease."""
 
     ack: Ack
     heard: float
@@ -67,15 +67,15 @@ _Key = tuple[str, str]  # lease, incarnation
 
 
 class Aggregator:
-    """Stands between the workers of a node and the server. Any number of threads may call it.
+    """Stands between the workers of a node and the server. It may be called from any number of threads.
 
-    `run`, in a thread of its own, delivers; or `tick`, which somebody calls again and again.
+    Deliveries are made by `run`, in a thread of its own, or by repeated calls of `tick`.
 
     Args:
-        server: answers a delivery. Whatever it raises goes to those who wait for that delivery, which is lost then; the
-            next report of each lease that was in it waits for the server again.
-        seconds: between two deliveries that nobody waits for.
-        clock: monotonic seconds.
+        server: receives the deliveries. What it raises is passed to the callers that wait for that delivery, which is
+            then lost; the next report of each lease in it waits for the server again.
+        seconds: time between two deliveries for which nobody waits.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, server: Server, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -83,31 +83,31 @@ class Aggregator:
         self._seconds = seconds
         self._clock = clock
         self._changed = threading.Condition()
-        self._delivering = threading.Lock()  # one at a time, or a lease's reports could overtake each other
-        self._reports: dict[_Key, _Report] = {}  # in the order of arrival
+        self._delivering = threading.Lock()  # held during a delivery, so that reports cannot overtake each other
+        self._reports: dict[_Key, _Report] = {}  # in order of arrival
         self._known: dict[_Key, _Known] = {}
         self._delivered = -math.inf  # when the last delivery began
-        self._waits_since: float | None = None  # somebody, for the next one
+        self._waits_since: float | None = None  # since when a caller waits for the next delivery
         self._closed = False
         self.deliveries = 0
-        """Calls to the server so far."""
+        """Number of calls to the server so far."""
 
-    # What workers call -------------------------------------------------------------------------------------------
+    # Called by workers -------------------------------------------------------------------------------------------
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
-        """See MetaServer; the answer may be older than the question. Raises what the server raised."""
+        """Renew a lease; see `MetaServer.renew`. The answer may be an earlier one. Raises what the server raised."""
         return self.renew_soon(lease_id, incarnation, steps).result()
 
     def push(self, contribution: Contribution) -> Ack:
-        """The same. A final contribution is answered by the server, durably or not at all."""
+        """Push a contribution; see `MetaServer.push`. Only the server itself answers a final one."""
         return self.push_soon(contribution).result()
 
     def snapshot(self) -> tuple[int, np.ndarray]:
-        """(version, φ) as the server has them now."""
+        """Return the server's current (version, φ)."""
         return self._server.snapshot()
 
     def renew_soon(self, lease_id: str, incarnation: str, steps: int) -> Future[Ack]:
-        """`renew` for callers that wait in a way of their own."""
+        """Renew a lease and return a future of the answer."""
         with self._changed:
             key = lease_id, incarnation
             report = self._reports.setdefault(key, _Report())
@@ -115,23 +115,23 @@ class Aggregator:
             return self._answer(key, report)
 
     def push_soon(self, contribution: Contribution) -> Future[Ack]:
-        """`push` for callers that wait in a way of their own."""
+        """Push a contribution and return a future of the answer."""
         with self._changed:
             key = contribution.lease, contribution.incarnation
             report = self._reports.get(key, _Report())
             if report.contribution is None or contribution.seq > report.contribution.seq:
                 report.contribution = contribution
                 self._reports.pop(key, None)
-                self._reports[key] = report  # to the end: what is final counts in the order it came
+                self._reports[key] = report  # moved to the end: final contributions count in order of arrival
             report.renewal = None  # a contribution renews too
             return self._answer(key, report, must_wait=contribution.final)
 
-    # What delivers -----------------------------------------------------------------------------------------------
+    # Delivery --------------------------------------------------------------------------------------------------
 
     def tick(self) -> float:
-        """Makes the delivery that is due, if one is. Returns seconds until the next may be; ∞ with nothing to deliver.
+        """Make a delivery if one is due. Return the seconds until the next one, or ∞ if there is nothing to deliver.
 
-        Blocks while the server answers.
+        Blocks until the server has answered.
         """
         with self._delivering:
             with self._changed:
@@ -146,7 +146,7 @@ class Aggregator:
             return self._due_in()
 
     def run(self) -> None:
-        """Delivers until `close` is called, and then what is left."""
+        """Make deliveries until `close` is called, then deliver what is left."""
         while True:
             self.tick()
             with self._changed:
@@ -156,7 +156,7 @@ class Aggregator:
                     self._changed.wait(None if seconds == math.inf else seconds)
 
     def close(self) -> None:
-        """Delivers what there is at once, and ends `run`. What comes later waits for the next `tick`."""
+        """Deliver everything at once and end `run`. Later reports wait for the next `tick`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -200,22 +200,22 @@ class Aggregator:
                     _settle(waiting, error)
             return
         with self._changed:
-            for key, ack in answers:  # of what comes later nothing is durable yet
+            for key, ack in answers:  # later reports of the lease are not durable yet
                 self._known[key] = _Known(replace(ack, durable=False), self._clock())
         for key, ack in answers:
-            # Where a lease has two, the renewal came later; but who waits, waits for the contribution.
+            # If a lease has two answers, its callers wait for that to the contribution, which comes first.
             for waiting in reports.pop(key, _Report()).waiting:
                 _settle(waiting, ack)
 
     def _forget(self) -> None:
-        """Leases that nobody has spoken of for long."""
+        """Drop the answers about leases that have not been heard from for long."""
         now = self._clock()
         for key in [key for key, known in self._known.items() if now - known.heard > REMEMBERED_SECONDS]:
             del self._known[key]
 
 
 def _settle(waiting: Future[Ack], outcome: Ack | Exception) -> None:
-    with contextlib.suppress(InvalidStateError):  # whoever waited has given up
+    with contextlib.suppress(InvalidStateError):  # the caller has given up waiting
         if isinstance(outcome, Exception):
             waiting.set_exception(outcome)
         else:

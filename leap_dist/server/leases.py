@@ -1,4 +1,4 @@
-"""Which worker holds which task, until when, and how leases ended."""
+"""Leases: which worker holds which task, until when, and how closed leases ended."""
 
 from __future__ import annotations
 
@@ -12,147 +12,160 @@ from typing import Any, Protocol
 from leap_dist.protocol.messages import Contribution, Lease, Task
 
 ACCEPTED = "accepted"
-_CLOSED_REMEMBERED = 1024
+"""Outcome of a lease whose final contribution was accepted."""
+MAX_CLOSED = 1024
+"""Number of closed leases whose outcome is remembered."""
 
 
 @dataclass
 class OpenLease:
-    """A lease that a worker holds, and the newest contribution to it."""
+    """A lease that a worker holds, with the newest contribution to it."""
 
     lease: Lease
     granted: float
+    """When the lease was granted, in monotonic seconds."""
     renewed: float
+    """When its worker was last heard from, in monotonic seconds."""
     steps: int = 0
+    """Agent steps into the task, as far as reported."""
     seq: int = 0
+    """`seq` of the newest contribution."""
     newest: Contribution | None = None
+    """Newest contribution."""
 
     @property
     def deadline(self) -> float:
-        """Clock reading after which it is taken back."""
+        """Time after which the lease has expired, in monotonic seconds."""
         return self.renewed + self.lease.seconds
 
 
-class Record(Protocol):
-    """Where open leases are recorded; see Journal."""
+class LeaseStore(Protocol):
+    """Durable records of the open leases, which a restarted server reads back; `Journal` is one."""
 
     def open_lease(self, lease_id: str, header: dict[str, Any]) -> None:
-        """Raises OSError where that cannot be done."""
+        """Record a lease. Raises OSError if that fails; there is no record then."""
 
     def close_lease(self, lease_id: str) -> None:
-        """Forgets it."""
+        """Remove the record of a lease."""
 
     def leases(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """Records, and a warning for each that cannot be read."""
+        """Return all records, and a warning for each that cannot be read."""
 
 
 class Unrecorded:
-    """No record: whoever restarts begins without leases."""
+    """Lease store that keeps nothing: a restarted server begins without leases."""
 
     def open_lease(self, lease_id: str, header: dict[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close_lease(self, lease_id: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def leases(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """None."""
+        """Return no records and no warnings."""
         return [], []
 
 
 class LeaseBook:
-    """Open leases, each recorded in the journal, and the outcome of the last thousand that are closed."""
+    """The open leases, and the outcomes of the last MAX_CLOSED that were closed.
 
-    def __init__(self, journal: Record, session: str, clock: Callable[[], float]) -> None:
-        self._journal = journal
+    Args:
+        store: where open leases are recorded.
+        session: name of this launch, recorded with each lease.
+        clock: returns monotonic seconds.
+    """
+
+    def __init__(self, store: LeaseStore, session: str, clock: Callable[[], float]) -> None:
+        self._store = store
         self._session = session
         self._clock = clock
         self._open: dict[str, OpenLease] = {}
         self._by_worker: dict[str, dict[str, OpenLease]] = {}
-        self._none_before = math.inf  # no lease expires before: deadlines only ever move away
-        self._closed: OrderedDict[str, tuple[str, int]] = OrderedDict()  # outcome, newest seq
+        self._no_expiry_before = math.inf  # renewals only postpone deadlines, so until then nothing needs checking
+        self._closed: OrderedDict[str, tuple[str, int]] = OrderedDict()  # outcome and seq of the newest contribution
 
     def __len__(self) -> int:
         return len(self._open)
 
     def grant(self, task: Task, worker: str, incarnation: str, version: int, seconds: float) -> Lease:
-        """Records and opens a lease. Raises OSError, and then there is none."""
+        """Record and open a lease. Raises OSError if it cannot be recorded; it is not granted then."""
         lease = Lease(f"{task.index:06d}-{uuid.uuid4().hex[:8]}", task, worker, incarnation, version, seconds)
-        self._journal.open_lease(lease.id, {"session": self._session, **asdict(lease)})
+        self._store.open_lease(lease.id, {"session": self._session, **asdict(lease)})
         self._begin(lease)
         return lease
 
     def get(self, lease_id: str) -> OpenLease | None:
-        """The open lease of that name."""
+        """Return the open lease with this id, if there is one."""
         return self._open.get(lease_id)
 
     def all(self) -> list[OpenLease]:
-        """Every open lease, in the order they were granted."""
+        """Return every open lease, in the order in which they were granted."""
         return list(self._open.values())
 
     def of(self, worker: str) -> list[OpenLease]:
-        """What a worker holds, under whatever incarnation."""
+        """Return the leases that any incarnation of a worker holds."""
         return list(self._by_worker.get(worker, {}).values())
 
     def expired(self) -> list[OpenLease]:
-        """Leases past their deadline."""
+        """Return the open leases that are past their deadline."""
         now = self._clock()
-        if now <= self._none_before:
+        if now <= self._no_expiry_before:
             return []
-        self._none_before = min((held.deadline for held in self._open.values()), default=math.inf)
+        self._no_expiry_before = min((held.deadline for held in self._open.values()), default=math.inf)
         return [held for held in self._open.values() if held.deadline < now]
 
     def extend(self, held: OpenLease, steps: int = 0) -> int:
-        """Moves the deadline, `steps` agent steps into the task. Returns how many of them are new."""
+        """Renew a lease whose worker is `steps` agent steps into its task. Return how many of these are new."""
         held.renewed = self._clock()
         new = max(0, steps - held.steps)
         held.steps += new
         return new
 
     def end(self, held: OpenLease, outcome: str) -> None:
-        """Closes a lease and remembers how it ended."""
+        """Close a lease and remember how it ended."""
         del self._open[held.lease.id]
-        own = self._by_worker[held.lease.worker]
-        del own[held.lease.id]
-        if not own:
+        of_worker = self._by_worker[held.lease.worker]
+        del of_worker[held.lease.id]
+        if not of_worker:
             del self._by_worker[held.lease.worker]
-        self._journal.close_lease(held.lease.id)
+        self._store.close_lease(held.lease.id)
         self.remember(held.lease.id, outcome, held.seq)
 
     def remember(self, lease_id: str, outcome: str, seq: int = 0) -> None:
-        """Notes how a lease ended, after which contribution, so that whoever still pushes to it is told."""
+        """Remember how a lease ended and its newest contribution, to answer whoever still pushes to it."""
         self._closed[lease_id] = outcome, seq
-        while len(self._closed) > _CLOSED_REMEMBERED:
+        while len(self._closed) > MAX_CLOSED:
             self._closed.popitem(last=False)
 
     def outcome(self, lease_id: str) -> str:
-        """How a closed lease ended; "unknown-lease" where that is not known."""
+        """Return how a closed lease ended, or "unknown-lease" if that is not known."""
         return self._closed.get(lease_id, ("unknown-lease", 0))[0]
 
-    def last(self, lease_id: str) -> int:
-        """seq of the newest contribution to a closed lease; 0 where that is not known."""
+    def last_seq(self, lease_id: str) -> int:
+        """Return the `seq` of the newest contribution to a closed lease, or 0 if that is not known."""
         return self._closed.get(lease_id, ("", 0))[1]
 
     def accepted(self) -> dict[str, int]:
-        """Remembered leases whose contribution was accepted, with its seq."""
+        """Return the closed leases whose final contribution was accepted, with its `seq`."""
         return {lease_id: seq for lease_id, (outcome, seq) in self._closed.items() if outcome == ACCEPTED}
 
     def reopen(self, done: set[int]) -> tuple[list[OpenLease], int, list[str]]:
-        """After a restart: opens the recorded leases, with a fresh deadline, and forgets those whose task is `done`.
+        """Open the recorded leases after a restart, with a fresh deadline, except those whose task is `done`.
 
-        Returns those of other sessions, whose workers are gone; one more than the highest task index seen (0 where
-        there was none); and a warning for each record that cannot be used.
+        Returns the leases of other sessions, whose workers are gone; the highest task index seen plus one, or 0 if
+        there was none; and a warning for each record that cannot be used.
         """
         orphans, highest = [], 0
-        headers, warnings = self._journal.leases()
+        headers, warnings = self._store.leases()
         for header in headers:
             try:
-                session, lease = header.pop("session", None), Lease.of(header)
-            except ValueError as error:  # its task is trained again
+                session, lease = header.pop("session", None), Lease.from_dict(header)
+            except ValueError as error:  # the task is trained again
                 warnings.append(f"the record of lease {header['id']} cannot be used: {error}")
                 continue
             highest = max(highest, lease.task.index + 1)
             if lease.task.index in done or lease.id in self._closed:
-                self._journal.close_lease(lease.id)
+                self._store.close_lease(lease.id)
                 continue
             held = self._begin(lease)
             if session != self._session:
@@ -160,14 +173,15 @@ class LeaseBook:
         return orphans, highest, warnings
 
     def _begin(self, lease: Lease) -> OpenLease:
-        held = OpenLease(lease, granted=self._clock(), renewed=self._clock())
+        now = self._clock()
+        held = OpenLease(lease, granted=now, renewed=now)
         self._open[lease.id] = self._by_worker.setdefault(lease.worker, {})[lease.id] = held
-        self._none_before = min(self._none_before, held.deadline)
+        self._no_expiry_before = min(self._no_expiry_before, held.deadline)
         return held
 
 
 def describe(held: OpenLease, now: float) -> dict[str, Any]:
-    """An open lease as plain data, for people and dashboards."""
+    """Return an open lease as plain data, for users and dashboards."""
     newest = held.newest
     return {
         "lease": held.lease.id,

@@ -1,6 +1,6 @@
-"""How much a contribution counts that started from an older initialization, and how large it may be.
+"""Weights by staleness, norm clipping, and the weighted mean that applies both.
 
-τ is the server's version when a contribution is applied minus the version that its lease started from.
+The staleness τ of a contribution is the server's version when it is applied, minus the version it was computed from.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ HINGE_SLOPE, HINGE_START = 10.0, 4
 
 
 def weight(kind: str, tau: int) -> float:
-    """s(τ) in (0, 1], with s(0) = 1 (FedAsync, arXiv 1903.03934, section 5.2, with its defaults).
+    """Return the weight s(τ) in (0, 1], with s(0) = 1 (FedAsync, arXiv 1903.03934, section 5.2, default constants).
 
-    constant 1; polynomial (1+τ)^−½; hinge 1 up to τ = 4, then 1/(10(τ−4)+1); inverse 1/max(1, τ).
-    Raises ValueError for another kind or a negative τ.
+    constant: 1; polynomial: (1+τ)^−½; hinge: 1 up to τ = 4, then 1/(10(τ−4)+1); inverse: 1/max(1, τ).
+    Raises ValueError for any other kind or a negative τ.
     """
     if tau < 0:
         raise ValueError(f"staleness is {tau}; it cannot be negative")
@@ -33,15 +33,16 @@ def weight(kind: str, tau: int) -> float:
 
 
 def norm_factor(norm: float, reference_norms: Sequence[float]) -> float:
-    """Factor that brings `norm` to the median of `reference_norms`; 1 where either is zero."""
+    """Return the factor that scales `norm` to the median of `reference_norms`; 1 if either is zero."""
     median = float(np.median(reference_norms)) if reference_norms else 0.0
     return median / norm if median > 0 and norm > 0 else 1.0
 
 
 def clip_factor(norm: float, reference_norms: Sequence[float], multiple: float) -> float:
-    """Factor that brings `norm` down to `multiple` × the median of `reference_norms`; 1 where it is below, or off.
+    """Return the factor that reduces `norm` to `multiple` × the median of `reference_norms`, or 1 if it is smaller.
 
-    Games' pulls differ by up to seven orders of magnitude; unclipped, one of them would drown a whole meta-batch.
+    A `multiple` of 0 turns clipping off. Norms of different games differ by up to seven orders of magnitude: without
+    clipping, one game would drown out the rest of a meta-batch.
     """
     if multiple == 0 or not reference_norms or norm == 0:
         return 1.0
@@ -50,9 +51,9 @@ def clip_factor(norm: float, reference_norms: Sequence[float], multiple: float) 
 
 
 def weighted_mean(vectors: Sequence[np.ndarray], weights: Sequence[float], count: int) -> np.ndarray:
-    """(1/count) Σ weights_j vectors_j in float32, summed in the order given: the same order gives the same bits."""
+    """Return (1/count) Σ weights_j vectors_j in float32, summed in the order given: same order, same bits."""
     total, scaled = np.zeros_like(vectors[0]), np.empty_like(vectors[0])
-    with np.errstate(over="ignore"):  # a sum that is not finite is for the caller to see, and to refuse
+    with np.errstate(over="ignore"):  # the caller checks that the sum is finite
         for vector, factor in zip(vectors, weights, strict=True):
             total += np.multiply(vector, np.float32(factor), out=scaled)
     total /= np.float32(count)

@@ -12,7 +12,7 @@ import torch
 from benchmarks import path_length
 from benchmarks.toy import FAMILIES, Family, Point, Quadratic, Sinusoid, configuration, measure, meta_step, shortest
 from leap_dist.leap import meta_learners
-from leap_dist.server.aggregation import MetaOptimizer
+from leap_dist.server.meta_optimizer import MetaOptimizer
 
 UPDATES = 20
 RATES = {("energy", 1.0): 0.01, ("energy", 0.0): 0.02, ("length", 1.0): 0.002, ("length", 0.0): 0.002}

@@ -156,7 +156,7 @@ def test_a_gradient_may_be_overwritten_after_it_was_observed():
 def test_a_gpu_which_is_never_waited_for_gives_the_same(metric, monkeypatch):
     net = make_net(2)
     plain, twin = (PullForward(net.encoder.parameters(), metric=metric, descent=RATE) for _ in range(2))
-    twin._waits, twin._unproven = False, 0
+    twin._waits, twin._sums._unchecked = False, 0
     observe = twin.observe
 
     def observe_without_reading(loss: torch.Tensor) -> None:

@@ -128,11 +128,11 @@ def test_what_travels_is_a_half_or_a_quarter_and_means_the_same_at_both_ends(bit
 def test_parts_that_do_not_belong_together_are_refused(problem, changes):
     sent = one().quantized(8)
     with pytest.raises(ValueError, match=problem):
-        Contribution.of(sent.header(), {**sent.arrays(), **changes})
+        Contribution.from_parts(sent.header(), {**sent.arrays(), **changes})
     with pytest.raises(ValueError, match="no vector"):
-        Contribution.of(sent.header(), {"codes": sent.arrays()["codes"]})
+        Contribution.from_parts(sent.header(), {"codes": sent.arrays()["codes"]})
     smuggled = {**one().header(), "packed": "anything"}
-    assert Contribution.of(smuggled, one().arrays()).packed is None
+    assert Contribution.from_parts(smuggled, one().arrays()).packed is None
 
 
 def test_phi_does_not_travel_packed():
@@ -165,7 +165,7 @@ def test_the_journal_stores_what_travelled_and_a_restart_reads_the_same_bits(tmp
     teams = [[Worker(run, f"w{n}", lambda task: 3)] for n in range(2)]
     for server, team in zip((whole, killed), teams, strict=True):
         drive(server, team, 11)
-    stored = [killed._state.journal.read(order)[0] for order in killed._state.journal.orders()]
+    stored = [killed._state.backlog.journal.read(order)[0] for order in killed._state.backlog.journal.orders()]
     assert stored
     assert {arrays["codes"].dtype.name for arrays in stored} == {wire}
     killed.close()

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from leap_dist.config.settings import Config, MetaSettings
 from leap_dist.server import staleness
-from leap_dist.server.aggregation import MetaOptimizer, Pull, batch_size, combine, learning_rate
+from leap_dist.server.aggregation import Pull, batch_size, combine
+from leap_dist.server.meta_optimizer import MetaOptimizer, learning_rate
 
 MODES = get_args(get_type_hints(Config)["mode"])
 KINDS = ("constant", "polynomial", "hinge", "inverse")

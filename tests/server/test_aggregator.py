@@ -248,7 +248,7 @@ def test_the_journals_directory_is_flushed_once_for_all_and_before_a_meta_update
     assert len(journals) == (2 if mode == "buffered" else 1)
     assert server.version == 1
     assert journals[0] < min(n for n, name in enumerate(seen) if name != "journal")
-    assert len(server._state.journal.orders()) == count
+    assert len(server._state.backlog.journal.orders()) == count
 
 
 @pytest.mark.parametrize("mode", ["sync", "buffered", "stream"])

@@ -305,5 +305,5 @@ def observed(server):
         "phi": server.snapshot()[1].tolist(),
         "heads": [None if server.head(game) is None else server.head(game).tolist() for game in games],
         "ledger": server.ledger(0),
-        "journal": server._state.journal.orders(),
+        "journal": server._state.backlog.journal.orders(),
     }

@@ -407,7 +407,9 @@ def test_memory_does_not_keep_what_ray_lends(tmp_path):
         lent = INITIAL.copy()
         lent.flags.writeable = False
         server.push(contribution(lease, lent, seq=seq, final=final))
-        held = [o.newest.vector for o in server._leases.all()] + [a.contribution.vector for a in server._state.waiting]
+        held = [o.newest.vector for o in server._leases.all()] + [
+            a.contribution.vector for a in server._state.backlog.waiting
+        ]
         assert len(held) == 1
         assert not np.shares_memory(held[0], lent)
 
@@ -434,7 +436,7 @@ def test_a_silent_worker_is_named_and_a_game_that_silences_three_in_a_row_is_qua
         clock.now += lease.seconds + 1
         server.tick()
         assert server.status()["silent"] == [f"i{n}" for n in range(number + 1)]
-        assert f"w{number} was not heard of for 20 s: its task (pong) is taken back" in server.alerts
+        assert f"w{number} was not heard from for 20 s: its task (pong) is taken back" in server.alerts
     assert server.status()["quarantined"] == ["pong"]
     assert server.lease("w3", "i3") == Idle(finished=True)
 

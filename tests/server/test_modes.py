@@ -17,7 +17,8 @@ from protocol import INITIAL, MANIFEST, config, contribution, grant, ledger, pul
 
 from leap_dist.config.settings import Config, MetaSettings
 from leap_dist.protocol.messages import Lease
-from leap_dist.server.aggregation import MetaOptimizer, Pull, combine
+from leap_dist.server.aggregation import Pull, combine
+from leap_dist.server.meta_optimizer import MetaOptimizer
 from leap_dist.server.meta_server import MetaServer
 
 KINDS = ("constant", "polynomial", "hinge", "inverse")

@@ -7,8 +7,7 @@ import pytest
 from protocol import Worker, config, drive, serve
 
 from leap_dist.nn.actor_critic import initialization
-from leap_dist.server.monitoring import DIMENSIONS, KEPT, Agreement, LatencyWindow
-from leap_dist.server.monitoring import KEPT as NEWEST
+from leap_dist.server.monitoring import DIMENSIONS, KEPT, WINDOW_SIZE, Agreement, LatencyWindow
 
 RNG = np.random.default_rng
 
@@ -128,16 +127,16 @@ def test_a_server_tells_times_and_cosines_and_after_a_restart_only_what_it_has_h
 
 
 def test_percentiles_are_of_the_newest_durations_in_milliseconds() -> None:
-    now = iter(np.cumsum([0.0, *(x for k in range(NEWEST + 100) for x in ((9.0 if k < 100 else k * 1e-3), 0.0))]))
+    now = iter(np.cumsum([0.0, *(x for k in range(WINDOW_SIZE + 100) for x in ((9.0 if k < 100 else k * 1e-3), 0.0))]))
     durations = LatencyWindow(lambda: float(next(now)))
     assert durations.milliseconds() == {}
-    for _ in range(NEWEST + 100):
+    for _ in range(WINDOW_SIZE + 100):
         with durations:
             pass
-    newest = np.arange(100, NEWEST + 100)
+    newest = np.arange(100, WINDOW_SIZE + 100)
     expected = {"p50": np.percentile(newest, 50), "p99": np.percentile(newest, 99)}
     assert durations.milliseconds() == pytest.approx(expected)
-    assert durations.count == NEWEST + 100
+    assert durations.count == WINDOW_SIZE + 100
 
 
 def test_what_raises_took_time_as_well() -> None:

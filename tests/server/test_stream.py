@@ -183,12 +183,12 @@ def test_the_journal_holds_what_somebody_may_need_and_nothing_else(kept, restart
             if updated:
                 assert orders(folder) == must_be_kept(lines, leases, kept)
                 assert len(orders(folder)) <= 2 * kept + 2, "however long the run"
-                assert set(server._state._entries) == {lines[order]["lease"] for order in orders(folder)}
-            assert set(server._state.unfinished) == {line["lease"] for line in lines} & leases
+                assert set(server._state.backlog._entries) == {lines[order]["lease"] for order in orders(folder)}
+            assert set(server._state.backlog.unfinished) == {line["lease"] for line in lines} & leases
             assert {path.stem[6:] for path in (folder / "journal").glob("lease-*")} == leases
         assert failed
-        assert not server._state.unfinished
-        assert len(server._state._entries) <= kept
+        assert not server._state.backlog.unfinished
+        assert len(server._state.backlog._entries) <= kept
 
 
 @pytest.mark.parametrize("damaged", [0, 1])
@@ -411,7 +411,7 @@ def test_a_failed_lease_is_forgotten_over_a_restart_too(tmp_path):
     server.fail(failed.id, failed.incarnation, "broken")
     server.close()
     server = serve(tmp_path, run)
-    assert not server._state.unfinished
+    assert not server._state.backlog.unfinished
     assert push(server, failed, 2).reason == "unknown-lease"
     again = grant(server)
     assert again.task.index == failed.task.index
@@ -444,7 +444,7 @@ def test_a_push_that_is_too_stale_ends_its_lease_and_its_task_is_trained_again(t
     assert (ack.accepted, ack.durable, ack.proceed, ack.reason) == (False, False, False, "stale")
     assert np.array_equal(server.snapshot()[1], phi)
     assert server.ledger(0)[0] == lines
-    assert slow.id not in server._state.unfinished
+    assert slow.id not in server._state.backlog.unfinished
     again = push(server, slow, 4)
     assert (again.accepted, again.reason) == (False, "stale")
     assert server.status()["refused"] == {"stale": 2}

@@ -482,7 +482,7 @@ def fuzz_contributions(folder: Path, runs: dict[str, list[Run]]) -> Case:
         else:
             arrays[pick(rng, ("vector", "start", "codes", "scales", "packed", "x"))] = pick(rng, others)
         with contextlib.suppress(ValueError):
-            found = Contribution.of(header, arrays)
+            found = Contribution.from_parts(header, arrays)
             require(found.arrays().keys() == arrays.keys() - ({"start"} if found.packed else set()), "other arrays")
             require(all(found.arrays()[n] is arrays[n] for n in arrays), "other arrays")
             require(found.packed is None or found.vector.dtype == np.float32, "no vector")

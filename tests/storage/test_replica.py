@@ -192,7 +192,7 @@ def test_a_put_that_failed_and_arrives_late_does_not_replace_what_was_acknowledg
     server.close()
     after = launch(bucket, tmp_path / "b", settings)
     assert after.alerts == server.alerts or not after.alerts
-    assert [a.lease.id for a in after._state.waiting] == [other.id]
+    assert [a.lease.id for a in after._state.backlog.waiting] == [other.id]
     assert server.push(first).reason != ""
     after.close()
 
@@ -394,7 +394,7 @@ def test_a_run_that_was_copied_into_the_bucket_is_gone_on_with(folder: Path) -> 
         if path.is_file():
             bucket.storage.put(path.relative_to(folder / "plain").as_posix(), path.read_bytes())
     after = launch(bucket, folder / "b", settings)
-    assert [a.lease.id for a in after._state.waiting] == [lease.id]
+    assert [a.lease.id for a in after._state.backlog.waiting] == [lease.id]
     after.close()
 
 

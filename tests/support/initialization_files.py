@@ -9,6 +9,7 @@ from leap_dist.config.loading import resolve
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage import run_directory
+from leap_dist.tasks.task import family_of
 
 CHANNELS = {"gray4": 4, "rgb1": 3, "rgb4": 12}
 
@@ -18,5 +19,6 @@ def written(folder: Path, frames: str = "gray4", **settings: Any) -> Path:
     config = resolve("smoke", {"atari.frames": frames, **settings})
     run_directory.prepare(folder, config)
     manifest, initial = initialization(CHANNELS[frames], 3, config.scope)
-    MetaServer(config, folder, manifest=manifest, initial=initial).close()
+    preprocessing = family_of(config).preprocessing(config)
+    MetaServer(config, folder, manifest=manifest, initial=initial, preprocessing=preprocessing).close()
     return folder / "init.safetensors"

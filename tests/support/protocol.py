@@ -19,6 +19,7 @@ from leap_dist.nn.flat_vector import Manifest
 from leap_dist.protocol.messages import Ack, Contribution, CurvePoint, Idle, Lease, PathStatistics, Task
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage.replica import NO_REPLICA, NoReplica
+from leap_dist.tasks.task import family_of
 
 MANIFEST = Manifest(("weight", "bias"), ((2, 3), (2,)))
 INITIAL = np.linspace(-1, 1, MANIFEST.size).astype(np.float32)
@@ -76,6 +77,7 @@ def serve(
         session=session,
         clock=clock or Clock(),
         work=work,
+        preprocessing=family_of(settings).preprocessing(settings),
         replica=replica,
     )
 
