@@ -61,8 +61,10 @@ def small(data_dir: Path, **settings: Any) -> Config:
 
 def server_of(config: Config, run_dir: Path) -> MetaServer:
     run_dir.mkdir(exist_ok=True)
-    manifest, initial = family_of(config).initialization(config, config.seed, config.scope)
-    return MetaServer(config, run_dir, manifest=manifest, initial=initial)
+    family = family_of(config)
+    manifest, initial = family.initialization(config, config.seed, config.scope)
+    preprocessing = family.preprocessing(config)
+    return MetaServer(config, run_dir, manifest=manifest, initial=initial, preprocessing=preprocessing)
 
 
 def work(server: Any, config: Config) -> list[Ack]:
