@@ -1,4 +1,4 @@
-"""Many copies of one Atari game, played together by one thread: the emulator does not let a second one in."""
+"""A vector of environments of one Atari game, stepped by one thread, since the emulator does not release the GIL."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from leap_dist.envs.emulator import FIRE, NOOP, clear, put_back, take
 from leap_dist.envs.preprocessing import FRAME_SIZE, GRAY, RGB, Frames, palette
 
 STACKS = {"gray4": (GRAY, 4), "rgb1": (RGB, 1), "rgb4": (RGB, 4)}
-"""Observation kinds: (colours, frames stacked)."""
+"""Kinds of observations: (color planes, number of stacked frames)."""
 
 
 def channels(frames: str) -> int:
-    """Input channels that observations of kind `frames` have."""
-    colours, stack = STACKS[frames]
-    return stack * (colours.stop - colours.start)
+    """Return the number of channels of observations of kind `frames`."""
+    colors, stack = STACKS[frames]
+    return stack * (colors.stop - colors.start)
 
 
 class Step(NamedTuple):
-    """What N environments gave back. Where an episode ended, the next one has begun already."""
+    """Result of one step of N environments. Where an episode has ended, the next one has begun."""
 
     observations: np.ndarray
-    """uint8 (N, C, 84, 84), a new array: oldest frame first, RGB planes within a frame."""
+    """Observations, uint8 (N, C, 84, 84), a new array: oldest frame first, RGB planes within a frame."""
     rewards: np.ndarray
-    """float32 (N,), the game's own: neither clipped nor scaled."""
+    """Raw rewards of the game, float32 (N,)."""
     terminated: np.ndarray
-    """bool (N,), the game is over."""
+    """Whether the game is over, bool (N,)."""
     truncated: np.ndarray
-    """bool (N,), cut off at the frame limit, not over."""
+    """Whether the episode was cut off at the frame limit, bool (N,)."""
     lives: np.ndarray
-    """int (N,), after the step, or of the next episode."""
+    """Lives left after the step, or at the start of the next episode, int (N,)."""
     final: np.ndarray
-    """uint8 (M, C, 84, 84), the last observations of the M truncated episodes, in their order."""
+    """Last observations of the M truncated episodes, uint8 (M, C, 84, 84)."""
 
 
 def make(
@@ -48,28 +48,28 @@ def make(
     max_episode_frames: int = 108_000,
     full_actions: bool = False,
 ) -> Atari:
-    """`count` environments of one game. Raises ValueError for a game that does not exist or cannot be loaded."""
+    """Make `count` environments of a game. Raises ValueError for a game that does not exist or cannot be loaded."""
     return Atari(
         game, count, frames, frame_skip, noop_max, fire_on_reset, sticky_actions, max_episode_frames, full_actions
     )
 
 
 def rebuild() -> None:
-    """From now on environments are made anew, with nothing left of those that were closed."""
+    """Make sure that new environments share nothing with those that were closed before."""
     clear()
 
 
 class Atari:
     """N environments of one game; `make` has the defaults.
 
-    An action is executed for `frame_skip` frames, of which the last two are max-pooled: sprites that flicker on
-    alternate frames stay visible. An episode starts after a random number of frames, 1 to `noop_max` but at least 2,
-    with FIRE first where the game has it, then no action; its first observation is one frame, and nothing before it.
-    `sticky_actions` is, frame by frame, the probability that the previous frame's action is executed again.
+    An action is executed for `frame_skip` frames, of which the last two are max-pooled, so that sprites that flicker on
+    alternate frames stay visible. An episode starts after a random number of frames, from 1 to `noop_max` but at least
+    2, with action FIRE first if the game has it, then NOOP. Its first observation has one frame, after zeros.
+    `sticky_actions` is the probability, for each frame, that the previous frame's action is repeated.
 
     Attributes:
-        count: N.
-        actions: what actions 0, 1, … are on the controller, which has 18.
+        count: number of environments N.
+        actions: the controller's actions (of 18) that correspond to actions 0, 1, …
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class Atari:
         ale = self._ales[0]
         self.actions = [a.value for a in (ale.getLegalActionSet() if full_actions else ale.getMinimalActionSet())]
         self._first_action = FIRE if fire_on_reset and FIRE in self.actions else NOOP
-        colours, stack = STACKS[frames]
-        self._frames = Frames(count, ale.getScreenDims()[0], colours, palette(game))
-        shape = (count, colours.stop - colours.start, FRAME_SIZE, FRAME_SIZE)
+        colors, stack = STACKS[frames]
+        self._frames = Frames(count, ale.getScreenDims()[0], colors, palette(game))
+        shape = (count, colors.stop - colors.start, FRAME_SIZE, FRAME_SIZE)
         self._history = [np.zeros(shape, np.uint8) for _ in range(stack)]  # oldest first
         self._elapsed = np.zeros(count, np.int64)  # frames of the episode, without those before its start
         self._executed = [NOOP] * count
@@ -106,9 +106,9 @@ class Atari:
         return np.array([emulator.lives() for emulator in self._emulators])
 
     def reset(self, seed: int) -> np.ndarray:
-        """Starts every episode anew. Returns observations as in `Step`. Raises RuntimeError on a closed environment.
+        """Start a new episode in all environments, and return observations as in `Step`.
 
-        From here on, `seed` and the actions determine everything.
+        From then on, `seed` and the actions determine everything. Raises RuntimeError if the environment is closed.
         """
         if not self._emulators:
             raise RuntimeError("the environment is closed")
@@ -117,9 +117,9 @@ class Atari:
         return self._observe(restarted=np.ones(self.count, bool))
 
     def step(self, actions: np.ndarray) -> Step:
-        """Executes one action in each environment, (N,), indices into `actions`.
+        """Execute one action in each environment, given as indices (N,) into `actions`.
 
-        Raises RuntimeError before the first reset and after closing, ValueError for an action that is not there.
+        Raises RuntimeError before the first reset and after closing, and ValueError for an unknown action.
         """
         if not (self._emulators and self._started):
             raise RuntimeError("the environment is closed, or was not reset yet")
@@ -137,27 +137,27 @@ class Atari:
         return Step(observations, np.array(rewards, np.float32), terminated, truncated, self.lives, final)
 
     def close(self) -> None:
-        """Gives the emulators back, for the next environment of that game. Closing twice is harmless."""
+        """Return the emulators to the pool. Closing twice is harmless."""
         put_back(self._game, self._emulators)
         self._emulators, self._ales = [], []
 
     def _play(self, actions: list[int], frames: np.ndarray) -> tuple[list[float], list[bool]]:
-        """Plays `frames` frames in each environment and sees the last two. Returns rewards, and whose game is over.
+        """Emulate `frames` frames in each environment, read the last two screens, and return rewards and game overs.
 
-        When a game is over, the emulator stands still and gives no reward.
+        After the end of a game the emulator does nothing and gives no reward.
         """
         rewards, due = [0.0] * self.count, frames.tolist()
-        for k in range(2):  # everyone's frames but the last, then everyone's last
+        for k in range(2):  # all frames but the last, then the last
             for n, emulator in enumerate(self._emulators):
                 for _ in range(1 if k else due[n] - 1):
                     rewards[n] += self._act(n, actions[n])
                 emulator.screen(self._frames.screens[k][n])
-            self._frames.see(k, self._ales)
+            self._frames.update(k, self._ales)
         self._frames.pool_alone(frames == 1, self._ales)
         return rewards, [emulator.over() for emulator in self._emulators]
 
     def _act(self, n: int, action: int) -> int:
-        """Emulates one frame. Returns the reward."""
+        """Emulate one frame and return its reward."""
         if self._sticky_actions and self._random.random() < self._sticky_actions:
             action = self._executed[n]
         self._executed[n] = action
@@ -165,7 +165,7 @@ class Atari:
         return reward
 
     def _start(self, n: int) -> None:
-        """Starts an episode, up to its first observation."""
+        """Start an episode and play up to its first observation."""
         emulator = self._emulators[n]
         due = int(self._random.integers(1, self._noop_max, endpoint=True)) if self._noop_max else 0
         action, since_restart = self._first_action, 0
@@ -181,11 +181,11 @@ class Atari:
         emulator.screen(self._frames.screens[1][n])
 
     def _observe(self, restarted: np.ndarray) -> np.ndarray:
-        """Starts the next episode where one ended. Returns the observations, a copy."""
+        """Start the next episode where one has ended, and return a copy of the observations."""
         if restarted.any():
             for n in np.flatnonzero(restarted).tolist():
                 self._start(n)
-            self._frames.see(1, self._ales)
+            self._frames.update(1, self._ales)
             self._frames.pool_alone(restarted, self._ales)
             for images in self._history:
                 images[restarted] = 0

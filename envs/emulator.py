@@ -1,4 +1,4 @@
-"""The emulator: one console with a cartridge in it, and the shelf where consoles wait for their next use."""
+"""The Atari emulator with one game loaded, and a pool of emulators to reuse."""
 
 from __future__ import annotations
 
@@ -9,61 +9,61 @@ from ale_py import ALEInterface, LoggerMode, roms
 from leap_dist.envs.games import require
 
 NOOP, FIRE = 0, 1
-SHELF_SIZE = 256
-"""Consoles kept at most, of 0.8 MB each."""
+POOL_SIZE = 256
+"""Largest number of idle emulators to keep, of 0.8 MB each."""
 
-_shelf: OrderedDict[str, list[Emulator]] = OrderedDict()  # by game, the one played last at the end
+_pool: OrderedDict[str, list[Emulator]] = OrderedDict()  # idle emulators by game, the game played last at the end
 
 
 class Emulator:
-    """One game, ready to play. Every episode starts from the same state, whatever was played before.
+    """An emulator with one game loaded. Every episode starts from the same state, whatever was played before.
 
-    Resetting would not do: after some play it leads to other states than at first, in about 15 games.
+    ALE's own reset does not ensure that: in about 15 games its result depends on what was played.
     """
 
     def __init__(self, game: str) -> None:
-        ALEInterface.setLoggerMode(LoggerMode.Error)  # no banner for every console
+        ALEInterface.setLoggerMode(LoggerMode.Error)  # no banner for every emulator
         self.ale = ALEInterface()
-        self.ale.setInt("random_seed", 0)  # else the clock's: the state after a reset depends on it in some games
-        self.ale.setInt("frame_skip", 1)  # whoever plays counts frames, pools them,
+        self.ale.setInt("random_seed", 0)  # the default is the clock, and some games' initial state depends on it
+        self.ale.setInt("frame_skip", 1)  # atari_vector skips and pools frames,
         self.ale.setFloat("repeat_action_probability", 0.0)  # repeats actions
-        self.ale.setInt("max_num_frames_per_episode", 0)  # and cuts episodes off
+        self.ale.setInt("max_num_frames_per_episode", 0)  # and truncates episodes
         path = roms.get_rom_path(game)
         assert path is not None, game
         self.ale.loadROM(path)
         self.ale.reset_game()
         self._start = self.ale.cloneState()
-        self.ale.act(NOOP)  # the first restoring has to come after a frame, too: else Qbert and Tetris go another way
+        self.ale.act(NOOP)  # without a frame before the first restore, Qbert and Tetris behave differently
         self.act, self.over, self.lives = self.ale.act, self.ale.game_over, self.ale.lives
         self.screen = self.ale.getScreen
 
     def restart(self) -> None:
-        """Starts an episode. Two frames must be emulated before the screen is looked at.
+        """Start an episode. Two frames must be emulated before the screen is read.
 
-        The screen is no part of the state, and in five games the first frame does not fill it: remains of what was
-        played before would show.
+        The screen is not a part of the restored state, and in five games the first frame does not fill it, so pixels of
+        an earlier episode would remain.
         """
         self.ale.restoreState(self._start)
 
 
 def take(game: str, count: int) -> list[Emulator]:
-    """`count` emulators from the shelf, new ones where it has none left: 0.1 s each.
+    """Take `count` emulators of a game from the pool, or make new ones, which takes 0.1 s each.
 
     Raises ValueError for a game that does not exist or cannot be loaded.
     """
     require(game)
-    shelved = _shelf.get(game, [])
-    return [shelved.pop() if shelved else Emulator(game) for _ in range(count)]
+    idle = _pool.get(game, [])
+    return [idle.pop() if idle else Emulator(game) for _ in range(count)]
 
 
 def clear() -> None:
-    """Empties the shelf: the next environments get new consoles."""
-    _shelf.clear()
+    """Empty the pool, so that the next environments get new emulators."""
+    _pool.clear()
 
 
 def put_back(game: str, emulators: list[Emulator]) -> None:
-    """Shelves emulators of a game. Where the shelf is full, the games not played for longest go."""
-    _shelf.setdefault(game, []).extend(emulators)
-    _shelf.move_to_end(game)
-    while sum(map(len, _shelf.values())) > SHELF_SIZE:
-        _shelf.popitem(last=False)
+    """Return emulators of a game to the pool. If it is full, discard those of the games not played for longest."""
+    _pool.setdefault(game, []).extend(emulators)
+    _pool.move_to_end(game)
+    while sum(map(len, _pool.values())) > POOL_SIZE:
+        _pool.popitem(last=False)

@@ -59,11 +59,11 @@ class ServerClient:
         A partial contribution is not repeated for a busy server, because the next one contains it.
         """
         name = {"lease": contribution.lease, "seq": contribution.seq, "final": contribution.final}
-        delivery_log.note("pushed", **name)
+        delivery_log.record("pushed", **name)
         while True:
             ack: Ack = self._report("push", contribution)
             if ack.durable:
-                delivery_log.note("durable", **name)
+                delivery_log.record("durable", **name)
             skipped = ack.reason == "busy" and not contribution.final
             if ack.accepted or not ack.wait or not ack.proceed or skipped:
                 return ack

@@ -25,7 +25,7 @@ from leap_dist.storage import reader
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, read_regular, write_atomic
 from leap_dist.storage.location import Url
 from leap_dist.storage.objects import is_url
-from leap_dist.tasks.task import sections_of
+from leap_dist.tasks.task import family_named
 from leap_dist.weights.initialization import Initialization, read_initialization
 
 SCRATCH = "scratch"
@@ -99,7 +99,7 @@ def settings(files: Sequence[InitFile], given: Mapping[str, Any], preset: str | 
         known = (str(file.content.metadata.get("preset")) for file in files)
         return {"preset": next((name for name in known if name in TASKS.get(tasks, PRESETS)), "paper"), **start}
     (first, base), *others = trained.items()
-    sections = sections_of(tasks)
+    sections = family_named(tasks).sections
     # The seed of a run draws which characters of an alphabet are classes, and which alphabets are held out.
     alone = ("task_steps", "data_dir", "seed") if "supervised" in sections else ("task_steps",)
     compared = ("seed",) if tasks == "omniglot" else ()

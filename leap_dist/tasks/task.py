@@ -6,9 +6,11 @@ the modes, the ledger and the evaluation are the same for all families.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from leap_dist.config.settings import Config
 from leap_dist.leap.learner import Learner
@@ -18,6 +20,13 @@ from leap_dist.protocol.messages import Lease
 from leap_dist.tasks.atari.family import Atari
 from leap_dist.tasks.images.family import MultiCV, Omniglot
 from leap_dist.tasks.starting_point import StartingPoint
+
+
+class Network(Protocol):
+    """A network whose parameters are divided into shared ones and the task's own."""
+
+    def parameters_of(self, scope: str) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Return the shared parameters and the task's own, by name. `scope` names the shared ones."""
 
 
 class TaskFamily(Protocol):
@@ -44,6 +53,12 @@ class TaskFamily(Protocol):
     def preprocessing(self, config: Config) -> dict[str, Any]:
         """Return the description of the network's input that is stored in init.safetensors."""
 
+    def check_preprocessing(self, given: Any) -> None:
+        """Check such a description from a file. Raises ValueError if no network of this family has such an input."""
+
+    def network(self, given: dict[str, Any]) -> Network:
+        """Return a network, with a head that all tasks share, for the input that is described like this."""
+
     def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> Learner:
         """Make the learner for the task of a lease. Raises ConfigError if its data is not there."""
 
@@ -57,6 +72,8 @@ def family_of(config: Config) -> TaskFamily:
     return _FAMILIES[config.tasks]
 
 
-def sections_of(tasks: str) -> tuple[str, ...]:
-    """Return the sections of the settings that determine a learner of such tasks."""
-    return _FAMILIES[tasks].sections
+def family_named(tasks: str) -> TaskFamily:
+    """Return a family by the value of the setting `tasks`. Raises ValueError if there is none of that name."""
+    if tasks not in _FAMILIES:
+        raise ValueError(f"tasks is {tasks[:40]!r}, which this version does not know")
+    return _FAMILIES[tasks]

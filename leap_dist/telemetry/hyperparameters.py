@@ -1,4 +1,4 @@
-"""A run's settings as TensorBoard's hyperparameters, so that runs can be compared by them."""
+"""A run's settings as hyperparameters in TensorBoard, by which runs can be compared."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ METRICS = {
     RETURN: ("meta/score_human_normalized", "meta/score_iqm", *_OF_EVERY_RUN),
     ERROR: ("meta/error", *_OF_EVERY_RUN),
 }
-"""Shown beside the settings, with their last values."""
+"""Tags whose last values are shown beside the settings."""
 
 
 def session_start(config: Config) -> list[Summary.Value]:
-    """What the comparison is about, and this run's settings: those that cannot change while it goes on."""
+    """Return the values that declare the hyperparameters and give this run's settings that cannot change."""
     settings = {
-        # Text, because a switch or a list of games would otherwise pass for a number, or not be taken at all.
+        # Booleans would be taken for numbers, and lists are not accepted; both become text.
         name: value if isinstance(value, int | float) and not isinstance(value, bool) else _text(value)
         for name, value in fixed_settings(config).items()
     }
@@ -30,7 +30,7 @@ def session_start(config: Config) -> list[Summary.Value]:
 
 
 def session_end() -> list[Summary.Value]:
-    """The run succeeded."""
+    """Return the values that mark the run as successful."""
     return list(summaries.hparams({}, {})[2].value)
 
 

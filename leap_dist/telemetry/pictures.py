@@ -1,4 +1,4 @@
-"""The picture of a run: progress.png, drawn from the ledger alone."""
+"""The chart of a run, progress.png, drawn from the ledger alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from leap_dist.config import metrics
 from leap_dist.config.metrics import Metric
 from leap_dist.envs.games import reference_scores
 
-# Okabe and Ito's colours, which the colour-blind tell apart; without yellow, faint on white, and black, the mean's.
+# Colors of Okabe and Ito, which people with color blindness can tell apart. Yellow is too faint, black is the mean's.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "h")
 _RANDOM_PLAY: dict[str, Any] = {"color": "0.55", "linestyle": "--", "linewidth": 1.0}
@@ -31,7 +31,7 @@ _DOTS_PER_INCH = 120
 
 
 class _Task(NamedTuple):
-    """What the picture shows of a ledger line."""
+    """The part of a ledger line that the chart shows."""
 
     version: int
     score: float | None
@@ -39,10 +39,10 @@ class _Task(NamedTuple):
 
 
 def progress_picture(lines: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draws a run's ledger: the tasks' returns, or training errors, a panel for every game, and their paths' lengths.
+    """Draw the returns (or training errors) of all tasks, one panel for each game, and the lengths of their paths.
 
-    Returns are those of the second half of a task, errors those of all its batches. The PNG replaces `path` as a
-    whole, in whatever state the run is. Raises OSError where it cannot be written; what was there stays.
+    Returns are means over the second half of a task, errors over all its batches. The PNG replaces `path` atomically.
+    Raises OSError if it cannot be written; then the old file stays.
     """
     drawn = metrics.for_ledger(lines)
     tasks: defaultdict[str, list[_Task]] = defaultdict(list)
@@ -62,7 +62,7 @@ def _draw(tasks: dict[str, list[_Task]], drawn: Metric, title: str) -> Figure:
     size = max(8.0, 2.7 * columns), 0.4 + sum(heights)
     figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, layout="constrained")
     figure.suptitle(title, fontsize=12, parse_math=False)
-    # Two figures in one, so that the legend beside the lower one takes no room from the upper one.
+    # Two subfigures, so that the legend beside the lower one takes no space from the upper one.
     (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
     last = max(task.version for of_game in tasks.values() for task in of_game)
     for index, (game, of_game) in enumerate(tasks.items()):
@@ -74,7 +74,7 @@ def _draw(tasks: dict[str, list[_Task]], drawn: Metric, title: str) -> Figure:
     return figure
 
 
-def _draw_scores(axes: Axes, game: str, tasks: list[_Task], drawn: Metric, colour: str, last: int) -> None:
+def _draw_scores(axes: Axes, game: str, tasks: list[_Task], drawn: Metric, color: str, last: int) -> None:
     axes.set_title(game, fontsize=9)
     _label(axes, drawn.axis_label, last, ticks=5)
     ended = [(task.version, drawn.scale * task.score) for task in tasks if task.score is not None]
@@ -85,9 +85,9 @@ def _draw_scores(axes: Axes, game: str, tasks: list[_Task], drawn: Metric, colou
         return
     if random_play is not None:
         axes.axhline(random_play, **_RANDOM_PLAY)
-    axes.plot(*zip(*ended, strict=True), color=colour, **_ONE_TASK)
-    axes.plot(*_means(ended), color=colour, linewidth=1.2)
-    if drawn.minimum is not None:  # heights can be compared then
+    axes.plot(*zip(*ended, strict=True), color=color, **_ONE_TASK)
+    axes.plot(*_means(ended), color=color, linewidth=1.2)
+    if drawn.minimum is not None:  # so that panels can be compared
         axes.update_datalim([(last, drawn.minimum)])
         axes.autoscale_view()
         axes.set_ylim(bottom=drawn.minimum)
@@ -98,8 +98,8 @@ def _draw_lengths(axes: Axes, tasks: dict[str, list[_Task]], last: int) -> None:
     _label(axes, "path length (log scale)", last, ticks=10)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter())  # which labels these only where the axis spans less than a decade
-    # A diverged task has no length, and a logarithmic axis has no place for 0.
+    axes.yaxis.set_minor_formatter(LogFormatter())  # labels these only if the axis spans less than a decade
+    # A diverged task has no finite length, and a logarithmic axis cannot show 0.
     drawn = {
         game: [(task.version, task.length) for task in of_game if 0 < task.length < math.inf]
         for game, of_game in tasks.items()
@@ -117,7 +117,7 @@ def _draw_lengths(axes: Axes, tasks: dict[str, list[_Task]], last: int) -> None:
 
 
 def _means(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    """Versions in ascending order, and the mean of the values at each."""
+    """Return versions in ascending order, and the mean of the values at each."""
     by_version: defaultdict[int, list[float]] = defaultdict(list)
     for version, value in points:
         by_version[version].append(value)
@@ -126,7 +126,7 @@ def _means(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Colour and marker of the game at that place: together different for 60 games."""
+    """Return color and marker for a game by its number. The combinations are distinct for 60 games."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": _MARKERS[index // len(COLOURS) % len(_MARKERS)],

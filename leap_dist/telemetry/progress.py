@@ -1,4 +1,4 @@
-"""How fast a run goes and how long it will take: the server's counters put against the clock."""
+"""Speed and remaining time of a run, computed from the server's counters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ WINDOW_SECONDS = 30.0
 class Progress:
     """Turns the server's status into the summary that the table, TensorBoard and summary.json show.
 
-    `wall_seconds_before` are those of earlier launches of the same run.
+    Args:
+        config: configuration of the run.
+        wall_seconds_before: wall time of earlier launches of the same run.
     """
 
     def __init__(self, config: Config, wall_seconds_before: float) -> None:
@@ -24,10 +26,10 @@ class Progress:
         self._started = time.monotonic()
         self._first_task: float | None = None
         self._step_rate, self._push_rate = _Rate(), _Rate()
-        self._begun: tuple[float, float] | None = None  # (time, tasks' worth of work done)
+        self._begun: tuple[float, float] | None = None  # (time, number of tasks done, with fractions)
 
     def summary(self, status: dict[str, Any], state: str, more: dict[str, Any]) -> dict[str, Any]:
-        """The status with rates and times, and with `more` about the workers."""
+        """Return the status with rates, times, and `more` entries about the workers."""
         now = time.monotonic()
         if self._first_task is None and status["tasks"] + status["tasks_waiting"]:
             self._first_task = now - self._started
@@ -48,7 +50,7 @@ class Progress:
         }
 
     def _eta(self, now: float, status: dict[str, Any]) -> float | None:
-        """Seconds to go, None before the first sign of work."""
+        """Return the remaining seconds; None until there is some progress."""
         done = status["tasks"] + status["tasks_waiting"]
         done += sum(lease["steps"] / lease["steps_wanted"] for lease in status["leases"])
         if self._begun is None:
@@ -59,13 +61,13 @@ class Progress:
 
 
 class _Rate:
-    """Of a counter, per second, over the last WINDOW_SECONDS."""
+    """Rate of a counter per second over the last WINDOW_SECONDS."""
 
     def __init__(self) -> None:
         self._window: deque[tuple[float, int]] = deque()  # (time, count)
 
     def __call__(self, now: float, count: int) -> float:
-        if self._window and count < self._window[-1][1]:  # the server was restarted, and has counted less than before
+        if self._window and count < self._window[-1][1]:  # the server restarted and counts from an older state
             self._window.clear()
         self._window.append((now, count))
         while now - self._window[0][0] > WINDOW_SECONDS:

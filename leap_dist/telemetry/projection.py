@@ -1,4 +1,4 @@
-"""From ledger lines and the driver's summary to points of curves."""
+"""Converts ledger lines and the driver's summary to points of TensorBoard curves."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from leap_dist.envs.games import human_normalized
 from leap_dist.telemetry.tags import CURVE, OPS
 
 SERVER = "server"
-GAME = re.compile("[a-z0-9_]{1,80}")  # it becomes the name of a folder
+GAME = re.compile("[a-z0-9_]{1,80}")
+"""Names that may become the name of a folder."""
 
 
 class Event(NamedTuple):
-    """Values of one run at one step."""
+    """Values of one TensorBoard run at one step."""
 
     run: str
     step: int
@@ -30,14 +31,14 @@ class Event(NamedTuple):
 
 
 class Projection:
-    """What the ledger says, as events. It has to see all lines from the first one on: a game's steps add up."""
+    """Converts the ledger to events. It must be given all lines from the first one on, since a game's steps add up."""
 
     def __init__(self) -> None:
         self._steps: Counter[str] = Counter()  # by game, in all lines so far
         self._scores: dict[str, float] = {}  # by game, human-normalized, of its newest task that has one
 
     def events(self, lines: list[dict[str, Any]]) -> Iterator[Event]:
-        """Of the next lines, in whole meta-updates."""
+        """Return the events of the next lines, which must consist of whole meta-updates."""
         for version, group in itertools.groupby(lines, key=lambda line: int(line["version_after"])):
             tasks = list(group)
             values = _meta_values(tasks) | self._over_games(tasks)
@@ -48,7 +49,7 @@ class Projection:
                     yield from self._of_task(task)
 
     def _over_games(self, tasks: list[dict[str, Any]]) -> dict[str, float]:
-        """How the games stand, each by its newest task: the mean of the middle half of them, and its ends."""
+        """Return the interquartile mean and the quartiles over games, each represented by its newest task."""
         for task in tasks:
             score = _normalized_score(task) if task["final"] else None
             if score is not None and math.isfinite(score):
@@ -76,23 +77,23 @@ class Projection:
         }
         for step, values in by_step.items():
             yield _event(f"game/{game}", self._steps[game] + step, "task", values)
-        self._steps[game] += task["steps"]  # also where the points were written long ago: the next task starts there
+        self._steps[game] += task["steps"]  # the next task's curve starts there
 
 
 def operations(summary: dict[str, Any], failures: int) -> Event:
-    """How the service does, by the driver's summary; `failures` are those to write event files."""
+    """Return the state of the service from the driver's summary; `failures` counts failed writes of event files."""
     values = {
         **summary,
         **{f"{kind}_ms_{name}": value for kind in ("push", "update") for name, value in summary[f"{kind}_ms"].items()},
         "write_failures": failures,
     }
     refused = {f"refused/{reason}": count for reason, count in summary["refused"].items()}
-    known = {name: values[name] for name in OPS if name in values}  # no percentile before there was anything to time
+    known = {name: values[name] for name in OPS if name in values}  # percentiles are missing until something was timed
     return _event(SERVER, int(summary["wall_seconds"]), "ops", known | refused | _time_shares(summary))
 
 
 def _time_shares(summary: dict[str, Any]) -> dict[str, float]:
-    """Where the workers' time went in the last minute, as a mean over the workers that have told."""
+    """Return where the workers' time went in the last minute, averaged over the workers that have reported."""
     told = [worker["time_share"] for worker in summary["workers"] if worker["time_share"]]
     return {f"time_share/{part}": sum(shares[part] for shares in told) / len(told) for part in told[0]} if told else {}
 
@@ -102,7 +103,7 @@ def _event(run: str, step: int, group: str, values: dict[str, float]) -> Event:
 
 
 def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
-    """One meta-update. What no task has a value for is left out."""
+    """Return the means over the tasks of one meta-update. Values that no task has are left out."""
     done = [task for task in tasks if task["final"]]
     of_tasks = {
         "loss": [
@@ -127,12 +128,12 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _error(task: dict[str, Any]) -> float | None:
-    """Mean training error, of a supervised task."""
+    """Return the mean training error of a supervised task; None for other tasks."""
     return ERROR.task_score(task["curve"]) if metrics.for_ledger([task]) is ERROR else None
 
 
 def _normalized_score(task: dict[str, Any]) -> float | None:
-    """Human-normalized return at the task's end: of its last curve point in which an episode ended."""
+    """Return the human-normalized score of the last curve point with an episode; None if there is none."""
     scores = [point["score"] for point in task["curve"] if point["score"] is not None]
     return human_normalized(task["game"], scores[-1]) if scores else None
 

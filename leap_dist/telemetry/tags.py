@@ -1,4 +1,4 @@
-"""Every tag that TensorBoard shows of a run, and the layout of its custom scalars. docs/monitoring.md explains them."""
+"""All TensorBoard tags of a run, and the layout of its custom scalars. docs/monitoring.md explains them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ META = (
     "clip",
     "agreement",
 )
-"""Of run `server`, as meta/… and as meta_frames/…"""
+"""Tags meta/… and meta_frames/… of run `server`."""
 
 CURVE = ("return", "human_normalized", "error", "loss", "policy_loss", "value_loss", "entropy")
-"""Of a game's run, as task/…, at several points of a task."""
+"""Tags task/… of a game's run, written at several points of a task."""
 
 PATH = ("path_length", "path_energy", "loss_term_norm", "path_term_norm", "term_cosine", "pull_norm")
-"""Of a game's run, as task/…, at the end of a task."""
+"""Tags task/… of a game's run, written at the end of a task."""
 
 OPS = (
     "steps_per_second",
@@ -58,13 +58,13 @@ OPS = (
     "checkpoint_age",
     "write_failures",
 )
-"""Of run `server`, as ops/…; refused/<reason> and time_share/<part> besides."""
+"""Tags ops/… of run `server`; there are also ops/refused/<reason> and ops/time_share/<part>."""
 
 AGREEMENT = "meta/agreement_between_games"
-"""The picture of run `server`."""
+"""Tag of the heat map of run `server`."""
 
 PLAY = "play"
-"""The picture of a game's run, as play/<game>."""
+"""First part of the tag play/<game> of a game's videos."""
 
 _EVERY_GAME = {
     RETURN: {
@@ -95,15 +95,18 @@ _EVERY_PATH = {
 }
 
 
-def custom_scalars(measure: Metric) -> Summary:
-    """The layout: categories of charts of some tags each. Lines' are regular expressions, a margin's are not."""
+def custom_scalars(metric: Metric) -> Summary:
+    """Return the layout: categories of charts, each with some tags.
+
+    Charts of kind "Multiline" select tags by regular expressions; those of kind "Margin" name them.
+    """
 
     def lines(*patterns: str) -> list[Any]:
         return ["Multiline", list(patterns)]
 
     layout = {
         "meta-learning": {
-            **_OVER_GAMES[measure],
+            **_OVER_GAMES[metric],
             "loss": lines("meta/loss$"),
             "mean norm of a pull": lines("meta/gradient_norm$"),
             "norm of the update": lines("meta/update_norm$"),
@@ -120,9 +123,9 @@ def custom_scalars(measure: Metric) -> Summary:
             "mean cosine between loss term and path term": lines("meta/term_cosine$"),
             **{f"per game: {title}": lines(pattern) for title, pattern in _EVERY_PATH.items()},
         },
-        "per game": {title: lines(pattern) for title, pattern in _EVERY_GAME[measure].items()},
+        "per game": {title: lines(pattern) for title, pattern in _EVERY_GAME[metric].items()},
         "operations": {
-            f"{measure.step_unit} per second": lines("ops/steps_per_second$"),
+            f"{metric.step_unit} per second": lines("ops/steps_per_second$"),
             "pushes per second": lines("ops/pushes_per_second$"),
             "milliseconds of a push": lines("ops/push_ms_p(50|99)$"),
             "share of the server's time that its work takes": lines("ops/busy_share$"),

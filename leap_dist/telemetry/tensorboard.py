@@ -1,19 +1,19 @@
-"""TensorBoard: curves, pictures, text and settings of a run, a projection of the ledger.
+"""TensorBoard: curves, images, text and settings of a run, as a projection of the ledger.
 
 Every tag is written at most once per step, at strictly increasing steps: the last step of each tag is read back from
-the event files that exist, and a point that is not beyond it is skipped. So after a crash the driver calls `record`
-with the whole ledger from its first line, and curves are neither lost nor doubled. `purge_step` is not used for this:
-run `server` holds several axes (versions, agent steps, seconds), and a purge would cut them all at one number.
+existing event files, and points that are not beyond it are skipped. So after a crash the driver calls `record` with the
+whole ledger from its first line, and no point of a curve is lost or doubled. `purge_step` would not do: run `server`
+has several axes (versions, agent steps, seconds), and a purge would cut all of them at one number.
 
     run          tags                    step
-    server       meta/*                  version, that is, meta-updates made; a picture among them
+    server       meta/*                  version, that is, number of meta-updates
     server       meta_frames/*           agent steps (or examples) of all contributions applied so far
     server       ops/*                   wall seconds over all launches
     game/<game>  task/*                  agent steps (or examples) of this game in all contributions applied so far
-    game/<game>  play/<game>             the same, had all its tasks been trained in full
+    game/<game>  play/<game>             the same, if all its tasks had been trained in full
 
-What is not in the ledger, ops/* and pictures, may have a gap after a crash. `tags` has all names. Values of one run and
-step share a record: TensorBoard opens the file anew for each, which is slow on shared disks.
+What is not in the ledger (ops/* and images) may have a gap after a crash. `tags` lists all names. Values of one run and
+step share a record, because TensorBoard opens the file anew for each record, which is slow on shared disks.
 """
 
 from __future__ import annotations
@@ -44,22 +44,23 @@ from leap_dist.telemetry.tags import AGREEMENT, PLAY, custom_scalars
 
 log = logging.getLogger(__name__)
 
-_ERRORS = (OSError, tf.errors.OpError)  # of the disk, as Python and as TensorBoard's file layer report them
-RETRY_SECONDS = 60.0  # between two attempts to write after one failed
-_OVER = ("done", "interrupted", "failed")  # states after which this launch reports no more
-_RGB = 3  # a colour space, of pictures
+_ERRORS = (OSError, tf.errors.OpError)  # errors of the disk, from Python and from TensorBoard
+RETRY_SECONDS = 60.0
+"""Time between two attempts to write after a failure."""
+_OVER = ("done", "interrupted", "failed")  # final states of a launch
+_RGB = 3  # color space of an image summary
 
 
 class TensorBoard:
     """The single writer of `run_dir/tensorboard`.
 
-    Writing never stops training: where the disk will not take it, what is in the ledger is kept in memory and written
-    once that works again, at the latest when the run is resumed.
+    Training never stops because of TensorBoard: if the disk fails, curves are kept in memory and written once the disk
+    works again, at the latest when the run is resumed.
 
     Args:
-        run_dir: the run directory; event files of earlier launches are read, never changed.
-        agreement_interval: meta-updates between two pictures of how far the games agree, at least; 0 for none.
-        clock: monotonic seconds.
+        run_dir: the run directory. Event files of earlier launches are read, but never changed.
+        agreement_interval: smallest number of meta-updates between two heat maps of agreement; 0 for none.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -71,10 +72,10 @@ class TensorBoard:
         self._retry_at = -math.inf
         self._last: dict[str, dict[str, int]] = {}  # run → tag → last step written
         self._writers: dict[str, FileWriter] = {}
-        self._pending: list[Event] = []  # not known to be on disk
+        self._pending: list[Event] = []  # events that may not be on disk
         self._projection = Projection()
         self.failures = 0
-        """How often the event files could not be read or written."""
+        """Number of failures to read or write the event files."""
         try:
             for folder in (self._root / SERVER, *self._root.glob("game/*")):
                 self._last_steps(folder.relative_to(self._root).as_posix())
@@ -82,41 +83,41 @@ class TensorBoard:
             self._give_up(error)
 
     def begin(self, config: Config) -> None:
-        """Adds how the curves are laid out, and the settings to compare runs by, where they are not there yet."""
+        """Write the layout of the custom scalars and the hyperparameters, unless they were written before."""
         layout = custom_scalars(metrics.for_config(config))
         self._pending.append(Event(SERVER, 0, [*layout.value, *session_start(config)]))
         self._write()
 
     def record(self, lines: list[dict[str, Any]], summary: dict[str, Any], clips: Sequence[Clip] = ()) -> None:
-        """Writes what new ledger lines say, the state of operations from the driver's summary, and pictures.
+        """Write curves from new ledger lines, the state of the service from the driver's summary, and videos.
 
-        The lines follow those of the call before, in whole meta-updates; the first call of an instance starts with
-        the ledger's first line. In the event files when this returns, unless writing failed.
+        The lines continue those of the last call in whole meta-updates; the first call starts with the ledger's first
+        line. Everything is in the event files when this returns, unless writing failed.
         """
         self._pending += self._projection.events(lines)
-        if summary["state"] == "done":  # what failed or was interrupted may be gone on with: its end is still open
+        if summary["state"] == "done":  # a failed or interrupted run may be resumed
             self._pending.append(Event(SERVER, 0, session_end()))
         self._write(itertools.chain(self._operations(summary), self._agreement(summary), _clips(clips)))
 
     def text(self, tag: str, text: str) -> None:
-        """Adds Markdown to run `server`, where there is none of that tag yet."""
+        """Add Markdown to run `server`, unless the tag has some already."""
         self._pending.append(Event(SERVER, 0, list(summaries.text(tag, text).value)))
         self._write()
 
     def flush(self) -> None:
-        """Writes what an earlier failure left over, without waiting for the next attempt to be due."""
+        """Write pending events at once, even if the next attempt is not due yet."""
         self._retry_at = -math.inf
         self._write()
 
     def close(self) -> None:
-        """Flushes and closes the event files."""
+        """Flush and close the event files."""
         self.flush()
         self._close_files()
 
-    # Writing -----------------------------------------------------------------------------------------------------
+    # Writing
 
     def _write(self, extra: Iterable[Event] = ()) -> None:
-        """Writes all that is pending, then `extra`, which is dropped where that fails."""
+        """Write pending events, then `extra` ones, which are dropped if writing fails."""
         if self._clock() < self._retry_at:
             return
         try:
@@ -145,7 +146,7 @@ class TensorBoard:
         return self._last[run]
 
     def _give_up(self, error: Exception) -> None:
-        """Until the next attempt. Files of a failed writer may lack what it was given, so they are read again then."""
+        """Stop writing until the next attempt. Since files may lack recent events, they are read back then."""
         self.failures += 1
         if self.failures == 1:
             log.warning("TensorBoard's files cannot be written; training goes on, curves wait: %s", error)
@@ -159,17 +160,17 @@ class TensorBoard:
                 writer.close()
         self._writers.clear()
 
-    # What is not in the ledger -----------------------------------------------------------------------------------
+    # Values that are not in the ledger
 
     def _operations(self, summary: dict[str, Any]) -> Iterator[Event]:
         event = operations(summary, self.failures)
         last = self._last_steps(SERVER).get("ops/workers_alive", -1)
-        # Further apart the longer the run: a week of seconds would take minutes to read back on resume.
+        # The longer the run, the larger the interval: else a week's values would take minutes to read back.
         if event.step - last >= max(1, last // 1000):
             yield event
 
     def _agreement(self, summary: dict[str, Any]) -> Iterator[Event]:
-        """The picture, now and then and at the end; further apart the longer the run, too."""
+        """Return the heat map of agreement if it is due: the longer the run, the less often, and at the end."""
         version, agreement = int(summary["meta_updates"]), summary["agreement_between_games"]
         new = version - self._last_steps(SERVER).get(AGREEMENT, 0)
         due = new >= max(self._agreement_interval, version // 20) or (new > 0 and summary["state"] in _OVER)
@@ -179,12 +180,12 @@ class TensorBoard:
 
 
 def _clips(clips: Iterable[Clip]) -> Iterator[Event]:
-    """What workers filmed, where it is what it should be: nothing else is to be served to a browser."""
+    """Return the events of valid videos. Invalid ones are dropped, since TensorBoard serves them to browsers."""
     for clip in clips:
         try:
             width, height = dimensions(clip.gif)
         except ValueError as error:
-            log.warning("a film of %s is left out: %s", ascii(clip.game)[:80], error)
+            log.warning("a video of %s is left out: %s", ascii(clip.game)[:80], error)
             continue
         if GAME.fullmatch(clip.game):
             yield Event(f"game/{clip.game}", clip.step, [_image(f"{PLAY}/{clip.game}", clip.gif, width, height)])
@@ -196,7 +197,7 @@ def _image(tag: str, encoded: bytes, width: int, height: int) -> Summary.Value:
 
 
 def _read_last_steps(folder: Path) -> dict[str, int]:
-    """The last step of every tag in the event files of a run. A record that is torn or damaged ends its file."""
+    """Return the last step of every tag in a run's event files. A torn or damaged record ends its file."""
     last: dict[str, int] = {}
     for path in folder.glob("events.out.tfevents.*"):
         if path.is_symlink() or not path.is_file():

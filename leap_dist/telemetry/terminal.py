@@ -1,4 +1,4 @@
-"""What a person watches in the terminal during a run, and what `status` prints."""
+"""The live table in the terminal during a run, which `status` prints as well."""
 
 from __future__ import annotations
 
@@ -29,14 +29,12 @@ _STYLES = {
 
 
 class LiveTable:
-    """Shows progress on standard output: a table that is redrawn on a terminal, plain lines elsewhere.
-
-    Of a training run and of an evaluation: the summary says which it is.
+    """Shows the progress of a run or an evaluation: a live table on a terminal, plain lines elsewhere.
 
     Args:
-        console: where to write.
-        seconds: not on a terminal, the time between two lines while no task ends.
-        clock: monotonic seconds.
+        console: console to write to; standard output by default.
+        seconds: time between two plain lines while no task ends.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class LiveTable:
             self._live.stop()
 
     def show(self, summary: dict[str, Any]) -> None:
-        """Shows the driver's summary. An output that is gone, or full, is ignored: training goes on without it."""
+        """Show the driver's summary. Errors of the output are ignored: training goes on without it."""
         with contextlib.suppress(OSError):
             if self._live is not None:
                 self._live.update(render(summary), refresh=True)
@@ -76,7 +74,7 @@ class LiveTable:
                 self._print(summary)
 
     def _print(self, summary: dict[str, Any]) -> None:
-        # Not with rich, which ends the process where the reader of a pipe is gone.
+        # Not with rich, which ends the process if the reader of a pipe is gone.
         new = [alert for alert in summary["alerts"] if alert not in self._alerts]
         self._alerts = summary["alerts"]
         now = summary.get("waiting") or f"{_progress(summary)} | {_counts(summary)}"
@@ -85,11 +83,11 @@ class LiveTable:
 
 
 def render(summary: dict[str, Any]) -> Group:
-    """The run's state, totals, latest alerts, and a row for every worker.
+    """Return the run's state, totals, latest alerts, and a row for every worker.
 
-    The workers come last: where there are more than the terminal has lines, rich cuts off the end.
+    The workers come last because rich cuts off what does not fit into the terminal.
     """
-    what = "evaluation" if _evaluates(summary) else f"{summary['meta_learner']}, mode {summary['mode']}"
+    what = "evaluation" if _is_evaluation(summary) else f"{summary['meta_learner']}, mode {summary['mode']}"
     state = Text.assemble(
         (summary["state"], _STYLES.get(summary["state"], "bold")),
         f"  preset {summary['preset']}, {what}, updated ",
@@ -97,7 +95,7 @@ def render(summary: dict[str, Any]) -> Group:
     )
     waiting = [Text(summary["waiting"], style="yellow")] if summary.get("waiting") else []
     parts: list[RenderableType] = [state, *waiting, Text(_progress(summary)), Text(_counts(summary))]
-    if not _evaluates(summary):
+    if not _is_evaluation(summary):
         parts.append(_health(summary))
     if out := [*summary["quarantined"], *summary["quarantined_workers"]]:
         parts.append(Text("quarantined after repeated failures: " + ", ".join(out), style="red"))
@@ -107,21 +105,21 @@ def render(summary: dict[str, Any]) -> Group:
 
 def _progress(summary: dict[str, Any]) -> str:
     left = summary["eta_seconds"]
-    updates = "" if _evaluates(summary) else f", meta-updates {summary['meta_updates']}"
+    updates = "" if _is_evaluation(summary) else f", meta-updates {summary['meta_updates']}"
     return (
-        f"{'runs' if _evaluates(summary) else 'tasks'} {summary['tasks']}/{summary['tasks_wanted']}{updates}"
+        f"{'runs' if _is_evaluation(summary) else 'tasks'} {summary['tasks']}/{summary['tasks_wanted']}{updates}"
         f" | {metrics.for_summary(summary).step_unit} {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
         f" | elapsed {_duration(summary['wall_seconds'])}, ETA {_duration(left) if left is not None else 'unknown'}"
     )
 
 
-def _evaluates(summary: dict[str, Any]) -> bool:
+def _is_evaluation(summary: dict[str, Any]) -> bool:
     return summary.get("kind") == "evaluation"
 
 
 def _counts(summary: dict[str, Any]) -> str:
     workers = f"workers {summary['workers_alive']}/{summary['workers_wanted']}, restarts {summary['restarts']}"
-    if _evaluates(summary):
+    if _is_evaluation(summary):
         return f"{len(summary['given_up'])} given up, {summary['leases_lost']} begun again | {workers}"
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary["refused"].items()))
     return (
@@ -131,7 +129,7 @@ def _counts(summary: dict[str, Any]) -> str:
 
 
 def _health(summary: dict[str, Any]) -> Text:
-    """What nobody needs to read while it is zero; dim then."""
+    """Return a line with the age of the checkpoint and counts of trouble, dim while all are zero."""
     troubles = {
         "server restarts": summary["server_restarts"],
         "leases lost": summary["leases_lost"],

@@ -1,7 +1,7 @@
-"""What workers were promised, written down by themselves: who claims that nothing was lost has to know what there was.
+"""A log of deliveries, written by the workers themselves, that tests compare with the ledger.
 
-Where the environment variable LEAP_AUDIT names a folder, every worker process appends to a file of its own there, one
-line of JSON per event. `benchmarks/chaos.py` holds the ledger against it. Without that variable nothing is written.
+If the environment variable LEAP_AUDIT names a folder, every worker process appends events to its own file there, one
+line of JSON each. `benchmarks/chaos.py` checks the ledger against these files. Without the variable nothing is written.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 
 
-def note(event: str, **what: object) -> None:
-    """Appends an event to this process's file. On disk when this returns, as far as a killed process goes."""
+def record(event: str, **what: object) -> None:
+    """Append an event to this process's file. It survives a kill of the process as soon as this returns."""
     folder = os.environ.get("LEAP_AUDIT")
     if folder is not None:
         with Path(folder, f"{os.getpid()}.jsonl").open("a") as file:
@@ -20,7 +20,7 @@ def note(event: str, **what: object) -> None:
 
 
 def read(folder: Path) -> list[dict[str, object]]:
-    """All events of all processes, each process's in order. A line that a kill cut short is left out."""
+    """Return all events of all processes, in order for each process. Incomplete last lines are skipped."""
     events = []
     for path in sorted(folder.glob("*.jsonl")):
         events += [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,11 +1,10 @@
-"""Named points at which a fault can be made to happen: the process killed, a disk full. Nothing happens unless armed.
+"""Fault injection: named points at which tests kill the process or make the disk full. Disarmed, they do nothing.
 
     LEAP_FAILPOINTS="journal.written=kill@3,checkpoint.write=full@2-5"  python launch.py train …
 
-kills the process that reaches `journal.written` for the third time with SIGKILL, and lets the second to fifth
-checkpoint find a full disk. Where LEAP_FAILPOINTS_FIRED names a file, what fired is noted there, and what is to fire
-only once does not do so again in another process: a server that was killed and restarted comes through. For tests and
-drills only.
+kills the process that reaches `journal.written` for the third time with SIGKILL, and makes the disk full for the second
+to fifth checkpoint. If LEAP_FAILPOINTS_FIRED names a file, faults that fired are recorded there, and a fault that fires
+only once does not fire again in another process, so that a restarted server survives. For tests and drills only.
 """
 
 from __future__ import annotations
@@ -36,20 +35,20 @@ FILES = (
     "study-report",
     "object",
 )
-"""What `files.write_atomic` writes."""
+"""Kinds of files that `write_atomic` writes."""
 WRITES = ("write", "written", "renamed", "durable")
-"""Before a file is written, when it is flushed under its temporary name, when it is renamed, when that is flushed."""
+"""Stages of a write: before it, after the flush of the temporary file, after the rename, after the flush of that."""
 
 POINTS = (
     *(f"{file}.{write}" for file in FILES for write in WRITES),
     *(f"checkpoint.{write}" for write in WRITES),
     *(f"ledger.{write}" for write in ("write", "written", "durable")),
-    "journal.discard",  # an entry that nobody needs is about to go
-    "lease.close",  # the same of a lease
+    "journal.discard",  # an entry that is not needed any more is about to be deleted
+    "lease.close",  # the record of a lease is about to be deleted
     "update.apply",  # a meta-update is about to change φ
     "update.applied",  # φ has changed, in memory only
     "push.received",
-    "push.acknowledge",  # all is done, but the worker has not heard of it
+    "push.acknowledge",  # all is done, but the worker has no reply yet
     "lease.acknowledge",
     "task.start",  # in the worker
     "task.update",
@@ -57,7 +56,8 @@ POINTS = (
 )
 
 ACTIONS: dict[str, Callable[[str], object]] = {}
-"""kill: SIGKILL; full: the disk is; raise: an error that nobody expects; hang: for ever; slow: a tenth of a second."""
+"""Actions by name: "kill" sends SIGKILL, "full" raises ENOSPC, "raise" an unexpected error; "hang" blocks forever
+and "slow" sleeps for a tenth of a second."""
 
 
 class _Fault(NamedTuple):
@@ -69,21 +69,21 @@ class _Fault(NamedTuple):
 
 _armed: dict[str, list[_Fault]] = {}
 hits: Counter[str] = Counter()
-"""How often each point was reached in this process while any was armed."""
+"""Number of times that each point was reached in this process while any was armed."""
 
 
 def failpoint(name: str) -> None:
-    """Reaches a point. Whatever is armed there and due happens."""
+    """Mark a point of the program. If a fault is armed there and due, it happens."""
     if not _armed:
         return
     hits[name] += 1
     for fault in _armed.get(name, ()):
-        if fault.first <= hits[name] <= fault.last and _note(fault):
+        if fault.first <= hits[name] <= fault.last and _may_fire(fault):
             ACTIONS[fault.action](name)
 
 
 def arm(text: str) -> None:
-    """Arms what `text` says, in place of what was armed before, and counts from zero. Raises ValueError."""
+    """Arm the faults in `text` instead of those armed before, and reset all counts. Raises ValueError."""
     faults: dict[str, list[_Fault]] = {}
     for part in filter(None, text.split(",")):
         match = re.fullmatch(r"([a-z.-]+)=([a-z]+)(?:@(\d+)(?:-(\d+))?)?", part)
@@ -96,8 +96,8 @@ def arm(text: str) -> None:
     hits.clear()
 
 
-def _note(fault: _Fault) -> bool:
-    """Notes that a fault fires, before it does. False where it is not to, having fired already."""
+def _may_fire(fault: _Fault) -> bool:
+    """Record that a fault is about to fire. Return False if it must not, because it has fired already."""
     name = os.environ.get("LEAP_FAILPOINTS_FIRED")
     if name is None:
         return True

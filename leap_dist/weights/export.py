@@ -1,6 +1,6 @@
-"""The initialization as a folder for another library: weights, code that loads them, preprocessing, a model card.
+"""Export of an initialization to another library: weights, code that loads them, preprocessing and a model card.
 
-What is the same in every export lies in templates/, as it is copied; what depends on the run is in the model card.
+Files that are the same in every export are copied from templates/; what depends on the run is in the model card.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Target(NamedTuple):
 
     name: str
     library: str
-    """As model hubs call it."""
+    """Name of the library on model hubs."""
     weights: str
-    """Name of the file of weights."""
+    """Name of the file that holds the weights."""
     prefix: dict[str, str]
-    """What its network calls our layers."""
+    """Names of the layers in the library's network, by our names."""
     code: tuple[str, ...]
-    """Files that are copied, below templates/."""
+    """Paths of the files to copy, relative to templates/."""
 
 
 _OURS = {"conv1": "conv1", "conv2": "conv2", "linear": "linear"}
@@ -62,11 +62,20 @@ _REWARDS = {"bound": "the game's, within ±5", "sign": "−1, 0 or 1", "none": "
 
 
 def export(init: Path, to: str, out: Path, *, linear_seed: int | None = None) -> list[str]:
-    """Writes the initialization in the file `init` to the new folder `out`, for the library `to`, whole or not at all.
+    """Export the initialization in the file `init` to the new folder `out`, completely or not at all.
 
-    `linear_seed`: see `weights.load_encoder`. Returns the names of the files.
+    Args:
+        init: path of an init.safetensors.
+        to: name of the library, a key of TARGETS.
+        out: folder to create; it must not exist yet, or be empty.
+        linear_seed: seed of the linear layer, as for `load_encoder`.
 
-    Raises ConfigError or CorruptFile, of one line, for what is not there, damaged, unknown, or in the way.
+    Returns:
+        Names of the files.
+
+    Raises:
+        ConfigError: in one line, if something is missing, unknown or in the way.
+        CorruptFile: in one line, if `init` is damaged.
     """
     if to not in TARGETS:
         near = difflib.get_close_matches(to.lower(), TARGETS, n=1, cutoff=0.5)
@@ -112,7 +121,7 @@ def _read(path: Path) -> Initialization:
 def _files(
     target: Target, initialization: Initialization, encoder: InitializedEncoder, run_dir: Path
 ) -> dict[str, bytes]:
-    """Everything that is to be written, by file name."""
+    """Return the content of all files of the export, by name."""
     tensors = {}
     for name, tensor in encoder.state_dict().items():
         layer, _, kind = name.partition(".")
@@ -153,7 +162,7 @@ def _preprocessing(initialization: Initialization) -> dict[str, Any]:
 
 
 def _facts(initialization: Initialization, run_dir: Path) -> dict[str, str]:
-    """What the model card says about the run: from the metadata, and from the run directory where it lies in one."""
+    """Return the facts for the model card, from the metadata and from the run directory, if the file is in one."""
     metadata = initialization.metadata
     games = metadata["games"]
     facts = {
@@ -188,7 +197,7 @@ def _facts(initialization: Initialization, run_dir: Path) -> dict[str, str]:
 
 
 def _config(initialization: Initialization, run_dir: Path) -> Config | None:
-    """The run's configuration; None where there is none beside the file, or one that the file is not of."""
+    """Return the configuration in the run directory; None if there is none, or if it belongs to another run."""
     try:
         saved = configuration.read_yaml(run_dir / "config.yaml")
         config = configuration.resolve(str(saved.get("preset")), saved)
@@ -216,14 +225,14 @@ def _manifest(run_dir: Path) -> dict[str, str]:
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:
-    """Makes the folder, in one step. Raises ConfigError where something is in the way."""
+    """Create the folder atomically. Raises ConfigError if something is in the way."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise ConfigError(f"out: {out} is no directory; choose a new one")
     try:
         if out.exists() and any(out.iterdir()):
             raise ConfigError(f"out: {out} is not empty; choose a new one")
         final = Path(os.path.realpath(out))
-        if final == Path.cwd():  # it would be replaced, and whoever is in it would go on seeing the old one
+        if final == Path.cwd():  # replacing it would leave the user's shell in the old one
             raise ConfigError(f"out: {out} is the current directory; choose a new one")
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")

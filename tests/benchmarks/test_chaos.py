@@ -263,10 +263,10 @@ class Audited(Worker):
         sent = self.todo[0] if self.todo else None
         name = {"lease": sent.lease, "seq": sent.seq, "final": sent.final} if sent else {}
         if sent:
-            delivery_log.note("pushed", **name)
+            delivery_log.record("pushed", **name)
         answer = super().step(server)
         if sent and answer.durable:
-            delivery_log.note("durable", **name)
+            delivery_log.record("durable", **name)
         return answer
 
 

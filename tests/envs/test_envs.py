@@ -125,7 +125,7 @@ def test_three_games_of_the_set_have_no_published_scores():
     assert set(games.reference_scores()) <= set(games.available()), "scores must be found under the ROM's name"
 
 
-# --- colours, pooling, resizing ------------------------------------------------------------------------------------
+# --- colors, pooling, resizing ------------------------------------------------------------------------------------
 
 
 @cache
@@ -153,11 +153,11 @@ def test_overlaps_are_exact_shares(size, into):
 
 
 class Painted:
-    """Stands in for an emulator: shows any picture, in colours of its own."""
+    """Stands in for an emulator: shows any picture, in colors of its own."""
 
     def __init__(self, height: int, brightest: int) -> None:
         rng = np.random.default_rng(height)
-        self.colours = rng.integers(0, brightest, (4, 256), np.uint8, endpoint=True)
+        self.colors = rng.integers(0, brightest, (4, 256), np.uint8, endpoint=True)
         self.picture = np.zeros((height, 160), np.uint8)
         self.asked = 0
 
@@ -166,10 +166,10 @@ class Painted:
 
     def getScreenGrayscale(self) -> np.ndarray:
         self.asked += 1
-        return self.colours[0, self.picture]
+        return self.colors[0, self.picture]
 
     def getScreenRGB(self) -> np.ndarray:
-        return self.colours[1:, self.picture].transpose(1, 2, 0)
+        return self.colors[1:, self.picture].transpose(1, 2, 0)
 
 
 def sprites(picture: np.ndarray, rng: np.random.Generator) -> None:
@@ -179,23 +179,23 @@ def sprites(picture: np.ndarray, rng: np.random.Generator) -> None:
         picture[y : y + rng.integers(1, 30), x : x + rng.integers(1, 20)] = 2 * rng.integers(0, 128)
 
 
-@pytest.mark.parametrize("colours", [GRAY, RGB], ids=["gray", "rgb"])
+@pytest.mark.parametrize("colors", [GRAY, RGB], ids=["gray", "rgb"])
 @pytest.mark.parametrize("height", [210, 214, 220, 230, 250])
-def test_frames_are_the_pooled_and_resized_colours_of_the_last_two_screens_whatever_came_before(height, colours):
+def test_frames_are_the_pooled_and_resized_colors_of_the_last_two_screens_whatever_came_before(height, colors):
     """Many indices show on a last-but-one screen only, when the palette has to have learnt them already."""
     rng = np.random.default_rng(0)
-    shown = [Painted(height, 255) for _ in range(3)]  # 255 is a colour too, though it marks what is unknown
-    frames = Frames(3, height, colours, Palette())
+    shown = [Painted(height, 255) for _ in range(3)]  # 255 is a color too, though it marks what is unknown
+    frames = Frames(3, height, colors, Palette())
     changed, images = 0, np.zeros(0)
     for step in range(8):
-        pooled = np.zeros((3, colours.stop - colours.start, height, 160), np.uint8)
+        pooled = np.zeros((3, colors.stop - colors.start, height, 160), np.uint8)
         for k in range(2):
             for n, ale in enumerate(shown):
                 if step % 3 or n:  # now and then a screen stands still
                     sprites(ale.picture, rng)
                 frames.screens[k][n][:] = ale.picture
-                pooled[n] = np.maximum(pooled[n], ale.colours[colours][:, ale.picture])
-            frames.see(k, shown)
+                pooled[n] = np.maximum(pooled[n], ale.colors[colors][:, ale.picture])
+            frames.update(k, shown)
         before, images = images, frames.images().copy()
         for n, c in np.ndindex(images.shape[:2]):
             assert np.array_equal(images[n, c], resized(pooled[n, c]))
@@ -210,7 +210,7 @@ def test_a_known_palette_asks_the_emulator_for_nothing():
     shown.picture[:] = rng.integers(0, 256, shown.picture.shape)
     indices = shown.picture.tobytes()
     for _ in range(2):
-        assert palette.convert(indices, RGB, [shown]) == shown.colours[1:, shown.picture].tobytes()
+        assert palette.convert(indices, RGB, [shown]) == shown.colors[1:, shown.picture].tobytes()
         assert shown.asked == 1
 
 
@@ -224,7 +224,7 @@ def test_only_tiles_that_changed_are_resized(monkeypatch):
         shown.picture[y, x] += 2
         for k in range(2):
             frames.screens[k][0][:] = shown.picture
-            frames.see(k, [shown])
+            frames.update(k, [shown])
         frames.images()
     assert tiles == [*range(42 * ACROSS), 1 * ACROSS + 1, 42 * ACROSS - 1]
 
@@ -235,7 +235,7 @@ def test_only_tiles_that_changed_are_resized(monkeypatch):
 class Slow:
     """One environment as its description reads: every frame through ALE's own palette, resized in float64.
 
-    Starts from the state after one reset of its own console, which nothing else is played on.
+    Starts from the state after one reset of its own emulator, which nothing else is played on.
     """
 
     def __init__(self, game, frames, seed, skip=4, noop_max=30, fire=True, sticky=0.0, limit=108_000, full=False):
@@ -345,7 +345,7 @@ class Draws:
     ],
 )
 def test_an_environment_does_what_ales_own_vector_environment_does(monkeypatch, game, frames, steps, ends):
-    """But for rounding, which there meets halves inexactly: 1 of 255, in less than 1 of 1000 pixels that have colour.
+    """But for rounding, which there meets halves inexactly: 1 of 255, in less than 1 of 1000 pixels that have color.
 
     Told how many frames its episodes started with, ours follows; it never starts one from fewer than two.
     """
@@ -402,18 +402,18 @@ def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 
 
 @pytest.fixture
-def empty_shelf(monkeypatch) -> Iterator[None]:
+def empty_pool(monkeypatch) -> Iterator[None]:
     """And nothing learnt of any palette."""
-    shelf = emulator._shelf.copy()
-    emulator._shelf.clear()
+    pool = emulator._pool.copy()
+    emulator._pool.clear()
     monkeypatch.setattr(atari_vector, "palette", cache(lambda game: Palette()))
     yield
-    emulator._shelf.clear()
-    emulator._shelf.update(shelf)
+    emulator._pool.clear()
+    emulator._pool.update(pool)
 
 
 @pytest.mark.parametrize("game", ["qbert", "tetris"])
-def test_what_was_played_before_leaves_no_trace(empty_shelf, game):
+def test_what_was_played_before_leaves_no_trace(empty_pool, game):
     """The games where it would: the screen's remains after a start, and a reset that is not like the first one."""
     settings = {"frames": "rgb1", "noop_max": 0, "sticky_actions": 0.1, "max_episode_frames": 200}
     with closing(atari_vector.make(game, 2, **settings)) as env:
@@ -421,10 +421,10 @@ def test_what_was_played_before_leaves_no_trace(empty_shelf, game):
         assert same(play(env, 5, 60), cold), "the same environment"
     with closing(atari_vector.make(game, 2)) as env:
         play(env, 8, 333)
-    kept = list(emulator._shelf[game])
+    kept = list(emulator._pool[game])
     with closing(atari_vector.make(game, 2, **settings)) as env:
         assert set(env._emulators) == set(kept)
-        assert same(play(env, 5, 60), cold), "another environment, with emulators from the shelf"
+        assert same(play(env, 5, 60), cold), "another environment, with emulators from the pool"
 
 
 @pytest.mark.parametrize("settings", [{}, {"noop_max": 0, "sticky_actions": 0.25}], ids=["no-ops", "sticky"])
@@ -438,8 +438,8 @@ def test_the_seed_determines_everything(settings):
         assert any(not np.array_equal(*env.step(np.array([a, a])).observations) for a in actions), "drawn for each"
 
 
-def test_the_shelf_is_bounded_and_keeps_the_games_played_last(empty_shelf, monkeypatch):
-    monkeypatch.setattr(emulator, "SHELF_SIZE", 5)
+def test_the_pool_is_bounded_and_keeps_the_games_played_last(empty_pool, monkeypatch):
+    monkeypatch.setattr(emulator, "POOL_SIZE", 5)
     monkeypatch.setattr(emulator, "Emulator", lambda game: [game])
     first = emulator.take("pong", 2)
     emulator.put_back("pong", first)
@@ -448,7 +448,7 @@ def test_the_shelf_is_bounded_and_keeps_the_games_played_last(empty_shelf, monke
     assert sorted(map(id, again)) == sorted(map(id, first)), "kept, not new"
     emulator.put_back("pong", again)
     emulator.put_back("breakout", emulator.take("breakout", 1))
-    assert {game: len(kept) for game, kept in emulator._shelf.items()} == {"pong": 2, "breakout": 1}
+    assert {game: len(kept) for game, kept in emulator._pool.items()} == {"pong": 2, "breakout": 1}
 
 
 class Executed(NamedTuple):
@@ -572,7 +572,7 @@ def test_a_closed_environment_and_one_not_reset_refuse_to_be_stepped():
             env.step(np.array(wrong))
     env.close()
     env.close()
-    assert sum(map(len, emulator._shelf.values())) == len({id(e) for kept in emulator._shelf.values() for e in kept})
+    assert sum(map(len, emulator._pool.values())) == len({id(e) for kept in emulator._pool.values() for e in kept})
     for call in (lambda: env.step(np.array([0])), lambda: env.reset(0)):
         with pytest.raises(RuntimeError, match="closed"):
             call()

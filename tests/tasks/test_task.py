@@ -293,7 +293,7 @@ def test_labels_may_be_drawn_anew_at_every_visit(monkeypatch):
     for label in range(20):  # a character is one class in both parts
         (before,) = set(omniglot.task_data(fixed, leases[0]).train.labels[one.train.labels == label])
         assert set(omniglot.task_data(fixed, leases[0]).test.labels[one.test.labels == label]) == {before}
-    with pytest.raises(ConfigError, match="labels: drawn makes nonsense"):
+    with pytest.raises(ConfigError, match="labels: drawn changes the classes for which finetune-multi keeps heads"):
         resolve("smoke", {"tasks": "omniglot", "supervised.labels": "drawn", "meta_learner": "finetune-multi"})
 
 

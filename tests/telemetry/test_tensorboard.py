@@ -240,7 +240,7 @@ def test_what_is_no_film_is_left_out(tmp_path: Path, case: str, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         board.record([], summary(1), [Clip("pong", 300, BAD_FILMS[case]), Clip("freeway", 300, GIF)])
     board.close()
-    assert "a film of 'pong' is left out" in caplog.text
+    assert "a video of 'pong' is left out" in caplog.text
     assert set(read(tmp_path)) == {"server", "game/freeway"}
 
 

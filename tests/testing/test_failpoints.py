@@ -65,10 +65,10 @@ def test_what_fired_once_does_not_fire_in_the_next_process(tmp_path, monkeypatch
 
 
 def test_an_audit_keeps_every_whole_line(tmp_path, monkeypatch):
-    delivery_log.note("unheard")
+    delivery_log.record("unheard")
     monkeypatch.setenv("LEAP_AUDIT", str(tmp_path))
-    delivery_log.note("durable", lease="a", seq=1)
-    delivery_log.note("durable", lease="a", seq=2)
+    delivery_log.record("durable", lease="a", seq=1)
+    delivery_log.record("durable", lease="a", seq=2)
     with next(tmp_path.iterdir()).open("a") as file:
         file.write('{"event": "dura')
     assert [(event["event"], event["seq"]) for event in delivery_log.read(tmp_path)] == [("durable", 1), ("durable", 2)]

@@ -10,9 +10,10 @@ import numpy as np
 from leap_dist.config.settings import Config
 from leap_dist.envs import atari_vector
 from leap_dist.nn import actor_critic
-from leap_dist.nn.actor_critic import FRAME_SIZE, SCALE
+from leap_dist.nn.actor_critic import ALL_ACTIONS, FRAME_SIZE, SCALE, ActorCritic, Encoder
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.nn.profiling import Stopwatch
+from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Lease
 from leap_dist.tasks.atari.a2c import A2C
 from leap_dist.tasks.starting_point import StartingPoint
@@ -46,6 +47,18 @@ class Atari:
             "frame_skip": config.atari.frame_skip,
             "scale": SCALE,
         }
+
+    def check_preprocessing(self, given: Any) -> None:
+        """Raise ValueError if `given` does not describe observations that this version makes."""
+        schema.check(given, {"frames": str, "size": int, "frame_skip": int, "scale": str}, "preprocessing")
+        if given["frames"] not in atari_vector.STACKS:
+            raise ValueError(f"frames is {given['frames'][:40]!r}, which is none of {', '.join(atari_vector.STACKS)}")
+        if (given["size"], given["scale"]) != (FRAME_SIZE, SCALE) or given["frame_skip"] < 1:
+            raise ValueError("its preprocessing is another one")
+
+    def network(self, given: dict[str, Any]) -> ActorCritic:
+        """Return an actor-critic network with heads for all 18 actions."""
+        return ActorCritic(Encoder(atari_vector.channels(given["frames"])), ALL_ACTIONS)
 
     def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> A2C:
         """Make an A2C agent for the lease's game."""

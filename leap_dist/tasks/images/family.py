@@ -18,10 +18,14 @@ from leap_dist.datasets.splits import ClassificationProblem, Split, hold_out
 from leap_dist.nn import convnet
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.nn.profiling import Stopwatch
+from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Lease
 from leap_dist.tasks.images.classifier import Classifier
 from leap_dist.tasks.images.examples import Dataset, Examples
 from leap_dist.tasks.starting_point import StartingPoint
+
+_LARGEST = 4096
+"""Largest credible number of channels, pixels or classes in a file; more is damage."""
 
 
 class Images:
@@ -66,6 +70,16 @@ class Images:
     def preprocessing(self, config: Config) -> dict[str, Any]:
         """Return the shape of the images and the size of a shared head."""
         return {"channels": self._channels, "size": self._size, "classes": self._classes}
+
+    def check_preprocessing(self, given: Any) -> None:
+        """Raise ValueError if `given` does not describe images that a network can classify."""
+        schema.check(given, {"channels": int, "size": int, "classes": int}, "preprocessing")
+        if not all(1 <= number <= _LARGEST for number in given.values()) or given["size"] < convnet.SMALLEST:
+            raise ValueError("its images are none")
+
+    def network(self, given: dict[str, Any]) -> convnet.ConvNet:
+        """Return a convolutional network."""
+        return convnet.ConvNet(given["channels"], given["size"], given["classes"])
 
     def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> Classifier:
         """Make a classifier for the lease's alphabet or data set. Raises ConfigError if the data is not there."""
