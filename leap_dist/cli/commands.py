@@ -9,6 +9,7 @@ from pathlib import Path
 
 from leap_dist.cli import console, output, parser, resolve
 from leap_dist.config.loading import ConfigError
+from leap_dist.driver.signals import check_stop
 from leap_dist.storage import location, reader, run_directory
 from leap_dist.telemetry.escaping import printable_tree
 
@@ -22,6 +23,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
     planned = runs.plan(arms, config, parsed.seeds)
     runs.missing(planned, config, out)  # raises errors before anything is written
     driver.check_prerequisites(config)
+    check_stop()  # before anything is written
     run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
     initializations.write(out, arms)
     output.print_notes(initializations.notes(arms, config))

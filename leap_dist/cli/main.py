@@ -11,16 +11,21 @@ import sys
 
 from leap_dist.cli import console, parser, resolve
 from leap_dist.config.loading import ConfigError
+from leap_dist.driver.errors import RunFailed
+from leap_dist.driver.signals import check_stop, stop_signal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code. Bad input ends the program with one line and exit code 2."""
-    with console.safe_streams():
+    with console.safe_streams(), stop_signal() as stop:
         parsed = parser.parse(arguments)
+        stop.immediate = parsed.command not in ("train", "evaluate", "study")  # those check for signals themselves
         try:
+            stop.check()
             return _run(parsed)
-        except KeyboardInterrupt:
-            print("\nstopped at once; everything accepted is on disk, continue with --resume", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            text = str(error) or "stopped at once; everything accepted is on disk, continue with --resume"
+            print(f"\n{text}", file=sys.stderr)
             return console.INTERRUPTED
 
 
@@ -40,7 +45,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
         if isinstance(error, RunDirectoryBusy | CorruptFile):
             console.complain(str(error))
-        if not isinstance(error, LockLost):
+        if not isinstance(error, LockLost | RunFailed):
             raise
         console.notice("error", str(error))
         return console.FAILED
@@ -54,6 +59,7 @@ def train(parsed: argparse.Namespace) -> int:
     from leap_dist.storage import run_directory
 
     driver.check_prerequisites(config)
+    check_stop()  # before anything is written
     with run, run.translated_errors():
         patience = run_directory.ORPHAN_SECONDS if parsed.resume else 0.0
         run_directory.prepare(run.folder, config, patience=patience)

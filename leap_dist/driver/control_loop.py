@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from leap_dist.config.loading import ConfigError
+from leap_dist.driver.errors import RunDirectoryLost
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.pool import Pool
-from leap_dist.driver.signals import StopSignal
-from leap_dist.driver.worker_slot import last_line
+from leap_dist.driver.signals import Stopped, StopSignal
+from leap_dist.driver.waiting import last_line, result_of
 from leap_dist.storage.redaction import redact_all
 from leap_dist.tasks.atari.video import Clip
 from leap_dist.telemetry.progress import Progress
@@ -27,6 +30,8 @@ STOP_SECONDS = 20.0
 """How long a clean stop waits for the workers."""
 AWAY_SECONDS = 60.0
 """How long the server may be away. Ray restarts it within seconds as long as there is a cluster."""
+LAST_POLL_SECONDS = 10.0
+"""How long the last poll waits: it only fetches what happened while the workers stopped."""
 
 Record = Callable[[list[dict[str, Any]], dict[str, Any], list[Clip]], None]
 """Called about twice a second with the ledger's new lines, the summary, and the workers' recorded episodes."""
@@ -41,6 +46,18 @@ def pause_after(seconds: float) -> float:
     return max(POLL_SECONDS, min(MAX_PAUSE_SECONDS, seconds / POLL_SHARE - seconds))
 
 
+def stop_message(status: dict[str, Any]) -> str:
+    """Return what a first signal prints: what happens now, what is kept, and what a second signal does."""
+    if status.get("kind") == "evaluation":
+        kept = f"{status['tasks']} finished runs are kept"
+    else:
+        kept = f"{status['contributions_applied'] + status['contributions_waiting']} accepted contributions are kept"
+    return (
+        f"stopping: {kept}, {len(status['leases'])} running tasks are given up at their next report. "
+        "A second Ctrl-C does not wait for them"
+    )
+
+
 class ControlLoop:
     """Polls the server, reconciles the pool with the cluster, and reports.
 
@@ -50,17 +67,20 @@ class ControlLoop:
         nodes: the cluster's nodes.
         progress: makes the summary from the server's status.
         record: called with each summary.
+        folder: directory of the run.
         stop: whether the user has asked for a stop.
     """
 
     def __init__(
-        self, server: Any, pool: Pool, nodes: Nodes, progress: Progress, record: Record, stop: StopSignal
+        self, server: Any, pool: Pool, nodes: Nodes, progress: Progress, record: Record, folder: Path, stop: StopSignal
     ) -> None:
         self._server = server
         self._pool = pool
         self._nodes = nodes
         self._progress = progress
         self._record = record
+        self._folder = folder
+        self._inode = folder.stat().st_ino
         self._stop = stop
         self._status: dict[str, Any] = {}
         self._lines: list[dict[str, Any]] = []
@@ -71,16 +91,19 @@ class ControlLoop:
     def run(self) -> str:
         """Run until the work is done, the user asks for a stop, or the server is lost for good.
 
-        Returns "done", "interrupted" or "failed". Raises ConfigError where the server has never worked.
+        Returns "done", "interrupted" or "failed". Raises ConfigError where the server has never worked,
+        RunDirectoryLost where the directory is gone.
         """
         try:
             return self._run()
         except _ServerLost as error:
+            outcome = "interrupted" if self._stop.asked else "failed"
             if not self._status:  # the server never worked, so there is nothing to report but the reason
+                self._stop.check()
                 raise ConfigError(f"run-dir: {error}") from None
             self._pool.alerts.append(str(error))
-            self._report("failed")
-            return "failed"
+            self._report(outcome)
+            return outcome
 
     def _run(self) -> str:
         while not self._stop.asked:
@@ -88,8 +111,10 @@ class ControlLoop:
                 self._server.leave.remote()  # it may be alive and would keep the run directory locked
                 raise _ServerLost("the cluster's head is gone; --resume goes on, on another cluster")
             self._pool.reconcile()
+            self._require_folder()
             asked = time.monotonic()
-            self._poll()
+            with contextlib.suppress(Stopped):
+                self._poll()
             pause = pause_after(time.monotonic() - asked)
             if self._status.get("finished"):
                 return self._wind_down("done" if self._status["complete"] else "failed")
@@ -113,19 +138,26 @@ class ControlLoop:
             self._stop.wait(0.1)
         self._pool.abandon()
         self._pool.write_breakdowns()
-        self._poll()
+        self._poll(LAST_POLL_SECONDS)
         self._report(outcome)
         return outcome
 
-    def _poll(self) -> None:
-        """Fetch the status and new ledger lines. While the server restarts, the last ones remain."""
+    def _poll(self, last_seconds: float | None = None) -> None:
+        """Fetch the status and new ledger lines. While the server restarts, the last ones remain.
+
+        Raises Stopped when a signal asks for a stop, unless this is the last poll, which takes up to `last_seconds`.
+        """
         ended = list(self._pool.ended)
         try:
-            status, lines, offset = ray.get(self._server.advance.remote(self._offset, ended), timeout=AWAY_SECONDS)
+            answer = self._server.advance.remote(self._offset, ended)
+            if last_seconds is None:
+                status, lines, offset = result_of(answer, AWAY_SECONDS, self._stop)
+            else:
+                status, lines, offset = ray.get(answer, timeout=last_seconds)
         except (ActorUnavailableError, GetTimeoutError):
             self._miss()
             return
-        except (ActorDiedError, RayTaskError) as error:
+        except RayError as error:
             raise _ServerLost(f"the server cannot go on: {last_line(error)}") from None
         self._away_since = None
         self._server_restarts += self._status.get("server_pid", status["server_pid"]) != status["server_pid"]
@@ -133,13 +165,25 @@ class ControlLoop:
         self._status, self._offset = status, offset
         self._pool.handle_status(status)
         self._lines += lines
+        self._stop.message = stop_message(status)
+
+    def _require_folder(self) -> None:
+        """Raise RunDirectoryLost if the run directory was removed or replaced."""
+        try:
+            lost = self._folder.stat().st_ino != self._inode
+        except (FileNotFoundError, NotADirectoryError):
+            lost = True
+        except OSError:  # storage that does not answer may come back
+            lost = False
+        if lost:
+            raise RunDirectoryLost(self._folder)
 
     def _miss(self) -> None:
         """Record that the server did not answer. Raises _ServerLost when it has been away for too long."""
         if self._away_since is None:
-            self._away_since = time.monotonic()
+            self._away_since = self._nodes.clock()
             self._pool.alerts.append("the server does not answer; where it died, Ray restarts it")
-        elif time.monotonic() - self._away_since > AWAY_SECONDS:
+        elif self._nodes.clock() - self._away_since > AWAY_SECONDS:
             raise _ServerLost(
                 f"the server has been away for {AWAY_SECONDS:.0f} s; --resume goes on, on another cluster if need be"
             )
@@ -151,7 +195,7 @@ class ControlLoop:
         lines, self._lines = self._lines, []
         more = {
             "alerts": redact_all([*self._status["alerts"], *self._pool.alerts]),
-            "waiting": self._pool.waiting if state == "waiting" else "",
+            "waiting": {"waiting": self._pool.waiting, "stopping": self._stop.message}.get(state, ""),
             "workers": self._pool.describe(),
             "workers_alive": self._pool.alive,
             "workers_wanted": self._pool.wanted,

@@ -22,18 +22,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver.actors import SERVER
-from leap_dist.driver.cluster import HeadLost, connect, skip_shutdown_at_exit
+from leap_dist.driver.cluster import abandon, connect, disconnect
 from leap_dist.driver.control_loop import ControlLoop, Record
+from leap_dist.driver.errors import HeadLost
 from leap_dist.driver.evaluation_actor import EVALUATION
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.placement import gpus_per_worker, total_with_autoscaler
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.preflight import check_nodes
-from leap_dist.driver.signals import StopSignal
+from leap_dist.driver.signals import INTERRUPTED, StopSignal, stop_signal
+from leap_dist.driver.waiting import first_answer
 from leap_dist.evaluation.runs import Run
 from leap_dist.storage.replica import Remote
 from leap_dist.tasks.task import family_of
 from leap_dist.telemetry.progress import Progress
+
+SERVER_START_SECONDS = 600.0
+"""How long the server may take to start. It reads the whole run directory, and Ray restarts it when it is killed."""
 
 
 def check_prerequisites(config: Config) -> None:
@@ -57,8 +62,8 @@ def train(
 ) -> str:
     """Meta-train until all meta-updates are done. Returns "done", "interrupted" or "failed".
 
-    The first SIGINT or SIGTERM stops the workers at their next report, with everything accepted on disk; the second
-    raises KeyboardInterrupt.
+    The first SIGINT, SIGTERM or SIGHUP stops the workers at their next report, with everything accepted on disk, or
+    raises Stopped if none has started yet. The second signal raises KeyboardInterrupt.
 
     Args:
         config: the run's configuration.
@@ -69,7 +74,7 @@ def train(
         remote: where the run is kept, when `run_dir` is only a working copy on this node.
 
     Raises RunDirectoryBusy or CorruptFile where the server cannot use the directory, ConfigError where there is no
-    cluster or it lacks what the configuration asks for.
+    cluster or it lacks what the configuration asks for, ClusterError where the server does not start.
     """
     run_dir, config = run_dir.absolute(), _with_absolute_data_dir(config)  # other processes start elsewhere
     movable = remote is None and config.server.storage == "shared"
@@ -100,16 +105,14 @@ def session(config: Config) -> Iterator[None]:
     Raises ConfigError, see `connect`. In the context, `train` and `evaluate` raise HeadLost instead of failing when
     the cluster's head node is gone.
     """
-    connect(config)
-    lost = False
-    try:
-        yield
-    except HeadLost:
-        lost = True
-        raise
-    finally:
-        if not lost:
-            ray.shutdown()
+    with stop_signal() as stop:
+        stop.check()
+        connect(config)
+        try:
+            stop.check()
+            yield
+        finally:
+            disconnect()
 
 
 class _ServerPlan(NamedTuple):
@@ -125,48 +128,57 @@ class _ServerPlan(NamedTuple):
 def _operate(
     config: Config, plan: _ServerPlan, record: Record, wall_seconds_before: float = 0.0, profiles: Path | None = None
 ) -> str:
-    """Run the server, the workers and the control loop until the work is done."""
+    """Run the server, the workers and the control loop until the work is done, in the current session or a new one."""
     progress = Progress(config, wall_seconds_before)
-    in_session = ray.is_initialized()
-    if not in_session:
-        connect(config)
-    stop = StopSignal()
-    nodes = Nodes()
-    pool = server = None
+    if ray.is_initialized():
+        return _work(config, plan, record, progress, profiles)
     try:
-        total = total_with_autoscaler("GPU", list(nodes.view.staying.values()), config.address)
-        gpus = gpus_per_worker(config, total)
-        config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus))
-        pool = Pool(config, nodes, profiles)
-        pool.require_capacity()
-        if config.address != "local":
-            data_dir = Path(config.data_dir) if config.is_supervised else None
-            pool.alerts += check_nodes(nodes.view.staying, plan.folder if plan.movable else None, data_dir)
-        server = _start_server(plan)
-        pool.open(server)
-        outcome = ControlLoop(server, pool, nodes, progress, record, stop).run()
-        if in_session and nodes.head_is_gone:
-            raise HeadLost("the cluster's head is gone: the same command goes on, on another cluster")
-        return outcome
-    finally:
-        stop.restore()
-        if nodes.head_is_gone:
-            skip_shutdown_at_exit()
-        else:
-            if pool is not None:
-                pool.close()
-            nodes.close()
-            if not in_session:
-                ray.shutdown()
-            elif server is not None:
-                ray.kill(server)
+        with session(config):
+            return _work(config, plan, record, progress, profiles)
+    except HeadLost as error:
+        return error.outcome
 
 
-def _start_server(plan: _ServerPlan) -> Any:
-    """Start the server, on the driver's own node if possible: the folder certainly exists there."""
+def _work(config: Config, plan: _ServerPlan, record: Record, progress: Progress, profiles: Path | None) -> str:
+    """Run the server, the workers and the control loop on the cluster that this process is connected to."""
+    with stop_signal() as stop:
+        stop.check()
+        nodes = Nodes()
+        pool = server = None
+        try:
+            total = total_with_autoscaler("GPU", list(nodes.view.staying.values()), config.address)
+            gpus = gpus_per_worker(config, total)
+            config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus))
+            pool = Pool(config, nodes, profiles)
+            pool.require_capacity()
+            if config.address != "local":
+                data_dir = Path(config.data_dir) if config.is_supervised else None
+                pool.alerts += check_nodes(nodes.view.staying, plan.folder if plan.movable else None, data_dir, stop)
+            server = _start_server(plan, stop)
+            pool.open(server)
+            outcome = ControlLoop(server, pool, nodes, progress, record, plan.folder, stop).run()
+            if nodes.head_is_gone:
+                raise HeadLost(outcome)
+            return outcome
+        finally:
+            if nodes.head_is_gone:
+                abandon(exit_code=INTERRUPTED if stop.asked else 1)
+            else:
+                if pool is not None:
+                    pool.close()
+                nodes.close()
+                if server is not None:
+                    ray.kill(server)
+
+
+def _start_server(plan: _ServerPlan, stop: StopSignal) -> Any:
+    """Start the server, on the driver's own node if possible: the folder certainly exists there.
+
+    Raises the error that keeps the server from working, ClusterError where it does not start in time.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=plan.movable)
     server = plan.actor.options(scheduling_strategy=here).remote(*plan.arguments)
-    problem = ray.get(server.problem.remote())
+    problem = first_answer(server.problem, SERVER_START_SECONDS, stop)
     if isinstance(problem, OSError):
         raise ConfigError(f"run-dir: {plan.folder} cannot be used: {problem}")
     if problem is not None:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import ray
 
+from leap_dist.driver.running_clock import RunningClock
+
 READ_SECONDS = 1.0
 GONE_SECONDS = 15.0
 """How long the head node may be silent before it counts as gone."""
@@ -39,8 +41,11 @@ class Nodes:
 
     def __init__(self) -> None:
         """Read the nodes now and every READ_SECONDS until `close`. Raises Ray's error where the first read fails."""
+        self.clock = RunningClock()
+        """Clock for waiting for others; it stands still while this process is stopped."""
         self.view = _read({})
-        self._seen_at = time.monotonic()
+        self._seen_at = self.clock()
+        self.clock.start()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="nodes", daemon=True)
         self._thread.start()
@@ -48,11 +53,12 @@ class Nodes:
     @property
     def head_is_gone(self) -> bool:
         """Whether the head node has been silent for too long."""
-        return time.monotonic() - self._seen_at > GONE_SECONDS
+        return self.clock() - self._seen_at > GONE_SECONDS
 
     def close(self) -> None:
         """Stop reading. Must be called before Ray shuts down."""
         self._closed.set()
+        self.clock.close()
         self._thread.join(GONE_SECONDS)
 
     def _watch(self) -> None:
@@ -61,7 +67,7 @@ class Nodes:
                 self.view = _read(self.view.leaving)
             except Exception:  # Ray raises various errors when its head does not answer; only their duration matters
                 continue
-            self._seen_at = time.monotonic()
+            self._seen_at = self.clock()
 
 
 def _read(known: Mapping[str, float]) -> View:

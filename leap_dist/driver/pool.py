@@ -19,7 +19,8 @@ from leap_dist.driver.actors import WORKER
 from leap_dist.driver.aggregators import Aggregators
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.placement import Need, ask_autoscaler, autoscaler_groups, explain_lack, max_workers
-from leap_dist.driver.worker_slot import WorkerSlot, last_line
+from leap_dist.driver.waiting import last_line
+from leap_dist.driver.worker_slot import WorkerSlot
 from leap_dist.nn.profiling import breakdown
 from leap_dist.tasks.atari.video import Clip
 

@@ -15,6 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.driver.nodes import Node
+from leap_dist.driver.signals import StopSignal
+from leap_dist.driver.waiting import wait_for
 
 ANSWER_SECONDS = 60.0  # the first process on a node takes a while to start
 PACKAGES = ("torch", "numpy", "ale-py", "gymnasium", "safetensors")
@@ -32,19 +34,20 @@ class Answer(NamedTuple):
     """Whether the directory of the data sets exists."""
 
 
-def check_nodes(nodes: Mapping[str, Node], folder: Path | None, data_dir: Path | None = None) -> list[str]:
+def check_nodes(nodes: Mapping[str, Node], folder: Path | None, data_dir: Path | None, stop: StopSignal) -> list[str]:
     """Check every node. Returns warnings about what does not keep training from starting.
 
     Args:
         nodes: the nodes by Ray's ID.
         folder: an existing directory that all nodes must share, or None.
         data_dir: a directory that all nodes must have, or None.
+        stop: ends the wait for answers.
 
-    Raises ConfigError where a node does not share the folder, or lacks a package or the data.
+    Raises ConfigError where a node does not share the folder, or lacks a package or the data; Stopped.
     """
     here = {name: metadata.version(name) for name in PACKAGES}
     with _probe(folder) as (path, content):
-        answers, silent = _ask(list(nodes), path, "/" if data_dir is None else str(data_dir))
+        answers, silent = _ask(list(nodes), path, "/" if data_dir is None else str(data_dir), stop)
     warnings = [f"{nodes[name].host} has not answered for {ANSWER_SECONDS:.0f} s" for name in silent]
     for name, answer in answers.items():
         host = nodes[name].host
@@ -83,7 +86,7 @@ def _probe(folder: Path | None) -> Iterator[tuple[str, str]]:
         path.unlink(missing_ok=True)
 
 
-def _ask(names: list[str], path: str, data_dir: str) -> tuple[dict[str, Answer], list[str]]:
+def _ask(names: list[str], path: str, data_dir: str, stop: StopSignal) -> tuple[dict[str, Answer], list[str]]:
     """Return the answer of each node, and the nodes that did not answer in time or went away meanwhile."""
 
     # Defined here so that Ray ships the whole function: a node needs none of our code to answer.
@@ -110,7 +113,8 @@ def _ask(names: list[str], path: str, data_dir: str) -> tuple[dict[str, Answer],
         ): name
         for name in names
     }
-    done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+    done = wait_for(list(asked), ANSWER_SECONDS, stop)
+    silent = [reference for reference in asked if reference not in done]
     for reference in silent:
         ray.cancel(reference, force=True)
     answers, gone = {}, [asked[reference] for reference in silent]

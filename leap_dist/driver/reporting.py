@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leap_dist.config import loading as configuration
+from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver
 from leap_dist.evaluation.runs import Run
@@ -43,10 +44,10 @@ def train(config: Config, run: TrainingRun, *, profile: bool = False) -> tuple[s
             outcome = driver.train(
                 config, run_dir, record, wall_seconds_before=before, profile=profile, remote=run.remote
             )
-        except KeyboardInterrupt:  # the second signal: only this summary tells how the run ended
-            if latest:
-                with contextlib.suppress(OSError):
-                    run_directory.write_summary(run_dir, {**latest, "state": "interrupted"})
+        except KeyboardInterrupt:  # before the first report, or by a second signal: nobody else says how the run ended
+            with contextlib.suppress(OSError, ConfigError):
+                last = latest or run_directory.read_summary(run_dir)
+                run_directory.write_summary(run_dir, {**last, "state": "interrupted"})
             raise
         finally:
             board.close()

@@ -1,20 +1,51 @@
-"""SIGINT and SIGTERM: the first asks for a clean stop, the second stops at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first one asks for a clean stop, the second one stops at once.
+
+The command line enters `stop_signal` before it imports anything slow; this module itself imports nothing slow. From
+then on a signal does not interrupt the program wherever it is, which could leave processes behind, for example while
+Ray starts. Instead the program checks for it between steps and while it waits.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+
+INTERRUPTED = 130
+"""Exit code after a signal."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+AT_START = "stopping: no task runs yet, and what earlier launches have trained is kept. A second Ctrl-C does not wait"
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked for a stop before the work had begun."""
+
+    def __init__(self) -> None:
+        super().__init__("interrupted; what was accepted before is on disk, and the same command goes on from there")
 
 
 class StopSignal:
-    """Catches both signals until `restore` is called; the second one raises KeyboardInterrupt.
-
-    Ray replaces the SIGTERM handler, so create this after `ray.init`.
-    """
+    """Whether a signal has asked for a stop."""
 
     def __init__(self) -> None:
         self.asked = False
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.immediate = False
+        """Whether the first signal already stops at once. For commands that have nothing to finish."""
+        self.message = AT_START
+        """What the first signal prints: what happens now, what is kept, and what a second signal does."""
+        self.importing = False
+        """Whether the process has only imported modules so far, so that it can simply exit."""
+        self.finished = False
+        """Whether the work is done and the process about to exit, so that signals no longer matter."""
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has asked for a stop."""
+        if self.asked:
+            raise Stopped
 
     def wait(self, seconds: float) -> None:
         """Sleep for `seconds`, or until the next signal."""
@@ -23,12 +54,53 @@ class StopSignal:
         while (left := deadline - time.monotonic()) > 0 and self.asked == before:
             time.sleep(min(left, 0.1))
 
-    def restore(self) -> None:
-        """Put the previous handlers back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.asked:
+    def handle(self, number: int, frame: object) -> None:
+        """Handle a signal. Raises KeyboardInterrupt for the second one."""
+        if self.finished:
+            return
+        if self.importing:
+            os._exit(INTERRUPTED)
+        if self.asked or self.immediate:
             raise KeyboardInterrupt
         self.asked = True
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, f"\n{self.message}\n".encode())  # `print` must not be called in a signal handler
+
+
+_current: StopSignal | None = None
+
+
+@contextlib.contextmanager
+def stop_signal(*, until_exit: bool = False) -> Iterator[StopSignal]:
+    """Catch the signals in this context. Nested contexts share the StopSignal of the outermost one.
+
+    Outside the main thread Python cannot catch signals, so nothing is caught there. SIGHUP stays ignored under nohup.
+
+    Args:
+        until_exit: keep the handlers after the context and ignore further signals, because the process exits next.
+    """
+    global _current
+    if _current is not None:
+        yield _current
+        return
+    stop = StopSignal()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    caught = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, stop.handle) for number in caught}
+    _current = stop
+    try:
+        yield stop
+    finally:
+        _current = None
+        stop.finished = True
+        if not until_exit:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def check_stop() -> None:
+    """Raise Stopped if a signal has asked for a stop in the current context."""
+    if _current is not None:
+        _current.check()

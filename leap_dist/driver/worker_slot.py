@@ -99,9 +99,3 @@ class WorkerSlot:
             "memory_bytes": self.memory_bytes,
             "time_share": shares(self.readings[-1], self.readings[0]) if self.readings else {},
         }
-
-
-def last_line(error: BaseException) -> str:
-    """Return the last line of an error from Ray, which says what happened; the others are a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -13,7 +13,7 @@ from pathlib import Path
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.driver import driver, reporting
-from leap_dist.driver.cluster import HeadLost
+from leap_dist.driver.errors import HeadLost
 from leap_dist.evaluation import initializations, runs
 from leap_dist.storage import run_directory
 from leap_dist.storage.atomic import CorruptFile

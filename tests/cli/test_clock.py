@@ -45,7 +45,6 @@ def test_leases_rates_and_waits_do_not_hear_of_it(jumping, tmp_path):
         assert server.status()["leases_lost"] == 0
         assert server.status()["checkpoint_age"] < 10
     finally:
-        stop.restore()
         server.close()
 
 

@@ -1,0 +1,15 @@
+"""Entry point of the process: catches signals first, then imports and runs the command line."""
+
+from __future__ import annotations
+
+from leap_dist.driver.signals import stop_signal
+
+
+def run() -> int:
+    """Run the command that `sys.argv` names. Returns the exit code."""
+    with stop_signal(until_exit=True) as stop:
+        stop.importing = True
+        from leap_dist.cli.main import main  # slow
+
+        stop.importing = False
+        return main()

@@ -1,0 +1,31 @@
+"""Errors that end a run although nothing is wrong with what the user asked for: one line each, exit code 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on. The message is one line for the user."""
+
+
+class ClusterError(RunFailed):
+    """The cluster does not do its part."""
+
+
+class HeadLost(ClusterError):
+    """The cluster's head node went away. The process must end without calling ray.shutdown.
+
+    `outcome` is how the work ended: "failed", or "interrupted" where a signal had asked for a stop.
+    """
+
+    def __init__(self, outcome: str) -> None:
+        super().__init__("the cluster's head is gone: the same command goes on, on another cluster")
+        self.outcome = outcome
+
+
+class RunDirectoryLost(RunFailed):
+    """Somebody removed or replaced the run directory while the run was using it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"run-dir: {folder} was removed while the run was using it; nothing more can be saved there")
