@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import platform
+import secrets
 
 import grpc
 import ray
 from ray._common.usage.usage_lib import get_cluster_metadata
-from ray._private import ray_constants, services
+from ray._private import ray_constants
 from ray._private.grpc_utils import init_grpc_channel
 from ray._raylet import AuthenticationTokenLoader, GcsClient  # type: ignore[attr-defined]
 from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
@@ -20,15 +21,24 @@ from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from leap_dist.config.loading import ConfigError
+from leap_dist.driver.address import find_cluster, require_trusted_listener
 from leap_dist.storage import auth_token
 
 PROBE_SECONDS = 10.0
 """Time limit for a cluster's answer."""
 
 
+_token_before: str | None = None
+
+
 def prepare_local() -> None:
-    """Make the next `ray.init("local")` ask for a token and listen on loopback only. Raises ConfigError."""
-    auth_token.find_or_create()
+    """Make the next `ray.init("local")` ask for a token of its own and listen on loopback only.
+
+    Nobody but its own processes needs that token, so it is made for this one cluster. `restore` must follow.
+    """
+    global _token_before
+    _token_before = os.environ.get("RAY_AUTH_TOKEN")
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     _set_mode("token")
     # Ray listens on every interface, whatever address it is given, unless this system cannot be part of a cluster. The
     # environment variable is for the processes that Ray starts; this process has read it already.
@@ -36,18 +46,21 @@ def prepare_local() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
+def restore() -> None:
+    """Forget the token of a local cluster that has ended."""
+    if _token_before is None:
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+    else:
+        os.environ["RAY_AUTH_TOKEN"] = _token_before
+
+
 def prepare_to_join(address: str, *, insecure: bool) -> str:
     """Check that the cluster asks for a token and accepts ours. Returns the address for `ray.init`.
 
     Raises ConfigError where nothing answers there, the cluster runs without authentication and `insecure` is not set,
-    there is no token, the cluster refuses it, or it runs another version of Ray or Python.
+    there is no token, another user would get it, the cluster refuses it, or it runs another version of Ray or Python.
     """
-    try:
-        found = services.canonicalize_bootstrap_address(address)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"address: no Ray cluster at {address!r} ({error}); start one, or use local") from None
-    if found is None:
-        raise ConfigError(f"address: {address} follows RAY_ADDRESS, which says local; unset it, or use local")
+    found = find_cluster(address)
     _set_mode("disabled")
     if _lets_in(found, address):
         if not insecure:
@@ -63,6 +76,7 @@ def prepare_to_join(address: str, *, insecure: bool) -> str:
             f"address: the cluster at {found!r} asks for a token, and there is none here; copy the file "
             f"{auth_token.default_path()} from where it was started, or set RAY_AUTH_TOKEN_PATH"
         )
+    require_trusted_listener(found, address)
     _set_mode("token")
     if not _lets_in(found, address):
         raise ConfigError(f"address: the cluster at {found!r} refused the token of {token.source}; get the one it has")

@@ -6,21 +6,28 @@ import atexit
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import utils
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
-from leap_dist.driver.auth import prepare_local, prepare_to_join
+from leap_dist.driver.auth import prepare_local, prepare_to_join, restore
+from leap_dist.driver.errors import ClusterError
+from leap_dist.driver.signals import SIGNALS
+from leap_dist.driver.waiting import last_line
 
 CODE = Path(__file__).parents[1]
 """The package directory, which Ray ships to nodes that have no checkout."""
@@ -34,7 +41,10 @@ END_SECONDS = 3.0
 _MARK = "LEAP_DIST_CLUSTER"
 """Environment variable by which the processes of a local Ray are recognized."""
 
-_mark = ""
+LONGEST_TEMP_DIR = 107 - len("/session_2026-01-31_12-00-00_000000_4194304/sockets/plasma_store")
+"""Bytes of the longest directory in which Ray can make its sockets: their paths are limited to 107 bytes."""
+
+_at_disconnect = contextlib.ExitStack()
 _abandoned = False
 
 
@@ -46,9 +56,7 @@ def connect(config: Config) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address == "local":
-        prepare_local()
-        with _marked(), _signals_stay_ours():
-            ray.init("local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE, **common)
+        _start_local(common)
         return
     address = prepare_to_join(config.address, insecure=config.insecure)
     if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # `ray job submit` ships its working directory itself
@@ -63,21 +71,66 @@ def connect(config: Config) -> None:
         ) from None
 
 
+def _start_local(common: dict[str, Any]) -> None:
+    """Start Ray on this machine. Raises ConfigError where it cannot write its files, ClusterError."""
+    prepare_local()
+    _at_disconnect.callback(restore)
+    try:
+        temp_dir = _temp_dir()
+        with _marked(), _signals_stay_ours():
+            ray.init(
+                "local",
+                include_dashboard=False,
+                object_store_memory=LOCAL_OBJECT_STORE,
+                _temp_dir=temp_dir,
+                **common,
+            )
+    except BaseException as error:
+        disconnect()
+        if isinstance(error, OSError):
+            raise ConfigError(
+                f"address: Ray cannot write its files ({error.strerror or error}); set RAY_TMPDIR to another directory"
+            ) from None
+        if isinstance(error, Exception):
+            raise ClusterError(f"Ray cannot be started on this machine: {last_line(error)}") from None
+        raise
+
+
+def _temp_dir() -> str | None:
+    """Return a directory for Ray's files where its own choice is too long for the names of sockets, else None."""
+    if len(os.fsencode(get_default_ray_temp_dir())) <= LONGEST_TEMP_DIR:
+        return None
+    short = tempfile.mkdtemp(prefix="leap-ray-", dir="/tmp")
+    _at_disconnect.callback(shutil.rmtree, short, ignore_errors=True)
+    return short
+
+
 def disconnect() -> None:
     """Shut Ray down, and end all processes of a local Ray, even those that Ray forgets when it is shut down early."""
-    global _mark
-    if _abandoned:
-        return
-    ray.shutdown()
-    if not _mark:
-        return
+    if not _abandoned:
+        ray.shutdown()
+        _at_disconnect.close()
+
+
+@contextlib.contextmanager
+def _marked() -> Iterator[None]:
+    """Mark the processes that start in this context, and their descendants: `disconnect` ends them."""
+    os.environ[_MARK] = mark = uuid.uuid4().hex
+    _at_disconnect.callback(_end_processes, mark)
+    try:
+        yield
+    finally:
+        del os.environ[_MARK]
+
+
+def _end_processes(mark: str) -> None:
+    """End the processes with this mark, after they had time to end by themselves."""
     deadline = time.monotonic() + END_SECONDS
-    while (left := _processes(_mark)) and time.monotonic() < deadline:
+    while (left := _processes(mark)) and time.monotonic() < deadline:
         time.sleep(0.05)
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    _mark = ""
 
 
 def abandon(*, exit_code: int) -> None:
@@ -96,20 +149,6 @@ def _exit_at_once(code: int) -> None:
     os._exit(code)
 
 
-@contextlib.contextmanager
-def _marked() -> Iterator[None]:
-    """Mark the processes that start in this context, and their descendants."""
-    global _mark
-    os.environ[_MARK] = _mark = uuid.uuid4().hex
-    try:
-        yield
-    except BaseException:
-        disconnect()
-        raise
-    finally:
-        del os.environ[_MARK]
-
-
 def _processes(mark: str) -> list[int]:
     """Return the processes with this mark; none where the system has no /proc."""
     wanted, found = f"{_MARK}={mark}".encode(), []
@@ -122,12 +161,14 @@ def _processes(mark: str) -> list[int]:
 
 @contextlib.contextmanager
 def _signals_stay_ours() -> Iterator[None]:
-    """Keep Ray, while it starts, from catching SIGTERM and from sharing our process group.
+    """Keep Ray, while it starts, from catching our signals and from sharing our process group.
 
-    Its handler would end this process in the middle of the start. In sessions of their own, its processes hear no
-    signal that goes to the whole group, as when a terminal is closed: this process alone ends them, in order.
+    Its Python handler would end this process in the middle of the start, and its C++ handler prints a stack. In
+    sessions of their own, its processes get no signal that is sent to the whole group, as when a terminal is closed:
+    this process alone ends them, in order.
     """
     set_handler, die_with_parent = utils.set_sigterm_handler, utils.set_kill_on_parent_death_linux
+    core_worker = ray._raylet.CoreWorker  # type: ignore[attr-defined]
 
     def start_session() -> None:
         os.setsid()
@@ -135,7 +176,23 @@ def _signals_stay_ours() -> Iterator[None]:
 
     utils.set_sigterm_handler = lambda handler: None
     utils.set_kill_on_parent_death_linux = start_session
+    ray._raylet.CoreWorker = lambda *arguments: _keeping_handlers(core_worker, *arguments)  # type: ignore[attr-defined]
     try:
         yield
     finally:
         utils.set_sigterm_handler, utils.set_kill_on_parent_death_linux = set_handler, die_with_parent
+        ray._raylet.CoreWorker = core_worker  # type: ignore[attr-defined]
+
+
+def _keeping_handlers(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that replaces signal handlers. Signals wait until ours are back."""
+    if threading.current_thread() is not threading.main_thread():
+        return call(*arguments)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return call(*arguments)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,16 +1,22 @@
-"""What Ray ships to the cluster's nodes. No cluster is started here."""
+"""Joining and starting clusters: what Ray ships, whose address is believed, who gets a token. None is started here."""
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray._private import ray_constants
 from ray._private.runtime_env.packaging import create_package
 
-from leap_dist.driver import cluster
+from leap_dist.config.loading import ConfigError, resolve
+from leap_dist.driver import address, auth, cluster
+from leap_dist.driver.errors import ClusterError
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +49,122 @@ def test_the_shipped_code_works_without_a_checkout(shipped: Path, tmp_path: Path
     file, *sets = done.stdout.split()
     assert Path(file).is_relative_to(tmp_path)
     assert sets == ["seed24", "camera25"]
+
+
+# The address and who listens there --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that `ray start` writes; no cluster runs, and RAY_ADDRESS is not set."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(address, "_running_clusters", list)
+    path = tmp_path / "ray" / "ray_current_cluster"
+    path.parent.mkdir()
+    path.write_text("10.0.0.7:6379")
+    return path
+
+
+def test_auto_follows_the_file_of_ones_own_cluster(recorded: Path) -> None:
+    assert address.find_cluster("auto") == "10.0.0.7:6379"
+
+
+def test_auto_does_not_follow_a_file_of_another_user_nor_a_link(recorded: Path, monkeypatch: Any) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        with pytest.raises(ConfigError, match="you run no Ray cluster on this machine"):
+            address.find_cluster("auto")
+    own = recorded.rename(recorded.with_name("own"))
+    recorded.symlink_to(own)
+    with pytest.raises(ConfigError, match="give HOST:PORT, or use local"):
+        address.find_cluster("auto")
+
+
+def test_auto_takes_no_address_from_the_command_line_of_another_user(tmp_path: Path, monkeypatch: Any) -> None:
+    """A process that looks like Ray's to whoever believes command lines."""
+    script = tmp_path / "raylet"
+    script.symlink_to(sys.executable)
+    command = [str(script), "-c", "import time; print(flush=True); time.sleep(60)", "--gcs-address=10.6.6.6:1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()  # type: ignore[union-attr]
+        assert "10.6.6.6:1" in address._running_clusters()
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert "10.6.6.6:1" not in address._running_clusters()
+        process.kill()
+
+
+@pytest.mark.parametrize(("family", "host"), [("AF_INET", "127.0.0.1"), ("AF_INET6", "::1"), ("AF_INET6", "::")])
+def test_no_token_is_sent_to_another_users_process(family: str, host: str, monkeypatch: Any) -> None:
+    with socket.create_server((host, 0), family=getattr(socket, family)) as listener:
+        port = listener.getsockname()[1]
+        reached = "[::1]" if family == "AF_INET6" else host
+        address.require_trusted_listener(f"{reached}:{port}", "auto")
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 4711)
+        monkeypatch.setattr(address, "_TRUSTED", frozenset())
+        with pytest.raises(
+            ConfigError, match=rf"belongs to another user \(uid {os.getuid()}\), who would get your token"
+        ):
+            address.require_trusted_listener(f"{reached}:{port}", "auto")
+    address.require_trusted_listener("192.0.2.1:6379", "auto")  # of another machine nothing is known
+
+
+# A local cluster --------------------------------------------------------------------------------------------------
+
+
+def test_every_local_cluster_has_a_token_of_its_own_and_leaves_the_users_alone(monkeypatch: Any) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "the-users-own")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    seen = set()
+    for _ in range(2):
+        auth.prepare_local()
+        seen.add(os.environ["RAY_AUTH_TOKEN"])
+        auth.restore()
+        assert os.environ["RAY_AUTH_TOKEN"] == "the-users-own"
+    assert len(seen) == 2
+    assert all(len(bytes.fromhex(token)) == 32 for token in seen)
+
+
+def test_a_directory_that_is_too_long_for_sockets_is_replaced_and_cleaned_up(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/short")
+    assert cluster._temp_dir() is None
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "a" * 80)
+    chosen = cluster._temp_dir()
+    assert chosen is not None
+    assert Path(chosen).stat().st_mode & 0o077 == 0, "private"
+    sockets = f"{chosen}/session_2026-01-31_12-00-00_000000_4194304/sockets/plasma_store"
+    assert len(sockets) <= 107
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    cluster.disconnect()
+    assert not Path(chosen).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "line"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/x"),
+            ConfigError,
+            r"address: Ray cannot write its files \(Permission",
+        ),
+        (
+            RuntimeError("a traceback\nThe node died."),
+            ClusterError,
+            "Ray cannot be started on this machine: The node died.",
+        ),
+    ],
+)
+def test_a_local_ray_that_cannot_start_is_one_line(
+    monkeypatch: Any, error: Exception, expected: Any, line: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(cluster.ray, "init", fail)
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    with pytest.raises(expected, match=line) as caught:
+        cluster.connect(resolve("smoke"))
+    assert "\n" not in str(caught.value)
+    assert cluster._MARK not in os.environ

@@ -317,6 +317,7 @@ def test_the_server_of_a_working_copy_stays_on_the_driver_s_machine(monkeypatch:
     import ray
 
     from leap_dist.driver import driver
+    from leap_dist.driver.signals import StopSignal
 
     class Actor:
         problem: Any
@@ -330,9 +331,9 @@ def test_the_server_of_a_working_copy_stays_on_the_driver_s_machine(monkeypatch:
             return self
 
     monkeypatch.setattr(ray, "get_runtime_context", lambda: type("Here", (), {"get_node_id": lambda _: "0" * 56})())
-    monkeypatch.setattr(ray, "get", lambda _: None)
+    monkeypatch.setattr(driver, "first_answer", lambda *_: None)
     for movable in (True, False):
-        server = driver._start_server(driver._ServerPlan(Actor(), (), Path(), movable=movable))
+        server = driver._start_server(driver._ServerPlan(Actor(), (), Path(), movable=movable), StopSignal())
         assert (server.chosen.node_id, server.chosen.soft) == ("0" * 56, movable)
 
 
