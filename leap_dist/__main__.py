@@ -2,7 +2,7 @@
 
 import sys
 
-from leap_dist.cli.main import main
+from leap_dist.cli.entry import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

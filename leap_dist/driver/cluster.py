@@ -172,6 +172,7 @@ def _signals_stay_ours() -> Iterator[None]:
 
     def start_session() -> None:
         os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         die_with_parent()  # type: ignore[no-untyped-call]
 
     utils.set_sigterm_handler = lambda handler: None
@@ -185,14 +186,34 @@ def _signals_stay_ours() -> Iterator[None]:
 
 
 def _keeping_handlers(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function that replaces signal handlers. Signals wait until ours are back."""
+    """Call Ray's C++ code, which replaces signal handlers, and put ours back.
+
+    A signal that arrives meanwhile reaches ours all the same. But Ray's handler also prints a stack, and it sets an
+    alarm that would end the process after three seconds; leap_dist/cli/entry.py blocks that alarm.
+    """
     if threading.current_thread() is not threading.main_thread():
         return call(*arguments)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)}
+    timer_is_off = signal.getitimer(signal.ITIMER_REAL)[0] == 0
     try:
-        return call(*arguments)
+        with _discarded_stderr():
+            return call(*arguments)
     finally:
+        if timer_is_off:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)  # forgets an alarm that is blocked
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _discarded_stderr() -> Iterator[None]:
+    """Discard what native code prints to standard error."""
+    before, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)

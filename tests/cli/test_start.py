@@ -32,7 +32,7 @@ def test_every_entry_runs_the_same_commands_under_its_own_name(entry, name):
 
 def test_the_console_script_is_the_same_entry():
     text = (ROOT / "pyproject.toml").read_text()
-    assert 'leap-dist = "leap_dist.cli.main:main"' in text
+    assert 'leap-dist = "leap_dist.cli.entry:run"' in text
 
 
 def test_version_and_examples_name_the_program_that_was_called():
