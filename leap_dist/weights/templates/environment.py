@@ -1,4 +1,4 @@
-"""A Gymnasium environment (1.0 or newer) that shows what the encoder was trained on: `env = make("Breakout")`."""
+"""A Gymnasium environment (1.0 or newer) with the observations that the encoder expects: `env = make("Breakout")`."""
 
 import json
 from pathlib import Path
@@ -14,9 +14,9 @@ PREPROCESSING = json.loads(Path(__file__).with_name("preprocessing.json").read_t
 
 
 def make(game: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
-    """Observations are uint8 (C, 84, 84); divide them by 255. Rewards are the game's own.
+    """Make an environment with observations uint8 (C, 84, 84), to be divided by 255, and raw rewards.
 
-    `kwargs` go on to AtariPreprocessing, such as `terminal_on_life_loss=True`.
+    `kwargs` are passed to AtariPreprocessing, for example `terminal_on_life_loss=True`.
     """
     frames, size = PREPROCESSING["frames"], PREPROCESSING["size"]
     env = gymnasium.make(f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0)
@@ -34,5 +34,5 @@ def make(game: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
 
 
 def channels_first(stack: np.ndarray) -> np.ndarray:
-    """Frames (K, height, width, colours) to (K · colours, height, width), oldest frame first."""
+    """Reorder frames (K, height, width, colors) to (K · colors, height, width), oldest frame first."""
     return stack.transpose(0, 3, 1, 2).reshape(-1, *stack.shape[1:3])

@@ -1,6 +1,6 @@
-"""CleanRL's Atari agent with this encoder in place of its network: put the class into ppo_atari.py, or import it.
+"""CleanRL's Atari agent with this encoder as its network: copy the class to ppo_atari.py, or import it.
 
-Names are CleanRL's: network.N, actor, critic, get_value, get_action_and_value.
+All names are CleanRL's: network.N, actor, critic, get_value, get_action_and_value.
 """
 
 from pathlib import Path
@@ -14,14 +14,14 @@ WEIGHTS = Path(__file__).with_name("agent.safetensors")
 
 
 def layer_init(layer: nn.Linear, std: float) -> nn.Linear:
-    """Orthogonal weights of that gain, zero biases."""
+    """Set orthogonal weights with gain `std`, and zero biases."""
     nn.init.orthogonal_(layer.weight, std)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 class Agent(nn.Module):
-    """The meta-learned network, and a fresh actor and critic on it. Observations are uint8 (N, C, 84, 84)."""
+    """The meta-learned network with a new actor and critic. Observations are uint8 (N, C, 84, 84)."""
 
     def __init__(self, envs: Any, weights: str | Path = WEIGHTS) -> None:
         super().__init__()
@@ -35,17 +35,17 @@ class Agent(nn.Module):
             nn.Linear(32 * 9 * 9, 256),
             nn.ReLU(),
         )
-        self.load_state_dict(initialization)  # before the heads are there: every name has to fit
+        self.load_state_dict(initialization)  # before the heads exist, so that all names match
         self.actor = layer_init(nn.Linear(256, int(envs.single_action_space.n)), std=0.01)
         self.critic = layer_init(nn.Linear(256, 1), std=1.0)
 
     def get_value(self, x: Tensor) -> Tensor:
-        """Values (N, 1)."""
+        """Return the values (N, 1)."""
         value: Tensor = self.critic(self.network(x / 255.0))
         return value
 
     def get_action_and_value(self, x: Tensor, action: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Actions (N,), sampled where none are given, their log-probabilities (N,), entropies (N,), values (N, 1)."""
+        """Return actions (N,), sampled unless given, their log-probabilities (N,), entropies (N,) and values (N, 1)."""
         features = self.network(x / 255.0)
         policy = Categorical(logits=self.actor(features))
         chosen = policy.sample() if action is None else action

@@ -1,4 +1,4 @@
-"""Trains an agent from the initialization: python example.py Breakout 100000."""
+"""Train an agent from the initialization: python example.py Breakout 100000."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The encoder as a features extractor of Stable-Baselines3, and an actor-critic policy that begins with it."""
+"""The encoder as a features extractor of Stable-Baselines3, and an actor-critic policy that starts from it."""
 
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ WEIGHTS = Path(__file__).with_name("encoder.safetensors")
 
 
 class LeapEncoder(BaseFeaturesExtractor):
-    """Observations (N, C, 84, 84), which Stable-Baselines3 has divided by 255, to features (N, 256).
+    """The encoder: observations (N, C, 84, 84), already divided by 255, to features (N, 256).
 
-    Raises ValueError for observations of another shape or type than those that the encoder was trained on.
+    Raises ValueError if the observations differ in shape or type from those that the encoder was trained on.
     """
 
     def __init__(self, observation_space: gymnasium.spaces.Box) -> None:
@@ -33,11 +33,11 @@ class LeapEncoder(BaseFeaturesExtractor):
         self.load()
 
     def load(self) -> None:
-        """Goes back to the initialization."""
+        """Set the parameters to the initialization."""
         self.load_state_dict(load_file(WEIGHTS))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Features of observations."""
+        """Return the features (N, 256) of observations (N, C, 84, 84)."""
         hidden = self.conv1(observations).relu()
         hidden = self.conv2(hidden).relu()
         features: Tensor = self.linear(hidden.flatten(1)).relu()
@@ -45,11 +45,11 @@ class LeapEncoder(BaseFeaturesExtractor):
 
 
 class LeapPolicy(ActorCriticCnnPolicy):
-    """For A2C and PPO: the encoder, and fresh linear policy and value heads on it. Everything is trained."""
+    """A policy for A2C and PPO: the encoder with new linear policy and value heads. All parameters are trained."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"features_extractor_class": LeapEncoder, "net_arch": [], **kwargs})
-        # With ortho_init, its default, Stable-Baselines3 has drawn all weights anew, those of the extractor too.
+        # By default (ortho_init), Stable-Baselines3 draws all weights anew, including those of the extractor.
         for module in self.modules():
             if isinstance(module, LeapEncoder):
                 module.load()

@@ -1,4 +1,4 @@
-"""The encoder, with nothing but torch and safetensors: `encoder = load()`."""
+"""Load the encoder with only torch and safetensors: `encoder = load()`."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -10,7 +10,10 @@ WEIGHTS = Path(__file__).with_name("encoder.safetensors")
 
 
 def load(path: str | Path = WEIGHTS) -> nn.Sequential:
-    """Frames (N, C, 84, 84), float32 in [0, 1], to features (N, 256); preprocessing.json says which frames."""
+    """Return the encoder: frames (N, C, 84, 84), float32 in [0, 1], to features (N, 256).
+
+    preprocessing.json describes the frames.
+    """
     tensors = load_file(path)
     layers: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(tensors["conv1.weight"].shape[1], 16, kernel_size=8, stride=4),
