@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from leap_dist.config import registry
+from leap_dist.config import registry, yaml_reader
 from leap_dist.config.presets import DEFAULTS, PRESETS, TASKS
 from leap_dist.config.settings import Config
 from leap_dist.config.suggestions import did_you_mean
@@ -200,8 +200,8 @@ def to_yaml(config: Config) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the values of a YAML file by dotted name, ready for `resolve`. Raises ConfigError."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except Exception as error:  # malformed scalars raise errors of many kinds, not only PyYAML's own
+        data = yaml_reader.load(path)
+    except Exception as error:  # see yaml_reader.load
         reason = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
         raise ConfigError(f"config: cannot read {path}: {str(reason)[:200]}") from None
     if data is None:
@@ -216,17 +216,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 raise ConfigError(f"{full[:80]}: given twice in {path}")
             flat[full] = inner
     return flat
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with duplicate names as errors."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1 and name != "<<":
-                raise yaml.YAMLError(f"{name[:80]} is given twice")
-        return super().construct_mapping(node, deep)
 
 
 def incompatibilities(old: Config, new: Config) -> list[str]:
