@@ -20,6 +20,8 @@ from leap_dist.config.suggestions import did_you_mean
 NAMES = ("train", "evaluate", "study", "status", "plot", "export")
 """The commands."""
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no", str: "TEXT", tuple[str, ...]: "NAME"}
 
 _SHORT_FLAGS = {"server.on_lost": ("--on-lost",), "task_steps": ("--steps",)}
@@ -147,6 +149,7 @@ def _add_evaluate(commands: Any) -> _Parser:
     comparison = evaluate.add_argument_group("the comparison")
     comparison.add_argument(
         "--init",
+        type=_initialization,
         action="append",
         required=True,
         metavar="[LABEL=]FILE|scratch",
@@ -291,11 +294,19 @@ def _location(text: str) -> str:
     return expanded
 
 
+def _initialization(text: str) -> str:
+    """Check [LABEL=]PATH, and expand `~` in the path. The shell expands it only at the start of a word."""
+    label, equals, path = text.partition("=")
+    if equals and not _URL.match(text):
+        return f"{label}={_location(path)}"
+    return _location(text)
+
+
 def _path(text: str) -> Path:
     return Path(_location(text))
 
 
 def _directory(text: str) -> Path:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+    if _URL.match(text):
         console.complain("out: a URL is for runs only; give a directory on this machine, and copy it afterwards")
     return _path(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -143,7 +144,7 @@ def parse_value(name: str, value: Any) -> Any:
     if kind is str:
         if not isinstance(value, str):
             raise ConfigError(f"{name}: {_display(value)} is not text")
-        return value
+        return os.path.expanduser(value) if name == "data_dir" else value
     return _number(name, value, kind, field.metadata)
 
 

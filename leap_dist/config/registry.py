@@ -72,11 +72,29 @@ def expand(tasks: str, names: tuple[str, ...], *, seed: int, pretraining: int) -
         ValueError: a name is unknown; the message has the nearest names.
     """
     if tasks == "atari":
+        _refuse_foreign_games(names)
         return atari.expand(names)
     if tasks == "omniglot":
         drawn = partition(ALPHABETS, pretraining, seed)
         return _expand("alphabet", names, ALPHABETS, {**vars(drawn), "all": ALPHABETS})
     return _expand("data set", names, DATA_SETS, {"all": DATA_SETS})
+
+
+_OTHER_SPELLING = re.compile(r"^(?:ALE/)?(.+?)(?:-ram)?(?:NoFrameskip|Deterministic)?(?:-v\d+)?$", re.IGNORECASE)
+
+
+def _refuse_foreign_games(names: tuple[str, ...]) -> None:
+    """Raise ValueError for a game as other programs write it, such as `PongNoFrameskip-v4` or `ms pacman`."""
+    known = {game.replace("_", ""): game for game in atari.available()}
+    for first, name in enumerate(names):
+        if name in atari.SETS or name in known.values():
+            continue
+        for end in range(min(len(names), first + 4), first, -1):  # a name with spaces has become several
+            written = " ".join(names[first:end])
+            match = _OTHER_SPELLING.match(written[:80])
+            game = known.get(re.sub("[^a-z0-9]", "", match[1].lower())) if match else None
+            if game is not None:
+                raise ValueError(f"no game {written[:80]!r}; did you mean {game}?")
 
 
 def _expand(

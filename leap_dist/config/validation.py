@@ -31,6 +31,8 @@ def _address(address: str) -> Iterator[str]:
 def _data_dir(data_dir: str) -> Iterator[str]:
     if "://" in data_dir:
         yield f"data_dir: {data_dir[:80]!r} is a URL; give a directory that every node has"
+    elif data_dir.startswith("~"):
+        yield f"data_dir: {data_dir[:80]!r} is in a home directory that is not known; write it in full"
     elif not data_dir or not data_dir.isprintable():
         yield f"data_dir: {data_dir[:80]!r} is not the name of a directory"
 

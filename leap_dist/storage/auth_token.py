@@ -61,8 +61,13 @@ def find_or_create() -> Token:
 
 
 def default_path() -> Path:
-    """Return the path of the token file that is used if the environment names no other."""
-    return Path.home() / ".ray" / "auth_token"
+    """Return the path of the token file that is used if the environment names no other. Raises ConfigError."""
+    try:
+        return Path.home() / ".ray" / "auth_token"
+    except RuntimeError:
+        raise ConfigError(
+            "address: this user has no home directory for Ray's token; set HOME, or RAY_AUTH_TOKEN"
+        ) from None
 
 
 def _of_file(value: str, path: Path) -> Token:

@@ -56,10 +56,10 @@ def _redact(text: str, known: list[str]) -> str:
 def _known() -> list[str]:
     """Return the secrets that this process knows, plain and in quoted forms, longest first."""
     values = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
-    for path in (os.environ.get("RAY_AUTH_TOKEN_PATH"), auth_token.default_path()):
+    for path in (lambda: os.environ.get("RAY_AUTH_TOKEN_PATH"), auth_token.default_path):
         try:
-            values.add(Path(path).read_text().strip() if path else "")
-        except (OSError, ValueError):
+            values.add(Path(path() or os.devnull).read_text().strip())
+        except (OSError, ValueError):  # ValueError includes the error for a user without a home directory
             continue
     long = [value for value in values if len(value) >= SHORTEST]
     forms = {form for v in long for form in (v, v.strip(), json.dumps(v)[1:-1], repr(v)[1:-1], quote(v, safe=""))}

@@ -23,7 +23,11 @@ from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
     [
         (["--preset", "quik"], r"preset: no preset 'quik'; did you mean quick\?"),
         (["--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
-        (["--games", "Pong"], r"games: no game 'Pong'; the nearest are pong.*"),
+        (["--games", "Pong"], r"games: no game 'Pong'; did you mean pong\?"),
+        (["--games", "PongNoFrameskip-v4"], r"games: no game 'PongNoFrameskip-v4'; did you mean pong\?"),
+        (["--games", "ALE/MsPacman-v5"], r"games: no game 'ALE/MsPacman-v5'; did you mean ms_pacman\?"),
+        (["--games", "ms pacman"], r"games: no game 'ms pacman'; did you mean ms_pacman\?"),
+        (["--games", "pong", "MsPacman"], r"games: no game 'MsPacman'; did you mean ms_pacman\?"),
         (["--games", "pong", "joust"], r"games: 'joust' is a two-player game .*"),
         (["--games", "combat"], r"games: 'combat' is a two-player game .*"),
         (["--games", "maze_craze"], r"games: 'maze_craze' is a two-player game .*"),
@@ -39,6 +43,18 @@ from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
         (["--task-steps", "10"], r"task_steps: 10 is less than 2 rollouts .* use at least 320"),
         (["--agent.learning-rat", "1"], r"--agent.learning-rat: no such flag; did you mean --agent.learning-rate\?"),
         (["--learning-rate", "1"], r"--learning-rate: no such flag; did you mean --(agent|meta).learning-rate\?"),
+        (["--agent.lr", "1e-3"], r"--agent.lr: no such flag; did you mean --agent.learning-rate\?"),
+        (["--num-workers", "2"], r"--num-workers: no such flag; did you mean --workers\?"),
+        (["pong"], r"pong: unexpected argument; flags begin with --"),
+        (["--workers", "2", "--workers", "2"], r"--workers: given twice; give it once"),
+        (["--task-steps", "500", "--steps", "600"], r"--steps: given twice; give it once"),
+        (["--resume", "--resume"], r"--resume: given twice; give it once"),
+        (["--insecure", "--insecure", "no"], r"--insecure: given twice; give it once"),
+        (["--preset", "quick", "--preset=smoke"], r"--preset: given twice; give it once"),
+        (["--run-dir", ""], r"--run-dir: is empty; name a file or directory"),
+        (["--config", " "], r"--config: is empty; name a file or directory"),
+        (["--run-dir", "~nobody-here/x"], r"--run-dir: '~nobody-here/x' is in a home directory that is not known; .*"),
+        (["--data-dir", "~nobody-here/x"], r"data_dir: '~nobody-here/x' is in a home directory that is not known; .*"),
         (["--worker.device", "cuda"], r"worker.device: cuda asked for, but there are 0 GPUs; use --worker.device cpu"),
         (["--worker.gpus", "0.5"], r"worker.gpus: 0.5 asked for, but there are 0 GPUs; use --worker.device cpu"),
         (["--min-workers", "3"], r"min_workers: 3 is more than workers \(2\); use at most 2"),
@@ -52,7 +68,7 @@ from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
         ),
         (["--server.storage", "nod"], r"server.storage: 'nod' is none of shared, node; did you mean node\?"),
         (["--preset", "../quick"], r"preset: no preset '../quick'; did you mean quick\?"),
-        (["--games", "../pong"], r"games: no game '../pong'; the nearest are pong.*"),
+        (["--games", "../pong"], r"games: no game '../pong'; did you mean pong\?"),
         (["--games", "/etc/passwd"], r"games: no game '/etc/passwd'.*"),
         (["--address", "6379"], r"address: '6379' is none of local, auto and HOST:PORT"),
         (["--address", "head:"], r"address: 'head:' is none of local, auto and HOST:PORT"),
@@ -175,6 +191,40 @@ def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
         "pong",
         "qbert",
     )
+
+
+def test_lists_that_are_given_twice_add_up():
+    given = parser.parse(
+        ["train", "--games", "pong", "--games", "freeway", "qbert", "--worker.labels", "a=b", "--worker.labels=c=d"]
+    )
+    assert parser.settings(given) == {"games": "pong,freeway,qbert", "worker.labels": "a=b,c=d"}
+    given = parser.parse(["study", "--out", "x", "--arms", "leap", "--arms", "none", "--groups", "4", "--groups", "10"])
+    assert (given.arms, given.groups) == (["leap", "none"], ["4", "10"])
+    again = parser.parse(["study", "--out", "x", "--arms", "reptile"])
+    assert again.arms == ["reptile"], "nothing of the command line before"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["train", "--run-dir", "~/x"], "run_dir"),
+        (["train", "--config", "~/x"], "config"),
+        (["status", "--run-dir", "~/x"], "run_dir"),
+        (["plot", "--run-dir", "y", "--out", "~/x"], "out"),
+        (["evaluate", "--init", "scratch", "--out", "~/x"], "out"),
+        (["evaluate", "--init", "~/x"], "init"),
+        (["study", "--out", "~/x"], "out"),
+        (["export", "--init", "~/x", "--to", "sb3", "--out", "y"], "init"),
+        (["export", "--init", "y", "--to", "sb3", "--out", "~/x"], "out"),
+    ],
+)
+def test_a_tilde_is_the_home_directory_in_every_path(monkeypatch, tmp_path, arguments, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    value = getattr(parser.parse(arguments), name)
+    assert (value if not isinstance(value, list) else value[0]) in (str(tmp_path / "x"), tmp_path / "x")
+    assert parser.parse(["evaluate", "--init", "mine=~/x"]).init == [f"mine={tmp_path}/x"]
+    assert loading.resolve("smoke", {"data_dir": "~/data"}).data_dir == f"{tmp_path}/data"
+    assert parser.parse(["status", "--run-dir", "s3://bucket/~/x"]).run_dir == "s3://bucket/~/x"
 
 
 @pytest.mark.parametrize(
