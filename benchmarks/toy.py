@@ -66,7 +66,7 @@ class ToyLearner:
         """Never."""
         return False
 
-    def measure(self) -> Tensor:
+    def backward_held_out(self) -> Tensor:
         """The same as `backward`: nothing is held out."""
         return self.backward()
 
@@ -231,7 +231,7 @@ def train(config: Config, learner: ToyLearner) -> meta_learners.MetaLearner:
         watch.observe(learner.backward())
         learner.step()
     for _ in range(config.held_back):
-        watch.measure()
+        watch.observe_held_back()
     watch.finish()
     return watch
 

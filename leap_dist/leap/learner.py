@@ -1,4 +1,4 @@
-"""What is being learned on a task, behind the one interface that the worker's loop knows."""
+"""The learner: what is being trained on a task, behind the one interface that the worker's loop knows."""
 
 from __future__ import annotations
 
@@ -12,60 +12,61 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Progress:
-    """What a learner has seen since its last report, as means over that stretch.
-
-    `scores` holds the figure that people compare (Atari: raw returns of the episodes that ended); the others are
-    losses and diagnostics by name.
-    """
+    """What happened in a learner since its last report."""
 
     scores: tuple[float, ...]
+    """Figures that people compare; for Atari, the raw returns of the episodes that ended."""
     means: dict[str, float]
+    """Mean losses and diagnostics, by name."""
     ended: tuple[int, ...] = ()
-    """For each score, the agent steps since the task's start at which it was made."""
+    """Agent steps from the start of the task at which each score was reached."""
 
 
 class Learner(Protocol):
-    """A model that trains on one task. The worker calls `backward` and `step` in turn and watches it move."""
+    """A model that trains on one task. The worker calls `backward` and `step` in turn."""
 
     shared: Mapping[str, Tensor]
     """The meta-learned parameters, by name."""
 
     local: Mapping[str, Tensor]
-    """The task's own parameters, such as its head."""
+    """The task's own parameters, such as its head, by name."""
 
     descent: float | None
-    """α, where a step is θ_{i+1} = θ_i − α ∇f(θ_i) and nothing else, so that the gradient tells the path; or None."""
+    """α, if a step is exactly θ_{i+1} = θ_i − α ∇f(θ_i), so that the gradient determines the path; otherwise None."""
 
     steps_per_update: int
     """Agent steps (or examples) that one `backward` consumes."""
 
     def backward(self) -> Tensor:
-        """Gathers data, computes f(θ_i) and leaves ∇f(θ_i) in the parameters' `.grad`. Returns the loss, shape ()."""
+        """Collect data, compute f(θ_i) and leave ∇f(θ_i) in the parameters' `.grad`. Return the loss, shape ()."""
 
     def step(self) -> None:
-        """Clips and applies the gradient: θ_i → θ_{i+1}. Must not write into `.grad`; may drop it."""
+        """Clip and apply the gradient, θ_i → θ_{i+1}. Must not write into `.grad`, but may drop it."""
 
     @property
     def done(self) -> bool:
-        """Training on is of no use, whatever is left of the task."""
+        """Whether further training is of no use, however much of the task is left."""
 
-    def measure(self) -> Tensor:
-        """Like `backward`, but on data that training does not see, where the task has such data."""
+    def backward_held_out(self) -> Tensor:
+        """Do the same as `backward`, but on data held out from training if the task has such data."""
 
     def evaluate(self) -> Tensor:
-        """f(θ_K) on fresh data, without a gradient, shape (); consumes as much of it as `backward`."""
+        """Return f(θ_K) on new data, without a gradient, shape (). Consumes as much data as `backward`."""
 
     def progress(self) -> Progress:
-        """Reports what happened since the last call, and starts afresh."""
+        """Return what happened since the last call."""
 
     def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
-        """What shows only once training is over, by name; for evaluations. Calls `beat` every second or so."""
+        """Return metrics that can only be computed after training, by name; for evaluations.
+
+        Calls `beat` about once a second, so that the lease can be renewed.
+        """
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
-        """From now on calls `see` with each picture of what it is learning from, uint8 (C, H, W), where it has any.
+        """From now on, call `see` with each picture that the learner trains on, uint8 (C, H, W), if there are any.
 
-        The picture may be a view into memory that is used again.
+        The picture may be a view of memory that will be overwritten.
         """
 
     def close(self) -> None:
-        """Frees what the task holds."""
+        """Release the task's resources."""

@@ -1,8 +1,8 @@
-"""RMSProp as the paper's framework defines it, with the gradient clipped on the way.
+"""RMSProp with gradient clipping, in the forms of TensorFlow and PyTorch.
 
-Two optimizers go by the name of RMSProp (notes with the presets): TensorFlow's keeps ε inside the root and starts the
-mean square at one, PyTorch's keeps ε outside and starts at zero. Leap measures the path that the optimizer takes, so
-the form changes the meta-gradient and not only the speed.
+TensorFlow's RMSProp, which the paper used, keeps ε inside the root and starts the mean square at one; PyTorch's keeps ε
+outside and starts at zero. Leap measures the path that the optimizer takes, so the form changes the meta-gradient and
+not only the speed of training.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from torch import Tensor
 class RMSProp:
     """v ← ρv + (1−ρ)g²;  θ ← θ − α g / √(v + ε)  (`epsilon_inside`, v₀ = 1)  or  θ − α g / (√v + ε)  (v₀ = 0).
 
-    `step` clips to a global norm without writing into `.grad`, so that whoever holds the raw gradient (Leap does)
-    still holds it afterwards.
+    `step` clips to a global norm without writing into `.grad`, because Leap still holds the raw gradient.
 
     Args:
-        fused: one pass over memory instead of many, four times as fast; a CPU only. By default wherever that works.
+        parameters: tensors to optimize.
+        learning_rate: α.
+        decay: ρ, decay of the mean square.
+        epsilon: ε.
+        epsilon_inside: keep ε inside the root, as TensorFlow does.
+        max_grad_norm: global norm to which gradients are clipped.
+        fused: make one pass over memory instead of many, which is four times as fast. Possible on a CPU only, and the
+            default there.
     """
 
     def __init__(
@@ -44,7 +50,10 @@ class RMSProp:
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """Updates the parameters from their `.grad` and drops it (set to None). Returns the raw gradient's norm, ()."""
+        """Update the parameters from `.grad` and set it to None. Return the norm of the raw gradient, shape ().
+
+        Raises RuntimeError if a parameter has no gradient.
+        """
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if len(gradients) != len(self._parameters):
             raise RuntimeError("a parameter has no gradient: call step after backward")
@@ -56,7 +65,7 @@ class RMSProp:
 
 
 class _Plain:
-    """As it is written down. Nothing is read back from the device."""
+    """RMSProp as the equations say. Nothing is read back from the device."""
 
     def __init__(
         self, targets: list[Tensor], learning_rate: float, decay: float, epsilon: float, epsilon_inside: bool
@@ -67,12 +76,12 @@ class _Plain:
         self._epsilon = epsilon
         self._epsilon_inside = epsilon_inside
         self._mean_square = [torch.full_like(t, 1.0 if epsilon_inside else 0.0) for t in targets]
-        # Kept from step to step: memory that is asked for anew each time costs more than the arithmetic on it.
+        # Kept from step to step: allocating memory each time costs more than the arithmetic on it.
         self._clipped = [torch.empty_like(t) for t in targets]
         self._denominators = [torch.empty_like(t) for t in targets]
 
     def step(self, gradients: list[Tensor], scale: Tensor) -> None:
-        """One step with `scale` times the gradients."""
+        """Make one step with `scale` times the gradients."""
         clipped, mean_square, denominators = self._clipped, self._mean_square, self._denominators
         torch._foreach_copy_(clipped, gradients)
         torch._foreach_mul_(clipped, scale)
@@ -89,15 +98,15 @@ class _Plain:
 
 
 class _Fused:
-    """The same through torch's fused Adagrad, w ← w + g², θ ← θ − a g / (√w + e), which makes one pass of it all.
+    """RMSProp through torch's fused Adagrad, w ← w + g², θ ← θ − a g / (√w + e), which makes a single pass.
 
     With k the clip factor and q = 1−ρ, let v = q k² w, or v + ε = q k² w where ε is inside. Then
 
-        v ← ρv + q(kg)²           is    w ← ρ (k₋²/k²) w + g²           k₋ being k of the step before
+        v ← ρv + q(kg)²           is    w ← ρ (k₋²/k²) w + g²           where k₋ is k of the previous step
         (inside) v ← ρv + q(kg)²  is    w ← ρ (k₋²/k²) w + ε/k² + g²
-        α kg / (√v + ε)           is    (α/√q) g / (√w + ε/(k √q))      and without the ε there, where it is inside
+        α kg / (√v + ε)           is    (α/√q) g / (√w + ε/(k √q))      and without that ε if it is inside
 
-    of which Adagrad does all but to scale w, and to add ε/k². k is read back, which on a CPU costs nothing.
+    Adagrad does all of this except scaling w and adding ε/k². k is read back, which costs nothing on a CPU.
     """
 
     def __init__(
@@ -112,11 +121,11 @@ class _Fused:
         start = (1.0 + epsilon) / (1.0 - decay) if epsilon_inside else 0.0
         self._sums = [torch.full_like(t, start) for t in targets]
         self._squared_scale = 1.0
-        self._steps = [torch.ones(()) for _ in targets]  # for a decay of the learning rate, which there is none of
+        self._steps = [torch.ones(()) for _ in targets]  # required by the decay of the learning rate, which is not used
 
     def step(self, gradients: list[Tensor], scale: Tensor) -> None:
-        """One step with `scale` times the gradients."""
-        k = scale.item() or math.nan  # 0 where the norm is infinite: let it show
+        """Make one step with `scale` times the gradients."""
+        k = scale.item() or math.nan  # k is 0 if the norm is infinite: the result must not look finite
         torch._foreach_mul_(self._sums, self._decay * self._squared_scale / k**2)
         if self._epsilon_inside:
             torch._foreach_add_(self._sums, self._epsilon / k**2)

@@ -123,7 +123,7 @@ class _TaskRun:
                 if learner.done:
                     rollouts = rollout + config.held_back
             else:
-                meta_learner.measure()
+                meta_learner.observe_held_back()
             self._profiler.step()
             failpoint("task.update")
 

@@ -94,7 +94,7 @@ class Noisy:
 
     done = False
 
-    def measure(self) -> Tensor:
+    def backward_held_out(self) -> Tensor:
         return self.backward()
 
     def conclude(self, beat: object) -> dict[str, float]:
@@ -239,7 +239,7 @@ def test_a_report_belongs_to_its_reader_and_reading_changes_nothing(monkeypatch,
             for _ in range(reads):
                 watch.report()[0].fill_(torch.nan)
         for _ in range(settings.held_back):
-            watch.measure()
+            watch.observe_held_back()
             for _ in range(reads):
                 watch.report()[0].fill_(torch.nan)
         watch.finish()

@@ -419,7 +419,16 @@ def test_progress_reports_a_rollout_that_only_measures_as_well():
 
 def test_the_learner_implements_the_protocol():
     methods = [name for name, _ in inspect.getmembers(Learner, inspect.isfunction) if not name.startswith("_")]
-    assert set(methods) == {"backward", "step", "measure", "evaluate", "progress", "conclude", "show", "close"}
+    assert set(methods) == {
+        "backward",
+        "step",
+        "backward_held_out",
+        "evaluate",
+        "progress",
+        "conclude",
+        "show",
+        "close",
+    }
     for name in methods:
         wanted = inspect.signature(getattr(Learner, name), eval_str=True)
         assert inspect.signature(getattr(A2C, name), eval_str=True) == wanted

@@ -510,8 +510,8 @@ class Recorded(Classifier):
         self.gradients.append(flatten(p.grad for p in self.shared.values()).numpy())
         return loss
 
-    def measure(self) -> Tensor:
-        loss = super().measure()
+    def backward_held_out(self) -> Tensor:
+        loss = super().backward_held_out()
         self.losses.append(loss.item())
         self.gradients.append(flatten(p.grad for p in self.shared.values()).numpy())
         return loss

@@ -126,7 +126,7 @@ class A2C:
         """Whether training is over before its time: never, since every unroll is new data."""
         return False
 
-    def measure(self) -> Tensor:
+    def backward_held_out(self) -> Tensor:
         """Do the same as `backward`: every unroll is data that training has not seen."""
         return self.backward()
 

@@ -140,7 +140,7 @@ class Classifier:
         with self.stopwatch("update"):
             return self._backward(*self._batch())
 
-    def measure(self) -> Tensor:
+    def backward_held_out(self) -> Tensor:
         """Do the same with a batch of held-out images, which is not a part of the curve."""
         with self.stopwatch("update"):
             images, labels = self._held_out.take(*self._fresh.next())
