@@ -1,47 +1,77 @@
-# make train   meta-train on three real Atari games on this machine (about two minutes after the install)
-# make test    the whole test suite and the linters
-# make bench   agent steps per second beside Stable-Baselines3 and RLlib (an hour and a half after the installs)
+# `make help` lists the targets. Each installs what it needs into .venv, from requirements*.txt and constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := install --quiet --disable-pip-version-check --no-compile # what is imported is compiled then, the rest never
 ARGS ?=
+PYTEST := $(BIN)/python -m pytest $(ARGS)
 
-.PHONY: train test lint types bench clean
+.DEFAULT_GOAL := help
+.PHONY: help train test test-fast test-unit test-ray test-all lint types check format hooks bench clean
 
-train: .venv/installed
+help: ## list the targets
+	@echo "make TARGET [ARGS=...]    ARGS goes to the command that the target runs"; echo
+	@sed -En 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-15s %s\n", $$1, $$2}'
+
+train: .venv/installed ## meta-train on three real Atari games on this machine (two minutes after the install)
 	$(BIN)/python launch.py train --preset quick $(ARGS)
 
-test: .venv/installed-dev lint types
-	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist worksteal
-	$(BIN)/python -m pytest -m ray --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test: .venv/installed-dev ## what has to pass before anything lands: linters, types, and every test but the slow ones
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint types test-fast
+	$(MAKE) --no-print-directory test-ray
 
-lint: .venv/installed-dev
+test-fast: .venv/installed-dev ## tests without Ray
+	$(PYTEST) -m "not ray and not slow" --numprocesses 2 --dist worksteal
+
+test-unit: .venv/installed-dev ## tests with neither Ray nor an emulator
+	$(PYTEST) -m "unit and not slow" --numprocesses 2 --dist worksteal
+
+test-ray: .venv/installed-dev ## tests of the whole service on a real Ray, three files side by side
+	$(PYTEST) tests/driver -m "ray and not slow" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+test-all: .venv/installed-dev ## before a release: the slow tests too, and property tests with all their examples
+	$(MAKE) --no-print-directory lint types
+	$(PYTEST) -m "not ray" --hypothesis-profile full --numprocesses 2 --dist worksteal
+	$(PYTEST) -m ray --hypothesis-profile full --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+check: lint types ## linters and type checker only
+
+lint: .venv/installed-dev ## ruff: errors, style, docstrings, format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed-dev
+types: .venv/installed-dev ## mypy --strict
 	$(BIN)/mypy
 
-bench: .venv/installed .venv-sb3/installed .venv-rllib/installed
+format: .venv/installed-dev ## fix what ruff can fix by itself, and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+hooks: .venv/installed-dev ## run the linters at every commit (pre-commit; nothing is downloaded)
+	$(BIN)/pip $(PIP) pre-commit==4.7.0
+	$(BIN)/pre-commit install
+
+bench: .venv/installed .venv-sb3/installed .venv-rllib/installed ## agent steps per second beside Stable-Baselines3 and RLlib (an hour and a half)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 .venv/installed: requirements.txt constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip $(PIP) -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	touch $@
+.venv/installed-dev: requirements-dev.txt requirements.txt constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip $(PIP) -r requirements-dev.txt
+	touch .venv/installed $@
 
 .venv-sb3/installed: requirements-bench.txt constraints.txt
 	test -x .venv-sb3/bin/python || $(PYTHON) -m venv .venv-sb3
-	.venv-sb3/bin/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	.venv-sb3/bin/pip $(PIP) -r requirements-bench.txt
 	touch $@
 
 .venv-rllib/installed: requirements-bench-rllib.txt constraints.txt
 	test -x .venv-rllib/bin/python || $(PYTHON) -m venv .venv-rllib
-	.venv-rllib/bin/pip install --quiet --disable-pip-version-check -r requirements-bench-rllib.txt
+	.venv-rllib/bin/pip $(PIP) -r requirements-bench-rllib.txt
 	touch $@
 
-clean:
+clean: ## remove environments and caches
 	rm -rf .venv .venv-sb3 .venv-rllib .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,12 +1,17 @@
-"""Shared by all tests: the repository on the path, and one thread, so that results do not depend on the machine."""
+"""Fixtures that the tests of several packages share, and what makes results the same on every machine."""
 
+import fcntl
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Temporary directories go into memory, where fsync costs nothing, if there is room for them.
+if os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,21 +20,24 @@ import torch
 from hypothesis import settings
 from service import SYNC, Launch
 
+pytest_plugins = ["kinds", "slow_tests"]
+
 torch.set_num_threads(1)
-settings.register_profile("default", deadline=None, max_examples=50)
+for profile in ("default", "full"):  # kinds.py divides the examples of the first
+    settings.register_profile(profile, deadline=None, max_examples=50)
 settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
 def environment() -> Iterator[dict[str, str]]:
-    """What a launched process sees: a home of its own, and Ray's files in there too."""
+    """Environment of a launched process, with a home of its own, which also holds Ray's files."""
     with tempfile.TemporaryDirectory(prefix="ld") as home:  # short: Ray puts sockets below it
         yield {**os.environ, "HOME": home, "RAY_TMPDIR": home, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
 def launch(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Launch]]:
-    """Starts `launch.py train` in `tmp_path / name`; whatever still runs at the end is killed."""
+    """Function that starts `launch.py train` in `tmp_path / name`; whatever still runs at the end is killed."""
     launched: list[Launch] = []
 
     def start(name: str, *arguments: str, **more: str) -> Launch:
@@ -44,18 +52,27 @@ def launch(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[...
 
 
 @pytest.fixture(scope="session")
-def undisturbed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that others are compared with: one worker, nothing killed."""
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    one = Launch(environment, run_dir, *SYNC, "--workers", "1", "--profile")
-    assert one.end() == 0, one.log.read_text()
+def undisturbed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Directory of the run that others are compared with: one worker, nothing killed.
+
+    The processes of pytest-xdist share it: the first one that needs it makes it, and the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    run_dir = (base if worker_id == "master" else base.parent) / "undisturbed" / "run"
+    run_dir.parent.mkdir(exist_ok=True)
+    with run_dir.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not run_dir.exists():
+            one = Launch(environment, run_dir, *SYNC, "--workers", "1", "--profile")
+            if one.end() != 0:
+                shutil.rmtree(run_dir, ignore_errors=True)
+                pytest.fail(one.log.read_text())
     return run_dir
 
 
 @pytest.fixture
 def cluster(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head without CPUs, which soon notices that a node is dead; workers that are started on its nodes take their
-    time."""
+    """A head without CPUs, which soon notices that a node is dead; workers started on its nodes are slowed down."""
     from ray.cluster_utils import Cluster  # slow to import, and only some tests need Ray
 
     from leap_dist.driver import auth
