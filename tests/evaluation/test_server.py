@@ -288,6 +288,7 @@ def trained(server: EvaluationServer, run: Config) -> Contribution:
     return inbox.pushed[-1]
 
 
+@pytest.mark.emulator
 def test_nothing_but_the_start_differs_between_arms(tmp_path):
     """Arms with the same start have the same runs, bit for bit; so has the same run twice; another start has not."""
     run = config(task_steps=2000, games=("pong",), worker__heartbeat_seconds=1000.0, server__lease_seconds=5000.0)
@@ -306,6 +307,7 @@ def test_nothing_but_the_start_differs_between_arms(tmp_path):
     assert one.vector.size == 0, "nothing is pulled forward"
 
 
+@pytest.mark.emulator
 def test_episodes_are_told_with_the_step_at_which_they_ended(tmp_path):
     run = config(task_steps=4000, games=("ms_pacman",), atari__max_episode_frames=400, atari__noop_max=0,
                  worker__heartbeat_seconds=1000.0, server__lease_seconds=5000.0)  # fmt: skip
@@ -319,6 +321,7 @@ def test_episodes_are_told_with_the_step_at_which_they_ended(tmp_path):
     assert sum(scores) == pytest.approx(means)
 
 
+@pytest.mark.emulator
 @pytest.mark.parametrize(("learner", "scope"), [("finetune-single", "model"), ("leap", "encoder")])
 def test_a_head_that_was_learned_with_the_encoder_is_reused(tmp_path, learner, scope):
     path = written(tmp_path, meta_learner=learner)

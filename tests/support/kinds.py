@@ -1,8 +1,8 @@
 """Pytest hooks that give every test its kind: `unit`, `emulator` or `ray`; `slow` is said by the test itself.
 
 tests/README.md says which kind is for what. No list of files is kept: a test whose fixtures launch the service is
-`ray`, a test whose module imports the emulator is `emulator`, and every other one is `unit`. The rule is checked while
-tests run: a `unit` test that starts an emulator or connects to Ray fails.
+`ray`, a test whose module imports the emulator (or that says so) is `emulator`, and every other one is `unit`. The rule
+is checked while tests run: a `unit` test that starts an emulator or connects to Ray fails.
 """
 
 from __future__ import annotations
