@@ -90,7 +90,8 @@ def evaluate(
     server = replace(config.server, gather_seconds=0.0)  # there is nothing to gather
     config = replace(config, workers=workers, min_workers=min(config.min_workers, workers), server=server)
     out, config = out.absolute(), _with_absolute_data_dir(config)
-    plan = _ServerPlan(EVALUATION, (config, list(runs), out), out, movable=config.server.storage == "shared")
+    arguments = (config, list(runs), out, uuid.uuid4().hex)
+    plan = _ServerPlan(EVALUATION, arguments, out, movable=config.server.storage == "shared")
     return _operate(config, plan, record, wall_seconds_before)
 
 

@@ -20,9 +20,9 @@ from leap_dist.worker.start import Start
 class EvaluationActor(ServerProcess):
     """An EvaluationServer in a Ray actor."""
 
-    def _make(self, config: Config, runs: list[Run], out: Path) -> EvaluationServer:
+    def _make(self, config: Config, runs: list[Run], out: Path, session: str) -> EvaluationServer:
         chosen = {run.arm.label: run.arm for run in runs}
-        return EvaluationServer(config, runs, initializations.vectors(list(chosen.values())), out)
+        return EvaluationServer(config, runs, initializations.vectors(list(chosen.values())), out, session=session)
 
     def _grant(self, lease: Lease) -> Grant:
         vector, scope = self._server.start(lease)

@@ -1,1 +1,1 @@
-"""Transfer evaluation: fresh learners from each initialization, compared."""
+"""Evaluation: fresh learners are trained from several initializations, and compared."""

@@ -56,6 +56,13 @@ class RunQueue:
         self.waiting.remove(index)
         return index
 
+    def take_run(self, index: int) -> bool:
+        """Remove a run that a worker is already making. Returns False if it is not waiting."""
+        if index not in self.waiting:
+            return False
+        self.waiting.remove(index)
+        return True
+
     def give_back(self, index: int) -> None:
         """Let a run be made again that ended without a result."""
         bisect.insort(self.waiting, index)

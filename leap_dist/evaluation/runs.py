@@ -35,6 +35,7 @@ from leap_dist.tasks.task import family_of
 
 FORMAT = 1
 _GAME = re.compile("[a-z0-9_]{1,80}")  # games become names of folders
+_PLAIN = ("arm", "game", "seed", "budget", "seconds")  # fields that are the same in a file
 _SHAPE = {
     "arm": str,
     "game": str,
@@ -176,11 +177,7 @@ def save(out: Path, run: RunResult, identity: dict[str, Any]) -> None:
     """
     content = {
         "format": FORMAT,
-        "arm": run.arm,
-        "game": run.game,
-        "seed": run.seed,
-        "budget": run.budget,
-        "seconds": run.seconds,
+        **{name: getattr(run, name) for name in _PLAIN},
         "identity": identity,
         "episodes": {"steps": run.ended.tolist(), "returns": run.returns.tolist()},
         "curve": list(run.curve),
@@ -251,13 +248,4 @@ def _parse(content: dict[str, Any]) -> RunResult:
             raise ValueError(f"steps of {what} do not ascend from 0")
     if not (content["seed"] >= 0 and content["budget"] > 0 and 0 <= content["seconds"] < float("inf")):
         raise ValueError("seed, budget or seconds are out of range")
-    return RunResult(
-        arm=content["arm"],
-        game=content["game"],
-        seed=content["seed"],
-        budget=content["budget"],
-        seconds=content["seconds"],
-        ended=ended,
-        returns=returns,
-        curve=tuple(curve),
-    )
+    return RunResult(**{name: content[name] for name in _PLAIN}, ended=ended, returns=returns, curve=tuple(curve))

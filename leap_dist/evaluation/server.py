@@ -6,6 +6,7 @@ in nothing but the initial parameters. Every run leaves a file, so an interrupte
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter, deque
@@ -19,7 +20,8 @@ from leap_dist.config.settings import Config
 from leap_dist.evaluation.run_queue import RunQueue
 from leap_dist.evaluation.runs import Run, missing, result_of, save
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Task
-from leap_dist.server.leases import ACCEPTED, LeaseBook, OpenLease, Unrecorded, describe
+from leap_dist.server.leases import ACCEPTED, LeaseBook, OpenLease, describe
+from leap_dist.storage.journal import Journal
 from leap_dist.storage.run_lock import RunLock
 from leap_dist.tasks.task import family_of
 
@@ -39,6 +41,7 @@ class EvaluationServer:
         runs: all runs; those with a result in `out` are not made again.
         vectors: flat float32 φ by label of the arm. An arm without one starts from a new encoder with every seed.
         out: an existing folder, which is locked until `close`.
+        session: name of the launch. A server that restarts in the same session keeps the leases that were open.
         clock: monotonic seconds.
 
     Raises RunDirectoryBusy if another server works on `out`, and ConfigError if `out` holds other results.
@@ -51,6 +54,7 @@ class EvaluationServer:
         vectors: Mapping[str, np.ndarray],
         out: Path,
         *,
+        session: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
@@ -60,17 +64,18 @@ class EvaluationServer:
         self._clock = clock
         self.alerts: deque[str] = deque(maxlen=100)
         """Messages that the user should read, oldest first."""
-        self._leases = LeaseBook(Unrecorded(), "", clock)
         self._counts: Counter[str] = Counter()  # steps, pushes, leases_lost, duplicates
         self._refused: Counter[str] = Counter()  # by reason
         self._silent: deque[str] = deque(maxlen=100)  # incarnations whose lease expired
         self._lock = RunLock(out)
         try:
             left, warnings = missing(self._runs, config, out)
+            self._queue = RunQueue(self._runs, left)
+            self._leases = LeaseBook(journal := Journal(out / "journal"), session, clock)
+            warnings += self._reopen_leases(journal, session)
         except BaseException:
             self._lock.release()
             raise
-        self._queue = RunQueue(self._runs, left)
         for warning in warnings:
             self._alert(warning)
 
@@ -92,7 +97,12 @@ class EvaluationServer:
         # The same for every arm: heads, actions and environments depend on the seed and the game alone.
         own_seed = int(np.random.SeedSequence((run.seed, *run.game.encode())).generate_state(1)[0])
         task = Task(index, run.game, run.seed, own_seed, self._config.task_steps)
-        return self._leases.grant(task, worker, incarnation, 0, self._config.server.lease_seconds)
+        try:
+            return self._leases.grant(task, worker, incarnation, 0, self._config.server.lease_seconds)
+        except OSError as error:
+            self._queue.give_back(index)
+            self._alert(f"no lease can be granted while the journal cannot be written: {error}")
+            return Idle(finished=False)
 
     def start(self, lease: Lease) -> tuple[np.ndarray, str]:
         """Return the initial parameters of a run, flat float32, and the name of the set of parameters they are."""
@@ -194,6 +204,22 @@ class EvaluationServer:
         self._lock.release()
 
     # Leases and results ------------------------------------------------------------------------------------------
+
+    def _reopen_leases(self, journal: Journal, session: str) -> list[str]:
+        """After a restart, keep the leases of runs without a result. Returns warnings about damaged records."""
+        made = set(range(len(self._runs))) - set(self._queue.waiting)
+        records, warnings = journal.leases()
+        for record in records:
+            with contextlib.suppress(ValueError):  # `reopen` warns of invalid records
+                same_session, lease = record.pop("session", None) == session, Lease.of(record)
+                if same_session and lease.task.index in made:  # the acknowledgment may have been lost
+                    self._leases.remember(lease.id, ACCEPTED)
+        orphans, _, more = self._leases.reopen(made)
+        for held in self._leases.all():
+            # Indices of another session are those of other runs.
+            if held in orphans or not self._queue.take_run(held.lease.task.index):
+                self._leases.end(held, "worker-lost")
+        return warnings + more
 
     def _store(self, held: OpenLease, contribution: Contribution) -> Ack | None:
         """Store the result of a run. Returns the refusal if that is not possible."""

@@ -118,18 +118,9 @@ def _parse(content: Any) -> Study:
             raise ValueError(f"{group[:60]!r} is no group of {content['tasks']}")
     if min(content["seeds"]) < 0 or min(content[name] for name in ("meta_updates", "batch_size", "task_steps")) < 1:
         raise ValueError("a seed or a length is out of range")
-    return Study(
-        tasks=content["tasks"],
-        arms=tuple(content["arms"]),
-        groups=tuple(content["groups"]),
-        seeds=tuple(content["seeds"]),
-        games=tuple(content["games"]),
-        settings=content["settings"],
-        test=content["test"],
-        meta_updates=content["meta_updates"],
-        batch_size=content["batch_size"],
-        task_steps=content["task_steps"],
-    )
+    values = {field.name: content[field.name] for field in dataclasses.fields(Study)}
+    fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+    return Study(**fields)
 
 
 # Progress ---------------------------------------------------------------------------------------------------------

@@ -40,9 +40,11 @@ def config(**settings: Any) -> Config:
     return resolve("smoke", {name.replace("__", "."): value for name, value in chosen.items()})
 
 
-def serve(out: Path, *, seeds: int = 1, clock: Clock | None = None, **settings: Any) -> EvaluationServer:
-    run = config(**settings)
-    return EvaluationServer(run, plan([SCRATCH, OTHER], run, seeds), VECTORS, out, clock=clock or Clock())
+def serve(
+    out: Path, *, seeds: int = 1, session: str = "", clock: Clock | None = None, **settings: Any
+) -> EvaluationServer:
+    run, clock = config(**settings), clock or Clock()
+    return EvaluationServer(run, plan([SCRATCH, OTHER], run, seeds), VECTORS, out, session=session, clock=clock)
 
 
 def grant(server: EvaluationServer, worker: str = "w0", incarnation: str = "i0") -> Lease:
@@ -196,6 +198,65 @@ def test_what_a_lost_or_silent_worker_was_at_is_run_again(tmp_path):
     assert server.status()["refused"] == {"worker-lost": 1, "expired": 1}
     assert finish(server) == 2
     assert server.status()["complete"]
+
+
+def test_a_server_that_restarts_lets_running_work_continue_under_its_lease(tmp_path):
+    server = serve(tmp_path, session="launch")
+    running, done = grant(server, "w0", "i0"), grant(server, "w1", "i1")
+    server.push(contribution(running, final=False))
+    server.push(contribution(done))
+    before = path_of(tmp_path, "other", "pong", 0).read_bytes()
+    server.close()
+
+    server = serve(tmp_path, session="launch")
+    assert server.renew(running.id, "i0", 200).proceed
+    assert [lease["lease"] for lease in server.status()["leases"]] == [running.id]
+    assert server.push(contribution(running, seq=2)).durable
+    assert finish(server, "w2") == 2, "nothing is made again"
+    assert server.status()["leases_lost"] == 0
+    assert server.status()["tasks"] == 4
+    assert path_of(tmp_path, "other", "pong", 0).read_bytes() == before
+    server.close()
+
+
+def test_a_result_that_was_stored_before_a_restart_is_acknowledged_after_it(tmp_path):
+    server = serve(tmp_path, session="launch")
+    lease = grant(server)
+    failpoints.arm("lease.close=full")  # as if the server had ended between storing and acknowledging
+    try:
+        server.push(contribution(lease))
+    finally:
+        failpoints.arm("")
+    server.close()
+    server = serve(tmp_path, session="launch")
+    ack = server.push(contribution(lease))
+    assert (ack.accepted, ack.durable, ack.reason) == (True, True, "duplicate")
+    assert finish(server) == 3
+    server.close()
+
+
+def test_leases_of_another_launch_end_whatever_their_numbers_mean_now(tmp_path):
+    server = serve(tmp_path, session="before", seeds=3)
+    leases = [grant(server, f"w{k}") for k in range(12)]
+    server.close()
+    server = serve(tmp_path, session="after", games=("pong",))
+    assert server.status()["leases"] == []
+    assert server.renew(leases[0].id, "i0", 100).reason == "worker-lost"
+    assert finish(server) == 2
+    assert not list(tmp_path.glob("journal/lease-*"))
+    server.close()
+
+
+def test_no_lease_is_granted_while_it_cannot_be_recorded(tmp_path):
+    server = serve(tmp_path, games=("pong",))
+    failpoints.arm("lease.write=full@1")
+    try:
+        assert server.lease("w0", "i0") == Idle(finished=False)
+    finally:
+        failpoints.arm("")
+    assert any("no lease can be granted" in alert for alert in server.alerts)
+    assert finish(server) == 2
+    server.close()
 
 
 def test_repeated_and_old_messages_change_nothing(tmp_path):

@@ -48,7 +48,7 @@ def blocks(
         _picture("curves.png", _curves_caption(results), pictures),
         *(_all_games(results, pictures) if games else _all_tasks(results)),
         *(_improvement(results, pictures) if games else _differences(results)),
-        *(_by_game(results) if games else _by_task(results)),
+        *_by_game(results),
         *_method(results, repetitions),
         *(configuration if attached else []),
     ]
@@ -111,14 +111,40 @@ def _curves_caption(results: Results) -> str:
     return caption
 
 
-def _table_by_game(results: Results, first: str, last: str, shown: Callable[[Cell], str]) -> Table:
-    """Return a table with a row for each game, a column for each arm, and the numbers of runs."""
+def _by_game(results: Results) -> list[Block]:
+    """Return a table for each value, with a row for each game and a column for each arm."""
+    if not results.scoring.human_normalized:
+        found: list[Block] = [Heading("By task")]
+        return found + _tables_by_game(results, ("task", "runs"), percent)
+    return [
+        Heading("By game"),
+        Paragraph("Raw returns, mean over seeds; 95 % intervals in brackets. Seeds are listed where arms differ."),
+        *_tables_by_game(results, ("game", "seeds"), _raw),
+        Heading(f"Agent steps to the final return of {results.baseline}", 3),
+        Paragraph(
+            f"Median over runs, and the number of runs that reach the mean final return of {results.baseline} at all. "
+            f"Half of the runs of {results.baseline} itself may not."
+        ),
+        _table_by_game(results, ("game", "seeds"), _steps),
+    ]
+
+
+def _tables_by_game(results: Results, ends: tuple[str, str], shown: Callable[[Interval], str]) -> list[Block]:
+    found: list[Block] = []
+    for name, heading in results.scoring.values.items():
+        table = _table_by_game(results, ends, lambda cell, name=name: shown(cell.intervals[name]))  # type: ignore[misc]
+        found += [Heading(heading[0].upper() + heading[1:], 3), table]
+    return found
+
+
+def _table_by_game(results: Results, ends: tuple[str, str], shown: Callable[[Cell], str]) -> Table:
+    """Return a table whose last column are the numbers of runs. `ends` are the titles of the outer columns."""
     rows = []
     for game, cells in results.cells.items():
         runs = [str(len(cells[arm].seeds)) if arm in cells else "0" for arm in results.arms]
         of_arms = [shown(cells[arm]) if arm in cells else NONE for arm in results.arms]
         rows.append([game, *of_arms, runs[0] if len(set(runs)) == 1 else " / ".join(runs)])
-    return Table([first, *results.arms, last], rows)
+    return Table([ends[0], *results.arms, ends[1]], rows)
 
 
 # Returns of games -------------------------------------------------------------------------------------------------
@@ -180,25 +206,6 @@ def _improvement(results: Results, pictures: dict[str, bytes]) -> list[Block]:
     ]
 
 
-def _by_game(results: Results) -> list[Block]:
-    found: list[Block] = [
-        Heading("By game"),
-        Paragraph("Raw returns, mean over seeds; 95 % intervals in brackets. Seeds are listed where arms differ."),
-    ]
-    for value, heading in results.scoring.values.items():
-        table = _table_by_game(results, "game", "seeds", lambda cell, value=value: _raw(cell.intervals[value]))  # type: ignore[misc]
-        found += [Heading(heading.capitalize(), 3), table]
-    return [
-        *found,
-        Heading(f"Agent steps to the final return of {results.baseline}", 3),
-        Paragraph(
-            f"Median over runs, and the number of runs that reach the mean final return of {results.baseline} at all. "
-            f"Half of the runs of {results.baseline} itself may not."
-        ),
-        _table_by_game(results, "game", "seeds", _steps),
-    ]
-
-
 def _steps(cell: Cell) -> str:
     if cell.steps_to_baseline is None:
         return NONE
@@ -245,14 +252,6 @@ def _differences(results: Results) -> list[Block]:
         ),
         Table(["arm", *(heading.split(" (")[0] for heading in values.values()), "pairs"], rows),
     ]
-
-
-def _by_task(results: Results) -> list[Block]:
-    found: list[Block] = [Heading("By task")]
-    for name, heading in results.scoring.values.items():
-        table = _table_by_game(results, "task", "runs", lambda cell, name=name: percent(cell.intervals[name]))  # type: ignore[misc]
-        found += [Heading(heading[0].upper() + heading[1:], 3), table]
-    return found
 
 
 # Method and formats -----------------------------------------------------------------------------------------------
