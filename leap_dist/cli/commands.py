@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
     from leap_dist.driver import driver, reporting
     from leap_dist.evaluation import initializations, runs
 
-    planned = runs.plan(arms, config, parsed.seeds)
+    planned = runs.plan(arms, config, parsed.seeds, initializations.first_seed(parser.settings(parsed), config))
     runs.missing(planned, config, out)  # raises errors before anything is written
     driver.check_prerequisites(config)
     check_stop()  # before anything is written
@@ -81,7 +82,7 @@ def status(parsed: argparse.Namespace) -> int:
     from leap_dist.telemetry import terminal
 
     try:
-        table = terminal.render(printable_tree(summary))
+        table = terminal.render(printable_tree(summary), now=time.time())
     except Exception as error:  # the summary may hold anything
         raise ConfigError(
             f"run-dir: {where}/summary.json is damaged, or of another version: {str(error)[:200]}"

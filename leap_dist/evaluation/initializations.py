@@ -91,22 +91,22 @@ def settings(files: Sequence[InitFile], given: Mapping[str, Any], preset: str | 
     """
     trained_on = next((file.content.tasks for file in files), Config.tasks)
     tasks = configuration.parse_value("tasks", given.get("tasks", trained_on))
+    sections = family_named(tasks).sections
+    trained = {file.label: run for file in files if (run := _trained_with(file.path)) is not None}
     start = {"tasks": tasks, "games": _held_out(tasks, files)}
+    if "supervised" in sections:
+        start |= _data_seed(tasks, trained, given)
     if preset is not None:
         return {"preset": preset, **start}
-    trained = {file.label: run for file in files if (run := _trained_with(file.path)) is not None}
     if not trained:
         known = (str(file.content.metadata.get("preset")) for file in files)
         return {"preset": next((name for name in known if name in TASKS.get(tasks, PRESETS)), "paper"), **start}
     (first, base), *others = trained.items()
-    sections = family_named(tasks).sections
-    # The seed of a run draws which characters of an alphabet are classes, and which alphabets are held out.
-    alone = ("task_steps", "data_dir", "seed") if "supervised" in sections else ("task_steps",)
-    compared = ("seed",) if tasks == "omniglot" else ()
+    alone = ("task_steps", "data_dir") if "supervised" in sections else ("task_steps",)
     for label, run in others:
         for name, value in run.items():
             differs = name not in given and value != base.get(name)
-            if differs and (name.split(".")[0] in sections or name in compared) and name not in _TRAINING_ONLY:
+            if differs and name.split(".")[0] in sections and name not in _TRAINING_ONLY:
                 raise ConfigError(
                     f"{name}: {first} was trained with {base.get(name)}, {label} with {value}; "
                     f"say which it is with --{name.replace('_', '-')}"
@@ -117,6 +117,22 @@ def settings(files: Sequence[InitFile], given: Mapping[str, Any], preset: str | 
 
 _TRAINING_ONLY = ("supervised.pretraining",)
 """Settings of meta-training that do not affect a learner."""
+
+
+def _data_seed(tasks: str, trained: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the seed of the first file's run, if it is known: it has drawn which data the run did not train on.
+
+    In Omniglot these are alphabets, so that runs with other seeds cannot be compared on them. Raises ConfigError.
+    """
+    seeds = {label: run.get("seed", Config.seed) for label, run in trained.items()}
+    first = next(iter(seeds), "")
+    for label, seed in seeds.items() if tasks == "omniglot" and "games" not in given else ():
+        if seed != seeds[first]:
+            raise ConfigError(
+                f"seed: {first} was trained with {seeds[first]}, {label} with {seed}, so that other alphabets were "
+                "held out; evaluate them separately, or name alphabets with --games"
+            )
+    return {"seed": seeds[first]} if seeds else {}
 
 
 def _held_out(tasks: str, files: Sequence[InitFile]) -> tuple[str, ...]:
@@ -132,12 +148,20 @@ def _held_out(tasks: str, files: Sequence[InitFile]) -> tuple[str, ...]:
 def resolve(given: Mapping[str, Any], loaded: Mapping[str, Any], base: Mapping[str, Any]) -> Config:
     """Return the configuration: flags take precedence over the config file, which takes precedence over `base`.
 
-    Raises ConfigError.
+    For images, flag `seed` is left out: the seed of the configuration draws the held-out data; see `first_seed`. Raises
+    ConfigError.
     """
     preset = str(base["preset"])
     fixed = {"meta_learner": "none", "mode": "buffered", "telemetry.gif_interval": 0}
+    if "supervised" in family_named(str(base["tasks"])).sections:
+        given = {name: value for name, value in given.items() if name != "seed"}
     layers = ({name: value for name, value in layer.items() if name != "preset"} for layer in (base, loaded, given))
     return configuration.resolve(preset, *layers, fixed)
+
+
+def first_seed(given: Mapping[str, Any], config: Config) -> int:
+    """Return the seed of the first run of each arm: that of the flags or, without one, of the configuration."""
+    return int(configuration.parse_value("seed", given.get("seed", config.seed)))
 
 
 def arms(labels: Sequence[str], files: Sequence[InitFile], config: Config) -> list[Arm]:

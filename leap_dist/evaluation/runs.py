@@ -74,13 +74,13 @@ class Run(NamedTuple):
         }
 
 
-def plan(arms: Sequence[Arm], config: Config, seeds: int) -> list[Run]:
+def plan(arms: Sequence[Arm], config: Config, seeds: int, first: int | None = None) -> list[Run]:
     """Return all runs, seed by seed, so that an evaluation that ends early can still compare all arms.
 
-    The `seeds` seeds are consecutive, starting with the seed of the configuration.
+    The `seeds` seeds are consecutive, starting with `first`, by default the seed of the configuration.
     """
-    numbers = range(config.seed, config.seed + seeds)
-    return [Run(arm, game, seed) for seed in numbers for game in config.games for arm in arms]
+    start = config.seed if first is None else first
+    return [Run(arm, game, seed) for seed in range(start, start + seeds) for game in config.games for arm in arms]
 
 
 def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], list[str]]:

@@ -211,7 +211,7 @@ class EvaluationServer:
         records, warnings = journal.leases()
         for record in records:
             with contextlib.suppress(ValueError):  # `reopen` warns of invalid records
-                same_session, lease = record.pop("session", None) == session, Lease.of(record)
+                same_session, lease = record.pop("session", None) == session, Lease.from_dict(record)
                 if same_session and lease.task.index in made:  # the acknowledgment may have been lost
                     self._leases.remember(lease.id, ACCEPTED)
         orphans, _, more = self._leases.reopen(made)

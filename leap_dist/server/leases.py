@@ -52,20 +52,6 @@ class LeaseStore(Protocol):
         """Return all records, and a warning for each that cannot be read."""
 
 
-class Unrecorded:
-    """Lease store that keeps nothing: a restarted server begins without leases."""
-
-    def open_lease(self, lease_id: str, header: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def close_lease(self, lease_id: str) -> None:
-        """Do nothing."""
-
-    def leases(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return no records and no warnings."""
-        return [], []
-
-
 class LeaseBook:
     """The open leases, and the outcomes of the last MAX_CLOSED that were closed.
 

@@ -35,6 +35,8 @@ class Progress:
             self._first_task = now - self._started
         return {
             **status,
+            # A run that has made more is done, whatever a later launch asks for.
+            "tasks_wanted": max(status["tasks_wanted"], status["tasks"]),
             "state": state,
             "preset": self._config.preset,
             "mode": self._config.mode,
@@ -56,7 +58,7 @@ class Progress:
         if self._begun is None:
             self._begun = now, done
         then, done_then = self._begun
-        left = status["tasks_wanted"] - done
+        left = max(0.0, status["tasks_wanted"] - done)
         return (now - then) * left / (done - done_then) if done > done_then else None
 
 

@@ -26,6 +26,7 @@ _STYLES = {
     "failed": "bold red",
     "died": "bold red",
 }
+_OVER = ("done", "interrupted", "failed", "died")
 
 
 class LiveTable:
@@ -82,10 +83,11 @@ class LiveTable:
             print(text, file=self._console.file, flush=True)
 
 
-def render(summary: dict[str, Any]) -> Group:
+def render(summary: dict[str, Any], *, now: float | None = None) -> Group:
     """Return the run's state, totals, latest alerts, and a row for every worker.
 
-    The workers come last because rich cuts off what does not fit into the terminal.
+    The workers come last because rich cuts off what does not fit into the terminal. `now` is the current time in
+    seconds since 1970, for a summary that was read from a file; without it, the summary is taken to be new.
     """
     what = "evaluation" if _is_evaluation(summary) else f"{summary['meta_learner']}, mode {summary['mode']}"
     state = Text.assemble(
@@ -94,7 +96,7 @@ def render(summary: dict[str, Any]) -> Group:
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["updated"])),
     )
     waiting = [Text(summary["waiting"], style="yellow")] if summary.get("waiting") else []
-    parts: list[RenderableType] = [state, *waiting, Text(_progress(summary)), Text(_counts(summary))]
+    parts: list[RenderableType] = [state, *waiting, Text(_progress(summary, now)), Text(_counts(summary))]
     if not _is_evaluation(summary):
         parts.append(_health(summary))
     if out := [*summary["quarantined"], *summary["quarantined_workers"]]:
@@ -103,14 +105,23 @@ def render(summary: dict[str, Any]) -> Group:
     return Group(*parts, _worker_table(summary))
 
 
-def _progress(summary: dict[str, Any]) -> str:
-    left = summary["eta_seconds"]
+def _progress(summary: dict[str, Any], now: float | None = None) -> str:
     updates = "" if _is_evaluation(summary) else f", meta-updates {summary['meta_updates']}"
     return (
         f"{'runs' if _is_evaluation(summary) else 'tasks'} {summary['tasks']}/{summary['tasks_wanted']}{updates}"
         f" | {metrics.for_summary(summary).step_unit} {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
-        f" | elapsed {_duration(summary['wall_seconds'])}, ETA {_duration(left) if left is not None else 'unknown'}"
+        f" | elapsed {_duration(summary['wall_seconds'])}{_time_left(summary, now)}"
     )
+
+
+def _time_left(summary: dict[str, Any], now: float | None) -> str:
+    """Return the remaining time, which goes on passing after the summary was written; "" for a run that has ended."""
+    if summary["state"] in _OVER:
+        return ""
+    if summary["eta_seconds"] is None:
+        return ", ETA unknown"
+    age = 0.0 if now is None else now - summary["updated"]
+    return f", ETA {_duration(summary['eta_seconds'] - age)}"
 
 
 def _is_evaluation(summary: dict[str, Any]) -> bool:
@@ -130,15 +141,15 @@ def _counts(summary: dict[str, Any]) -> str:
 
 def _health(summary: dict[str, Any]) -> Text:
     """Return a line with the age of the checkpoint and counts of trouble, dim while all are zero."""
-    troubles = {
-        "server restarts": summary["server_restarts"],
-        "leases lost": summary["leases_lost"],
-        "duplicates": summary["duplicates"],
-        "clipped": summary["clipped"],
-        "all zeros": summary["all_zero"],
-    }
-    counts = ", ".join(f"{count} {name}" for name, count in troubles.items())
-    style = "" if any(troubles.values()) else "dim"
+    troubles = (
+        (summary["server_restarts"], "server restart", "server restarts"),
+        (summary["leases_lost"], "lease lost", "leases lost"),
+        (summary["duplicates"], "duplicate", "duplicates"),
+        (summary["clipped"], "clipped", "clipped"),
+        (summary["all_zero"], "all zeros", "all zeros"),
+    )
+    counts = ", ".join(f"{count} {one if count == 1 else several}" for count, one, several in troubles)
+    style = "" if any(count for count, *_ in troubles) else "dim"
     return Text(f"checkpoint {_duration(summary['checkpoint_age'])} old | {counts}", style=style)
 
 

@@ -19,13 +19,15 @@ from leap_dist.config.settings import Config
 from leap_dist.driver import driver
 from leap_dist.evaluation import initializations
 from leap_dist.evaluation import server as evaluation
-from leap_dist.evaluation.initializations import Arm
+from leap_dist.evaluation.initializations import Arm, InitFile
 from leap_dist.evaluation.runs import load_all, path_of, plan
 from leap_dist.evaluation.server import EvaluationServer
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Contribution, CurvePoint, Episode, Idle, Lease, PathStatistics
 from leap_dist.storage import run_directory
+from leap_dist.tasks.task import family_of
 from leap_dist.testing import failpoints
+from leap_dist.weights.initialization import Initialization
 from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start
 
@@ -434,6 +436,34 @@ def test_arms_that_were_trained_otherwise_need_a_word(tmp_path):
     with pytest.raises(ConfigError, match=r"agent\.envs: one was trained with 3, two with 4; .* --agent.envs"):
         initializations.settings(files, {}, None)
     assert initializations.settings(files, {"agent.envs": "4"}, None)["preset"] == "smoke"
+
+
+def classifiers(folder: Path, seed: int) -> InitFile:
+    """The file of a run that was trained on alphabets."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(resolve("smoke", {"tasks": "omniglot", "seed": seed})))
+    content = Initialization({}, {"tasks": "omniglot", "shared": "encoder", "games": ["greek"]}, "")
+    return InitFile(folder.name, folder / "init.safetensors", content, str(folder))
+
+
+@pytest.mark.parametrize("preset", [None, "smoke"])
+def test_the_seed_of_an_evaluation_numbers_runs_and_draws_no_other_alphabets(tmp_path, preset):
+    file = classifiers(tmp_path / "mine", seed=7)
+    trained = resolve("smoke", {"tasks": "omniglot", "seed": 7, "games": "held_out"})
+    for given in ({}, {"seed": "3"}):
+        found = initializations.resolve(given, {}, initializations.settings([file], given, preset))
+        assert found.games == trained.games
+        assert family_of(found).identity(found, "greek") == family_of(trained).identity(trained, "greek")
+        numbers = [run.seed for run in plan([SCRATCH], found, 2, initializations.first_seed(given, found))]
+        assert numbers == [int(given.get("seed", 7)) + k for k in range(2) for _ in found.games]
+
+
+def test_arms_with_other_held_out_alphabets_are_not_compared_on_them(tmp_path):
+    files = [classifiers(tmp_path / "one", seed=1), classifiers(tmp_path / "two", seed=2)]
+    for given in ({}, {"seed": "1"}):
+        with pytest.raises(ConfigError, match=r"seed: one was trained with 1, two with 2.* --games"):
+            initializations.settings(files, given, None)
+    assert initializations.settings(files, {"games": "latin"}, None)["seed"] == 1
 
 
 def test_what_only_training_uses_is_not_taken_from_a_file(tmp_path, capsys, monkeypatch):

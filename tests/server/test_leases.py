@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from leap_dist.protocol.messages import Task
-from leap_dist.server.leases import LeaseBook, Unrecorded
+from leap_dist.server.leases import LeaseBook
+
+
+class Unrecorded:
+    """A lease store that keeps nothing."""
+
+    def open_lease(self, lease_id: str, header: dict[str, Any]) -> None:
+        pass
+
+    def close_lease(self, lease_id: str) -> None:
+        pass
+
+    def leases(self) -> tuple[list[dict[str, Any]], list[str]]:
+        return [], []
 
 
 @pytest.mark.parametrize("seed", range(20))

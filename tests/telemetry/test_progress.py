@@ -39,3 +39,12 @@ def test_the_summary_says_what_tells_how_training_goes(tmp_path: Any, tasks: str
     told = Progress(config(tasks=tasks), 0.0).summary(serve(tmp_path, config()).status(), "running", {})
     assert told["measure"] == name
     assert metrics.for_summary(told) is metrics.for_config(config(tasks=tasks))
+
+
+def test_a_run_that_has_more_tasks_than_a_later_launch_asks_for_is_done(clock: Clock, tmp_path: Any) -> None:
+    status = {**serve(tmp_path, config()).status(), "tasks": 4, "tasks_wanted": 2}
+    progress = Progress(config(), 0.0)
+    for seconds in (0, 10):
+        clock.now += seconds
+        told = progress.summary(status, "done", {})
+        assert (told["tasks"], told["tasks_wanted"]) == (4, 4)

@@ -319,7 +319,7 @@ def test_the_table_shows_state_totals_alerts_and_workers() -> None:
         "tasks 9/30, meta-updates 3 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03",
         "contributions: 9 applied, 2 waiting, 11 refused (6 manifest, 5 stale) | workers 2/3, restarts 7",
         "pitfall, w8",
-        "checkpoint 0:00:04 old | 2 server restarts, 4 leases lost, 1 duplicates, 3 clipped, 0 all zeros",
+        "checkpoint 0:00:04 old | 2 server restarts, 4 leases lost, 1 duplicate, 3 clipped, 0 all zeros",
         "! second [/]",
         "! third",
         "! fourth",
@@ -377,8 +377,27 @@ def test_the_table_shows_a_run_that_has_just_begun_or_is_over(state: str) -> Non
     console.print(render(summary(state=state, eta_seconds=None, refused={})))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.startswith(f"{state}  ")
-    assert "ETA unknown" in text
+    assert ("ETA" in text) == (state in ("starting", "stopping"))
     assert "0 refused |" in text
+
+
+def test_counts_of_one_are_singular() -> None:
+    text = text_of(summary(server_restarts=1, leases_lost=1, duplicates=2))
+    assert "1 server restart, 1 lease lost, 2 duplicates" in text
+
+
+def test_the_time_left_goes_on_passing_and_ends_with_the_run() -> None:
+    def shown(seconds: float, state: str = "running") -> str:
+        console = Console(file=io.StringIO(), width=120)
+        told = summary(state=state, eta_seconds=60.0)
+        console.print(render(told, now=told["updated"] + seconds))
+        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+    assert "elapsed 0:00:10, ETA 0:01:00\n" in shown(0)
+    assert "elapsed 0:00:10, ETA 0:00:15\n" in shown(45)
+    assert "elapsed 0:00:10, ETA 0:00:00\n" in shown(3600)
+    for state in ("done", "interrupted", "failed", "died"):
+        assert "elapsed 0:00:10\n" in shown(3600, state)
 
 
 def test_a_terminal_gets_a_table_that_is_redrawn() -> None:
