@@ -25,13 +25,13 @@ test-fast: .venv/installed-dev ## tests without Ray
 test-unit: .venv/installed-dev ## tests with neither Ray nor an emulator
 	$(PYTEST) -m "unit and not slow" --numprocesses 2 --dist worksteal
 
-test-ray: .venv/installed-dev ## tests of the whole service on a real Ray, three files side by side
-	$(PYTEST) tests/driver -m "ray and not slow" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test-ray: .venv/installed-dev ## tests of the whole service on a real Ray, three side by side
+	$(PYTEST) tests/driver -m "ray and not slow" --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 test-all: .venv/installed-dev ## before a release: the slow tests too, and property tests with all their examples
 	$(MAKE) --no-print-directory lint types
 	$(PYTEST) -m "not ray" --hypothesis-profile full --numprocesses 2 --dist worksteal
-	$(PYTEST) -m ray --hypothesis-profile full --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m ray --hypothesis-profile full --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 check: lint types ## linters and type checker only
 

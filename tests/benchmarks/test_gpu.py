@@ -57,6 +57,7 @@ def test_the_comparison_would_notice(monkeypatch):
     assert max(found.figures["GPU against CPU: ‖∇f − ∇f‖/‖∇f‖"][1]) > 1e-3
 
 
+@pytest.mark.slow
 def test_latency_is_measured_with_and_without_graphs():
     found = report()
     before = TapeGraph.launches

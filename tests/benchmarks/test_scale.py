@@ -199,6 +199,7 @@ def test_a_run_comes_near_the_optimum(mode: str) -> None:
     assert outcome.until(0.5) is not None
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     saved = tmp_path / "scale.json"
     command = [sys.executable, "-m", "benchmarks.scale", "--only", "load", "--workers", "3", "--modes", "buffered",

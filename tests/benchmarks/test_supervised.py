@@ -43,7 +43,7 @@ def test_the_authors_loop_computes_what_ours_does():
     assert moved.norm() < 0.03 * (flatten(learner.shared.values()) - torch.from_numpy(start)).norm()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--stacked", "2"]])
+@pytest.mark.parametrize("arguments", [pytest.param([], marks=pytest.mark.slow), ["--stacked", "2"]])
 def test_it_runs(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["supervised", "--repeats", "1", "--updates", "2", "--json", *arguments])
     monkeypatch.setattr(supervised, "prepare", lambda *_: None)

@@ -79,6 +79,7 @@ def test_a_profile_says_where_the_time_went(undisturbed: Path) -> None:
     assert min(shares[part] for part in ("emulator", "acting", "update", "leap", "waiting", "starting")) > 0
 
 
+@pytest.mark.slow
 def test_law_1_three_workers_give_the_bits_of_one(launch: Callable[..., Launch], undisturbed: Path) -> None:
     three = launch("three", *SYNC, "--workers", "3")
     assert three.end() == 0, three.log.read_text()
@@ -135,9 +136,8 @@ def test_a_killed_driver_is_resumed_with_curves_neither_lost_nor_doubled(
     assert curves(run.run_dir) == curves(undisturbed)
 
 
-def test_one_signal_ends_cleanly_a_second_at_once_and_resume_finishes(
-    launch: Callable[..., Launch], undisturbed: Path
-) -> None:
+def interrupted_twice(launch: Callable[..., Launch]) -> Launch:
+    """Interrupt a run once, then resume it and interrupt it twice. Return the first launch."""
     run = launch("interrupt", *SYNC, "--workers", "2")
     run.wait_for(playing)
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
@@ -156,7 +156,16 @@ def test_one_signal_ends_cleanly_a_second_at_once_and_resume_finishes(
     assert hanging.log.read_text().endswith(
         "stopped at once; everything accepted is on disk, --resume goes on from there\n"
     )
+    return run
 
+
+def test_one_signal_ends_cleanly_and_a_second_at_once(launch: Callable[..., Launch]) -> None:
+    interrupted_twice(launch)
+
+
+@pytest.mark.slow
+def test_what_was_interrupted_is_resumed_and_nothing_changes(launch: Callable[..., Launch], undisturbed: Path) -> None:
+    run = interrupted_twice(launch)
     resumed = launch("interrupt", "--resume", "--workers", "1")
     assert resumed.end() == 0, resumed.log.read_text()
     same_result(run.run_dir, undisturbed)

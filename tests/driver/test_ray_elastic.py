@@ -22,7 +22,7 @@ from leap_dist.driver.cluster import connect
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.pool import Pool
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
 PREEMPTION = 2  # autoscaler.proto: DrainNodeReason
 

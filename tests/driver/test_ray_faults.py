@@ -67,6 +67,7 @@ def test_a_game_that_raises_again_and_again_is_quarantined_and_status_says_so(la
     )
 
 
+@pytest.mark.slow
 def test_workers_on_which_every_game_fails_are_stopped_and_the_run_says_why(launch: Callable[..., Launch]) -> None:
     games = "pong,freeway,breakout,assault"
     broken = {"LEAP_FAILPOINTS": "task.start=raise@1-100"}

@@ -175,6 +175,7 @@ def test_storage_that_a_node_does_not_share_is_refused_and_code_is_shipped_where
     assert run.summary()["meta_updates"] == 2
 
 
+@pytest.mark.slow
 def test_a_job_outlives_its_terminal_and_is_watched_from_elsewhere(joined: Joined, tmp_path: Path) -> None:
     run_dir = tmp_path / "job"
     train = [sys.executable, "launch.py", "train", *SMOKE, "--address", "auto", "--run-dir", str(run_dir)]
@@ -222,15 +223,17 @@ def test_another_version_of_ray_is_named(joined: Joined, launch: Callable[..., L
             "min_workers: 8 asked for, but 4 fit on the 2 nodes there are; use --min-workers 4, or give "
             "--wait-for-nodes where nodes will join",
         ),
-        (
+        pytest.param(
             ["--worker.labels", "pool=stable"],
             "worker.labels: pool=stable asked for, but the nodes have pool=spot; choose one of those, or give "
             "--wait-for-nodes where nodes will join",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             ["--worker.cpus", "8"],
             "worker.cpus: no room for a worker with 8 CPUs, 0 GPUs on the 2 nodes there are, which have up to 2 CPUs "
             "and 0 GPUs; ask for less, or give --wait-for-nodes where nodes will join",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["too many", "no such label", "too large"],

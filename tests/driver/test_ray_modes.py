@@ -43,6 +43,7 @@ def in_process(settings: Config, run_dir: Path) -> MetaServer:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_persistent_heads_survive_the_death_of_server_and_driver(launch: Callable[..., Launch], tmp_path: Path) -> None:
     run = launch("heads", *SYNC, "--workers", "2", "--meta-learner", "finetune-multi", "--worker.wire", "int8")
     run.wait_for(playing)

@@ -24,7 +24,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMOKE = ["--preset", "smoke", "--workers", "2", "--worker.cpus", "1"]
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
 _COMMON = f"""#!{sys.executable}
 import os, signal, socket, subprocess, sys, time

@@ -14,7 +14,7 @@ from toy_data_sets import write_part
 
 from leap_dist.study.spec import Study
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
 
 def start(

@@ -21,6 +21,10 @@ _OTHERS = ("study", "task.", "config.", "manifest.", "summary.", "arms.", "trans
 POINTS = [point for point in failpoints.POINTS if not point.startswith(_OTHERS)]
 """Those that a server reaches."""
 
+SLOW = pytest.mark.slow
+OTHERS = ("buffered", "async", "stream")
+"""Runs left to `make test-all`; `sync` stands for those in batches, `stream-heads` for those push by push."""
+
 
 class Process:
     """A MetaServer in a process of its own. Raises Killed where a failpoint ended it."""
@@ -96,7 +100,7 @@ def hits(run_dir: Path, settings: Any) -> dict[str, int]:
         failpoints.arm("")
 
 
-@pytest.mark.parametrize("run", ["sync", "buffered", "async", "stream", "stream-heads"])
+@pytest.mark.parametrize("run", ["sync", "stream-heads", *(pytest.param(run, marks=SLOW) for run in OTHERS)])
 def test_a_server_killed_at_any_named_point_leaves_no_trace(folder: Path, run: str) -> None:
     settings = config(**RUNS[run], server__keep_checkpoints=2)
     undisturbed, acknowledged = play(folder / "undisturbed", settings)
@@ -120,7 +124,7 @@ SILENT = ("journal.discard", "lease.close")
 """What is left lying harms nobody."""
 
 
-@pytest.mark.parametrize("run", ["sync", "buffered", "stream-heads"])
+@pytest.mark.parametrize("run", ["stream-heads", *(pytest.param(run, marks=SLOW) for run in ("sync", "buffered"))])
 def test_a_disk_that_is_full_at_any_write_for_a_while_changes_nothing(folder: Path, run: str) -> None:
     """Training goes on, nothing is acknowledged that is not durable, and all of it counts once there is room again."""
     settings = config(**RUNS[run], server__keep_checkpoints=2)

@@ -69,8 +69,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if kind(item) == "ray" and item.path.parent != DRIVER:
             raise pytest.UsageError(f"{item.nodeid} needs Ray: it belongs in tests/driver, where `make test-ray` looks")
         test = getattr(item, "obj", None)
+        if {"joined", "hosts"} & set(getattr(item, "fixturenames", ())):  # a cluster that a whole file shares
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if fewer and hypothesis.is_hypothesis_test(test):
             _reduce(test)
+    items[:] = _ordered(items)
+
+
+def _ordered(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Put the tests that need the undisturbed run last, but for the first of them.
+
+    One process then makes that run while the others have something else to do.
+    """
+    need = [item for item in items if "undisturbed" in getattr(item, "fixturenames", ())]
+    return need[:1] + [item for item in items if item not in need] + need[1:]
 
 
 def _reduce(test: object) -> None:
