@@ -27,7 +27,7 @@ from leap_dist.nn.flat_vector import Manifest, flatten
 from leap_dist.protocol.messages import Ack, Contribution, Lease, Task
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.tasks.images.classifier import Classifier, Curve
-from leap_dist.tasks.images.examples import Dataset, Examples, ImageStore, Seeds, maps_for_test
+from leap_dist.tasks.images.examples import BatchSampler, Dataset, Examples, ImageStore, Seeds, maps_for_test
 from leap_dist.worker import run_task as worker
 from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start
@@ -322,6 +322,14 @@ def test_the_last_loss_is_measured_as_in_training_and_leaves_no_trace():
     assert loss.item() == other.backward().item(), "of the batch that would have come next"
     assert all(np.array_equal(a, b) for a, b in zip(before, (parameters(learner), buffers(learner)), strict=True))
     assert all(p.grad is None for p in learner.shared.values())
+
+
+def test_a_batch_may_span_two_epochs_and_every_image_comes_once_in_each() -> None:
+    sampler = BatchSampler(10, replace(SETTINGS, batch=4), Seeds.of(3))
+    drawn = torch.cat([sampler.next()[0] for _ in range(5)])
+    for epoch in (drawn[:10], drawn[10:]):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert drawn[:10].tolist() != drawn[10:].tolist()
 
 
 def test_held_out_images_are_judged_by_the_averages_over_training():
