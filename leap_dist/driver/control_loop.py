@@ -17,6 +17,7 @@ from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.signals import Stopped, StopSignal
 from leap_dist.driver.waiting import last_line, result_of
+from leap_dist.storage.ledger import PAGE_BYTES
 from leap_dist.storage.redaction import redact_all
 from leap_dist.tasks.atari.video import Clip
 from leap_dist.telemetry.progress import Progress
@@ -33,8 +34,9 @@ AWAY_SECONDS = 60.0
 LAST_POLL_SECONDS = 10.0
 """How long the last poll waits: it only fetches what happened while the workers stopped."""
 
-Record = Callable[[list[dict[str, Any]], dict[str, Any], list[Clip]], None]
-"""Called about twice a second with the ledger's new lines, the summary, and the workers' recorded episodes."""
+Record = Callable[[list[dict[str, Any]], dict[str, Any], list[Clip], int], None]
+"""Called about twice a second with the ledger's new lines, the summary, the workers' recorded episodes, and the offset
+in bytes after the lines."""
 
 
 class _ServerLost(RuntimeError):
@@ -69,10 +71,19 @@ class ControlLoop:
         record: called with each summary.
         folder: directory of the run.
         stop: whether the user has asked for a stop.
+        offset: offset in bytes of the first ledger line to report.
     """
 
     def __init__(
-        self, server: Any, pool: Pool, nodes: Nodes, progress: Progress, record: Record, folder: Path, stop: StopSignal
+        self,
+        server: Any,
+        pool: Pool,
+        nodes: Nodes,
+        progress: Progress,
+        record: Record,
+        folder: Path,
+        stop: StopSignal,
+        offset: int = 0,
     ) -> None:
         self._server = server
         self._pool = pool
@@ -84,7 +95,8 @@ class ControlLoop:
         self._stop = stop
         self._status: dict[str, Any] = {}
         self._lines: list[dict[str, Any]] = []
-        self._offset = 0
+        self._offset = offset
+        self._is_behind = False  # whether the ledger probably has another page
         self._server_restarts = 0
         self._away_since: float | None = None  # when the server stopped answering
 
@@ -122,7 +134,8 @@ class ControlLoop:
                 self._pool.alerts.append("every worker is in quarantine; look into what failed on them, and resume")
                 return self._wind_down("failed")
             self._report("waiting" if self._pool.waiting else "running")
-            self._stop.wait(pause)
+            if not self._is_behind:
+                self._stop.wait(pause)
         return self._wind_down("interrupted")
 
     def _wind_down(self, outcome: str) -> str:
@@ -139,6 +152,9 @@ class ControlLoop:
         self._pool.abandon()
         self._pool.write_breakdowns()
         self._poll(LAST_POLL_SECONDS)
+        while self._is_behind and outcome == "done":  # a run that is not done catches up when it is resumed
+            self._report("stopping")
+            self._poll(LAST_POLL_SECONDS)
         self._report(outcome)
         return outcome
 
@@ -162,6 +178,7 @@ class ControlLoop:
         self._away_since = None
         self._server_restarts += self._status.get("server_pid", status["server_pid"]) != status["server_pid"]
         del self._pool.ended[: len(ended)]
+        self._is_behind = offset - self._offset >= PAGE_BYTES // 2
         self._status, self._offset = status, offset
         self._pool.handle_status(status)
         self._lines += lines
@@ -202,4 +219,4 @@ class ControlLoop:
             "restarts": self._pool.restarts,
             "server_restarts": self._server_restarts,
         }
-        self._record(lines, self._progress.summary(self._status, state, more), self._pool.take_clips())
+        self._record(lines, self._progress.summary(self._status, state, more), self._pool.take_clips(), self._offset)

@@ -59,6 +59,7 @@ def train(
     wall_seconds_before: float = 0.0,
     profile: bool = False,
     remote: Remote | None = None,
+    ledger_offset: int = 0,
 ) -> str:
     """Meta-train until all meta-updates are done. Returns "done", "interrupted" or "failed".
 
@@ -72,13 +73,14 @@ def train(
         wall_seconds_before: duration of the run's earlier launches.
         profile: whether to write every worker's profiler trace and time breakdown to `run_dir/profile`.
         remote: where the run is kept, when `run_dir` is only a working copy on this node.
+        ledger_offset: offset in bytes of the first ledger line to record.
 
     Raises RunDirectoryBusy or CorruptFile where the server cannot use the directory, ConfigError where there is no
     cluster or it lacks what the configuration asks for, ClusterError where the server does not start.
     """
     run_dir, config = run_dir.absolute(), _with_absolute_data_dir(config)  # other processes start elsewhere
     movable = remote is None and config.server.storage == "shared"
-    plan = _ServerPlan(SERVER, (config, run_dir, uuid.uuid4().hex, remote), run_dir, movable)
+    plan = _ServerPlan(SERVER, (config, run_dir, uuid.uuid4().hex, remote), run_dir, movable, ledger_offset)
     return _operate(config, plan, record, wall_seconds_before, run_dir / "profile" if profile else None)
 
 
@@ -124,6 +126,8 @@ class _ServerPlan(NamedTuple):
     folder: Path
     movable: bool
     """Whether other nodes share the folder, so that the server may restart there."""
+    ledger_offset: int = 0
+    """Offset in bytes of the first ledger line to record."""
 
 
 def _operate(
@@ -157,7 +161,8 @@ def _work(config: Config, plan: _ServerPlan, record: Record, progress: Progress,
                 pool.alerts += check_nodes(nodes.view.staying, plan.folder if plan.movable else None, data_dir, stop)
             server = _start_server(plan, stop)
             pool.open(server)
-            outcome = ControlLoop(server, pool, nodes, progress, record, plan.folder, stop).run()
+            loop = ControlLoop(server, pool, nodes, progress, record, plan.folder, stop, plan.ledger_offset)
+            outcome = loop.run()
             if nodes.head_is_gone:
                 raise HeadLost(outcome)
             return outcome

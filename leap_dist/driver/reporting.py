@@ -32,17 +32,24 @@ def train(config: Config, run: TrainingRun, *, profile: bool = False) -> tuple[s
     latest: dict[str, Any] = {}
     with terminal.LiveTable() as table:
 
-        def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any]) -> None:
+        def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any], offset: int) -> None:
             summary = run.report(summary)
+            summary["alerts"] = [*summary["alerts"], *board.alerts]
             latest.update(summary)
-            board.record(lines, summary, clips)
+            board.record(lines, summary, clips, offset)
             with contextlib.suppress(OSError):  # a full disk does not stop training
                 run_directory.write_summary(run_dir, summary)
             table.show(summary)
 
         try:
             outcome = driver.train(
-                config, run_dir, record, wall_seconds_before=before, profile=profile, remote=run.remote
+                config,
+                run_dir,
+                record,
+                wall_seconds_before=before,
+                profile=profile,
+                remote=run.remote,
+                ledger_offset=board.offset,
             )
         except KeyboardInterrupt:  # before the first report, or by a second signal: nobody else says how the run ended
             with contextlib.suppress(OSError, ConfigError):
@@ -61,7 +68,7 @@ def evaluate(config: Config, runs: Sequence[Run], out: Path) -> str:
     """
     with terminal.LiveTable() as table:
 
-        def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any]) -> None:
+        def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any], offset: int) -> None:
             with contextlib.suppress(OSError):  # a full disk does not stop the evaluation
                 run_directory.write_summary(out, summary)
             table.show(summary)

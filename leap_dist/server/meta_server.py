@@ -219,7 +219,7 @@ class MetaServer:
             return self._status()
 
     def ledger(self, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """Return the ledger's lines from byte `offset` on, and the offset after them."""
+        """Return the next page of the ledger from byte `offset` on, and the offset after it. See `Ledger.read`."""
         return self._state.ledger.read(offset)
 
     def close(self) -> None:

@@ -17,6 +17,9 @@ from leap_dist.testing.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
+PAGE_BYTES = 2**20
+"""Size of a page of the ledger, so that no reader needs to hold all of it in memory."""
+
 LINE: dict[Any, Any] = {
     **dict.fromkeys(("version_before", "version_after", "task", "seq", "staleness", "steps", "total_steps"), int),
     **dict.fromkeys(("weight", "norm", "clip", "update_norm", "agreement"), float),
@@ -71,26 +74,36 @@ class Ledger:
         sum_.update(text)
         self._size, self._sum = start + len(text), sum_
 
-    def read(self, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """Return all whole lines from byte `offset` on, and the offset after them. Raises OSError.
+    def read(self, offset: int, page_bytes: int = PAGE_BYTES) -> tuple[list[dict[str, Any]], int]:
+        """Return the next page of lines from byte `offset` on, and the offset after them. Raises OSError.
 
-        Starts from the beginning if the file has shrunk. Damaged lines are left out, and the log says how many.
+        A page consists of whole meta-updates. It is not larger than `page_bytes` unless its only meta-update is. After
+        the last page the offset stays the same. Reading starts from the beginning if the file has shrunk. Damaged lines
+        are left out, and the log says how many.
         """
         if not self._path.exists():
             return [], 0
         with self._path.open("rb") as file:
             start = file.seek(offset if offset <= self._size else 0)
-            text = file.read(self._size - start)
-        whole = text[: text.rfind(b"\n") + 1]
-        lines, damaged = [], 0
-        for line in whole.splitlines():
+            text = file.read(min(self._size - start, page_bytes))
+            is_end = start + len(text) == self._size
+        page, damaged = [], 0  # lines, and the size of the page before each
+        size = 0
+        for line in text[: text.rfind(b"\n") + 1].splitlines(keepends=True):
             try:
-                lines.append(_parse(line))
+                page.append((_parse(line), size))
             except DECODE_ERRORS:
                 damaged += 1
+            size += len(line)
+        if not is_end:  # the last meta-update may go on beyond the page
+            if not page or page[0][0]["version_after"] == page[-1][0]["version_after"]:
+                return self.read(start, 2 * page_bytes)
+            last = page[-1][0]["version_after"]
+            size = next(before for line, before in page if line["version_after"] == last)
+            page = [(line, before) for line, before in page if before < size]
         if damaged:
             log.warning("%s: %d damaged lines are left out of what is shown", self._path.name, damaged)
-        return lines, start + len(whole)
+        return [line for line, _ in page], start + size
 
     @property
     def _size_on_disk(self) -> int:

@@ -6,7 +6,8 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,11 +32,20 @@ class Event(NamedTuple):
 
 
 class Projection:
-    """Converts the ledger to events. It must be given all lines from the first one on, since a game's steps add up."""
+    """Converts the ledger to events. It must be given all lines in order, since a game's steps add up.
 
-    def __init__(self) -> None:
-        self._steps: Counter[str] = Counter()  # by game, in all lines so far
-        self._scores: dict[str, float] = {}  # by game, human-normalized, of its newest task that has one
+    Args:
+        steps: agent steps by game in earlier lines.
+        scores: human-normalized score by game of its newest task in earlier lines.
+    """
+
+    def __init__(
+        self, steps: Mapping[str, int] = MappingProxyType({}), scores: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        self.steps: Counter[str] = Counter(steps)
+        """Agent steps by game in all lines so far."""
+        self.scores = dict(scores)
+        """Human-normalized score by game of its newest task that has one."""
 
     def events(self, lines: list[dict[str, Any]]) -> Iterator[Event]:
         """Return the events of the next lines, which must consist of whole meta-updates."""
@@ -53,10 +63,10 @@ class Projection:
         for task in tasks:
             score = _normalized_score(task) if task["final"] else None
             if score is not None and math.isfinite(score):
-                self._scores[task["game"]] = score
-        if not self._scores:
+                self.scores[task["game"]] = score
+        if not self.scores:
             return {}
-        scores = sorted(self._scores.values())
+        scores = sorted(self.scores.values())
         cut = len(scores) // 4
         lower, upper = np.percentile(scores, (25, 75))
         middle = sum(scores[cut : len(scores) - cut]) / (len(scores) - 2 * cut)
@@ -76,8 +86,8 @@ class Projection:
             "pull_norm": task["norm"],
         }
         for step, values in by_step.items():
-            yield _event(f"game/{game}", self._steps[game] + step, "task", values)
-        self._steps[game] += task["steps"]  # the next task's curve starts there
+            yield _event(f"game/{game}", self.steps[game] + step, "task", values)
+        self.steps[game] += task["steps"]  # the next task's curve starts there
 
 
 def operations(summary: dict[str, Any], failures: int) -> Event:

@@ -2,8 +2,8 @@
 
 Every tag is written at most once per step, at strictly increasing steps: the last step of each tag is read back from
 existing event files, and points that are not beyond it are skipped. So after a crash the driver calls `record` with the
-whole ledger from its first line, and no point of a curve is lost or doubled. `purge_step` would not do: run `server`
-has several axes (versions, agent steps, seconds), and a purge would cut all of them at one number.
+ledger from the stored position (or from its first line), and no point of a curve is lost or doubled. `purge_step` would
+not do: run `server` has several axes (versions, agent steps, seconds), and a purge would cut all of them at one number.
 
     run          tags                    step
     server       meta/*                  version, that is, number of meta-updates
@@ -27,26 +27,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-from tensorboard.compat import tf
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard import summary as summaries
 
 from leap_dist.config import metrics
 from leap_dist.config.settings import Config
 from leap_dist.tasks.atari.video import Clip, dimensions
+from leap_dist.telemetry import position
+from leap_dist.telemetry.event_file import EventFile, read_events
 from leap_dist.telemetry.heatmap import draw
 from leap_dist.telemetry.hyperparameters import session_end, session_start
+from leap_dist.telemetry.position import Position
 from leap_dist.telemetry.projection import GAME, SERVER, Event, Projection, operations
 from leap_dist.telemetry.tags import AGREEMENT, PLAY, custom_scalars
 
 log = logging.getLogger(__name__)
 
-_ERRORS = (OSError, tf.errors.OpError)  # errors of the disk, from Python and from TensorBoard
 RETRY_SECONDS = 60.0
 """Time between two attempts to write after a failure."""
+POSITION_SECONDS = 30.0
+"""Smallest time between two saves of the position in the ledger."""
+MOST_PENDING = 200_000
+"""Number of events that are kept while the disk fails. If there are more, the next launch takes up the ledger again."""
 _OVER = ("done", "interrupted", "failed")  # final states of a launch
 _RGB = 3  # color space of an image summary
 
@@ -70,17 +72,28 @@ class TensorBoard:
         self._agreement_interval = agreement_interval
         self._clock = clock
         self._retry_at = -math.inf
+        self._position = position.load(self._root)
+        self._position_due = clock() + POSITION_SECONDS
         self._last: dict[str, dict[str, int]] = {}  # run → tag → last step written
-        self._writers: dict[str, FileWriter] = {}
+        self._files: dict[str, EventFile] = {}
         self._pending: list[Event] = []  # events that may not be on disk
-        self._projection = Projection()
+        self._projection = Projection(self._position.steps, self._position.scores)
+        self._recorded = self._position.offset
+        self._gave_up = False  # whether curves are left to the next launch
         self.failures = 0
         """Number of failures to read or write the event files."""
+        self.alerts: list[str] = []
+        """Messages for the user."""
         try:
             for folder in (self._root / SERVER, *self._root.glob("game/*")):
                 self._last_steps(folder.relative_to(self._root).as_posix())
-        except _ERRORS as error:
+        except OSError as error:
             self._give_up(error)
+
+    @property
+    def offset(self) -> int:
+        """Offset in bytes of the ledger line to begin with."""
+        return self._position.offset
 
     def begin(self, config: Config) -> None:
         """Write the layout of the custom scalars and the hyperparameters, unless they were written before."""
@@ -88,13 +101,24 @@ class TensorBoard:
         self._pending.append(Event(SERVER, 0, [*layout.value, *session_start(config)]))
         self._write()
 
-    def record(self, lines: list[dict[str, Any]], summary: dict[str, Any], clips: Sequence[Clip] = ()) -> None:
+    def record(
+        self,
+        lines: list[dict[str, Any]],
+        summary: dict[str, Any],
+        clips: Sequence[Clip] = (),
+        offset: int | None = None,
+    ) -> None:
         """Write curves from new ledger lines, the state of the service from the driver's summary, and videos.
 
-        The lines continue those of the last call in whole meta-updates; the first call starts with the ledger's first
-        line. Everything is in the event files when this returns, unless writing failed.
+        The lines continue those of the last call in whole meta-updates; the first call starts at `self.offset`.
+        `offset` is that after the lines. All is in the event files when this returns, unless writing failed.
         """
-        self._pending += self._projection.events(lines)
+        if not self._gave_up:
+            self._pending += self._projection.events(lines)
+            self._recorded = self._recorded if offset is None else offset
+        if len(self._pending) > MOST_PENDING:
+            self._pending.clear()
+            self._gave_up = True
         if summary["state"] == "done":  # a failed or interrupted run may be resumed
             self._pending.append(Event(SERVER, 0, session_end()))
         self._write(itertools.chain(self._operations(summary), self._agreement(summary), _clips(clips)))
@@ -111,6 +135,7 @@ class TensorBoard:
 
     def close(self) -> None:
         """Flush and close the event files."""
+        self._position_due = -math.inf
         self.flush()
         self._close_files()
 
@@ -123,42 +148,62 @@ class TensorBoard:
         try:
             for event in itertools.chain(self._pending, extra):
                 self._add(event)
-            for writer in self._writers.values():
-                writer.flush()
-        except _ERRORS as error:
+            for file in self._files.values():
+                file.flush()
+        except OSError as error:
             self._give_up(error)
         else:
             self._pending.clear()
+            self._save_position()
 
     def _add(self, event: Event) -> None:
         last = self._last_steps(event.run)
         fresh = [value for value in event.values if event.step > last.get(value.tag, -1)]
         if not fresh:
             return
-        if event.run not in self._writers:
-            self._writers[event.run] = FileWriter(self._root / event.run)
-        self._writers[event.run].add_summary(Summary(value=fresh), event.step)
+        if event.run not in self._files:
+            self._files[event.run] = EventFile(self._root / event.run)
+        self._files[event.run].add(Summary(value=fresh), event.step)
         last.update((value.tag, event.step) for value in fresh)
 
     def _last_steps(self, run: str) -> dict[str, int]:
         if run not in self._last:
-            self._last[run] = _read_last_steps(self._root / run)
+            last = dict(self._position.last.get(run, {}))
+            for path in (self._root / run).glob("events.out.tfevents.*"):
+                if path.is_file() and not path.is_symlink():
+                    _read_last_steps(path, self._position.sizes.get(path.relative_to(self._root).as_posix(), 0), last)
+            self._last[run] = last
         return self._last[run]
+
+    def _save_position(self) -> None:
+        """Store the position now and then. All curves up to it are in the event files."""
+        if self._clock() < self._position_due or self._gave_up or not self._recorded:
+            return
+        self._position_due = self._clock() + POSITION_SECONDS
+        sizes = self._position.sizes | {
+            file.path.relative_to(self._root).as_posix(): file.size for file in self._files.values()
+        }
+        last = self._position.last | {run: dict(steps) for run, steps in self._last.items()}
+        state = self._projection
+        self._position = Position(self._recorded, "", dict(state.steps), dict(state.scores), last, sizes)
+        with contextlib.suppress(OSError):  # the next launch reads more, then
+            position.save(self._root, self._position)
 
     def _give_up(self, error: Exception) -> None:
         """Stop writing until the next attempt. Since files may lack recent events, they are read back then."""
         self.failures += 1
         if self.failures == 1:
-            log.warning("TensorBoard's files cannot be written; training goes on, curves wait: %s", error)
+            self.alerts.append(f"TensorBoard's files cannot be written; training goes on, curves wait: {error}")
+            log.warning(self.alerts[-1])
         self._retry_at = self._clock() + RETRY_SECONDS
         self._close_files()
         self._last.clear()
 
     def _close_files(self) -> None:
-        for writer in self._writers.values():
-            with contextlib.suppress(*_ERRORS):
-                writer.close()
-        self._writers.clear()
+        for file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+        self._files.clear()
 
     # Values that are not in the ledger
 
@@ -196,14 +241,9 @@ def _image(tag: str, encoded: bytes, width: int, height: int) -> Summary.Value:
     return Summary.Value(tag=tag, image=image)
 
 
-def _read_last_steps(folder: Path) -> dict[str, int]:
-    """Return the last step of every tag in a run's event files. A torn or damaged record ends its file."""
-    last: dict[str, int] = {}
-    for path in folder.glob("events.out.tfevents.*"):
-        if path.is_symlink() or not path.is_file():
-            continue
-        with contextlib.suppress(DecodeError, MemoryError, OverflowError):
-            for event in LegacyEventFileLoader(str(path)).Load():
-                for value in event.summary.value:
-                    last[value.tag] = max(event.step, last.get(value.tag, -1))
-    return last
+def _read_last_steps(path: Path, start: int, last: dict[str, int]) -> None:
+    """Bring the last step of every tag up to date from byte `start` of an event file on. Raises OSError."""
+    with contextlib.suppress(OverflowError):
+        for event in read_events(path, start):
+            for value in event.summary.value:
+                last[value.tag] = max(event.step, last.get(value.tag, -1))

@@ -34,6 +34,7 @@ FILES = (
     "study",
     "study-report",
     "object",
+    "position",
 )
 """Kinds of files that `write_atomic` writes."""
 WRITES = ("write", "written", "renamed", "durable")

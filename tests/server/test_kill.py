@@ -17,7 +17,7 @@ from protocol import config, fast_folder, ledger, serve
 from leap_dist.testing import failpoints
 
 CONTEXT = multiprocessing.get_context("fork")  # the libraries are loaded already
-_OTHERS = ("study", "task.", "config.", "manifest.", "summary.", "arms.", "transfer-", "object.")
+_OTHERS = ("study", "task.", "config.", "manifest.", "summary.", "arms.", "transfer-", "object.", "position.")
 POINTS = [point for point in failpoints.POINTS if not point.startswith(_OTHERS)]
 """Those that a server reaches."""
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
+import multiprocessing
+import os
+import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from event_files import batches, curves, ledger, line, merge, newest_files, point, shown, summary, write
+from event_files import Line, batches, curves, ledger, line, merge, newest_files, point, shown, summary, write
 from protocol import Clock
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
-from torch.utils.tensorboard import FileWriter
+from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from leap_dist.envs.games import human_normalized
+from leap_dist.telemetry import event_file, position, tensorboard
+from leap_dist.telemetry.crc32c import masked_crc32c
+from leap_dist.telemetry.event_file import EventFile
 from leap_dist.telemetry.tensorboard import RETRY_SECONDS, TensorBoard
 from leap_dist.telemetry.terminal import LiveTable, render
 
@@ -228,12 +234,12 @@ def test_an_error_is_counted_logged_once_and_made_good(
     board = write(tmp_path / "full", updates[:2], clock=clock)
     calls = []
 
-    def refuse(self: FileWriter, *arguments: Any) -> None:
+    def refuse(self: EventFile, *arguments: Any) -> None:
         calls.append(arguments)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(FileWriter, "add_summary", refuse)
+        patch.setattr(EventFile, "add", refuse)
         board.record(updates[2], summary(3))
         board.record(updates[3], summary(4))  # too early for another attempt
         assert (board.failures, len(calls)) == (1, 1)
@@ -254,25 +260,24 @@ def test_an_error_is_counted_logged_once_and_made_good(
     board.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
 @pytest.mark.parametrize("room", [0, 100, 1000, 3000])
 def test_a_full_disk_tears_a_record_and_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     updates = ledger(5)
     write(tmp_path / "undisturbed", updates).close()
     board = TensorBoard(tmp_path / "full")
     left = room
-    append = LocalFileSystem._write
+    pwrite = os.pwrite
 
-    def fill(self: LocalFileSystem, filename: str, content: bytes, mode: str) -> None:
+    def fill(handle: int, content: memoryview, offset: int) -> int:
         nonlocal left
-        append(self, filename, content[:left], mode)
-        left -= len(content)
-        if left < 0:
-            left = 0
+        if not left:
             raise OSError(errno.ENOSPC, "No space left on device")
+        written = pwrite(handle, content[:left], offset)
+        left -= written
+        return written
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalFileSystem, "_write", fill)
+        patch.setattr(os, "pwrite", fill)
         for lines in updates[:4]:
             board.record(lines, summary())
     assert board.failures == 1
@@ -281,6 +286,131 @@ def test_a_full_disk_tears_a_record_and_no_curve(tmp_path: Path, monkeypatch: py
     board.close()
     assert board.failures == 1
     assert curves(tmp_path / "full") == curves(tmp_path / "undisturbed")
+
+
+def record_with_little_room(run_dir: Path, updates: list[list[Line]]) -> None:
+    """Records in a process whose files cannot grow beyond 3,000 bytes for a while."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+    board = TensorBoard(run_dir)
+    for lines in updates[:30]:
+        board.record(lines, summary())
+    assert board.failures == 1
+    (alert,) = board.alerts
+    assert "training goes on, curves wait" in alert
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    for lines in updates[30:]:
+        board.record(lines, summary())
+    board.close()
+
+
+def test_files_that_cannot_grow_raise_an_alert_and_nothing_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The system refuses the writes; after a while it takes them again. No thread prints a traceback."""
+    updates = ledger(40)
+    write(tmp_path / "undisturbed", updates).close()
+    child = multiprocessing.get_context("fork").Process(
+        target=record_with_little_room, args=(tmp_path / "full", updates)
+    )
+    child.start()
+    child.join()
+    printed = capfd.readouterr().err
+    assert child.exitcode == 0, printed
+    assert "Traceback" not in printed, printed
+    assert "Exception in thread" not in printed, printed
+    assert curves(tmp_path / "full") == curves(tmp_path / "undisturbed")
+
+
+def test_checksums_of_many_strings_are_those_of_tensorboard() -> None:
+    rng = np.random.default_rng(0)
+    strings = [rng.bytes(int(length)) for length in [0, 1, 5000, *rng.integers(0, 300, 200)]]
+    assert masked_crc32c(strings) == [int(pywrap_tensorflow.masked_crc32c(string)) for string in strings]
+    assert masked_crc32c([]) == []
+
+
+# The position in the ledger
+
+
+def launch(run_dir: Path, pages: list[list[Line]], size: int | None = None) -> TensorBoard:
+    """Writes a run's ledger and records those pages of it that a new launch is given."""
+    ends = np.cumsum([0, *(len(encoded(lines)) for lines in pages)]).tolist()
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "ledger.jsonl").write_bytes(b"".join(map(encoded, pages))[:size])
+    board = TensorBoard(run_dir)
+    for lines, start, end in zip(pages, ends, ends[1:], strict=False):
+        if start >= board.offset:
+            board.record(lines, summary(), (), end)
+    return board
+
+
+def encoded(lines: list[Line]) -> bytes:
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def test_a_launch_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
+    updates = ledger(8)
+    write(tmp_path / "undisturbed", updates).close()
+    launch(tmp_path / "run", updates[:3]).close()
+    board = TensorBoard(tmp_path / "run")
+    assert board.offset == sum(len(encoded(lines)) for lines in updates[:3])
+    launch(tmp_path / "run", updates[:6]).close()
+    launch(tmp_path / "run", updates)  # not closed, as after a crash: the position is behind the files
+    launch(tmp_path / "run", updates).close()
+    assert curves(tmp_path / "run") == curves(tmp_path / "undisturbed")
+
+
+def test_what_a_position_covers_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = ledger(4)
+    launch(tmp_path, updates).close()
+    found = []
+    monkeypatch.setattr(
+        tensorboard, "read_events", lambda *arguments: found.extend(event_file.read_events(*arguments)) or found[:0]
+    )
+    TensorBoard(tmp_path)
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "case", ["damaged", "another ledger", "a shorter ledger", "a lost file", "a shorter file", "missing"]
+)
+def test_a_position_that_does_not_match_is_not_used(tmp_path: Path, case: str) -> None:
+    updates = ledger(6)
+    write(tmp_path / "undisturbed", updates).close()
+    run_dir = tmp_path / "run"
+    launch(run_dir, updates[:4]).close()
+    stored = run_dir / "tensorboard" / position.NAME
+    files = newest_files(run_dir)
+    text = (run_dir / "ledger.jsonl").read_bytes()
+    if case == "damaged":
+        stored.write_text(stored.read_text()[:-9])
+    elif case == "another ledger":
+        (run_dir / "ledger.jsonl").write_bytes(text[:-9] + b" " + text[-8:])
+    elif case == "a shorter ledger":
+        (run_dir / "ledger.jsonl").write_bytes(text[:-1])
+    elif case == "a lost file":
+        files[0].unlink()
+    elif case == "a shorter file":
+        files[0].write_bytes(files[0].read_bytes()[:-1])
+    else:
+        stored.unlink()
+    assert TensorBoard(run_dir).offset == 0
+    launch(run_dir, updates).close()
+    assert curves(run_dir) == curves(tmp_path / "undisturbed")
+
+
+def test_after_a_long_outage_the_next_launch_writes_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an end to what waits in memory."""
+    monkeypatch.setattr(tensorboard, "MOST_PENDING", 20)
+    updates = ledger(6)
+    write(tmp_path / "undisturbed", updates).close()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").write_text("a file is in the way")
+    board = launch(tmp_path / "run", updates)
+    assert len(board._pending) <= 20
+    (tmp_path / "run" / "tensorboard").unlink()
+    board.close()
+    launch(tmp_path / "run", updates).close()
+    assert curves(tmp_path / "run") == curves(tmp_path / "undisturbed")
 
 
 def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path: Path) -> None:
