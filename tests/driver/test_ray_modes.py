@@ -10,37 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from in_process import train
 from service import SYNC, Launch, playing, same_result
 
-from leap_dist.config.settings import Config
-from leap_dist.envs import atari_vector
-from leap_dist.nn.actor_critic import initialization
-from leap_dist.protocol.messages import Idle
-from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage import run_directory
-from leap_dist.worker.run_task import run_task
-from leap_dist.worker.start import Start
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
-
-
-def in_process(settings: Config, run_dir: Path) -> MetaServer:
-    """What the run must give, with neither Ray nor a second process. The server, closed."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    try:
-        run_dir.mkdir()
-        manifest, initial = initialization(atari_vector.channels(settings.atari.frames), settings.seed, settings.scope)
-        server = MetaServer(settings, run_dir, manifest=manifest, initial=initial)
-        while not isinstance(lease := server.lease("w0", "i0"), Idle):
-            run_task(lease, Start(server.snapshot()[1], server.head(lease.task.game)), settings, server)
-        server.close()
-        return server
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
@@ -55,7 +30,7 @@ def test_persistent_heads_survive_the_death_of_server_and_driver(launch: Callabl
     resumed = launch("heads", "--resume")
     assert resumed.end() == 0, resumed.log.read_text()
 
-    expected = in_process(run_directory.load_config(run.run_dir, {}), tmp_path / "plain")
+    expected = train(run_directory.load_config(run.run_dir, {}), tmp_path / "plain")
     assert all(np.abs(expected.head(game)).max() > 0 for game in ("pong", "freeway"))
     same_result(run.run_dir, tmp_path / "plain")
     for name in ("heads.safetensors", "init.safetensors"):

@@ -122,3 +122,11 @@ def test_every_row_of_the_fault_matrix_names_tests_that_there_are():
                 continue
             pattern = ".*".join(re.escape(part) for part in wanted.split("…"))
             assert any(re.fullmatch(pattern, test) for test in tests[module]), (row, name)
+
+
+def test_tests_mirror_the_packages_and_never_import_each_other():
+    folders = {path.parent.relative_to(ROOT / "tests").parts[0] for path in ROOT.glob("tests/*/**/test_*.py")}
+    assert folders <= {*PACKAGES, "benchmarks", "project"}
+    for path in ROOT.glob("tests/**/*.py"):
+        names = {name.split(".")[-1] for name in imported(path)}
+        assert not {name for name in names if name.startswith("test_") or name == "conftest"}, path

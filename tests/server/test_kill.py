@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from crashes import RUNS, Killed, assert_same_end, play
+from crashes import RUNS, assert_same_end, play
 from protocol import config, fast_folder, ledger, serve
+from server_process import Process
 
 from leap_dist.testing import failpoints
 
-CONTEXT = multiprocessing.get_context("fork")  # the libraries are loaded already
 _OTHERS = ("study", "task.", "config.", "manifest.", "summary.", "arms.", "transfer-", "object.", "position.")
 POINTS = [point for point in failpoints.POINTS if not point.startswith(_OTHERS)]
 """Those that a server reaches."""
@@ -24,54 +21,6 @@ POINTS = [point for point in failpoints.POINTS if not point.startswith(_OTHERS)]
 SLOW = pytest.mark.slow
 OTHERS = ("buffered", "async", "stream")
 """Runs left to `make test-all`; `sync` stands for those in batches, `stream-heads` for those push by push."""
-
-
-class Process:
-    """A MetaServer in a process of its own. Raises Killed where a failpoint ended it."""
-
-    def __init__(self, run_dir: Path, settings: Any, faults: str) -> None:
-        self._pipe, theirs = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=self._serve, args=(theirs, run_dir, settings, faults), daemon=True)
-        self._process.start()
-        theirs.close()
-        try:
-            self._answer()
-        except Killed:
-            self.close()
-            raise
-
-    def _serve(self, pipe: Any, run_dir: Path, settings: Any, faults: str) -> None:
-        self._pipe.close()
-        failpoints.arm(faults)
-        server = serve(run_dir, settings)
-        pipe.send(None)
-        while True:
-            try:
-                name, arguments = pipe.recv()
-            except EOFError:
-                return
-            value = getattr(server, name)
-            pipe.send(value(*arguments) if callable(value) else value)
-
-    def _answer(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join()
-            assert self._process.exitcode == -signal.SIGKILL
-            raise Killed from None
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any) -> Any:
-            with contextlib.suppress(BrokenPipeError):
-                self._pipe.send((name, arguments))
-            return self._answer()
-
-        return call
-
-    def close(self) -> None:
-        self._pipe.close()
-        self._process.join()
 
 
 @pytest.fixture
