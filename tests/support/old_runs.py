@@ -101,7 +101,7 @@ class Remembering(Worker):
         """Continue where the worker was that returned `plain`. Return itself."""
         self.name = plain["name"]
         if plain["lease"] is not None:
-            self.lease = Lease.of(plain["lease"])
+            self.lease = Lease.from_dict(plain["lease"])
             start = np.array(plain["start"], np.float32)
             head = None if plain["head"] is None else np.array(plain["head"], np.float32)
             self.todo = self.train(self.lease, start, head)[-plain["left"] :]
