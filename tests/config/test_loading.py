@@ -295,8 +295,10 @@ def test_a_number_beyond_floating_point_is_refused(name, value):
 @pytest.mark.parametrize("value", [10**5000, [10**5000], {"a": 10**5000}], ids=["bare", "in a list", "in a mapping"])
 @pytest.mark.parametrize("name", ["workers", "leap.stabilize", "leap.metric", "games", "address"])
 def test_a_number_too_long_to_print_is_refused(name, value):
-    """Python raises ValueError where an integer of more than 4,300 digits is turned into text. In hexadecimal, YAML
-    reads one of any size."""
+    """Python refuses to print an integer of more than 4,300 digits.
+
+    YAML reads one of any size in hexadecimal.
+    """
     assert refusal("paper", {name: value}).startswith(f"{name}: ")
 
 

@@ -199,7 +199,6 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 def nothing_left(slurm: Slurm) -> None:
     """But, for a while, the agents of a raylet, which end by themselves: they look for it now and then."""
-
     agents = ("ray::DashboardA", "ray::RuntimeEnv")  # as far as the kernel writes a name
 
     def left() -> dict[int, tuple[str, str]]:

@@ -108,7 +108,7 @@ def gradients(learner: A2C) -> Tensor:
 
 
 def force_actions(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Replaces sampling, so that another arithmetic cannot choose other actions: 0, 1, 2, …, 0, 1, 2, …"""
+    """Replace sampling by the actions 0, 1, 2, … in turn, so that another arithmetic cannot choose others."""
     drawn = iter(range(10**9))
 
     def draw(scores: Tensor, *, dim: int, out: Tensor) -> Tensor:

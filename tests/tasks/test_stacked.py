@@ -39,8 +39,11 @@ def stacked(*arguments, **settings) -> list[Outcome]:
 
 
 def near(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Where rounding decides which pixel of four is the largest, or which side of a ReLU it is, some 1e-3 of a gradient
-    go another way, and the path after it ten times as much: seen in one task of ten, in three updates."""
+    """Return whether two vectors differ by less than 3 % of their norm.
+
+    Rounding may decide which of four pixels is the largest, or on which side of a ReLU a value lies. Then some 1e-3 of a
+    gradient goes another way, and ten times as much of the path after it: in one task of ten, within three updates.
+    """
     return bool(np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected))
 
 
