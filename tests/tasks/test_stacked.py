@@ -41,8 +41,8 @@ def stacked(*arguments, **settings) -> list[Outcome]:
 def near(found: np.ndarray, expected: np.ndarray) -> bool:
     """Return whether two vectors differ by less than 3 % of their norm.
 
-    Rounding may decide which of four pixels is the largest, or on which side of a ReLU a value lies. Then some 1e-3 of a
-    gradient goes another way, and ten times as much of the path after it: in one task of ten, within three updates.
+    Rounding may decide which of four pixels is the largest, or on which side of a ReLU a value lies. Then some 1e-3 of
+    a gradient goes another way, and ten times as much of the path after it: in one task of ten, within three updates.
     """
     return bool(np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected))
 
