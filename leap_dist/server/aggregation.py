@@ -25,6 +25,9 @@ from leap_dist.server import staleness
 
 _MIN_NORM = 1e-30  # float32 cannot divide by less
 
+BATCHED = ("sync", "buffered")
+"""Modes in which a meta-update consumes |B| contributions at once."""
+
 
 @dataclass(frozen=True)
 class Pull:
@@ -56,7 +59,7 @@ class Direction:
 
 def batch_size(mode: str, settings: MetaSettings) -> int:
     """Return how many contributions a meta-update consumes: |B|, or 1 in modes that apply each as it arrives."""
-    return settings.batch_size if mode in ("sync", "buffered") else 1
+    return settings.batch_size if mode in BATCHED else 1
 
 
 def combine(
