@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest $(ARGS)
 
 help: ## list the targets
 	@echo "make TARGET [ARGS=...]    ARGS goes to the command that the target runs"; echo
-	@sed -En 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-15s %s\n", $$1, $$2}'
+	@sed -En 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-15s %s\n", $$1, $$2}'
 
 train: .venv/installed ## meta-train on three real Atari games on this machine (two minutes after the install)
 	$(BIN)/python launch.py train --preset quick $(ARGS)

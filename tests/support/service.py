@@ -37,7 +37,7 @@ class Launch:
         path = self.run_dir / "summary.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def wait_for(self, condition: Callable[[dict[str, Any]], Any], seconds: float = 120) -> Any:
+    def wait_for(self, condition: Callable[[dict[str, Any]], Any], seconds: float = 240) -> Any:
         """The first true value of `condition` on the summary. Fails the test where the run ends or takes too long."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -47,7 +47,7 @@ class Launch:
             time.sleep(0.05)
         raise AssertionError(f"not within {seconds} s: {self.summary()}\n{self.log.read_text()}")
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 240) -> int:
         return self.process.wait(seconds)
 
 
