@@ -39,7 +39,7 @@ lint: .venv/installed-dev ## ruff: errors, style, docstrings, format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed-dev ## mypy --strict
+types: .venv/installed-dev ## check types with mypy --strict
 	$(BIN)/mypy
 
 format: .venv/installed-dev ## fix what ruff can fix by itself, and format
