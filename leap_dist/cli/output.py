@@ -14,6 +14,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.storage import location, reader
 from leap_dist.storage.ledger import Ledger
+from leap_dist.telemetry.escaping import printable
 
 
 def print_training(run: location.Run, outcome: str, summary: dict[str, Any]) -> None:
@@ -120,7 +121,7 @@ def print_notes(notes: Iterable[str]) -> None:
 
 def _print_files(*rows: tuple[str, str]) -> None:
     for title, text in rows:
-        print(f"  {title:<15} {text}")
+        print(f"  {title:<15} {printable(text)}")
 
 
 def _tensorboard_command(logdir: str) -> str:

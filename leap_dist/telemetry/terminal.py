@@ -17,6 +17,7 @@ from rich.text import Text
 
 from leap_dist.config import metrics
 from leap_dist.config.metrics import Metric
+from leap_dist.telemetry.escaping import printable
 
 _STYLES = {
     "running": "green",
@@ -66,6 +67,8 @@ class LiveTable:
 
     def show(self, summary: dict[str, Any]) -> None:
         """Show the driver's summary. Errors of the output are ignored: training goes on without it."""
+        # Alerts quote other programs, whose messages may be colored.
+        summary = {**summary, "alerts": [printable(alert) for alert in summary["alerts"]]}
         with contextlib.suppress(OSError):
             if self._live is not None:
                 self._live.update(render(summary), refresh=True)
