@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 import re
 
 import pytest
@@ -14,7 +15,7 @@ from leap_dist.cli.main import main
 from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
 from leap_dist.driver import driver, placement
-from leap_dist.storage import location, run_directory
+from leap_dist.storage import auth_token, location, run_directory
 from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
 
 
@@ -225,6 +226,26 @@ def test_a_tilde_is_the_home_directory_in_every_path(monkeypatch, tmp_path, argu
     assert parser.parse(["evaluate", "--init", "mine=~/x"]).init == [f"mine={tmp_path}/x"]
     assert loading.resolve("smoke", {"data_dir": "~/data"}).data_dir == f"{tmp_path}/data"
     assert parser.parse(["status", "--run-dir", "s3://bucket/~/x"]).run_dir == "s3://bucket/~/x"
+
+
+def test_a_user_without_a_home_directory_gets_one_line(capsys, monkeypatch, tmp_path):
+    """As in a container that runs under a number which no user has."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert refused(capsys, "trian") == "trian: no such command; did you mean train?"
+    line = refused(capsys, "status", "--run-dir", "~/x")
+    assert line == "--run-dir: '~/x' is in a home directory that is not known; write it in full"
+    with pytest.raises(ConfigError, match=r"^address: this user has no home directory for Ray's token; set HOME"):
+        auth_token.find_or_create()
+    config, _ = resolve.training(parser.parse(["train", "--preset", "smoke"]))
+    assert config.preset == "smoke"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
