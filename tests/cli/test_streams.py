@@ -68,7 +68,7 @@ def test_an_error_that_cannot_be_shown_keeps_its_exit_code(sink):
 
 
 @pytest.mark.parametrize(
-    "environment",
+    "terminal",
     [
         {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
         {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "40"},
@@ -79,11 +79,11 @@ def test_an_error_that_cannot_be_shown_keeps_its_exit_code(sink):
     ids=str,
 )
 @pytest.mark.parametrize("command", ["status --run-dir", "status --json --run-dir", "train --help", "status -h"])
-def test_poor_terminals_get_plain_text(run_dir, command, environment):
-    done = shell(f'leap {command} "$1"', str(run_dir), **environment)
+def test_poor_terminals_get_plain_text(run_dir, command, terminal):
+    done = shell(f'leap {command} "$1"', str(run_dir), **terminal)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout
-    if environment.get("PYTHONIOENCODING") == "ascii":
+    if terminal.get("PYTHONIOENCODING") == "ascii":
         assert done.stdout.isascii()
     assert b"\x1b" not in done.stdout
 
