@@ -66,12 +66,19 @@ def fast_path():
         yield folder
 
 
-@pytest.mark.parametrize(
-    ("run", "kill"),
-    [(run, "before") for run in RUNS]
+KILLS = [
+    *((run, "before") for run in RUNS),
     # After a call is before the next one, but for what is written and not yet flushed in between.
-    + [(run, "after") for run in ("sync", "buffered", "async", "stream-heads")]
-    + [(run, "twice") for run in ("sync", "buffered-heads", "stream-heads")],
+    *((run, "after") for run in ("sync", "buffered", "async", "stream-heads")),
+    *((run, "twice") for run in ("sync", "buffered-heads", "stream-heads")),
+]
+FAST = {("sync", "before"), ("async-stale", "before"), ("buffered-heads", "before"), ("stream-heads", "before"),
+        ("stream-heads", "after"), ("buffered-heads", "twice")}  # fmt: skip
+"""A batch, a refusal, heads and a stream; the other runs are left to `make test-all`."""
+
+
+@pytest.mark.parametrize(
+    ("run", "kill"), [one if one in FAST else pytest.param(*one, marks=pytest.mark.slow) for one in KILLS]
 )
 def test_a_kill_at_any_write_changes_neither_initialization_nor_heads_nor_ledger(fast_path, monkeypatch, run, kill):
     settings = config(**RUNS[run], server__keep_checkpoints=2)
