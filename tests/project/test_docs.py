@@ -35,7 +35,7 @@ def program(page: Path) -> str:
 
     Blocks of `python` are taken as they are, lines of `sh` have to call launch.py; there is no other code.
     """
-    lines, kind = ["import torch; torch.manual_seed(0); torch.set_num_threads(1); import launch"], ""
+    lines, kind = ["import torch; torch.manual_seed(0); torch.set_num_threads(1); from leap_dist.cli import main as cli"], ""
     for number, line in enumerate(page.read_text().splitlines()):
         fence = re.fullmatch(r"```(\w*)", line)
         if fence:
@@ -44,7 +44,7 @@ def program(page: Path) -> str:
         elif kind == "sh":
             python, script, *arguments = shlex.split(line)
             assert (python, script) == ("python", "launch.py"), line
-            lines.append(f"assert launch.main({arguments}) == 0")
+            lines.append(f"assert cli.main({arguments}) == 0")
             continue
         if number:
             lines.append(line if kind == "python" and not fence else "")
