@@ -35,7 +35,8 @@ def program(page: Path) -> str:
 
     Blocks of `python` are taken as they are, lines of `sh` have to call launch.py; there is no other code.
     """
-    lines, kind = ["import torch; torch.manual_seed(0); torch.set_num_threads(1); from leap_dist.cli import main as cli"], ""
+    setup = "import torch; torch.manual_seed(0); torch.set_num_threads(1); from leap_dist.cli import main as cli"
+    lines, kind = [setup], ""
     for number, line in enumerate(page.read_text().splitlines()):
         fence = re.fullmatch(r"```(\w*)", line)
         if fence:
