@@ -26,6 +26,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver.auth import prepare_local, prepare_to_join, restore
 from leap_dist.driver.errors import ClusterError
+from leap_dist.driver.memory import prepare_monitor
 from leap_dist.driver.signals import SIGNALS
 from leap_dist.driver.waiting import last_line
 
@@ -76,6 +77,7 @@ def _start_local(common: dict[str, Any]) -> None:
     prepare_local()
     _at_disconnect.callback(restore)
     try:
+        prepare_monitor()
         temp_dir = _temp_dir()
         with _marked(), _signals_stay_ours():
             ray.init(

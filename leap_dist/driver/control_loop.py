@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from leap_dist.config.loading import ConfigError
+from leap_dist.driver import memory
 from leap_dist.driver.errors import RunDirectoryLost
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.pool import Pool
@@ -199,7 +200,9 @@ class ControlLoop:
         """Record that the server did not answer. Raises _ServerLost when it has been away for too long."""
         if self._away_since is None:
             self._away_since = self._nodes.clock()
-            self._pool.alerts.append("the server does not answer; where it died, Ray restarts it")
+            killed = memory.was_killed(self._status.get("server_pid"))
+            reason = f"was killed because the memory was full; {memory.ADVICE}" if killed else "does not answer"
+            self._pool.alerts.append(f"the server {reason}; where it died, Ray restarts it")
         elif self._nodes.clock() - self._away_since > AWAY_SECONDS:
             raise _ServerLost(
                 f"the server has been away for {AWAY_SECONDS:.0f} s; --resume goes on, on another cluster if need be"

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
+from leap_dist.driver import memory
 from leap_dist.driver.actors import SERVER
 from leap_dist.driver.cluster import abandon, connect, disconnect
 from leap_dist.driver.control_loop import ControlLoop, Record
@@ -151,10 +152,12 @@ def _work(config: Config, plan: _ServerPlan, record: Record, progress: Progress,
         nodes = Nodes()
         pool = server = None
         try:
+            config, notes = memory.fit(config)
             total = total_with_autoscaler("GPU", list(nodes.view.staying.values()), config.address)
             gpus = gpus_per_worker(config, total)
             config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus))
             pool = Pool(config, nodes, profiles)
+            pool.alerts += notes
             pool.require_capacity()
             if config.address != "local":
                 data_dir = Path(config.data_dir) if config.is_supervised else None

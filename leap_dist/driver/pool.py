@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
+from leap_dist.driver import memory
 from leap_dist.driver.actor_messages import EndedWorker, WorkerHealth
 from leap_dist.driver.actors import WORKER
 from leap_dist.driver.aggregators import Aggregators
@@ -179,7 +180,13 @@ class Pool:
 
     def _start(self, slot: WorkerSlot) -> None:
         need = self._need
-        worker = WORKER.options(num_cpus=need.cpus, num_gpus=need.gpus, label_selector=need.labels or None)
+        worker = WORKER.options(
+            num_cpus=need.cpus,
+            num_gpus=need.gpus,
+            label_selector=need.labels or None,
+            # The pool restarts workers itself. But a local Ray kills what may not be restarted last; see memory.py.
+            max_restarts=-1 if self._config.address == "local" else 0,
+        )
         incarnation = uuid.uuid4().hex
         profile = self._profiles is not None and slot.operators is None
         aggregators = self._aggregators.handles
@@ -203,6 +210,10 @@ class Pool:
         try:
             self._clips += ray.get(run)
         except RayError as error:
+            if isinstance(error, OutOfMemoryError) or memory.was_killed(slot.pid):
+                together = sum(other.memory_bytes or 0 for other in self._slots)
+                self._restart(slot, memory.explain_kill(slot.memory_bytes, together))
+                return
             # A process that ended by itself may have been ended by its task; one whose node is gone was not.
             died = isinstance(error, RayActorError) and "node has died" not in str(error)
             self._restart(slot, f"died: {last_line(error)}", crashed=died and slot.node in self._nodes.view.staying)

@@ -1,0 +1,84 @@
+"""Memory of this machine: how many workers it holds, and which processes Ray's memory monitor has killed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.core.generated.common_pb2 import WorkerExitType  # type: ignore[attr-defined]
+from ray.core.generated.gcs_pb2 import WorkerTableData  # type: ignore[attr-defined]
+
+from leap_dist.config.settings import Config
+
+WORKER_BYTES = 300 * 2**20
+"""What a worker takes at least: PyTorch, Ray, and a few environments."""
+ADVICE = "lower --workers or --agent.envs"
+
+# By default Ray kills several processes at once, the server among them. Its older policy kills one at a time, of those
+# that may be restarted the youngest: with workers that may be, the server is the last.
+MONITOR = {"RAY_worker_killing_policy_by_group": "true"}
+"""Environment variables by which a local Ray spares the server when memory runs out."""
+
+
+def prepare_monitor() -> None:
+    """Make the next local Ray kill workers before the server when memory runs out."""
+    for name, value in MONITOR.items():
+        os.environ.setdefault(name, value)
+
+
+def fit(config: Config, available: float | None = None) -> tuple[Config, list[str]]:
+    """Return the configuration with no more workers than this machine has memory for, and a line that says so.
+
+    `available` is the memory in bytes; by default it is read. A cluster's nodes are not judged.
+    """
+    if config.address != "local":
+        return config, []
+    available = _available_bytes() if available is None else available
+    fits = max(1, int(min(available / WORKER_BYTES, config.workers)))
+    if fits == config.workers:
+        return config, []
+    line = (
+        f"{config.workers} workers asked for, {fits} started: each takes at least {WORKER_BYTES >> 20} MB, and "
+        f"{available / 2**30:.1f} GB are free; {ADVICE}"
+    )
+    return replace(config, workers=fits, min_workers=min(config.min_workers, fits)), [line]
+
+
+def was_killed(pid: int | None) -> bool:
+    """Return whether Ray's memory monitor has killed a process. False where that is not known."""
+    with contextlib.suppress(Exception):  # the interface is not public and may change
+        accessor: Any = ray._private.state.state._global_state_accessor
+        for raw in accessor.get_worker_table() if pid is not None else ():
+            worker = WorkerTableData.FromString(raw)
+            if worker.pid == pid and worker.exit_type == WorkerExitType.Value("NODE_OUT_OF_MEMORY"):
+                return True
+    return False
+
+
+def explain_kill(own_bytes: int | None, all_bytes: int) -> str:
+    """Return why a worker was killed, what it and all workers used, and what to set."""
+    used = "" if own_bytes is None else f"; it used {own_bytes >> 20:,} MB, all workers together {all_bytes >> 20:,} MB"
+    return f"was killed because the memory of its node was full{used}; {ADVICE}"
+
+
+def _available_bytes() -> float:
+    """Return how many bytes processes may still take, by the system and by the limits of this process's cgroups."""
+    return min(_headroom(), default=math.inf)
+
+
+def _headroom() -> Iterator[float]:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        yield 1024.0 * int({line.split(":")[0]: line.split()[1] for line in lines}["MemAvailable"])
+    for folder, limit, usage in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number: there is no limit
+            yield float(int(Path(folder, limit).read_text()) - int(Path(folder, usage).read_text()))

@@ -1,0 +1,117 @@
+"""Too little memory: fewer workers, with a word; and whom Ray kills first when it runs out."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import OutOfMemoryError, RayError
+
+from leap_dist.config.loading import resolve
+from leap_dist.driver import cluster, memory
+from leap_dist.driver.actors import SERVER, WORKER
+from leap_dist.driver.nodes import Nodes, View
+from leap_dist.driver.pool import Pool
+
+
+def test_no_more_workers_start_than_there_is_memory_for() -> None:
+    config = resolve("smoke", {"workers": 8, "min_workers": 4})
+    fewer, (line,) = memory.fit(config, 3.5 * memory.WORKER_BYTES)
+    assert (fewer.workers, fewer.min_workers) == (3, 3)
+    assert line == (
+        "8 workers asked for, 3 started: each takes at least 300 MB, and 1.0 GB are free; "
+        "lower --workers or --agent.envs"
+    )
+    assert memory.fit(config, 0.0)[0].workers == 1, "one is tried all the same"
+    assert memory.fit(config, 100.0 * memory.WORKER_BYTES) == (config, [])
+    assert memory.fit(resolve("smoke", {"workers": 8, "address": "auto"}), 0.0)[1] == [], "nodes are not judged"
+
+
+def test_the_memory_that_is_free_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < memory._available_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    files = {"/proc/meminfo": "MemTotal: 4000 kB\nMemAvailable:    3000 kB\n", "/sys/fs/cgroup/memory.max": "2048000",
+             "/sys/fs/cgroup/memory.current": "1024000"}  # fmt: skip
+
+    def read(path: Path) -> str:
+        if str(path) not in files:
+            raise FileNotFoundError
+        return files[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert memory._available_bytes() == 1024000
+    files["/sys/fs/cgroup/memory.max"] = "max"
+    assert memory._available_bytes() == 3000 * 1024
+
+
+class Nobody(Nodes):
+    """No nodes, and no thread that reads them."""
+
+    def __init__(self) -> None:
+        self.view = View({}, {})
+
+
+def test_the_alert_says_who_took_how_much_and_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    from leap_dist.driver.worker_slot import WorkerSlot
+
+    pool = Pool(resolve("smoke"), Nobody())
+    slots = [
+        WorkerSlot(f"w{number}", started=time.monotonic(), memory_bytes=(number + 4) * 100 * 2**20)
+        for number in range(2)
+    ]
+    pool._slots = slots
+    reference: Any = "run"
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
+    monkeypatch.setattr(ray, "kill", lambda _: None)
+
+    def get(_: Any) -> None:
+        raise OutOfMemoryError("2 workers were killed\nRefer to the documentation")
+
+    monkeypatch.setattr(ray, "get", get)
+    pool._check(slots[1], reference)
+    assert list(pool.alerts) == [
+        "w1 was killed because the memory of its node was full; it used 500 MB, all workers together 900 MB; "
+        "lower --workers or --agent.envs; it is restarted in 1 s"
+    ]
+    assert [worker.crashed for worker in pool.ended] == [False], "no task is blamed"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_ray_kills_a_worker_before_the_server(
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real memory monitor, with a threshold a little above what is used; then this process takes more."""
+    for name in ("HOME", "RAY_TMPDIR"):
+        monkeypatch.setenv(name, environment[name])
+    headroom = 1.5 * 2**30
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    threshold = 1 - (memory._available_bytes() - headroom) / total
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{threshold:.4f}")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "200")
+    config = resolve("smoke", {"worker.cpus": 0.5})
+    cluster.connect(config)
+    taken: list[bytes] = []
+    try:
+        server = SERVER.remote(config, tmp_path, "session")
+        assert ray.get(server.problem.remote(), timeout=60) is None
+        server_pid = ray.get(server.advance.remote(0, []), timeout=60)[0]["server_pid"]
+        worker = WORKER.options(num_cpus=0.5, max_restarts=-1).remote("w0", "i0", config, server, {}, False)
+        worker_pid = ray.get(worker.health.remote(), timeout=60).pid
+        run, deadline = worker.run.remote(), time.monotonic() + 60
+        while not ray.wait([run], timeout=0.3)[0]:
+            assert time.monotonic() < deadline
+            if 1 - memory._available_bytes() / total < threshold + 0.005:
+                taken.append(b"x" * (100 * 2**20))
+        taken.clear()
+        with pytest.raises(RayError):
+            ray.get(run)
+        assert memory.was_killed(worker_pid)
+        assert not memory.was_killed(server_pid)
+        assert ray.get(server.advance.remote(0, []), timeout=60)[0]["server_pid"] == server_pid
+    finally:
+        taken.clear()
+        cluster.disconnect()
