@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from protocol import ledger
 from service import ROOT, SYNC, Launch, playing, same_result
 
+from leap_dist.driver.nodes import GONE_SECONDS
 from leap_dist.testing import delivery_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
@@ -104,3 +106,28 @@ def test_aggregators_change_nothing_and_one_that_is_killed_loses_nothing(
     alone = json.loads((undisturbed / "summary.json").read_text())
     assert run.summary()["pushes"] < alone["pushes"], "several at a time"
     assert run.summary()["restarts"] == 0
+
+
+def test_a_driver_that_was_stopped_for_longer_than_it_waits_for_the_head_goes_on(
+    launch: Callable[..., Launch], undisturbed: Path
+) -> None:
+    """As by Ctrl-Z or a laptop's lid."""
+    run = launch("stopped", *SYNC, "--workers", "1", LEAP_FAILPOINTS="task.update=slow@1-1000000")
+    run.wait_for(playing)
+    run.process.send_signal(signal.SIGSTOP)
+    time.sleep(GONE_SECONDS + 4)
+    run.process.send_signal(signal.SIGCONT)
+    assert run.end() == 0, run.log.read_text()
+    assert "head is gone" not in run.log.read_text()
+    same_result(run.run_dir, undisturbed)
+
+
+def test_a_run_directory_that_is_removed_ends_the_run_with_one_line(launch: Callable[..., Launch]) -> None:
+    run = launch("removed", *SYNC, "--workers", "1", LEAP_FAILPOINTS="task.update=slow@1-1000000")
+    run.wait_for(lambda summary: summary["workers_alive"] == 1)
+    run.run_dir.rename(run.run_dir.with_name("elsewhere"))
+    assert run.end(60) == 1, run.log.read_text()
+    said = run.log.read_text()
+    line = f"run-dir: {run.run_dir} was removed while the run was using it; nothing more can be saved there"
+    assert said.endswith(f"launch.py: error: {line}\n")
+    assert "Traceback" not in said

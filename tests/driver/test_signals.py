@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -138,11 +139,14 @@ def seconds_to_first_task(home: Path, run_dir: Path) -> float:
 
 @pytest.mark.ray
 @pytest.mark.timeout(3600)
-def test_a_signal_at_any_moment_of_the_start_ends_it_cleanly(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """At six moments, or as many as LEAP_SIGNAL_MOMENTS says; each second signal goes to the whole process group."""
-    moments = int(os.environ.get("LEAP_SIGNAL_MOMENTS", "6"))
-    home = Path(subprocess.check_output(["mktemp", "-d", "/tmp/ldXXXXXX"], text=True).strip())  # short: for sockets
-    folder = tmp_path_factory.mktemp("signals")
+@pytest.mark.parametrize("moments", [6, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_signal_at_any_moment_of_the_start_ends_it_cleanly(tmp_path: Path, moments: int) -> None:
+    """Each second signal goes to the whole process group."""
+    with tempfile.TemporaryDirectory(prefix="ld") as home:  # short: Ray puts sockets below it
+        signal_the_start(Path(home), tmp_path, moments)
+
+
+def signal_the_start(home: Path, folder: Path, moments: int) -> None:
     whole = seconds_to_first_task(home, folder / "undisturbed")
     for moment in range(moments):
         run_dir = folder / f"run{moment}"
