@@ -1,7 +1,7 @@
 """Leap meta-learning of Atari initializations, as a service on Ray.
 
-The names in `_LIBRARY` are for programs that use it as a library: docs/weights.md and docs/library.md. They are
-imported when they are first asked for, so that `import leap_dist` alone costs nothing.
+The names in `_LIBRARY` are the public interface for other programs; see docs/weights.md and docs/library.md. They are
+imported on first use, so that `import leap_dist` itself takes no time.
 """
 
 from importlib import import_module
@@ -27,7 +27,7 @@ _LIBRARY = {
 
 
 def __getattr__(name: str) -> Any:
-    """One of the names above. Raises AttributeError for any other."""
+    """Import one of the public names. Raises AttributeError for any other name."""
     if name not in _LIBRARY:
         raise AttributeError(f"module 'leap_dist' has no attribute {name!r}")
     return getattr(import_module(_LIBRARY[name]), name)

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: entry point, commands, flags, and what they print."""

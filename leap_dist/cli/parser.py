@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from leap_dist import __version__
-from leap_dist.cli import console, help
+from leap_dist.cli import console, help_texts
 from leap_dist.config import loading
 from leap_dist.config.presets import PRESETS
 from leap_dist.config.suggestions import did_you_mean
@@ -90,7 +90,9 @@ class _Once(argparse.Action):
 @functools.cache
 def build(program: str) -> argparse.ArgumentParser:
     """Return the parser of the whole command line, for a program of this name."""
-    parser = _Parser(prog=program, description=_text(help.MAIN), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog=program, description=_text(help_texts.MAIN), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--version", action="version", version=f"leap-dist {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar=" | ".join(NAMES))
     for add in (_add_train, _add_evaluate, _add_study, _add_status, _add_plot, _add_export):
@@ -117,11 +119,11 @@ def _add_train(commands: Any) -> _Parser:
         "train",
         "meta-train an initialization",
         usage="%(prog)s [--preset NAME] [--config FILE] [--run-dir DIR] [--resume] [--profile] [--SETTING VALUE ...]",
-        description=_text(help.TRAIN),
-        epilog=help.EXIT_CODES,
+        description=_text(help_texts.TRAIN),
+        epilog=help_texts.EXIT_CODES,
     )
     run = train.add_argument_group("the run")
-    _add_preset(run, "the settings are based on it", "paper")
+    _add_preset(run, "all settings", "paper")
     run.add_argument(
         "--run-dir",
         type=_location,
@@ -143,8 +145,8 @@ def _add_evaluate(commands: Any) -> _Parser:
         "compare initializations on held-out games",
         usage="%(prog)s --init [LABEL=]FILE|scratch [--init ...] [--games NAME ...] [--seeds N] [--steps N] "
         "[--out DIR] [--SETTING VALUE ...]",
-        description=_text(help.EVALUATE),
-        epilog=help.EXIT_CODES,
+        description=_text(help_texts.EVALUATE),
+        epilog=help_texts.EXIT_CODES,
     )
     comparison = evaluate.add_argument_group("the comparison")
     comparison.add_argument(
@@ -160,7 +162,7 @@ def _add_evaluate(commands: Any) -> _Parser:
         "--seeds", type=_whole_number, default=5, metavar="N", help="number of runs per arm and game (default: 5)"
     )
     comparison.add_argument("--out", type=_directory, metavar="DIR", help="output directory (default: reports/TIME)")
-    _add_preset(comparison, "the agents' settings are based on it", "that of the first --init")
+    _add_preset(comparison, "the agents' settings", "that of the first --init")
     _add_settings(evaluate, _FOR_EVALUATIONS)
     return evaluate
 
@@ -172,8 +174,8 @@ def _add_study(commands: Any) -> _Parser:
         "compare meta-learners on Omniglot or Multi-CV",
         usage="%(prog)s --tasks omniglot|multi-cv --out DIR [--arms NAME ...] [--groups NAME ...] [--seeds N] "
         "[--with ARM:SETTING=VALUE ...] [--SETTING VALUE ...]",
-        description=_text(help.STUDY),
-        epilog=help.EXIT_CODES,
+        description=_text(help_texts.STUDY),
+        epilog=help_texts.EXIT_CODES,
     )
     comparison = study.add_argument_group("the study")
     comparison.add_argument("--out", type=_directory, required=True, metavar="DIR", help="output directory")
@@ -208,7 +210,7 @@ def _add_study(commands: Any) -> _Parser:
         metavar="ARM:SETTING=VALUE",
         help="setting for one arm only; repeat for more",
     )
-    _add_preset(comparison, "the settings are based on it", "paper")
+    _add_preset(comparison, "all settings", "paper")
     _add_settings(study)
     return study
 
@@ -249,7 +251,7 @@ def _add_export(commands: Any) -> _Parser:
 
 def _add_preset(group: Any, purpose: str, default: str) -> None:
     group.add_argument(
-        "--preset", metavar="NAME", help=f"preset: {purpose}; one of {', '.join(PRESETS)} (default: {default})"
+        "--preset", metavar="NAME", help=f"preset for {purpose}: {', '.join(PRESETS)} (default: {default})"
     )
     group.add_argument("--config", type=_path, metavar="FILE", help="YAML file with settings, applied over the preset")
 
@@ -262,7 +264,7 @@ def _add_settings(parser: argparse.ArgumentParser, wanted: Container[str] | None
             continue
         section = name.rpartition(".")[0]
         if section not in groups:
-            groups[section] = parser.add_argument_group(section or "the task", loading.section_help(section))
+            groups[section] = parser.add_argument_group(section or "tasks and workers", loading.section_help(section))
         is_list = isinstance(field.default, tuple)
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         groups[section].add_argument(

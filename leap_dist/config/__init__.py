@@ -1,1 +1,1 @@
-"""Settings: what can be configured, checked and read from flags and files."""
+"""Settings: their declarations, presets, validation, and reading from flags and YAML files."""

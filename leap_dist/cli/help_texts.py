@@ -11,7 +11,7 @@ Meta-learn initializations with Leap, on Atari games, Omniglot or Multi-CV.
 {command} study --tasks omniglot --out studies/omniglot         compare all meta-learners on alphabets
 {command} status --run-dir runs/demo                            state of a run
 {command} export --init runs/demo/init.safetensors --to sb3 --out policy
-                                                                the initialization for another library
+    (writes the initialization for another library)
 """
 
 TRAIN = """\
