@@ -111,6 +111,12 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+@pytest.fixture
+def one_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip rendering, which takes most of the time of a report, in tests that are not about pictures."""
+    monkeypatch.setattr(figures, "png", lambda figure: b"one pixel")
+
+
 # Numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +138,7 @@ def test_measures_by_hand():
     assert results.against["leap"].intervals["final"].point == pytest.approx(1 / (human - random))
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_everything_is_the_statistics_of_the_runs(tmp_path: Path):
     runs = evaluation(("leap", "reptile", "scratch"))
     assert build(write(tmp_path, runs), FEW) == []
@@ -196,6 +203,7 @@ def test_missing_seeds_are_named_and_the_others_count():
     assert (results.overall["leap"].runs, results.against["leap"].pairs) == (5, 4)
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_games_that_cannot_count_are_named_with_the_reason(tmp_path: Path):
     runs = [*evaluation(games=("breakout", "air_raid", "pong")), run("leap", "qbert", 0)]
     build(write(tmp_path, runs), FEW)
@@ -211,6 +219,7 @@ def test_games_that_cannot_count_are_named_with_the_reason(tmp_path: Path):
     assert [row["human_normalized_auc"] for row in rows(tmp_path) if row["game"] == "air_raid"] == [""] * 6
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_where_no_game_counts_games_are_still_shown(tmp_path: Path):
     warnings = build(write(tmp_path, evaluation(games=("air_raid", "carnival"))), FEW)
     assert warnings == ["no game has a published human score and runs of every arm: nothing is said over all games"]
@@ -220,6 +229,7 @@ def test_where_no_game_counts_games_are_still_shown(tmp_path: Path):
     assert "No game counts" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_a_run_in_which_no_episode_ended_is_named_and_left_out(tmp_path: Path):
     runs = [r for r in evaluation() if (r.arm, r.seed) != ("leap", 1)]
     runs += [without_episodes("leap", "pong", 1), run("leap", "breakout", 1)]
@@ -231,6 +241,7 @@ def test_a_run_in_which_no_episode_ended_is_named_and_left_out(tmp_path: Path):
     assert row["steps_to_baseline_final"] == "inf"
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_nothing_but_runs_without_episodes(tmp_path: Path):
     runs = [without_episodes("leap", "pong", 0), without_episodes("scratch", "pong", 0)]
     warnings = build(write(tmp_path, runs), FEW)
@@ -246,6 +257,7 @@ def test_nothing_but_runs_without_episodes(tmp_path: Path):
         (("leap", "scratch"), ("pong",), (4,), PICTURES),
     ],
 )
+@pytest.mark.usefixtures("one_pixel")
 def test_one_of_anything_is_enough(
     tmp_path: Path, arms: tuple[str, ...], games: tuple[str, ...], seeds: tuple[int, ...], pictures: set[str]
 ):
@@ -274,6 +286,7 @@ def test_budgets_that_differ_are_compared_over_the_smallest():
     assert long.values["final"] == pytest.approx(long.run.returns[:100].mean())
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_damage_is_named_on_one_line_and_the_rest_reported(tmp_path: Path):
     write(tmp_path, evaluation())
     (tmp_path / "runs/leap/pong/1.json").write_text("{")
@@ -293,6 +306,7 @@ def test_damage_is_named_on_one_line_and_the_rest_reported(tmp_path: Path):
     assert all(warning in "".join(Page((tmp_path / "report.html").read_text()).text) for warning in warnings)
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_without_a_run_there_is_no_report(tmp_path: Path):
     with pytest.raises(ConfigError, match="holds no run of an evaluation") as caught:
         build(tmp_path / "nothing", FEW)
@@ -307,24 +321,35 @@ def test_without_a_run_there_is_no_report(tmp_path: Path):
 # Files ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_runs_give_the_same_report_and_what_is_stale_goes(tmp_path: Path):
-    build(write(tmp_path / "a", evaluation(("leap", "scratch"))), FEW)
-    build(write(tmp_path / "b", evaluation(("leap",))), FEW)
-    assert not (tmp_path / "b/figures/improvement.png").exists()
-    build(write(tmp_path / "b", evaluation(("scratch",), seeds=(0, 1, 2))), FEW)
-    for each in evaluation(("scratch",)):
-        (tmp_path / "b" / "runs" / each.arm / each.game / f"{each.seed}.json").unlink()
-    write(tmp_path / "b", evaluation(("leap", "scratch")))
-    build(tmp_path / "b", FEW)
+def remove(out: Path, runs: list[RunResult]) -> None:
+    for each in runs:
+        (out / "runs" / each.arm / each.game / f"{each.seed}.json").unlink()
+
+
+def test_the_same_runs_give_the_same_report(tmp_path: Path):
+    build(write(tmp_path / "a", evaluation()), FEW)
+    build(write(tmp_path / "b", list(reversed(evaluation()))), FEW)
     names = ["report.md", "report.html", "results.csv", "results.json", *(f"figures/{name}" for name in PICTURES)]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    for each in evaluation(("scratch",)):
-        (tmp_path / "b" / "runs" / each.arm / each.game / f"{each.seed}.json").unlink()
+
+
+@pytest.mark.usefixtures("one_pixel")
+def test_nothing_of_an_older_report_stays(tmp_path: Path):
+    build(write(tmp_path / "a", evaluation(("leap", "scratch"))), FEW)
+    build(write(tmp_path / "b", evaluation(("leap",))), FEW)
+    assert not (tmp_path / "b/figures/improvement.png").exists()
+    build(write(tmp_path / "b", evaluation(("scratch",))), FEW)
+    remove(tmp_path / "b", evaluation(("scratch",)))
+    build(write(tmp_path / "b", evaluation(("leap", "scratch"))), FEW)
+    for name in ["report.md", "report.html", "results.csv", "results.json", *(f"figures/{name}" for name in PICTURES)]:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    remove(tmp_path / "b", evaluation(("scratch",)))
     build(tmp_path / "b", FEW)
     assert {path.name for path in (tmp_path / "b/figures").iterdir()} == PICTURES - {"improvement.png"}
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_the_table_has_a_row_for_every_run(tmp_path: Path):
     build(write(tmp_path, evaluation()), FEW)
     found = rows(tmp_path)
@@ -333,6 +358,7 @@ def test_the_table_has_a_row_for_every_run(tmp_path: Path):
     assert b"\r" not in (tmp_path / "results.csv").read_bytes()
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_a_full_disk_leaves_the_old_report(tmp_path: Path):
     build(write(tmp_path, evaluation()), FEW)
     before = (tmp_path / "report.html").read_bytes()
@@ -385,6 +411,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path):
     assert len(figures) == 4
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_what_files_say_is_shown_as_it_is(tmp_path: Path):
     text = "".join(Page((evil_report(tmp_path) / "report.html").read_text()).text)
     assert f"</pre></details>{EVIL}" in text
@@ -393,6 +420,7 @@ def test_what_files_say_is_shown_as_it_is(tmp_path: Path):
     assert "abababababab" in text
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_the_markdown_escapes_too(tmp_path: Path):
     text = (evil_report(tmp_path) / "report.md").read_text()
     table = next(line for line in text.splitlines() if "alert" in line)
@@ -492,6 +520,7 @@ def test_pictures_are_whole_pngs_whatever_the_number_of_games(games: tuple[str, 
 # TensorBoard ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_tensorboard_reads_the_curves_back(tmp_path: Path):
     write(tmp_path, evaluation(games=("pong", "air_raid")))
     for _ in range(2):  # the second time anew
@@ -528,6 +557,7 @@ def test_tensorboard_reads_the_curves_back(tmp_path: Path):
     )
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_what_is_not_known_yet_is_no_point(tmp_path: Path):
     late = RunResult("leap", "pong", 0, 1000, 1.0, np.array([500]), np.array([3.0]), ())
     build(write(tmp_path, [late]), FEW)

@@ -21,6 +21,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import DATA_SETS
 from leap_dist.evaluation import statistics
 from leap_dist.evaluation.report import build as evaluation_report
+from leap_dist.evaluation.report import figures as evaluation_figures
 from leap_dist.evaluation.report.build import ERROR_COLUMNS
 from leap_dist.evaluation.report.figures import draw_curves, panels
 from leap_dist.evaluation.results import Difference, points_of
@@ -158,6 +159,13 @@ def scored(run: RunResult, group: str = "", seed: int | None = None) -> Row:
 
 def difference(ours: list[Row], theirs: list[Row]) -> Difference:
     return difference_of(ours, theirs, ERRORS, lambda row: row.seed, FEW)
+
+
+@pytest.fixture
+def one_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip rendering, which takes most of the time of a report, in tests that are not about pictures."""
+    for module in (figures, evaluation_figures):
+        monkeypatch.setattr(module, "png", lambda figure: b"one pixel")
 
 
 # Scores -----------------------------------------------------------------------------------------------------------
@@ -306,6 +314,7 @@ def test_what_is_no_study_is_refused_on_one_line(tmp_path: Path, change: dict[st
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "null"])
+@pytest.mark.usefixtures("one_pixel")
 def test_a_damaged_file_is_refused_on_one_line(tmp_path: Path, text: str):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(ConfigError, match=r"study\.json is not a study's, or damaged") as caught:
@@ -323,6 +332,7 @@ def test_a_study_that_would_be_refused_is_not_written(tmp_path: Path):
 # Omniglot ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_tables_of_omniglot_by_hand(tmp_path: Path):
     """Leap with 4 alphabets: seeds' means 2 and 4, so 3 ± √2; with 20 twice that."""
     meta_trained(omniglot(tmp_path), "20", 0, [line(0, (3.0, 1.0))])
@@ -344,6 +354,7 @@ def test_tables_of_omniglot_by_hand(tmp_path: Path):
     assert "6 meta-updates of 2 tasks, 8 examples each; seeds 0, 1." in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_csv_and_json_have_every_number(tmp_path: Path):
     omniglot(tmp_path)
     report.build(tmp_path, FEW)
@@ -389,6 +400,7 @@ def test_an_interval_tells_noise_from_effect():
     assert intervals[1]["test_error"].high < 0
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_one_seed_has_no_deviation_and_says_so(tmp_path: Path):
     study = Study("omniglot", ("leap",), ("4",), (1,), {}, 6, 2, 8)
     warnings = report.build(omniglot(tmp_path, study), FEW)
@@ -398,6 +410,7 @@ def test_one_seed_has_no_deviation_and_says_so(tmp_path: Path):
     assert results_json(tmp_path)["cells"]["4"]["leap"]["values"]["auc"]["over_seeds"]["deviation"] is None
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_a_group_that_the_paper_has_not_is_not_beside_it(tmp_path: Path):
     study = Study("omniglot", ("leap", "none"), ("3", "4"), (0, 1), {}, 6, 2, 8)
     report.build(omniglot(tmp_path, study), FEW)
@@ -407,6 +420,7 @@ def test_a_group_that_the_paper_has_not_is_not_beside_it(tmp_path: Path):
     assert "Test error (%) beside the paper" not in tables(tmp_path / "b")
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_without_leap_nothing_is_compared_with_it(tmp_path: Path):
     study = Study("omniglot", ("reptile", "none"), ("4",), (0, 1), {}, 6, 2, 8)
     assert "no run yet of 2 of 4" in report.build(omniglot(tmp_path, study), FEW)[0]
@@ -416,6 +430,7 @@ def test_without_leap_nothing_is_compared_with_it(tmp_path: Path):
 # A study in progress ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_what_is_missing_is_named_and_the_rest_shown(tmp_path: Path):
     omniglot(tmp_path)
     damaged = path_of(evaluation_of(tmp_path, "4", 0), "leap", "greek", 0)
@@ -440,6 +455,7 @@ def test_what_is_missing_is_named_and_the_rest_shown(tmp_path: Path):
     assert len(rows(tmp_path)) == 13
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_a_group_without_any_run_has_no_numbers(tmp_path: Path):
     study = Study("omniglot", ("leap", "none"), ("4", "10", "20"), (0, 1), {}, 6, 2, 8)
     omniglot(tmp_path)
@@ -449,6 +465,7 @@ def test_a_group_without_any_run_has_no_numbers(tmp_path: Path):
     assert [row[2] for row in tables(tmp_path)["Test error (%)"]] == ["10", "–", "–"]
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_a_study_that_has_only_been_trained_shows_that(tmp_path: Path):
     OMNIGLOT.write(tmp_path)
     meta_trained(tmp_path, "4", 1, [line(0, (3.0, 1.0)), line(1, (2.0, 0.5))])
@@ -459,6 +476,7 @@ def test_a_study_that_has_only_been_trained_shows_that(tmp_path: Path):
     assert results_json(tmp_path)["evolution"]["group"] == "4"
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_without_anything_there_is_no_report(tmp_path: Path):
     with pytest.raises(ConfigError, match="holds no study"):
         report.build(tmp_path / "nothing")
@@ -473,6 +491,7 @@ def test_without_anything_there_is_no_report(tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {"study.json", "4"}
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_a_full_disk_leaves_the_old_report(tmp_path: Path):
     report.build(omniglot(tmp_path), FEW)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
@@ -497,6 +516,7 @@ def test_the_same_runs_give_the_same_report(tmp_path: Path):
 # Multi-CV ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_the_table_of_multi_cv_by_hand(tmp_path: Path):
     assert report.build(multi_cv(tmp_path), FEW) == []
     header, *found = tables(tmp_path)["Test error, train error and area under the training-error curve"]
@@ -517,6 +537,7 @@ def test_the_table_of_multi_cv_by_hand(tmp_path: Path):
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"curves.png"}
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_what_was_not_held_out_does_not_count(tmp_path: Path):
     multi_cv(tmp_path)
     write(evaluation_of(tmp_path, "mnist", 0), [run("leap", "svhn")])
@@ -722,6 +743,7 @@ def evaluated(out: Path) -> Path:
     return write(out, runs)
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_an_evaluation_by_hand(tmp_path: Path):
     assert evaluate(evaluated(tmp_path), FEW) == []
     found = tables(tmp_path, "report.md")
@@ -743,6 +765,7 @@ def test_an_evaluation_by_hand(tmp_path: Path):
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["curves.png"]
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_tasks_that_an_arm_lacks_are_shown_but_not_counted(tmp_path: Path):
     write(evaluated(tmp_path), [run("mine", "korean", 0, 0.9)])
     path_of(tmp_path, "scratch", "latin", 1).unlink()
@@ -762,6 +785,7 @@ def test_tasks_that_an_arm_lacks_are_shown_but_not_counted(tmp_path: Path):
     assert found["Initializations"][2][:2] == ["scratch", "a random one"]
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_arms_without_a_common_task_are_not_compared(tmp_path: Path):
     warnings = evaluate(write(tmp_path, [run("mine", "greek"), run("scratch", "latin")]), FEW)
     assert warnings[1] == "not counted over all tasks, because an arm has no run of them: greek, latin"
@@ -769,6 +793,7 @@ def test_arms_without_a_common_task_are_not_compared(tmp_path: Path):
     assert results_json(tmp_path)["overall"] == {}
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_one_arm_has_nothing_to_be_compared_with(tmp_path: Path):
     evaluate(write(tmp_path, [run("mine", "greek")]), FEW)
     text = (tmp_path / "report.md").read_text()
@@ -776,6 +801,7 @@ def test_one_arm_has_nothing_to_be_compared_with(tmp_path: Path):
     assert "one seed only" in text
 
 
+@pytest.mark.usefixtures("one_pixel")
 def test_an_evaluation_of_games_is_not_one_of_classifiers(tmp_path: Path):
     game = RunResult("mine", "pong", 0, 9, 1.0, np.array([3]), np.array([-21.0]), ({"steps": 3, "loss": 1.0},))
     with pytest.raises(ConfigError, match="no run of a supervised task; left out: mine/pong/0 has no error") as caught:
