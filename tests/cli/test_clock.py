@@ -15,9 +15,13 @@ from leap_dist.server.meta_server import MetaServer
 from leap_dist.telemetry.progress import Progress
 
 ROOT = Path(__file__).parents[2]
-SHOWN = {"progress.py": 1, "run_directory.py": 1, "terminal.py": 1, "resolve.py": 1, "nodes.py": 1}
-"""Where the wall clock is read: a summary's and a manifest's time, a table's, a run directory's name; and once for each
-node that leaves, at a time which Ray gives by it."""
+SHOWN = {
+    "progress.py": 1, "run_directory.py": 1, "terminal.py": 1, "commands.py": 1, "resolve.py": 1, "event_file.py": 3,
+    "nodes.py": 1,
+}  # fmt: skip
+"""Files that read the wall clock: for the times in summary, manifest, table and TensorBoard, for the age of a summary
+that is shown, for the names of directories and event files; and for each node that leaves at a time which Ray states.
+"""
 
 
 @pytest.fixture
