@@ -213,9 +213,10 @@ class ControlLoop:
         if not self._status:
             return
         lines, self._lines = self._lines, []
+        stopping = self._stop.message if self._stop.asked else ""  # a finished run winds down without a word
         more = {
             "alerts": redact_all([*self._status["alerts"], *self._pool.alerts]),
-            "waiting": {"waiting": self._pool.waiting, "stopping": self._stop.message}.get(state, ""),
+            "waiting": {"waiting": self._pool.waiting, "stopping": stopping}.get(state, ""),
             "workers": self._pool.describe(),
             "workers_alive": self._pool.alive,
             "workers_wanted": self._pool.wanted,
