@@ -169,11 +169,14 @@ class MetaState:
         self.backlog.restore(state)
         self._norms.extend(state["norms"])
         size = state["ledger"]["offset"]
-        if not self.ledger.begins_with(size, state["ledger"]["sha256"]):
-            self._alert(
+        self.ledger.verify(
+            size,
+            state["ledger"]["sha256"],
+            lambda: self._alert(
                 f"the first {size} bytes of ledger.jsonl are not what was written: its account of the run may be wrong "
                 "or incomplete; φ is not affected"
-            )
+            ),
+        )
         self.ledger.append(size, state["ledger"]["lines"])
         self._write_ledger()
 

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ log = logging.getLogger(__name__)
 
 PAGE_BYTES = 2**20
 """Size of a page of the ledger, so that no reader needs to hold all of it in memory."""
+VERIFIED_AT_ONCE = 2**24
+"""Largest number of bytes whose checksum is verified at once."""
 
 LINE: dict[Any, Any] = {
     **dict.fromkeys(("version_before", "version_after", "task", "seq", "staleness", "steps", "total_steps"), int),
@@ -39,7 +43,8 @@ class Ledger:
         self._path = path
         self._replica = replica
         self._size = self._size_on_disk
-        self._sum: hashlib._Hash | None = None  # over the first self._size bytes
+        self._sum, self._summed = hashlib.sha256(), 0  # checksum of the first bytes, and their number
+        self._verification: threading.Thread | None = None
 
     @property
     def size(self) -> int:
@@ -49,13 +54,39 @@ class Ledger:
     @property
     def sha256(self) -> str:
         """Hexadecimal SHA-256 of the first `size` bytes. Raises OSError."""
-        if self._sum is None:
-            self._sum = self._sum_of(self._size)
+        self._wait()
+        self._sum_up(self._size)
         return self._sum.hexdigest()
 
-    def begins_with(self, size: int, sha256: str) -> bool:
-        """Return whether the first `size` bytes have that checksum. Raises OSError."""
-        return self._size_on_disk >= size and self._sum_of(size).hexdigest() == sha256
+    def verify(self, size: int, sha256: str, on_mismatch: Callable[[], None]) -> None:
+        """Call `on_mismatch` if the first `size` bytes do not have that checksum, or cannot be read.
+
+        A large ledger is verified by a thread, so that the server need not wait for it.
+        """
+        if self._size_on_disk < size:
+            on_mismatch()
+        elif size <= VERIFIED_AT_ONCE:
+            self._verify(size, sha256, on_mismatch)
+        else:
+            self._verification = threading.Thread(
+                target=self._verify, args=(size, sha256, on_mismatch), name="ledger", daemon=True
+            )
+            self._verification.start()
+
+    def _verify(self, size: int, sha256: str, on_mismatch: Callable[[], None]) -> None:
+        try:
+            self._sum_up(size)
+            is_equal = self._sum.hexdigest() == sha256
+        except OSError:
+            is_equal = False
+        if not is_equal:
+            on_mismatch()
+
+    def _wait(self) -> None:
+        """Wait for the end of the verification."""
+        if self._verification is not None:
+            self._verification.join()
+            self._verification = None
 
     def append(self, offset: int, lines: list[dict[str, Any]]) -> None:
         """Make `lines` the content from byte `offset` on. Idempotent. Raises OSError."""
@@ -64,15 +95,19 @@ class Ledger:
         with self._path.open("ab") as file:
             start = min(offset, self._size_on_disk)  # a ledger that somebody shortened is not padded
             file.truncate(start)
-            sum_ = self._sum.copy() if self._sum is not None and start == self._size else self._sum_of(start)
             file.write(text)
             file.flush()
             failpoint("ledger.written")
             os.fsync(file.fileno())
         failpoint("ledger.durable")
         self._replica.append_ledger(start, text)
-        sum_.update(text)
-        self._size, self._sum = start + len(text), sum_
+        self._size = start + len(text)
+        if self._verification is None:
+            if self._summed > start:
+                self._sum, self._summed = hashlib.sha256(), 0
+            if self._summed == start:
+                self._sum.update(text)
+                self._summed = self._size
 
     def read(self, offset: int, page_bytes: int = PAGE_BYTES) -> tuple[list[dict[str, Any]], int]:
         """Return the next page of lines from byte `offset` on, and the offset after them. Raises OSError.
@@ -109,14 +144,17 @@ class Ledger:
     def _size_on_disk(self) -> int:
         return self._path.stat().st_size if self._path.exists() else 0
 
-    def _sum_of(self, size: int) -> hashlib._Hash:
-        digest = hashlib.sha256()
-        if size:
-            with self._path.open("rb") as file:
-                while size and (block := file.read(min(size, 2**20))):
-                    digest.update(block)
-                    size -= len(block)
-        return digest
+    def _sum_up(self, size: int) -> None:
+        """Extend the checksum to the first `size` bytes, or as many as there are."""
+        if self._summed > size:
+            self._sum, self._summed = hashlib.sha256(), 0
+        if self._summed == size:
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._summed)
+            while self._summed < size and (block := file.read(min(size - self._summed, 2**20))):
+                self._sum.update(block)
+                self._summed += len(block)
 
 
 def _parse(text: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import tracemalloc
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from event_files import ledger, line, merge, point
 
+from leap_dist.storage import ledger as storage
 from leap_dist.storage.ledger import PAGE_BYTES, Ledger
 
 
@@ -63,3 +65,30 @@ def test_a_large_ledger_is_read_in_little_memory(tmp_path: Path) -> None:
     assert 0 < offset <= PAGE_BYTES
     assert lines[0]["version_after"] == 1
     assert peak < 20 * PAGE_BYTES
+
+
+@pytest.mark.parametrize("at_once", [0, 10**6], ids=["in a thread", "at once"])
+def test_a_ledger_is_verified_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(storage, "VERIFIED_AT_ONCE", at_once)
+    updates = ledger(6)
+    path = tmp_path / "ledger.jsonl"
+    first = Ledger(path)
+    first.append(0, merge(updates[:3]))
+    size, checksum = first.size, first.sha256
+    found: list[str] = []
+
+    again = Ledger(path)
+    again.verify(size, checksum, lambda: found.append("damaged"))
+    again.append(size, merge(updates[3:]))
+    assert again.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    again.append(size, merge(updates[3:5]))
+    assert again.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert not found
+
+    for damaged in (path.read_bytes().replace(b"pong", b"gong", 1), path.read_bytes()[: size - 1]):
+        path.write_bytes(damaged)
+        again = Ledger(path)
+        again.verify(size, checksum, lambda: found.append("damaged"))
+        assert again.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert found == ["damaged"]
+        found.clear()

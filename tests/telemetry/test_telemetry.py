@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -362,12 +363,18 @@ def test_a_launch_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
 def test_what_a_position_covers_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     updates = ledger(4)
     launch(tmp_path, updates).close()
-    found = []
-    monkeypatch.setattr(
-        tensorboard, "read_events", lambda *arguments: found.extend(event_file.read_events(*arguments)) or found[:0]
-    )
+    found: list[Any] = []
+
+    def read(path: Path, start: int) -> Iterator[Any]:
+        found.extend(event_file.read_events(path, start))
+        return iter(())
+
+    monkeypatch.setattr(tensorboard, "read_events", read)
     TensorBoard(tmp_path)
     assert not found
+    (tmp_path / "tensorboard" / position.NAME).unlink()
+    TensorBoard(tmp_path)
+    assert found
 
 
 @pytest.mark.parametrize(
