@@ -38,6 +38,11 @@ FEWEST = 10
 """Examples to which no property test is cut down."""
 
 
+def complete() -> bool:
+    """Return whether this session is `make test-all`, which leaves out nothing."""
+    return hypothesis.settings.get_current_profile_name() == "full"
+
+
 @functools.cache
 def imported(path: Path) -> frozenset[str]:
     """Return the names of all modules, and of what is taken from them, that a file imports."""
@@ -63,7 +68,6 @@ def kind(item: pytest.Item) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    fewer = hypothesis.settings.get_current_profile_name() != "full"
     for item in items:
         item.add_marker(kind(item))
         if kind(item) == "ray" and item.path.parent != DRIVER:
@@ -71,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test = getattr(item, "obj", None)
         if {"joined", "hosts"} & set(getattr(item, "fixturenames", ())):  # a cluster that a whole file shares
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
-        if fewer and hypothesis.is_hypothesis_test(test):
+        if not complete() and hypothesis.is_hypothesis_test(test):
             _reduce(test)
     items[:] = _ordered(items)
 
