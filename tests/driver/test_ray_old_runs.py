@@ -13,10 +13,10 @@ from service import Launch, same_result
 
 from leap_dist.storage import run_directory
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
 
-@pytest.mark.parametrize("mode", ["sync", pytest.param("stream", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["sync", "stream"])
 def test_a_run_of_the_service_is_resumed(launch: Callable[..., Launch], tmp_path: Path, mode: str) -> None:
     """And ends with the bits of the same going on in a single process."""
     run_dir = copied(RAY, mode, tmp_path)
