@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 
 from leap_dist.protocol.messages import Lease
 from leap_dist.tasks.atari.video import Clip
 from leap_dist.worker.start import Start
+
+NO_VECTOR = np.empty(0, np.float32)
+"""Stands in a Start for φ, which a Grant refers to."""
 
 
 class Grant(NamedTuple):

@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray.exceptions import ObjectLostError, RayError
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
-from leap_dist.driver.actor_messages import EndedWorker, Grant, WorkerHealth
+from leap_dist.driver.actor_messages import NO_VECTOR, EndedWorker, Grant, WorkerHealth
 from leap_dist.driver.clients import ServerClient
 from leap_dist.envs import atari_vector
 from leap_dist.nn.device import prepare
@@ -34,8 +33,6 @@ from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start
 
 log = logging.getLogger(__name__)
-
-NO_VECTOR = np.empty(0, np.float32)
 
 
 class ServerProcess:

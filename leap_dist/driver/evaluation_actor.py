@@ -8,8 +8,8 @@ from typing import Any
 import ray
 
 from leap_dist.config.settings import Config
-from leap_dist.driver.actor_messages import Grant
-from leap_dist.driver.actors import NO_VECTOR, ServerProcess
+from leap_dist.driver.actor_messages import NO_VECTOR, Grant
+from leap_dist.driver.actors import ServerProcess
 from leap_dist.evaluation import initializations
 from leap_dist.evaluation.runs import Run
 from leap_dist.evaluation.server import EvaluationServer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 HOSTS = {
     "ours": "from leap_dist.config.loading import resolve; from leap_dist.driver import cluster; "
     "cluster.connect(resolve('smoke'))",
-    "open": "ray.init('local', include_dashboard=False, num_cpus=1, object_store_memory=100 * 2**20)",
+    "open": "import ray; ray.init('local', include_dashboard=False, num_cpus=1, object_store_memory=100 * 2**20)",
 }
 """What starts a cluster: as a run does, and without authentication."""
 
@@ -36,6 +35,8 @@ class Host(NamedTuple):
     """A process that keeps a cluster."""
 
     address: str
+    token: str
+    """That its cluster asks for; empty for none."""
     process: subprocess.Popen[str]
     home: Path
 
@@ -48,7 +49,8 @@ def hosts() -> Iterator[dict[str, Host]]:
         for name, start in HOSTS.items():
             home = Path(folder, name)
             home.mkdir()
-            script = f"import ray; {start}; print(ray.get_runtime_context().gcs_address, flush=True); input()"
+            script = f"import ray; {start}; import os; print(ray.get_runtime_context().gcs_address, "
+            "os.environ.get('RAY_AUTH_TOKEN', ''), sep=',', flush=True); input()"
             loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if name == "open" else {}
             environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
             environment |= {"HOME": str(home), "RAY_TMPDIR": str(home), "RAY_AUTH_MODE": "disabled", **loopback}
@@ -57,7 +59,7 @@ def hosts() -> Iterator[dict[str, Host]]:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )  # fmt: skip
         try:
-            yield {name: Host(process.stdout.readline().strip(), process, home)  # type: ignore[union-attr]
+            yield {name: Host(*process.stdout.readline().strip().split(","), process, home)  # type: ignore[union-attr]
                    for name, (home, process) in started.items()}  # fmt: skip
         finally:
             for _, process in started.values():
@@ -150,9 +152,8 @@ def test_with_a_wrong_token_nobody_is_let_in(hosts, capfd, tmp_path, monkeypatch
 
 
 def test_with_the_token_one_is_let_in(hosts, monkeypatch):
-    token = hosts["ours"].home / ".ray" / "auth_token"
-    assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    assert not list(hosts["ours"].home.rglob("auth_token")), "nobody else needs it, so it is written nowhere"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", hosts["ours"].token)
     join(hosts["ours"].address)
 
 
