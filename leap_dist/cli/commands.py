@@ -25,15 +25,16 @@ def evaluate(parsed: argparse.Namespace) -> int:
     runs.missing(planned, config, out)  # raises errors before anything is written
     driver.check_prerequisites(config)
     check_stop()  # before anything is written
-    run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
-    initializations.write(out, arms)
-    output.print_notes(initializations.notes(arms, config))
-    missing, _ = runs.missing(planned, config, out)
-    if len(missing) < len(planned):
-        print(f"{len(planned) - len(missing)} of {len(planned)} runs are in {out} already")
-    outcome = reporting.evaluate(config, planned, out) if missing else "done"
-    if any(out.glob("runs/*/*/*.json")):
-        output.print_evaluation(out)
+    with run_directory.claimed(out):
+        run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
+        initializations.write(out, arms)
+        output.print_notes(initializations.notes(arms, config))
+        missing, _ = runs.missing(planned, config, out)
+        if len(missing) < len(planned):
+            print(f"{len(planned) - len(missing)} of {len(planned)} runs are in {out} already")
+        outcome = reporting.evaluate(config, planned, out) if missing else "done"
+        if any(out.glob("runs/*/*/*.json")):
+            output.print_evaluation(out)
     if outcome != "done":
         print(f"\n{outcome}: the same command continues with the missing runs")
     return console.EXIT_CODES[outcome]

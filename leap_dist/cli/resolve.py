@@ -24,10 +24,13 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
     preset, loaded = file_settings(parsed)
     preset = preset or "paper"
     config = loading.resolve(preset, loaded, parser.settings(parsed))
-    from leap_dist.storage import location, remote_run  # after the settings were checked, because it is slow to import
+    from leap_dist.storage import location, remote_run, run_directory  # slow to import, so the settings come first
 
-    where = location.location(parsed.run_dir) if parsed.run_dir else Path("runs") / f"{preset}-{timestamp()}"
-    return config, remote_run.open_run(where, resume=False)
+    if parsed.run_dir:
+        return config, remote_run.open_run(location.location(parsed.run_dir), resume=False)
+    return config, remote_run.open_run(
+        run_directory.create_unique(Path("runs") / f"{preset}-{timestamp()}"), resume=False
+    )
 
 
 def _resumed_training(parsed: argparse.Namespace) -> tuple[Config, Run]:
@@ -35,12 +38,12 @@ def _resumed_training(parsed: argparse.Namespace) -> tuple[Config, Run]:
         raise ConfigError("resume: name the run with --run-dir")
     if parsed.preset or parsed.config:
         raise ConfigError("resume: a run keeps its preset and config; leave --preset and --config out")
-    from leap_dist.storage import location, remote_run, run_directory
+    from leap_dist.storage import location, manifest, remote_run, run_directory
 
     run = remote_run.open_run(location.location(parsed.run_dir), resume=True)
     with run.translated_errors():
         config = run_directory.load_config(run.folder, parser.settings(parsed))
-    for line in run_directory.changed_packages(run.folder):
+    for line in manifest.changed_packages(run.folder):
         console.notice("warning", line)
     return config, run
 
@@ -62,7 +65,7 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     base = initializations.settings(files, {**loaded, **given}, preset)
     config = initializations.resolve(given, loaded, base)
     arms = initializations.arms(labels, files, config)
-    out = parsed.out or Path("reports") / timestamp()
+    out = parsed.out or run_directory.create_unique(Path("reports") / timestamp())
     if run_directory.exists(out) and not run_directory.holds_evaluation(out):
         raise ConfigError(f"out: {out} holds a training run; choose another")
     return config, arms, out

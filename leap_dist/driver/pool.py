@@ -23,6 +23,7 @@ from leap_dist.driver.placement import Need, ask_autoscaler, autoscaler_groups, 
 from leap_dist.driver.waiting import last_line
 from leap_dist.driver.worker_slot import WorkerSlot
 from leap_dist.nn.profiling import breakdown
+from leap_dist.storage.atomic import write_atomic
 from leap_dist.tasks.atari.video import Clip
 
 LEAVE_SECONDS = 5.0
@@ -266,6 +267,6 @@ class Pool:
             return
         try:
             self._profiles.mkdir(exist_ok=True)
-            (self._profiles / name).write_bytes(content)
+            write_atomic(self._profiles / name, content, "profile", durable=False)
         except OSError as error:
             self.alerts.append(f"{name} could not be written: {error}")

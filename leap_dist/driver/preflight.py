@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from leap_dist.config import files
 from leap_dist.config.loading import ConfigError
 from leap_dist.driver.nodes import Node
 from leap_dist.driver.signals import StopSignal
@@ -77,7 +78,8 @@ def _probe(folder: Path | None) -> Iterator[tuple[str, str]]:
         return
     path = folder / f".probe-{content[:8]}"
     try:
-        path.write_text(content)
+        with files.create_new(path) as file:
+            file.write(content.encode())
     except OSError as error:
         raise ConfigError(f"run-dir: {folder} cannot be written ({error.strerror}); choose another") from None
     try:

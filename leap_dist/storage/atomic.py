@@ -8,20 +8,20 @@ safetensors notices a truncated file but not a flipped bit.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
 import os
+import secrets
 import shutil
-import stat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from leap_dist.config import files
 from leap_dist.protocol import schema
 from leap_dist.testing.failpoints import failpoint
 
@@ -41,28 +41,55 @@ class OlderFormat(CorruptFile):
     """A file is of an older format. It is sound, so it is neither read nor set aside; the version that wrote it can."""
 
 
+LARGEST = 64 * 2**20
+"""Bytes of the largest JSON file that is read."""
+LARGEST_TENSORS = 2**33
+"""Bytes of the largest safetensors file that is read."""
+LARGEST_HEADER = 2**24
+"""Bytes of the largest safetensors header that is parsed."""
+
 DECODE_ERRORS = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 """Errors that decoding a damaged or foreign file may raise."""
 
 
-def read_regular(path: Path) -> bytes:
-    """Return the content of a regular file. Raises OSError, or CorruptFile if it is anything else.
+def read_regular(path: Path, limit: int = LARGEST) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes. Raises CorruptFile for anything else, OSError.
 
-    A link could point anywhere, and reading a pipe might never end.
+    A link could point anywhere, reading a pipe might never end, and a sparse file of terabytes fits on any disk.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise CorruptFile(f"{path.name} is a symbolic link") from None
-        raise
+        return files.read_regular(path, limit)
+    except files.Unreadable as error:
+        raise CorruptFile(f"{path.name} cannot be read: {error.strerror}") from None
+
+
+def read_packed(path: Path) -> bytes:
+    """Return the content of a safetensors file, once its size is what its header says. Raises like `read_regular`.
+
+    So a sparse file of terabytes costs no more than a look at its first bytes.
+    """
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise CorruptFile(f"{path.name} is not a regular file")
-        with os.fdopen(handle, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(handle)
+        with files.open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST_TENSORS or size != _size_by_header(file):
+                raise CorruptFile(f"{path.name} is not a leap-dist file, or is damaged: its size is wrong")
+            return file.read(size)
+    except files.Unreadable as error:
+        raise CorruptFile(f"{path.name} cannot be read: {error.strerror}") from None
+
+
+def _size_by_header(file: IO[bytes]) -> int:
+    """Return the size that a safetensors file has according to its header, or -1 if it has no sound header."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= LARGEST_HEADER:
+        return -1
+    try:
+        entries = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        file.seek(0)
+        return 8 + length + int(max(ends, default=0))
+    except DECODE_ERRORS:
+        return -1
 
 
 def set_aside(path: Path) -> None:
@@ -86,9 +113,10 @@ def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True, l
         OSError: the write failed, and the old content is still there.
     """
     failpoint(f"{point}.write")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The name cannot be guessed and must be new, so nobody can make this write go through a link.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with files.create_new(temporary) as file:
             file.write(data)
             file.flush()
             if durable:

@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from leap_dist.config import files
 from leap_dist.config.loading import ConfigError
+
+LARGEST_TOKEN = 2**16
+"""Bytes of the largest token file that is read."""
 
 
 class Token(NamedTuple):
@@ -31,7 +35,7 @@ def find() -> Token | None:
         return Token(value, "RAY_AUTH_TOKEN")
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         try:
-            value = Path(path).read_text().strip()
+            value = files.read_regular(Path(path), LARGEST_TOKEN, follow_links=True).decode().strip()
         except (OSError, ValueError) as error:
             raise ConfigError(f"address: RAY_AUTH_TOKEN_PATH names {path}, which cannot be read ({error})") from None
         return _of_file(value, Path(path))
@@ -103,16 +107,14 @@ def _read_private(path: Path) -> str:
 def _create(path: Path) -> None:
     """Create a token file, private from its first byte on, unless another process has created one meanwhile."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # left by a killed process with the same number
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_hex(32))
+        with files.create_new(temporary, 0o600) as file:
+            file.write(secrets.token_hex(32).encode())
             file.flush()
-            os.fsync(handle)
+            os.fsync(file.fileno())
         os.link(temporary, path)  # appears whole, and never replaces a file
     except FileExistsError:
         pass
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)

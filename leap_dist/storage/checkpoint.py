@@ -22,6 +22,7 @@ from leap_dist.storage.atomic import (
     json_digest,
     one_line,
     pack,
+    read_packed,
     read_regular,
     remove,
     set_aside,
@@ -143,7 +144,7 @@ class CheckpointStore:
                 raise CorruptFile("state.json is damaged: its checksum does not match")
             contents = {}
             for name in ("init.safetensors", "optimizer.safetensors", "heads.safetensors"):
-                data = read_regular(folder / name)
+                data = read_packed(folder / name)
                 if hashlib.sha256(data).hexdigest() != state["files"][name]:
                     raise CorruptFile(f"{name} is damaged: its checksum does not match")
                 contents[name] = unpack(data, name)[0]

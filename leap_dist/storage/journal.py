@@ -17,6 +17,7 @@ from leap_dist.storage.atomic import (
     json_digest,
     one_line,
     pack,
+    read_packed,
     read_regular,
     remove,
     set_aside,
@@ -26,6 +27,9 @@ from leap_dist.storage.atomic import (
 )
 from leap_dist.storage.replica import NO_REPLICA, NoReplica
 from leap_dist.testing.failpoints import failpoint
+
+LARGEST_RECORD = 2**20
+"""Bytes of the largest lease record that is read."""
 
 
 class Journal:
@@ -80,7 +84,7 @@ class Journal:
     def read(self, order: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return the arrays and the header of an entry. Raises CorruptFile if it is damaged, OSError."""
         path = self._path(order)
-        arrays, header = unpack(read_regular(path), f"journal/{path.name}")
+        arrays, header = unpack(read_packed(path), f"journal/{path.name}")
         if header.pop("order", order) != order:  # a copy under another name would count twice
             raise CorruptFile(f"journal/{path.name} has the content of another entry")
         return arrays, header
@@ -124,7 +128,7 @@ class Journal:
         headers, warnings = [], []
         for path in sorted(self._directory.glob("lease-*.json")):
             try:
-                header = json.loads(read_regular(path))
+                header = json.loads(read_regular(path, LARGEST_RECORD))
                 if header.pop("sha256") != json_digest(header):
                     raise CorruptFile("its checksum does not match")
                 # The lease's id becomes part of paths.

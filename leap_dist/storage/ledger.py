@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from leap_dist.config import files
 from leap_dist.protocol import schema
-from leap_dist.storage.atomic import DECODE_ERRORS
+from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile
 from leap_dist.storage.replica import NO_REPLICA, NoReplica
 from leap_dist.testing.failpoints import failpoint
 
@@ -34,6 +35,10 @@ LINE: dict[Any, Any] = {
     "curve": [{"steps": int, "episodes": int, "score": (float, None), "means": {...: float}}],
 }
 """Schema of the fields that every line has."""
+
+
+LONGEST_LINE = 2**25
+"""Bytes of the longest line that is read."""
 
 
 class Ledger:
@@ -92,7 +97,7 @@ class Ledger:
         """Make `lines` the content from byte `offset` on. Idempotent. Raises OSError."""
         text = "".join(json.dumps(line) + "\n" for line in lines).encode()
         failpoint("ledger.write")
-        with self._path.open("ab") as file:
+        with files.open_to_append(self._path) as file:
             start = min(offset, self._size_on_disk)  # a ledger that somebody shortened is not padded
             file.truncate(start)
             file.write(text)
@@ -114,11 +119,11 @@ class Ledger:
 
         A page consists of whole meta-updates. It is not larger than `page_bytes` unless its only meta-update is. After
         the last page the offset stays the same. Reading starts from the beginning if the file has shrunk. Damaged lines
-        are left out, and the log says how many.
+        are left out, and the log says how many. Raises CorruptFile if a line never ends, as in a sparse file.
         """
-        if not self._path.exists():
+        if not os.path.lexists(self._path):
             return [], 0
-        with self._path.open("rb") as file:
+        with files.open_regular(self._path) as file:
             start = file.seek(offset if offset <= self._size else 0)
             text = file.read(min(self._size - start, page_bytes))
             is_end = start + len(text) == self._size
@@ -131,6 +136,8 @@ class Ledger:
                 damaged += 1
             size += len(line)
         if not is_end:  # the last meta-update may go on beyond the page
+            if page_bytes >= LONGEST_LINE and b"\n" not in text:
+                raise CorruptFile(f"{self._path.name} is damaged: a line has more than {LONGEST_LINE:,} bytes")
             if not page or page[0][0]["version_after"] == page[-1][0]["version_after"]:
                 return self.read(start, 2 * page_bytes)
             last = page[-1][0]["version_after"]
@@ -150,7 +157,7 @@ class Ledger:
             self._sum, self._summed = hashlib.sha256(), 0
         if self._summed == size:
             return
-        with self._path.open("rb") as file:
+        with files.open_regular(self._path) as file:
             file.seek(self._summed)
             while self._summed < size and (block := file.read(min(size - self._summed, 2**20))):
                 self._sum.update(block)

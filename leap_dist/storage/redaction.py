@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
+from leap_dist.config import files
 from leap_dist.storage import auth_token
 
 HIDDEN = "***"
@@ -56,11 +58,10 @@ def _redact(text: str, known: list[str]) -> str:
 def _known() -> list[str]:
     """Return the secrets that this process knows, plain and in quoted forms, longest first."""
     values = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
-    for path in (lambda: os.environ.get("RAY_AUTH_TOKEN_PATH"), auth_token.default_path):
-        try:
-            values.add(Path(path() or os.devnull).read_text().strip())
-        except (OSError, ValueError):  # ValueError includes the error for a user without a home directory
-            continue
+    for path in (os.environ.get("RAY_AUTH_TOKEN_PATH"), "~/.ray/auth_token"):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # no such file, no text, no home directory
+            file = Path(path or "").expanduser()
+            values.add(files.read_regular(file, auth_token.LARGEST_TOKEN, follow_links=True).decode().strip())
     long = [value for value in values if len(value) >= SHORTEST]
     forms = {form for v in long for form in (v, v.strip(), json.dumps(v)[1:-1], repr(v)[1:-1], quote(v, safe=""))}
     return sorted((form for form in forms if len(form) >= SHORTEST), key=len, reverse=True)

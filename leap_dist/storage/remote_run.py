@@ -43,6 +43,7 @@ class RemoteRun(Run):
 
     def __init__(self, url: Url) -> None:
         """Open the storage without sending a request yet. Raises ConfigError if the URL cannot be used."""
+        # Not Run.__init__: a working copy is private, so nobody has to be kept out of it.
         self._storage = open_storage(url)
         if url.lower().startswith("memory:"):
             raise ConfigError("run-dir: memory:// belongs to one process, and a run has several; use file:///")
@@ -60,11 +61,11 @@ class RemoteRun(Run):
         return self._heartbeat.lost if self._heartbeat else None
 
     def fetch_config(self) -> bool:
-        """Download the configuration, if any. Returns whether the URL holds a run. Raises ConfigError."""
+        """Download the configuration, if any. Returns whether a run has begun at the URL. Raises ConfigError."""
         with self.translated_errors(), self._one_line_errors():
             names = [name for name in ("config.yaml", "manifest.json") if self._storage.find(name) is not None]
             replica.fetch(self._storage, self.folder, {name: name for name in names})
-        return "config.yaml" in names
+            return "config.yaml" in names and replica.has_begun(self._storage)
 
     def __enter__(self) -> RemoteRun:
         with self._one_line_errors():
@@ -159,16 +160,12 @@ def open_run(where: Location, *, resume: bool) -> Run:
     if isinstance(where, Url):
         remote = RemoteRun(where)
         if remote.fetch_config() and not resume:
-            raise ConfigError(_exists(remote.shown))
+            raise ConfigError(run_directory.already_exists(remote.shown))
         if resume and not run_directory.exists(remote.folder):
             raise ConfigError(f"resume: {remote.shown} holds no run; leave --resume out to start one there")
         return remote
     if holds_objects(where):
         raise ConfigError(f"run-dir: {where} holds a run that belongs to a URL; use file://{where.resolve()}")
-    if not resume and run_directory.exists(where):
-        raise ConfigError(_exists(str(where)))
-    return Run(where)
-
-
-def _exists(shown: str) -> str:
-    return f"run-dir: {shown} already holds a run; add --resume to continue it, or choose another directory"
+    if not resume and run_directory.has_begun(where):
+        raise ConfigError(run_directory.already_exists(str(where)))
+    return Run(where, new=not resume)

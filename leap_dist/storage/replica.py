@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from leap_dist.config import files
 from leap_dist.storage.objects import Storage, open_storage
 from leap_dist.storage.remote_lock import ALIVE, Claim, LockLost, Stamp, check, new_stamp, parse_stamp
 
@@ -225,12 +226,19 @@ def pull(storage: Storage, folder: Path, claim: Claim, before: Claim | None) -> 
         storage.remove(rubbish)
 
 
+def has_begun(storage: Storage) -> bool:
+    """Return whether the URL holds results. A failed start leaves only a description of the run. Raises OSError."""
+    return any(name.split("/")[0] in ("checkpoints", "journal", "ledger", LEDGER) for name in storage.names())
+
+
 def fetch(storage: Storage, folder: Path, wanted: Mapping[str, str]) -> None:
     """Download objects: `wanted` maps their names to paths below `folder`. Raises OSError."""
 
     def copy(name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(storage.get(name))
+        path.unlink(missing_ok=True)
+        with files.create_new(path) as file:
+            file.write(storage.get(name))
 
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
         list(pool.map(copy, wanted, (folder / path for path in wanted.values())))
@@ -250,7 +258,7 @@ def write_ledger(storage: Storage, folder: Path, names: Iterable[str], owner: Cl
         return
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
         contents = dict(zip(segments, pool.map(lambda found: storage.get(found[0]), segments.values()), strict=True))
-    with (folder / LEDGER).open("ab") as file:
+    with files.open_to_append(folder / LEDGER) as file:
         for when, (_, offset) in sorted(segments.items()):
             file.truncate(min(offset, file.seek(0, 2)))
             file.write(contents[when])

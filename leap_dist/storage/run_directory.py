@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import itertools
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
-from importlib import metadata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from leap_dist.config import files
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.protocol import schema
-from leap_dist.storage.atomic import write_atomic
-from leap_dist.storage.redaction import redact_all
-from leap_dist.storage.run_lock import RunDirectoryBusy, lock_holder, other_host
+from leap_dist.storage.atomic import CorruptFile, read_regular, remove, write_atomic
+from leap_dist.storage.manifest import write_manifest
+from leap_dist.storage.remote_lock import LockLost
+from leap_dist.storage.run_lock import LAUNCH, RunDirectoryBusy, RunLock, lock_holder, other_host
 
 CONTENT = (
     "config.yaml", "manifest.json", "checkpoints", "journal", "ledger.jsonl", "init.safetensors", "tensorboard",
-    "ledger", "summary.json", "progress.png", ".lock", "profile",
+    "ledger", "summary.json", "progress.png", ".lock", ".launch", "profile",
     "arms.json", "runs", "figures", "report.md", "report.html", "results.csv", "results.json",
 )  # fmt: skip
 """Names that a training run or an evaluation uses in its directory."""
 
-PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tensorboard")
-"""Packages whose versions are recorded in manifest.json."""
+_START_ONLY = ("manifest.json", "summary.json", "tensorboard", "profile", "progress.png")
+"""What a start that failed may leave, besides config.yaml, and a new start must not take for its own."""
 
 ORPHAN_SECONDS = 10.0
 """Seconds for which a server may outlive its killed driver."""
@@ -39,12 +41,70 @@ WATCH_SECONDS = 6.0
 ENDED = ("done", "interrupted", "failed")
 """States of a run that has no driver."""
 
+LARGEST_SUMMARY = 2**24
+"""Bytes of the largest summary that is read."""
+
+
+class RunDirectoryGone(LockLost):
+    """The directory of a running run was removed, so nothing of it is kept any more."""
+
+
+@contextlib.contextmanager
+def claimed(run_dir: Path, *, new: bool = False) -> Iterator[None]:
+    """Hold a directory for one launch, so that a second launch is refused before it writes anything.
+
+    With `new`, the directory must not hold a run that has begun. If the block raises before one has, a directory that
+    was empty is removed again. Raises RunDirectoryBusy if another launch holds the directory, ConfigError if it holds
+    a run or cannot be written.
+    """
+    _refuse_link(run_dir, run_dir / LAUNCH)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        was_empty = not any(run_dir.iterdir())
+        lock = RunLock(run_dir, LAUNCH)
+    except OSError as error:
+        raise ConfigError(f"run-dir: {run_dir} cannot be written ({error.strerror}); choose another") from None
+    try:
+        if new and has_begun(run_dir):  # by a launch that was faster
+            raise ConfigError(already_exists(str(run_dir)))
+        yield
+    except BaseException:
+        if was_empty and not has_begun(run_dir) and not _is_locked(run_dir):
+            remove(run_dir)
+        raise
+    finally:
+        lock.release()
+
+
+def create_unique(wanted: Path) -> Path:
+    """Create a directory named `wanted`, or with -2, -3 … appended if that name is taken. Raises ConfigError.
+
+    It is removed when the process ends if it is still empty then.
+    """
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                break
+    except OSError as error:
+        raise ConfigError(f"run-dir: {wanted} cannot be written ({error.strerror}); choose another") from None
+    atexit.register(_remove_if_empty, path.absolute())
+    return path
+
+
+def already_exists(shown: str) -> str:
+    """Return the error for a new run at a place that holds one."""
+    return f"run-dir: {shown} already holds a run; add --resume to continue it, or choose another directory"
+
 
 def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
     """Create a run directory, or accept one to resume, and write config.yaml and manifest.json.
 
     If a live server holds the directory but its driver is silent, waits up to `patience` seconds for that server to
-    end. If the last holder ran on another host, whose lock may be invisible here, watches for its reports.
+    end. If the last holder ran on another host, whose lock may be invisible here, watches for its reports. What a
+    failed start has left behind is overwritten; manifest.json gains a session otherwise.
 
     Raises ConfigError if the directory cannot be written or contains links, RunDirectoryBusy if a live server holds it.
     """
@@ -59,10 +119,37 @@ def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
             raise RunDirectoryBusy(
                 f"run-dir: {run_dir} is in use from another host ({holder}); stop it or choose another"
             )
+        if not has_begun(run_dir):
+            for name in _START_ONLY:
+                remove(run_dir / name)
+        for leftover in run_dir.glob(".*.tmp"):  # a crash cut this write short
+            remove(leftover)
         write_atomic(run_dir / "config.yaml", configuration.to_yaml(config).encode(), "config")
-        write_atomic(run_dir / "manifest.json", json.dumps(manifest(config), indent=2).encode(), "manifest")
+        write_manifest(run_dir, config)
     except OSError as error:
         raise ConfigError(f"run-dir: {run_dir} cannot be written ({error.strerror}); choose another") from None
+
+
+def require(run_dir: Path) -> None:
+    """Raise RunDirectoryGone if the directory of a running run was removed or replaced."""
+    try:
+        os.stat(run_dir / "config.yaml")
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunDirectoryGone(f"run-dir: {run_dir} was removed while the run was going on") from None
+    except OSError:  # a shared file system that does not answer at the moment
+        return
+
+
+def _is_locked(run_dir: Path) -> bool:
+    try:
+        return lock_holder(run_dir) is not None
+    except OSError:
+        return True
+
+
+def _remove_if_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def _holder_after(run_dir: Path, patience: float) -> str | None:
@@ -78,7 +165,9 @@ def _holder_after(run_dir: Path, patience: float) -> str | None:
 def _reported(run_dir: Path) -> int:
     """Return the modification time of the summary in ns, or 0 if there is none. Only meant for comparison."""
     try:
-        with (run_dir / "summary.json").open("rb") as file:  # opening makes a shared file system refresh its cache
+        with files.open_regular(
+            run_dir / "summary.json"
+        ) as file:  # opening makes a shared file system refresh its cache
             return os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return 0
@@ -122,6 +211,15 @@ def exists(run_dir: Path) -> bool:
         return False
 
 
+def has_begun(run_dir: Path) -> bool:
+    """Return whether a directory holds results: a start that failed leaves only a description of the run."""
+    try:
+        saved = any(any((run_dir / name).glob("[!.]*")) for name in ("checkpoints", "journal"))
+        return saved or any((run_dir / name).exists() for name in ("ledger.jsonl", "arms.json"))
+    except OSError:
+        return True
+
+
 def holds_evaluation(folder: Path) -> bool:
     """Return whether an evaluation was started in this directory."""
     try:
@@ -130,12 +228,12 @@ def holds_evaluation(folder: Path) -> bool:
         return False
 
 
-def refuse_links(run_dir: Path) -> None:
+def refuse_links(run_dir: Path, names: Iterable[str] = CONTENT) -> None:
     """Raise ConfigError if anything that a run would read or write is a symbolic link, which may lead outside."""
-    for name in CONTENT:
+    for name in names:
         _refuse_link(run_dir, run_dir / name)
-        for folder, folders, files in os.walk(run_dir / name):
-            for inner in (*folders, *files):
+        for folder, inner_folders, inner_files in os.walk(run_dir / name):
+            for inner in (*inner_folders, *inner_files):
                 _refuse_link(run_dir, Path(folder, inner))
 
 
@@ -161,45 +259,6 @@ def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
     return new
 
 
-def changed_packages(run_dir: Path) -> list[str]:
-    """Return a warning for each package whose version differs from the one that the run was last started with.
-
-    Call this before `prepare`, which records the versions that are installed now.
-    """
-    try:
-        packages = json.loads((run_dir / "manifest.json").read_bytes())["packages"]
-        schema.check(packages, {...: str}, "packages")
-    except (OSError, KeyError, ValueError, TypeError, RecursionError):
-        return ["manifest.json cannot be read, so changed package versions cannot be detected"]
-    installed = {name: metadata.version(name) for name in PACKAGES}
-    return [
-        f"{name} is {installed[name]}, the run was started with {ascii(packages[name])[1:-1][:40]}: the bits may differ"
-        for name in PACKAGES
-        if name in packages and packages[name] != installed[name]
-    ]
-
-
-def manifest(config: Config) -> dict[str, Any]:
-    """Return what is needed to repeat the run: versions, revision, seed, command and hardware."""
-    import torch  # takes seconds, and most of those who use this module do not need it
-
-    return {
-        "leap_dist": _git_revision(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": redact_all([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "seed": config.seed,
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "hardware": {
-            "machine": platform.machine(),
-            "system": f"{platform.system()} {platform.release()}",
-            "processors": os.cpu_count(),
-            "bfloat16": torch.cpu._is_avx512_bf16_supported(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        },
-    }
-
-
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     """Replace summary.json. Raises OSError."""
     write_atomic(run_dir / "summary.json", json.dumps(summary, indent=1).encode(), "summary", durable=False)
@@ -209,9 +268,9 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     """Return the content of summary.json. Raises ConfigError if it is missing or damaged."""
     refuse_links(run_dir)
     try:
-        summary = json.loads((run_dir / "summary.json").read_bytes())
+        summary = json.loads(read_regular(run_dir / "summary.json", LARGEST_SUMMARY))
         json.dumps(summary, ensure_ascii=False).encode()  # text that cannot be printed is damage as well
-    except (OSError, ValueError, RecursionError):
+    except (CorruptFile, OSError, ValueError, RecursionError):
         hint = "it has not reported yet" if exists(run_dir) else "no run was started there"
         raise ConfigError(f"run-dir: {run_dir} has no summary.json; {hint}") from None
     try:
@@ -229,18 +288,3 @@ def wall_seconds(run_dir: Path) -> float:
     except (ConfigError, TypeError, ValueError, OverflowError):
         return 0.0
     return seconds if 0 <= seconds < 1e10 else 0.0
-
-
-def _git_revision() -> str:
-    """Return the commit of the running code, with a + if it was modified; "unknown" outside a checkout."""
-    here = Path(__file__).parents[1]
-    try:
-        revision = _git(here, "rev-parse", "--short=12", "HEAD")
-        return revision + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()

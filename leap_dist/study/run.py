@@ -60,6 +60,8 @@ def _write_study(study: Study, out: Path) -> None:
     """Write study.json, merged with the one that is there already. Raises ConfigError."""
     if run_directory.exists(out):
         raise ConfigError(f"out: {out} holds a run or an evaluation; choose another")
+    content = ("study.json", _CLAIMS, "table.md", "figures", "results.csv", "results.json")
+    run_directory.refuse_links(out, (*content, *study.groups))
     try:
         with _claim(out, "study"):
             (merge(Study.read(out), study) if (out / "study.json").exists() else study).write(out)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from leap_dist.config import metrics
 from leap_dist.config.metrics import Metric
 from leap_dist.envs.games import reference_scores
+from leap_dist.storage.atomic import write_atomic
 
 # Colors of Okabe and Ito, which people with color blindness can tell apart. Yellow is too faint, black is the mean's.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -153,9 +154,6 @@ def _empty(title: str) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(part, format="png")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomic(path, buffer.getvalue(), "picture", durable=False)

@@ -105,7 +105,8 @@ def _may_fire(fault: _Fault) -> bool:
     path = Path(name)
     if fault.first == fault.last and path.exists() and fault.text in path.read_text().splitlines():
         return False
-    with path.open("a") as file:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o666), "a") as file:
         file.write(f"{fault.text}\n")
     return True
 

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import Any, NamedTuple
 from safetensors.torch import save
 
 from leap_dist.config import loading as configuration
+from leap_dist.config.files import create_new
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
-from leap_dist.protocol import schema
-from leap_dist.storage.atomic import CorruptFile, read_regular
+from leap_dist.storage import manifest
+from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile
 from leap_dist.weights.initialization import Initialization, InitializedEncoder, read_initialization
 
 
@@ -216,12 +218,11 @@ def _config(initialization: Initialization, run_dir: Path) -> Config | None:
 
 def _manifest(run_dir: Path) -> dict[str, str]:
     try:
-        manifest = json.loads(read_regular(run_dir / "manifest.json"))
-        schema.check(manifest, {"leap_dist": str, "started": str, "packages": {...: str}}, "manifest")
-    except (OSError, CorruptFile, ValueError, RecursionError):
+        session = manifest.last_session(run_dir)
+    except (OSError, CorruptFile, *DECODE_ERRORS):
         return {}
-    versions = ", ".join(f"{n} {manifest['packages'].get(n, 'unknown')}" for n in ("torch", "ale-py"))
-    return {"leap-dist revision": manifest["leap_dist"], "last started": manifest["started"], "with": versions}
+    versions = ", ".join(f"{n} {session['packages'].get(n, 'unknown')}" for n in ("torch", "ale-py"))
+    return {"leap-dist revision": session["leap_dist"], "last started": session["started"], "with": versions}
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:
@@ -235,11 +236,12 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
         if final == Path.cwd():  # replacing it would leave the user's shell in the old one
             raise ConfigError(f"out: {out} is the current directory; choose a new one")
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+        temporary = final.with_name(f".{final.name}.{secrets.token_hex(8)}.tmp")
         try:
             temporary.mkdir()
             for name, data in files.items():
-                (temporary / name).write_bytes(data)
+                with create_new(temporary / name) as file:
+                    file.write(data)
             os.replace(temporary, final)
         finally:
             with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from leap_dist.nn import convnet
 from leap_dist.nn.actor_critic import FRAME_SIZE, SCALE, Encoder, initialize
 from leap_dist.nn.flat_vector import Manifest, load_vector
 from leap_dist.protocol import schema
-from leap_dist.storage.atomic import CorruptFile, read_regular, unpack
+from leap_dist.storage.atomic import CorruptFile, read_packed, unpack
 from leap_dist.tasks.task import family_named
 
 _ORDER = {
@@ -189,7 +189,7 @@ def load_network(path: str | Path, classes: int | None = None, *, head_seed: int
 def read_initialization(path: str | Path) -> Initialization:
     """Read an init.safetensors; links are followed. Raises OSError, or CorruptFile that says what is wrong."""
     path = Path(path)
-    data = read_regular(Path(os.path.realpath(path)))
+    data = read_packed(Path(os.path.realpath(path)))
     found, metadata = unpack(data, path.name)
     tensors = dict(sorted(found.items()))  # the order in which they are read differs between processes
     try:

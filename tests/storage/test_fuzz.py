@@ -39,7 +39,7 @@ from leap_dist.config.settings import Config
 from leap_dist.driver import driver
 from leap_dist.protocol.messages import Ack, Contribution
 from leap_dist.server.leases import LeaseBook
-from leap_dist.storage import run_directory
+from leap_dist.storage import manifest, run_directory
 from leap_dist.storage.atomic import CorruptFile, pack, unpack
 from leap_dist.storage.checkpoint import CheckpointStore
 from leap_dist.storage.journal import Journal
@@ -639,12 +639,12 @@ def fuzz_manifest(folder: Path, runs: dict[str, list[Run]]) -> Case:
     """Of versions that are not those of now: a warning for each, or that nothing is known."""
     run_directory.prepare(folder, small_config())
     text = (folder / "manifest.json").read_bytes()
-    assert run_directory.changed_packages(folder) == []
+    assert manifest.changed_packages(folder) == []
 
     def case(rng: Rng, number: int) -> None:
         data = damage(text, rng) if rng.random() < 0.5 else json.dumps(mangle(json.loads(text), rng)).encode()
         (folder / "manifest.json").write_bytes(data)
-        found = run_directory.changed_packages(folder)
+        found = manifest.changed_packages(folder)
         require(all("\n" not in line and len(line) < 200 for line in found), "more than a line")
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             packages = json.loads(data)["packages"]

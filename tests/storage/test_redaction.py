@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from leap_dist.config.loading import fields, resolve
 from leap_dist.envs.games import available
-from leap_dist.storage import auth_token, run_directory
+from leap_dist.storage import auth_token, manifest
 from leap_dist.storage.redaction import redact, redact_all
 
 VARIABLES = ["RAY_AUTH_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "MY_SECRET", "wandb_api_key"]
@@ -108,6 +108,6 @@ def test_short_values_are_not_hidden_for_they_are_everywhere(monkeypatch):
 def test_the_manifest_holds_no_secret_of_the_command_line(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
     arguments = ["/x/launch.py", "train", "--run-dir", "s3://me:hunter22@store/x", "--config", "hf_0123456789.yaml"]
-    monkeypatch.setattr(run_directory.sys, "argv", arguments)
-    command = run_directory.manifest(resolve("smoke"))["command"]
+    monkeypatch.setattr(manifest.sys, "argv", arguments)
+    command = manifest.describe(resolve("smoke"))["command"]
     assert command == ["launch.py", "train", "--run-dir", "s3://***@store/x", "--config", "***.yaml"]

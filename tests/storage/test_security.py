@@ -20,7 +20,7 @@ from protocol import config, finish, grant, serve
 from leap_dist.cli import main as launch
 from leap_dist.config.loading import ConfigError, read_yaml, resolve
 from leap_dist.driver import driver
-from leap_dist.storage import auth_token, run_directory
+from leap_dist.storage import auth_token, manifest, run_directory
 from leap_dist.telemetry import pictures, tensorboard
 
 # --- What is on disk is never executed -----------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def no_ray(monkeypatch):
 
     monkeypatch.setattr(driver, "train", train)
     monkeypatch.setattr(pictures, "progress_picture", lambda *_: None)  # slow, and reads nothing itself
-    monkeypatch.setattr(run_directory, "_git_revision", lambda: "unknown")
+    monkeypatch.setattr(manifest, "_git_revision", lambda: "unknown")
     return reached
 
 

@@ -17,12 +17,12 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
-from torch.utils.tensorboard import FileWriter
 
 from leap_dist.evaluation import statistics
 from leap_dist.evaluation.results import Results
 from leap_dist.evaluation.statistics import Band
 from leap_dist.storage.atomic import remove
+from leap_dist.telemetry.event_file import EventFile
 
 _ALL_GAMES = "iqm"
 _FIELDS = Band._fields  # also the last parts of the tags
@@ -42,12 +42,13 @@ def write(results: Results, folder: Path) -> None:
     for old in folder.glob("events.out.tfevents.*"):
         remove(old)
     curves = list(_curves(results))
-    writer = FileWriter(folder)
-    writer.add_summary(_layout(curves), 0)
+    writer = EventFile(folder)
+    writer.add(_layout(curves), 0)
     for index, step in enumerate(statistics.grid(results.budget)):
         points = ((curve.tag(field), float(getattr(curve.band, field)[index])) for curve in curves for field in _FIELDS)
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in points if not math.isnan(value)]
-        writer.add_summary(Summary(value=values), round(step))
+        writer.add(Summary(value=values), round(step))
+    writer.flush()
     writer.close()
 
 

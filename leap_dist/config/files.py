@@ -1,0 +1,70 @@
+"""Opening files whose content, or name, somebody else may have prepared.
+
+A pipe never ends, a device has side effects, a link leads anywhere, and a sparse file of terabytes fits on any disk.
+The functions here open regular files only, and read no more than a stated number of bytes. They are the lowest layer:
+the configuration, data sets and run directories are all read and written through them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+WRITABLE = 0o666
+"""Mode of new files, before the umask."""
+
+
+class Unreadable(OSError):
+    """The file is not a regular file, is a link, or is too large. `strerror` says which."""
+
+
+def open_regular(path: Path, *, follow_links: bool = False) -> IO[bytes]:
+    """Open a regular file for reading, without ever blocking. Raises Unreadable for anything else, OSError."""
+    return os.fdopen(_open(path, os.O_RDONLY, follow_links=follow_links), "rb")
+
+
+def read_regular(path: Path, limit: int, *, follow_links: bool = False) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes. Raises Unreadable for anything else, OSError."""
+    with open_regular(path, follow_links=follow_links) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise Unreadable(errno.EFBIG, f"the file is larger than {limit:,} bytes", str(path))
+        data = file.read(limit + 1)  # the file may be growing
+    if len(data) > limit:
+        raise Unreadable(errno.EFBIG, f"the file is larger than {limit:,} bytes", str(path))
+    return data
+
+
+def create_new(path: Path, mode: int = WRITABLE) -> IO[bytes]:
+    """Create a file for writing. Raises FileExistsError if anything, even a dangling link, has that name; OSError."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode), "wb")
+
+
+def open_to_append(path: Path) -> IO[bytes]:
+    """Open a file for reading and appending, and create it if it is missing.
+
+    Raises Unreadable if it is a symbolic link, has a second name (a hard link), or is not a regular file; OSError.
+    """
+    handle = _open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    if os.fstat(handle).st_nlink > 1:
+        os.close(handle)
+        raise Unreadable(errno.EMLINK, "the file has a second name (a hard link)", str(path))
+    return os.fdopen(handle, "a+b")
+
+
+def _open(path: Path, flags: int, *, follow_links: bool = False) -> int:
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    try:
+        handle = os.open(path, flags, WRITABLE)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow_links:
+            raise Unreadable(errno.ELOOP, "it is a symbolic link", str(path)) from None
+        if error.errno in (errno.ENXIO, errno.EISDIR):  # a socket, or a pipe without a reader; a directory
+            raise Unreadable(errno.EINVAL, "it is not a regular file", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise Unreadable(errno.EINVAL, "it is not a regular file", str(path))
+    return handle
