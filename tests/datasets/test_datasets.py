@@ -320,7 +320,7 @@ CASES = [(name, file) for name, files in FILES.items() for file in files]
 
 
 @pytest.mark.parametrize(("name", "file"), CASES)
-@pytest.mark.parametrize("damage", ["gone", "empty", "half", "pickle", "noise", "folder", "pipe"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "half", "pickle", "noise", "folder", "pipe", "device", "sparse"])
 def test_a_damaged_file_is_named(tmp_path, name, file, damage):
     lay_out(tmp_path / name, name)
     path = tmp_path / name / file
@@ -330,6 +330,11 @@ def test_a_damaged_file_is_named(tmp_path, name, file, damage):
         path.mkdir()
     elif damage == "pipe":
         os.mkfifo(path)
+    elif damage == "device":
+        path.symlink_to("/dev/zero")
+    elif damage == "sparse":
+        with path.open("wb") as file:
+            file.truncate(2**40)
     elif damage != "gone":
         noise = np.random.default_rng(0).bytes(len(data))
         path.write_bytes(
@@ -655,3 +660,23 @@ def test_a_folder_of_data_sets_is_listed(tmp_path, capsys):
 def test_an_empty_folder_is_told_the_names(tmp_path, capsys):
     assert listing.main([str(tmp_path)]) == 2
     assert "has no folder named as any of omniglot, cifar10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
+def test_a_file_that_never_ends_is_refused_in_one_line(tmp_path, capsys, kind):
+    lay_out(tmp_path / "svhn", "svhn")
+    path = tmp_path / "svhn" / "train_32x32.mat"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**40)
+    tracemalloc.start()
+    assert listing.main([str(tmp_path)]) == 2
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
+    assert len(capsys.readouterr().err.splitlines()) == 1
