@@ -61,7 +61,6 @@ class EvaluationServer:
         self._runs = list(runs)
         self._vectors = vectors
         self._out = out
-        self._clock = clock
         self.alerts: deque[str] = deque(maxlen=100)
         """Messages that the user should read, oldest first."""
         self._counts: Counter[str] = Counter()  # steps, pushes, leases_lost, duplicates
@@ -71,7 +70,7 @@ class EvaluationServer:
         try:
             left, warnings = missing(self._runs, config, out)
             self._queue = RunQueue(self._runs, left)
-            self._leases = LeaseBook(journal := Journal(out / "journal"), session, clock)
+            self._leases = LeaseBook(journal := Journal(out / "journal"), session, clock, config.server.lease_seconds / 4)
             warnings += self._reopen_leases(journal, session)
         except BaseException:
             self._lock.release()
@@ -214,7 +213,7 @@ class EvaluationServer:
                 same_session, lease = record.pop("session", None) == session, Lease.from_dict(record)
                 if same_session and lease.task.index in made:  # the acknowledgment may have been lost
                     self._leases.remember(lease.id, ACCEPTED)
-        orphans, _, more = self._leases.reopen(made)
+        orphans, _, more = self._leases.reopen(lambda index: index not in made)
         for held in self._leases.all():
             # Indices of another session are those of other runs.
             if held in orphans or not self._queue.take_run(held.lease.task.index):
@@ -247,7 +246,7 @@ class EvaluationServer:
         self._blame(held, reason)
 
     def _blame(self, held: OpenLease, reason: str, *, died: bool = False) -> None:
-        for alert in self._queue.fail(held, reason, self._clock(), died=died):
+        for alert in self._queue.fail(held, reason, self._leases.now(), died=died):
             self._alert(alert)
 
     def _extend(self, held: OpenLease, steps: int) -> None:
@@ -266,7 +265,7 @@ class EvaluationServer:
 
     def _describe(self, held: OpenLease) -> dict[str, Any]:
         run = self._runs[held.lease.task.index]
-        return {**describe(held, self._clock()), "arm": run.arm.label, "seed": run.seed}
+        return {**describe(held, self._leases.now()), "arm": run.arm.label, "seed": run.seed}
 
     def _alert(self, text: str) -> None:
         log.warning(text)

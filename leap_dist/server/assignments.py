@@ -38,7 +38,6 @@ class Assignments:
         self._max_leases = max(MIN_LEASES, 2 * config.workers)
         self._backlog = backlog
         self._alert = alert
-        self._clock = clock
         self.quarantine = Quarantine()
         self.queue = TaskQueue(
             config.games,
@@ -47,7 +46,8 @@ class Assignments:
             steps=config.task_steps,
             replace=config.sampling == "replacement",
         )
-        self.leases = LeaseBook(backlog.journal, session, clock)
+        # The driver calls every other second. If nobody called for longer, it was the server that stood still.
+        self.leases = LeaseBook(backlog.journal, session, clock, max_gap=self._seconds / 4)
 
     def must_wait(self, worker: str) -> bool:
         """Return whether a worker gets no lease now: it is in quarantine, or too many leases are open already."""
@@ -63,7 +63,7 @@ class Assignments:
             return None
         try:
             return self.leases.grant(task, worker, incarnation, version, self._seconds)
-        except OSError:
+        except Exception:
             self.queue.give_back(task.index)
             raise
 
@@ -88,7 +88,7 @@ class Assignments:
     def blame(self, held: OpenLease, reason: str, *, died: bool = False) -> None:
         """Count a lease that ended badly against its game and worker; see `Quarantine.fail`."""
         task, worker = held.lease.task, held.lease.worker
-        news = self.quarantine.fail(task.game, worker, reason, granted=held.granted, now=self._clock(), died=died)
+        news = self.quarantine.fail(task.game, worker, reason, granted=held.granted, now=self.leases.now(), died=died)
         if news:
             self._alert(news)
 

@@ -23,9 +23,9 @@ class OpenLease:
 
     lease: Lease
     granted: float
-    """When the lease was granted, in monotonic seconds."""
+    """When the lease was granted; see `LeaseBook.now`."""
     renewed: float
-    """When its worker was last heard from, in monotonic seconds."""
+    """When its worker was last heard from; see `LeaseBook.now`."""
     steps: int = 0
     """Agent steps into the task, as far as reported."""
     seq: int = 0
@@ -35,7 +35,7 @@ class OpenLease:
 
     @property
     def deadline(self) -> float:
-        """Time after which the lease has expired, in monotonic seconds."""
+        """Time after which the lease has expired; see `LeaseBook.now`."""
         return self.renewed + self.lease.seconds
 
 
@@ -59,12 +59,16 @@ class LeaseBook:
         store: where open leases are recorded.
         session: name of this launch, recorded with each lease.
         clock: returns monotonic seconds.
+        max_gap: longest time, in seconds, that counts between two looks at the clock. If the server itself stood still
+            (stopped, swapped out, or waiting for a slow disk), no worker could report, and none is to blame.
     """
 
-    def __init__(self, store: LeaseStore, session: str, clock: Callable[[], float]) -> None:
+    def __init__(self, store: LeaseStore, session: str, clock: Callable[[], float], max_gap: float = math.inf) -> None:
         self._store = store
-        self._session = session
+        self.session = session
         self._clock = clock
+        self._max_gap = max_gap
+        self._now = self._looked_at = clock()
         self._open: dict[str, OpenLease] = {}
         self._by_worker: dict[str, dict[str, OpenLease]] = {}
         self._no_expiry_before = math.inf  # renewals only postpone deadlines, so until then nothing needs checking
@@ -73,10 +77,17 @@ class LeaseBook:
     def __len__(self) -> int:
         return len(self._open)
 
+    def now(self) -> float:
+        """Return the time by which leases are granted, renewed and expire: seconds in which the server was running."""
+        time = self._clock()
+        self._now += min(time - self._looked_at, self._max_gap)
+        self._looked_at = time
+        return self._now
+
     def grant(self, task: Task, worker: str, incarnation: str, version: int, seconds: float) -> Lease:
         """Record and open a lease. Raises OSError if it cannot be recorded; it is not granted then."""
         lease = Lease(f"{task.index:06d}-{uuid.uuid4().hex[:8]}", task, worker, incarnation, version, seconds)
-        self._store.open_lease(lease.id, {"session": self._session, **asdict(lease)})
+        self._store.open_lease(lease.id, {"session": self.session, **asdict(lease)})
         self._begin(lease)
         return lease
 
@@ -94,7 +105,7 @@ class LeaseBook:
 
     def expired(self) -> list[OpenLease]:
         """Return the open leases that are past their deadline."""
-        now = self._clock()
+        now = self.now()
         if now <= self._no_expiry_before:
             return []
         self._no_expiry_before = min((held.deadline for held in self._open.values()), default=math.inf)
@@ -102,7 +113,7 @@ class LeaseBook:
 
     def extend(self, held: OpenLease, steps: int = 0) -> int:
         """Renew a lease whose worker is `steps` agent steps into its task. Return how many of these are new."""
-        held.renewed = self._clock()
+        held.renewed = self.now()
         new = max(0, steps - held.steps)
         held.steps += new
         return new
@@ -135,31 +146,41 @@ class LeaseBook:
         """Return the closed leases whose final contribution was accepted, with its `seq`."""
         return {lease_id: seq for lease_id, (outcome, seq) in self._closed.items() if outcome == ACCEPTED}
 
-    def reopen(self, done: set[int]) -> tuple[list[OpenLease], int, list[str]]:
-        """Open the recorded leases after a restart, with a fresh deadline, except those whose task is `done`.
+    def reopen(self, is_pending: Callable[[int], bool]) -> tuple[list[OpenLease], int, list[str]]:
+        """Open the recorded leases after a restart, with a fresh deadline.
+
+        Records that should have been removed are recognized and dropped: those of closed leases, of tasks that are not
+        pending, and of tasks of which there is a newer record.
+
+        Args:
+            is_pending: returns whether the task with this index is still to be done.
 
         Returns the leases of other sessions, whose workers are gone; the highest task index seen plus one, or 0 if
         there was none; and a warning for each record that cannot be used.
         """
-        orphans, highest = [], 0
+        newest: dict[int, tuple[Lease, str | None]] = {}
         headers, warnings = self._store.leases()
-        for header in headers:
+        for header in headers:  # oldest first
             try:
                 session, lease = header.pop("session", None), Lease.from_dict(header)
             except ValueError as error:  # the task is trained again
                 warnings.append(f"the record of lease {header['id']} cannot be used: {error}")
                 continue
-            highest = max(highest, lease.task.index + 1)
-            if lease.task.index in done or lease.id in self._closed:
+            if lease.task.index in newest:
+                self._store.close_lease(newest[lease.task.index][0].id)
+            newest[lease.task.index] = lease, session
+        orphans = []
+        for index, (lease, session) in sorted(newest.items()):
+            if lease.id in self._closed or not is_pending(index):
                 self._store.close_lease(lease.id)
                 continue
             held = self._begin(lease)
-            if session != self._session:
+            if session != self.session:
                 orphans.append(held)
-        return orphans, highest, warnings
+        return orphans, max(newest, default=-1) + 1, warnings
 
     def _begin(self, lease: Lease) -> OpenLease:
-        now = self._clock()
+        now = self.now()
         held = OpenLease(lease, granted=now, renewed=now)
         self._open[lease.id] = self._by_worker.setdefault(lease.worker, {})[lease.id] = held
         self._no_expiry_before = min(self._no_expiry_before, held.deadline)

@@ -258,7 +258,7 @@ class MetaServer:
             self._assignments.take_back(held, outcome)
 
     def _status(self) -> dict[str, Any]:
-        state, scheduler, events, now = self._state, self._scheduler, self._counters.events, self._clock()
+        state, scheduler, events = self._state, self._scheduler, self._counters.events
         return {
             "meta_updates": self.version,
             "tasks": state.applied_tasks,
@@ -277,7 +277,7 @@ class MetaServer:
             "quarantined_workers": sorted(self._assignments.quarantine.workers),
             "silent": list(self._silent),
             "agent_steps": events["steps"],
-            "checkpoint_age": now - scheduler.saved_at,
+            "checkpoint_age": self._clock() - scheduler.saved_at,
             "pushes": self._push_latency.count,
             "push_ms": self._push_latency.milliseconds(),
             "update_ms": scheduler.latency.milliseconds(),
@@ -286,5 +286,5 @@ class MetaServer:
             "agreement_between_games": scheduler.agreement.cosines(),
             "finished": self.finished,
             "alerts": list(self.alerts),
-            "leases": [describe(held, now) for held in self._leases.all()],
+            "leases": [describe(held, self._leases.now()) for held in self._leases.all()],
         }

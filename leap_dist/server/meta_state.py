@@ -133,8 +133,8 @@ class MetaState:
             count: number of contributions to apply.
             bookkeeping: plain data stored in the checkpoint, for `recovery`.
 
-        Raises OSError if the checkpoint cannot be saved. φ, the optimizer and the waiting contributions are then as
-        before.
+        Raises OSError if the checkpoint cannot be saved. Whatever is raised, either the meta-update is complete, or φ,
+        the optimizer and the waiting contributions are as before.
         """
         self.backlog.journal.sync()
         # Summed in order of the tasks, whatever order they arrived in: the same contributions give the same bits.
@@ -144,15 +144,15 @@ class MetaState:
         heads = self._trained_heads(batch)
         finite = all(np.isfinite(head).all() for head in heads.values())
         failpoint("update.apply")
-        if finite and self._optimizer.step(direction.gradient, done=self.applied_tasks / self._config.total_tasks):
-            self.heads = heads
-        else:
-            self._alert(f"meta-update {self.version + 1} was not finite: the initialization stays as it was")
-        failpoint("update.applied")
-        lines = self._ledger_lines(batch, direction, self.backlog.norm(self.vector - before))
         try:
+            if finite and self._optimizer.step(direction.gradient, done=self.applied_tasks / self._config.total_tasks):
+                self.heads = heads
+            else:
+                self._alert(f"meta-update {self.version + 1} was not finite: the initialization stays as it was")
+            failpoint("update.applied")
+            lines = self._ledger_lines(batch, direction, self.backlog.norm(self.vector - before))
             self.checkpoints.save(self._checkpoint(count, lines, bookkeeping))
-        except OSError:
+        except BaseException:  # also what nobody expects, or the batch would be applied a second time
             self._optimizer.restore(before, optimizer_before)
             self.heads = heads_before
             raise
@@ -243,7 +243,7 @@ class MetaState:
             self.ledger.append(self.ledger.size, self._unwritten)
             self._unwritten = []
             write_atomic(self._run_dir / "init.safetensors", self._export(), "init")
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._alert(f"the ledger or init.safetensors could not be written; the next update tries again: {error}")
 
     def _ledger_lines(self, batch: list[Accepted], direction: Direction, update_norm: float) -> list[dict[str, Any]]:

@@ -212,7 +212,7 @@ class Recovery:
             except ValueError as error:
                 raise CorruptFile(f"the newest checkpoint is not of this program: {error}") from None
             queue.restore(rest["queue"])
-            self._assignments.quarantine.restore(rest["queue"])
+            self._restore_quarantine(rest)
             self._scheduler.batch_start = rest["batch_start"]
             self._counters.events, self._counters.refused = Counter(rest["counts"]), Counter(rest["refused"])
             pending, progress = set(rest["pending"]), dict(rest["progress"])
@@ -222,7 +222,7 @@ class Recovery:
         for lease_id in self._backlog.unmeasurable:
             leases.remember(lease_id, "journal-damaged")
         known = queue.next
-        orphans = self._reopen_leases(done, progress)
+        orphans = self._reopen_leases(pending, done, progress)
         queue.reconcile((pending | set(range(known, queue.next))) - done - self._leased())
         for lease_id, newest in list(self._backlog.unfinished.items()):
             held = leases.get(lease_id)
@@ -246,15 +246,25 @@ class Recovery:
                 done.add(one.lease.task.index)
         return done
 
-    def _reopen_leases(self, done: set[int], progress: dict[str, int]) -> list[OpenLease]:
+    def _restore_quarantine(self, rest: dict[str, Any]) -> None:
+        """Restore the quarantine after a restart; a run that is resumed by a new launch gives games another try."""
+        session = rest.get("session", self._assignments.leases.session)
+        if session == self._assignments.leases.session:
+            self._assignments.quarantine.restore(rest["queue"])
+        elif games := rest["queue"]["quarantined"]:
+            self._alert(f"the run is resumed: {', '.join(games)} left quarantine for another try")
+
+    def _reopen_leases(self, pending: set[int], done: set[int], progress: dict[str, int]) -> list[OpenLease]:
         """Open the recorded leases and advance the queue past every task that was ever granted."""
         queue, leases = self._assignments.queue, self._assignments.leases
-        orphans, highest, warnings = leases.reopen(done)
+        known = queue.next
+        orphans, highest, warnings = leases.reopen(
+            lambda index: index not in done and (index in pending or index >= known)
+        )
         for warning in warnings:
             self._alert(warning)
         for reopened in leases.all():
             reopened.steps = progress.get(reopened.lease.id, 0)
-        known = queue.next
         queue.next = max([known, highest, *(index + 1 for index in done)])
         if queue.next > known + MAX_TASKS_BETWEEN_CHECKPOINTS:
             raise CorruptFile(f"journal/ names task {queue.next - 1}, but checkpoints/ {known} tasks in all")

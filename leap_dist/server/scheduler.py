@@ -130,7 +130,7 @@ class UpdateScheduler:
             try:
                 with self.latency:
                     self._state.update(count, self._bookkeeping(waiting[count:], following))
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 self._alert(f"meta-update {self._state.version + 1} could not be saved and waits: {error}")
                 return
             self.batch_start = following
@@ -164,4 +164,5 @@ class UpdateScheduler:
             "progress": {held.lease.id: held.steps for held in open_leases},  # steps that `counts` already contains
             "refused": dict(self._counters.refused),
             "accepted_leases": assignments.leases.accepted(),
+            "session": assignments.leases.session,
         }

@@ -134,6 +134,15 @@ def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True, l
     failpoint(f"{point}.durable")
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable that another process wrote. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sync_directory(path: Path) -> None:
     """Make renames and removals in a directory durable. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)

@@ -27,6 +27,7 @@ from leap_dist.storage.atomic import (
     remove,
     set_aside,
     sync_directory,
+    sync_file,
     unpack,
     write_atomic,
 )
@@ -121,8 +122,17 @@ class CheckpointStore:
                 continue
             for folder in damaged:
                 set_aside(folder)
+            self._sync(version)
             return checkpoint, warnings
         return None, warnings
+
+    def _sync(self, version: int) -> None:
+        """Make a checkpoint durable whose writer may have been killed before it had synced it. Raises OSError."""
+        folder = self._directory / f"{version:06d}"
+        for name in ("init.safetensors", "optimizer.safetensors", "heads.safetensors", "state.json"):
+            sync_file(folder / name)
+        sync_directory(folder)
+        sync_directory(self._directory)
 
     def _load(self, version: int) -> Checkpoint:
         folder = self._directory / f"{version:06d}"

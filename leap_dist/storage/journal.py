@@ -22,6 +22,7 @@ from leap_dist.storage.atomic import (
     remove,
     set_aside,
     sync_directory,
+    sync_file,
     unpack,
     write_atomic,
 )
@@ -40,10 +41,14 @@ class Journal:
         self._directory = directory
         self._replica = replica
         self._discarded: list[int] = []
-        self._sync_deferred = self._unsynced = False
+        self._sync_deferred = False
+        self._unclosed: list[Path] = []  # records of closed leases that could not be removed yet
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(".*.tmp"):  # a crash cut this write short
             remove(leftover)
+        # Whoever wrote these may have been killed between renaming and syncing them.
+        self._unsynced_files = [self._path(order) for order in self.orders()]
+        self._unsynced = bool(self._unsynced_files)
 
     def write(self, order: int, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
         """Write an entry; durable on return, except inside `deferred_sync`.
@@ -51,11 +56,11 @@ class Journal:
         Raises OSError, in which case the entry does not exist.
         """
         data = pack(arrays, {**header, "order": order})
-        write_atomic(self._path(order), data, "journal", listed=not self._sync_deferred)
-        self._unsynced |= self._sync_deferred
         try:
+            write_atomic(self._path(order), data, "journal", listed=not self._sync_deferred)
+            self._unsynced |= self._sync_deferred
             self._replica.put_entry(order, data)
-        except OSError:
+        except Exception:  # it may be there already, as when the directory could not be synced
             remove(self._path(order))
             raise
 
@@ -69,8 +74,12 @@ class Journal:
             self._sync_deferred = False
 
     def sync(self) -> None:
-        """Make all entries durable. Raises OSError."""
+        """Make all entries durable, also those of an earlier process. Raises OSError."""
         if self._unsynced:
+            while self._unsynced_files:
+                with contextlib.suppress(FileNotFoundError):  # discarded or set aside since
+                    sync_file(self._unsynced_files[-1])
+                self._unsynced_files.pop()
             sync_directory(self._directory)
             self._unsynced = False
             failpoint("journal.durable")
@@ -110,23 +119,34 @@ class Journal:
             self._discarded = []
 
     def open_lease(self, lease_id: str, header: dict[str, Any]) -> None:
-        """Record a granted lease, so that a restarted server still knows it. Raises OSError."""
+        """Record a granted lease, so that a restarted server still knows it.
+
+        Raises OSError, in which case there is no record.
+        """
         data = json.dumps({**header, "sha256": json_digest(header)}).encode()
-        write_atomic(self._directory / f"lease-{lease_id}.json", data, "lease")
+        path = self._record(lease_id)
+        try:
+            write_atomic(path, data, "lease")
+        except Exception:  # it may be there already, as when the directory could not be synced
+            remove(path)
+            raise
 
     def close_lease(self, lease_id: str) -> None:
-        """Remove the record of a lease. If that fails, a restarted server takes the lease as open until it expires."""
+        """Remove the record of a lease. If that fails, it is tried again when the next lease is closed."""
+        self._unclosed.append(self._record(lease_id))
         with contextlib.suppress(OSError):
-            failpoint("lease.close")
-            (self._directory / f"lease-{lease_id}.json").unlink(missing_ok=True)
+            while self._unclosed:
+                failpoint("lease.close")
+                self._unclosed[0].unlink(missing_ok=True)
+                del self._unclosed[0]
 
     def leases(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return the headers of all recorded leases, and a warning for each damaged record.
+        """Return the headers of all recorded leases, oldest first, and a warning for each damaged record.
 
         Damaged records are set aside, so their tasks are trained a second time.
         """
         headers, warnings = [], []
-        for path in sorted(self._directory.glob("lease-*.json")):
+        for path in sorted(self._directory.glob("lease-*.json"), key=_age_and_name):
             try:
                 header = json.loads(read_regular(path, LARGEST_RECORD))
                 if header.pop("sha256") != json_digest(header):
@@ -142,3 +162,10 @@ class Journal:
 
     def _path(self, order: int) -> Path:
         return self._directory / f"contribution-{order:08d}.safetensors"
+
+    def _record(self, lease_id: str) -> Path:
+        return self._directory / f"lease-{lease_id}.json"
+
+
+def _age_and_name(path: Path) -> tuple[int, str]:
+    return path.lstat().st_mtime_ns, path.name

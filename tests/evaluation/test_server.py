@@ -188,11 +188,9 @@ def test_what_a_lost_or_silent_worker_was_at_is_run_again(tmp_path):
     server.release("i1")
     clock.now += 15
     assert server.renew(silent.id, "i2", 100).proceed
-    clock.now += 15
-    server.tick()
+    clock.advance(15, server)
     assert server.status()["silent"] == []
-    clock.now += 10
-    server.tick()
+    clock.advance(10, server)
     assert server.status()["silent"] == ["i2"]
     for late in (lost, silent):
         ack = server.push(contribution(late))

@@ -302,7 +302,6 @@ def test_the_prefix_of_a_lost_worker_moves_the_head_where_that_is_asked_for(tmp_
     lease = grant(server)
     push(server, lease, [1, 2], final=False)
     assert server.head(lease.task.game) is None
-    clock.now += lease.seconds + 1
-    server.tick()
+    clock.advance(lease.seconds + 1, server)
     assert server.head(lease.task.game).tolist() == [-1, -2]
     assert server.finished

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
+from protocol import INITIAL, Clock, config, contribution, grant, serve
 
 from leap_dist.protocol.messages import Task
 from leap_dist.server.leases import LeaseBook
+from leap_dist.storage import journal
 
 
 class Unrecorded:
@@ -47,3 +50,43 @@ def test_expired_leases_and_those_of_a_worker_are_what_a_look_at_all_of_them_fin
         for worker in range(5):
             assert book.of(f"w{worker}") == [one for one in book.all() if one.lease.worker == f"w{worker}"]
     assert seen_expired
+
+
+@pytest.mark.parametrize("seconds", [45.0, 10_000.0])
+def test_leases_do_not_expire_while_the_server_itself_stands_still(tmp_path: Path, seconds: float) -> None:
+    """Stopped, swapped out, or waiting for a disk: what its workers reported meanwhile has not been heard yet."""
+    clock = Clock()
+    server = serve(tmp_path, config(server__lease_seconds=20), clock=clock)
+    lease = grant(server)
+    clock.advance(10, server)
+    clock.now += seconds
+    server.tick()  # what the driver wanted comes first
+    assert server.renew(lease.id, "i0", 10).proceed
+    assert server.status()["silent"] == []
+
+
+def test_a_silent_worker_is_found_after_the_server_stood_still(tmp_path: Path) -> None:
+    clock = Clock()
+    server = serve(tmp_path, config(server__lease_seconds=20), clock=clock)
+    grant(server)
+    clock.now += 45
+    clock.advance(21, server)
+    assert server.status()["silent"] == ["i0"]
+
+
+def test_a_call_that_takes_long_costs_nobody_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it lasts, nobody else is heard: a disk that takes a minute to write."""
+    clock = Clock()
+    server = serve(tmp_path, config(server__lease_seconds=20), clock=clock)
+    waiting, pushing = grant(server, "w0"), grant(server, "w1", "i1")
+    write = journal.write_atomic
+
+    def slow(*arguments: Any, **more: Any) -> None:
+        clock.now += 60
+        write(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "write_atomic", slow)
+        assert server.push(contribution(pushing, INITIAL)).durable
+    server.tick()
+    assert server.renew(waiting.id, "i0", 10).proceed

@@ -262,8 +262,7 @@ def test_a_lease_not_renewed_expires_and_its_worker_is_fenced(tmp_path):
     clock.now += 29
     server.tick()
     assert server.push(contribution(lease, INITIAL, seq=1, final=False)).proceed
-    clock.now += 31
-    server.tick()
+    clock.advance(31, server)
     late = server.push(contribution(lease, INITIAL, seq=2))
     assert (late.accepted, late.proceed, late.reason) == (False, False, "expired")
     assert server.renew(lease.id, "i0", 0).reason == "expired"
@@ -304,8 +303,7 @@ def test_what_comes_after_the_prefix_that_counts_is_not_called_durable(tmp_path,
     server = serve(tmp_path, settings, clock=clock)
     lease, vector = grant(server), pull(1, INITIAL)
     assert server.push(contribution(lease, vector, seq=1, final=False)).accepted
-    clock.now += 100
-    server.tick()
+    clock.advance(100, server)
     for _ in range(2):
         late = server.push(contribution(lease, 2 * vector, seq=2))
         assert (late.accepted, late.durable, late.reason) == (False, False, "prefix-counts")
@@ -433,8 +431,7 @@ def test_a_silent_worker_is_named_and_a_game_that_silences_three_in_a_row_is_qua
     server = serve(tmp_path, config(games="pong"), clock=clock)
     for number in range(3):
         lease = grant(server, f"w{number}", f"i{number}")
-        clock.now += lease.seconds + 1
-        server.tick()
+        clock.advance(lease.seconds + 1, server)
         assert server.status()["silent"] == [f"i{n}" for n in range(number + 1)]
         assert f"w{number} was not heard from for 20 s: its task (pong) is taken back" in server.alerts
     assert server.status()["quarantined"] == ["pong"]
@@ -446,8 +443,7 @@ def test_workers_that_fall_silent_together_quarantine_nothing(tmp_path):
     settings = config(meta_updates=8, workers=8)
     server = serve(tmp_path, settings, clock=clock)
     leases = [grant(server, f"w{n}", f"i{n}") for n in range(8)]
-    clock.now += leases[0].seconds + 1
-    server.tick()
+    clock.advance(leases[0].seconds + 1, server)
     assert len(server.status()["silent"]) == 8
     assert server.status()["quarantined"] == []
     assert sorted(grant(server, f"x{n}").task.index for n in range(8)) == sorted(lease.task.index for lease in leases)

@@ -259,8 +259,7 @@ def lose_by_release(server, clock, lease, run, run_dir):
 
 
 def lose_by_expiry(server, clock, lease, run, run_dir):
-    clock.now += lease.seconds + 1
-    server.tick()
+    clock.advance(lease.seconds + 1, server)
     return server
 
 
@@ -370,8 +369,7 @@ def test_a_lost_lease_that_the_disk_has_no_room_to_close_is_closed_later(tmp_pat
     assert other.task != lost.task, "it is not trained again: its prefix is in φ"
     push(server, other, 1, final=True)
     assert not server.finished
-    clock.now += lost.seconds + 1
-    server.tick()
+    clock.advance(lost.seconds + 1, server)
     assert server.finished
     assert [(line["seq"], line["final"]) for line in by_lease(server)[lost.id]] == [(1, False), (1, True)]
 

@@ -46,6 +46,13 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def advance(self, seconds: float, server: Any) -> None:
+        """Let time pass while the server is running."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(self.now + 1.0, until)
+            server.tick()
+
 
 @contextlib.contextmanager
 def fast_folder() -> Iterator[Path]:
