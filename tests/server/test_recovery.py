@@ -60,15 +60,17 @@ def test_a_lease_whose_record_could_not_be_synced_leaves_none(tmp_path, monkeypa
 
 @pytest.mark.parametrize("mode", ONE_BATCH_AT_A_TIME)
 @pytest.mark.parametrize("session", ["s", "next"])
-def test_the_record_of_a_finished_lease_that_could_not_be_removed_is_not_opened_again(tmp_path, mode, session):
-    """Its task is in φ: trained again, it would count twice, and another one not at all."""
+def test_the_record_of_a_lost_lease_that_could_not_be_removed_is_not_opened_again(tmp_path, mode, session):
+    """Another worker has finished its task: trained again, it would count twice, and another one not at all."""
     run = config(**ONE_BATCH_AT_A_TIME[mode], meta_updates=3, meta__batch_size=2, server__keep_checkpoints=1)
     server = serve(tmp_path, run)
+    grant(server, "lost", "lost")
     failpoints.arm("lease.close=full@1-100")
+    server.release("lost")
     for _ in range(4):
         finish(server, grant(server), server.snapshot()[1])
     assert server.version >= 2
-    assert len(records(tmp_path)) == 4
+    assert len(records(tmp_path)) == 5
     server.close()
     failpoints.arm("")
     server = serve(tmp_path, run, session=session)
