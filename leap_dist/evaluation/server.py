@@ -70,7 +70,8 @@ class EvaluationServer:
         try:
             left, warnings = missing(self._runs, config, out)
             self._queue = RunQueue(self._runs, left)
-            self._leases = LeaseBook(journal := Journal(out / "journal"), session, clock, config.server.lease_seconds / 4)
+            journal, max_gap = Journal(out / "journal"), config.server.lease_seconds / 4
+            self._leases = LeaseBook(journal, session, clock, max_gap)
             warnings += self._reopen_leases(journal, session)
         except BaseException:
             self._lock.release()
