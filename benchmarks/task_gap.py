@@ -26,6 +26,7 @@ from benchmarks.harness import Report, parser
 from leap_dist.config.loading import resolve
 from leap_dist.config.settings import Config
 from leap_dist.driver.actors import WorkerActor
+from leap_dist.driver.clients import ServerClient
 from leap_dist.envs import atari_vector
 from leap_dist.nn.device import prepare
 from leap_dist.protocol.messages import Idle
@@ -102,12 +103,13 @@ def play(config: Config, run_dir: Path, tasks: int) -> Tape:
     tape = Tape()
     prepare("cpu", 1, 0)
     server = clients.server_of(config, run_dir)
-    worker = WorkerActor("w0", uuid.uuid4().hex, config, server, {}, False)
+    worker = WorkerActor("w0", uuid.uuid4().hex, config, False)
+    worker._client = ServerClient(server)
     for _ in range(tasks):
         answer = worker._client.call("lease", "w0", worker._incarnation)
         assert not isinstance(answer, Idle)
         tape.begin(answer[0].task.game)
-        worker._work(*answer)
+        worker._work(answer)
     ray.kill(server)
     return tape
 

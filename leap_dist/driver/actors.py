@@ -136,28 +136,26 @@ class WorkerActor:
         name: name of the worker; it survives restarts.
         incarnation: ID of this process of the worker.
         config: the run's configuration.
-        server: handle of the server actor.
-        aggregators: handles of the aggregators by Ray's ID of their node; may be empty.
         profile: whether to profile a few updates of the first task.
     """
 
-    def __init__(
-        self, name: str, incarnation: str, config: Config, server: Any, aggregators: Mapping[str, Any], profile: bool
-    ) -> None:
+    def __init__(self, name: str, incarnation: str, config: Config, profile: bool) -> None:
         self._name = name
         self._incarnation = incarnation
         self._config = config
-        self._client = ServerClient(server, aggregators.get(ray.get_runtime_context().get_node_id()))
+        self._client = ServerClient(None)
         self._time = Stopwatch()
         self._profiler = Profiler(self._time) if profile else NoProfiler()
         self._video = NoVideo() if config.is_supervised else VideoRecorder(config)
         self._notice = PreemptionNotice()
 
-    def run(self) -> list[Clip]:
+    def run(self, server: Any, aggregators: Mapping[str, Any]) -> list[Clip]:
         """Work until no tasks are left or the node is about to go. Raises when the server is gone for good.
 
-        Returns the recorded episodes that no health report contained.
+        Takes the server's handle, and those of aggregators by Ray's ID of their node. Returns the recorded episodes
+        that no health report contained.
         """
+        self._client = ServerClient(server, aggregators.get(ray.get_runtime_context().get_node_id()))
         worker, pause = self._config.worker, 0.05
         prepare(worker.device, worker.threads, worker.gpus)  # must run in the thread that computes
         while not self._notice.given:

@@ -190,9 +190,8 @@ class Pool:
         )
         incarnation = uuid.uuid4().hex
         profile = self._profiles is not None and slot.operators is None
-        aggregators = self._aggregators.handles
-        actor = worker.remote(slot.name, incarnation, self._config, self._server, aggregators, profile)
-        slot.fill(actor, incarnation)
+        actor = worker.remote(slot.name, incarnation, self._config, profile)
+        slot.fill(actor, incarnation, actor.run.remote(self._server, self._aggregators.handles))
 
     def _check(self, slot: WorkerSlot, run: ray.ObjectRef[Any]) -> None:
         """Read the slot's health report and the result of its worker, if they have arrived."""

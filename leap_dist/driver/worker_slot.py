@@ -49,13 +49,13 @@ class WorkerSlot:
     done: bool = False
     quarantined: bool = False
 
-    def fill(self, actor: Any, incarnation: str) -> None:
-        """Let a new actor work in this slot."""
+    def fill(self, actor: Any, incarnation: str, run: ray.ObjectRef[Any]) -> None:
+        """Let a new actor work in this slot. `run` is the result of its `run`."""
         self.actor, self.incarnation = actor, incarnation
         self.readings.clear()
         self.late_reported = False
         self.started = time.monotonic()
-        self.run = actor.run.remote()
+        self.run = run
         self.health = actor.health.remote()
 
     def record(self, health: WorkerHealth) -> None:

@@ -99,9 +99,9 @@ def test_ray_kills_a_worker_before_the_server(
         server = SERVER.remote(config, tmp_path, "session")
         assert ray.get(server.problem.remote(), timeout=60) is None
         server_pid = ray.get(server.advance.remote(0, []), timeout=60)[0]["server_pid"]
-        worker = WORKER.options(num_cpus=0.5, max_restarts=-1).remote("w0", "i0", config, server, {}, False)
+        worker = WORKER.options(num_cpus=0.5, max_restarts=-1).remote("w0", "i0", config, False)
         worker_pid = ray.get(worker.health.remote(), timeout=60).pid
-        run, deadline = worker.run.remote(), time.monotonic() + 60
+        run, deadline = worker.run.remote(server, {}), time.monotonic() + 60
         while not ray.wait([run], timeout=0.3)[0]:
             assert time.monotonic() < deadline
             if 1 - memory._available_bytes() / total < threshold + 0.005:

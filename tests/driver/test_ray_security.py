@@ -49,8 +49,10 @@ def hosts() -> Iterator[dict[str, Host]]:
         for name, start in HOSTS.items():
             home = Path(folder, name)
             home.mkdir()
-            script = f"import ray; {start}; import os; print(ray.get_runtime_context().gcs_address, "
-            "os.environ.get('RAY_AUTH_TOKEN', ''), sep=',', flush=True); input()"
+            script = (
+                f"import os, ray; {start}; token = os.environ.get('RAY_AUTH_TOKEN', ''); "
+                "print(ray.get_runtime_context().gcs_address, token, sep=',', flush=True); input()"
+            )
             loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if name == "open" else {}
             environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
             environment |= {"HOME": str(home), "RAY_TMPDIR": str(home), "RAY_AUTH_MODE": "disabled", **loopback}
