@@ -1,7 +1,7 @@
-"""What Ray adds to the server's calls, and fake workers on real Ray beside the simulation of the same fleet.
+"""Measure what Ray adds to the server's calls, and compare fake workers on real Ray with their simulation.
 
-A fake worker is a thread that leases, waits as long as training would take, renews and pushes full vectors, through
-the worker's own client. All of them share this machine with the server, so that there can be few.
+A fake worker is a thread that leases a task, waits as long as training would take, renews its lease and pushes full
+vectors through the worker's own client. All fake workers share this machine with the server, so only a few fit.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ from leap_dist.driver.actors import ServerActor
 from leap_dist.driver.clients import ServerClient
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease
 
-CALLS = 1000  # that Ray's cost is measured by
-OBJECTS = 8  # different contributions among them
+CALLS = 1000  # number of calls that Ray's cost is averaged over
+OBJECTS = 8  # number of different contributions to send
 TASK = {"task_steps": 16_000, "worker__push_interval": 2_000, "worker__heartbeat_seconds": 0.5}
-"""Of fake workers: short, so that a few of them make calls like many."""
+"""Settings of the fake workers' tasks: short tasks, so that a few workers make as many calls as a large fleet."""
 
 
 class TimedServer(ServerActor):
-    """The real server actor, which also notes when it was inside its calls."""
+    """Server actor that also records when it was inside its calls."""
 
     def __init__(self, *arguments: Any) -> None:
         self._inside: dict[str, list[tuple[float, float]]] = defaultdict(list)
         super().__init__(*arguments)
 
     def lease(self, worker: str, incarnation: str) -> Idle | Grant:
-        """See ServerActor; so the others."""
+        """Record and forward `ServerActor.lease`."""
         return self._timed("lease", partial(super().lease, worker, incarnation))
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
-        """See above."""
+        """Record and forward `ServerActor.renew`."""
         return self._timed("renew", partial(super().renew, lease_id, incarnation, steps))
 
     def push(self, contribution: Contribution) -> Ack:
-        """See above."""
+        """Record and forward `ServerActor.push`."""
         return self._timed("final" if contribution.final else "partial", partial(super().push, contribution))
 
     def advance(self, offset: int, ended: list[Any]) -> Any:
-        """See above."""
+        """Record and forward `ServerActor.advance`."""
         return self._timed("poll", partial(super().advance, offset, ended))
 
     def taken(self) -> tuple[dict[str, list[tuple[float, float]]], float]:
-        """(start, end) of every call since the last time, by kind; and this process's processor seconds so far."""
+        """Return (start, end) of every call since the last query, by kind, and this process's total CPU seconds."""
         found, self._inside = dict(self._inside), defaultdict(list)
         return found, time.process_time()
 
@@ -77,7 +77,7 @@ TIMED: Any = ray.remote(num_cpus=0)(TimedServer)
 
 
 def timed_server(config: Config, run_dir: Path) -> Any:
-    """Ready, in a directory that this makes."""
+    """Return a started `TimedServer` whose run directory is created first."""
     run_dir.mkdir(parents=True)
     server = TIMED.remote(config, run_dir, "benchmark")
     assert ray.get(server.problem.remote()) is None
@@ -85,24 +85,24 @@ def timed_server(config: Config, run_dir: Path) -> Any:
 
 
 class Cost(NamedTuple):
-    """What Ray takes, in seconds."""
+    """Time that Ray adds to calls, in seconds."""
 
     call: float
-    """Of the server's time for a call without a vector, while calls queue up."""
+    """Seconds of the server's time per call without a vector, while calls queue up."""
     push: float
-    """Of the server's time for a call with a whole vector."""
+    """Seconds of the server's time per call with a whole vector."""
     call_trip: float
-    """Round trip of a renewal when the server has nothing else to do."""
+    """Round trip in seconds of a renewal when the server is idle."""
     push_trip: float
-    """Round trip of a partial contribution then, what the server does included."""
+    """Round trip in seconds of a partial contribution when the server is idle, including the server's own work."""
 
     def ray_cost(self, megabytes: float) -> RayCost:
-        """For the simulation."""
+        """Return the cost model that the simulation uses."""
         return RayCost(self.call, max(0.0, self.push - self.call) / megabytes)
 
 
 def cost(folder: Path, repeats: int) -> Cost:
-    """Measures; of the repetitions the least, which others disturbed least."""
+    """Measure Ray's cost. The minimum over the repetitions is the least disturbed by other processes."""
     server = timed_server(clients.config(workers=64), folder / "cost")
     manifest, vector = clients.encoder()
     lease: Lease = ray.get(server.lease.remote("w", "i")).lease
@@ -119,7 +119,7 @@ def cost(folder: Path, repeats: int) -> Cost:
 
 
 def _between(server: Any, calls: list[Callable[[], Any]]) -> float:
-    """Mean seconds from the end of a call to the start of the next, all having been sent at once."""
+    """Return the mean seconds from the end of a call to the start of the next, with all calls sent at once."""
     ray.get(server.taken.remote())
     ray.get([call() for call in calls])
     taken, _ = ray.get(server.taken.remote())
@@ -137,7 +137,7 @@ def _trip(call: Callable[[], Any], count: int = 100) -> float:
 
 
 class Fleet:
-    """Fake workers, each a thread of this actor."""
+    """Actor that runs each of its fake workers in a thread."""
 
     def __init__(self, server: Any, config: Config, speeds: Mapping[str, float], first: int, count: int) -> None:
         manifest, self._vector = clients.encoder()
@@ -148,17 +148,17 @@ class Fleet:
         self._threads = [threading.Thread(target=self._work, args=(f"w{first + k}",)) for k in range(count)]
 
     def start(self) -> None:
-        """Everybody begins somewhere within a first task."""
+        """Start all workers, each at a random point within its first task."""
         for thread in self._threads:
             thread.start()
 
     def trips(self) -> tuple[dict[str, list[float]], float]:
-        """Seconds that calls took since the last time, by kind; and this process's processor seconds so far."""
+        """Return the seconds of each call since the last query, by kind, and this process's total CPU seconds."""
         found, self._trips = dict(self._trips), defaultdict(list)
         return found, time.process_time()
 
     def end(self) -> None:
-        """Everybody goes home."""
+        """Stop all workers and wait for their threads."""
         self._ending = True
         for thread in self._threads:
             thread.join()
@@ -175,7 +175,7 @@ class Fleet:
             begun = 0.0
 
     def _task(self, client: ServerClient, lease: Lease, begun: float) -> None:
-        """The rule of worker.py."""
+        """Push and renew as `worker/run_task.py` does."""
         worker, rollout = self._config.worker, self._config.agent.envs * self._config.agent.unroll
         last = self._config.rollouts_per_task
         seconds = rollout / self._speeds[lease.task.game]
@@ -211,7 +211,7 @@ class Fleet:
 
 
 def fake_workers(config: Config, speeds: Mapping[str, float], folder: Path, window: float) -> dict[str, Any]:
-    """Runs `config.workers` of them for a while, and a driver's polls; what the server did within `window` seconds."""
+    """Run `config.workers` fake workers and a polling driver; return what the server did in `window` seconds."""
     server = timed_server(config, folder)
     fleet = ray.remote(num_cpus=0, max_concurrency=4)(Fleet).remote(server, config, speeds, 0, config.workers)
     ray.get(fleet.start.remote())
@@ -235,11 +235,11 @@ def fake_workers(config: Config, speeds: Mapping[str, float], folder: Path, wind
 
 
 def simulated(config: Config, found: Cost, folder: Path, disk: Disk, window: float) -> dict[str, Any]:
-    """The same fleet in simulated time, with the network that one machine has."""
+    """Simulate the same fleet with the network of a single machine."""
     megabytes = clients.encoder()[1].nbytes / 1e6
     cost = found.ray_cost(megabytes)
     latency = max(0.0, found.call_trip - found.call) / 2
-    copied = max(1e-4, found.push_trip - found.call_trip)  # seconds that a vector takes longer than a renewal
+    copied = max(1e-4, found.push_trip - found.call_trip)  # extra seconds that a vector takes over a renewal
     load = Load(
         config.workers,
         SPEEDS,
@@ -254,7 +254,7 @@ def simulated(config: Config, found: Cost, folder: Path, disk: Disk, window: flo
 
 
 def measure(folder: Path, disk: Disk, repeats: int, counts: Sequence[int], window: float) -> list[dict[str, Any]]:
-    """Part `anchor`: what Ray costs, then fleets of `counts` fake workers on Ray and in the simulation."""
+    """Run part `anchor`: measure Ray's cost, then run fleets of `counts` fake workers on Ray and in simulation."""
     with clients.local_ray():
         found = cost(folder, repeats)
         real = []
@@ -281,7 +281,7 @@ def measure(folder: Path, disk: Disk, repeats: int, counts: Sequence[int], windo
 
 
 def _poll(server: Any, offset: int, until: float) -> int:
-    """As the driver does, until then."""
+    """Poll the server as the driver does until the time `until`; return the new ledger offset."""
     while time.monotonic() < until:
         _, _, offset = ray.get(server.advance.remote(offset, []))
         time.sleep(min(0.5, max(0.0, until - time.monotonic())))

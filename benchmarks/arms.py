@@ -1,4 +1,4 @@
-"""The arms of benchmarks/scale.py: what is taken from the server, or off the wire, to serve more workers."""
+"""Arms of benchmarks/scale.py: optimizations that spare the server or the network, so that it serves more workers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Arm:
-    """Settings, by dotted name with __ for the dot, and what else the workers do."""
+    """One arm: settings (dotted names, with __ for the dot) and changes to the workers' behavior."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     load: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of Load."""
+    """Values for fields of `Load`."""
     point: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of Point."""
+    """Values for fields of `Point`."""
 
 
 GATHER_SECONDS = 5.0
@@ -33,20 +33,18 @@ ARMS: Mapping[str, Arm] = {
     "bare + paced + int8": Arm({"worker__wire": "int8"}),
     "all": Arm({"worker__wire": "int8", **_TOGETHER}),
 }
-"""What is meant:
+"""Arms by name. `before` has no optimization; the names of the others combine these:
 
-    bare          partial contributions have no vector where nobody would read it
-    rarer polls   the driver asks for the status less often where that takes long
-    paced         the server says how often to report
-    int8          contributions have eight bits a number
-    together      what the workers of a node report is gathered, and delivered in one call
-
-`before` has none of them.
+    bare          partial contributions have no vector if nobody would read it
+    rarer polls   the driver polls the status less often when a poll takes long
+    paced         the server tells workers how often to report
+    int8          contributions use eight bits per number
+    together      the reports of a node's workers are batched and delivered in one call
 """
 
 
 def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Busy share and what workers wait, over the number of workers, a row for each mode."""
+    """Draw the server's busy share and the workers' waiting time over the number of workers, one row for each mode."""
     from matplotlib.figure import Figure
 
     modes = list(dict.fromkeys(row["mode"] for row in found))

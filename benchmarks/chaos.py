@@ -1,17 +1,17 @@
-"""The soak: real training on a cluster of several nodes while workers, server, nodes, driver and disk fail at random.
+"""Train on a cluster of several nodes while workers, server, nodes, driver and disk fail at random.
 
     python -m benchmarks.chaos --minutes 60 --mtbf 15
 
-At the end it is judged from the files alone whether anything that a worker was told is durable is lost or counts twice
-(`verdict`). Exit code 0 where nothing is, and every fault was survived; 1 otherwise.
+At the end, `verdict` decides from the files alone whether any contribution that a worker was told is durable was lost
+or counted twice. The exit code is 0 if none was and the run recovered from every fault, and 1 otherwise.
 
-    worker     SIGKILL of a worker's process
-    pause      SIGSTOP of a worker until its lease is over, then SIGCONT
-    server     SIGKILL of the server's process
-    node       SIGKILL of a worker node's raylet and what belongs to it; another node joins seconds later
-    driver     SIGKILL of launch.py; then again with --resume
-    disk       no space left in the run directory for some seconds (where a file system may be mounted)
-    messages   all the time, some per cent of the workers' calls lose their request or their reply
+    worker     SIGKILL to a worker's process
+    pause      SIGSTOP to a worker until its lease has expired, then SIGCONT
+    server     SIGKILL to the server's process
+    node       SIGKILL to a worker node's raylet and its processes; a new node joins seconds later
+    driver     SIGKILL to launch.py, which is then restarted with --resume
+    disk       no space left in the run directory for some seconds (only if a file system can be mounted)
+    messages   throughout the run, a few percent of the workers' calls lose their request or their reply
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PAUSE_SECONDS = 2 * LEASE_SECONDS
 NODE_AWAY_SECONDS = 3.0
 DISK_FULL_SECONDS = 5.0
 RECOVERY_SECONDS = 300.0
-"""A fault that has not been recovered from after this long was not survived."""
+"""Time limit in seconds; a fault with a longer recovery counts as not survived."""
 START_SECONDS = 180.0
 MOST_CRASHES = 20
 SETTLE_SECONDS = 20.0
@@ -60,18 +60,18 @@ RECOVERY = {
     "driver": "kill → a worker of the resumed run plays",
     "disk": "space is back → first contribution that is acknowledged as durable",
 }
-"""From when to when a recovery is timed; to the half second in which the driver reports."""
+"""Start and end of the recovery time by kind of fault. The driver's reports limit its resolution to 0.5 s."""
 
 
 class Planned(NamedTuple):
-    """A fault to come."""
+    """Scheduled fault."""
 
     seconds: float
     kind: str
 
 
 def plan(seed: int, minutes: float, mtbf: float, kinds: Sequence[str]) -> list[Planned]:
-    """Which faults at which times; the same arguments, the same plan. Gaps are exponential with mean `mtbf` seconds."""
+    """Return a reproducible schedule of faults. Gaps are exponential with a mean of `mtbf` seconds."""
     rng = random.Random(seed)
     faults = []
     now = rng.expovariate(1 / mtbf)
@@ -83,31 +83,31 @@ def plan(seed: int, minutes: float, mtbf: float, kinds: Sequence[str]) -> list[P
 
 @dataclass
 class Fault:
-    """A fault that has struck, and what it takes to have recovered from it."""
+    """Injected fault and the conditions for having recovered from it."""
 
     kind: str
     struck: float
     wall: float
-    """The time of day; what the driver reported before says nothing."""
+    """Time of day at which the fault struck; earlier reports of the driver are ignored."""
     pids: dict[str, int]
-    """Processes that have to be others, by slot."""
+    """Processes that must be replaced, by slot."""
     leases: set[str] = field(default_factory=set)
-    """Leases from before."""
+    """Leases that existed before the fault."""
     slots: set[str] = field(default_factory=set)
     server_pid: int | None = None
     durable: int = 0
     begins: float | None = None
-    """When the time to recover begins; None while the fault lasts."""
+    """Start of the recovery time; None while the fault lasts."""
     recovered: float | None = None
     failure: str = ""
 
     @property
     def seconds(self) -> float | None:
-        """Time to recover."""
+        """Return the recovery time in seconds."""
         return None if self.recovered is None or self.begins is None else self.recovered - self.begins
 
     def over(self, summary: dict[str, Any], durable: int) -> bool:
-        """Whether the run has recovered; see RECOVERY."""
+        """Return whether the run has recovered, as `RECOVERY` defines it."""
         if self.begins is None:
             return False
         if self.kind == "disk":
@@ -125,11 +125,11 @@ class Fault:
 
 
 class NotStarted(RuntimeError):
-    """The run does not start, or not again. The message has its last words."""
+    """Raised when the run does not start or resume. The message ends with the last lines of its log."""
 
 
 class Soak:
-    """Training, faults, and what was seen of both."""
+    """Training run under fault injection, with a record of what was observed."""
 
     def __init__(self, rig: Rig, arguments: Sequence[str], seed: int) -> None:
         self._rig = rig
@@ -145,16 +145,16 @@ class Soak:
         self.faults: list[Fault] = []
         self.summary: dict[str, Any] = {}
         self.heard: dict[str, int] = {}
-        """The highest number of agent steps that was seen of each lease."""
+        """Highest number of agent steps observed for each lease."""
         self.memory: dict[str, list[verdict.Sample]] = {"server": [], "driver": []}
         self.crashes: list[str] = []
-        """How the driver ended when it should not have."""
+        """Descriptions of unexpected driver exits."""
         self.refused_resumes = 0
 
-    # The phases --------------------------------------------------------------------------------------------------
+    # Phases ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the run and waits until every worker plays. Raises NotStarted where that takes too long."""
+        """Start the run and wait until every worker trains. Raise NotStarted if that takes too long."""
         self._rig.start_driver(self._arguments)
         deadline = self._clock() + START_SECONDS
         while not (playing := self._playing()) or len(playing) < self.summary["workers_wanted"]:
@@ -163,15 +163,15 @@ class Soak:
             self._tick()
 
     def undisturbed(self, seconds: float) -> None:
-        """Lets the run go on."""
+        """Let the run continue for `seconds` without faults."""
         deadline = self._clock() + seconds
         while self._clock() < deadline:
             self._tick()
 
     def disturbed(self, faults: Sequence[Planned], seconds: float) -> int:
-        """Lets the faults strike when they are due, or as soon after as there is something to strike.
+        """Inject each fault when it is due, or as soon afterwards as there is a victim.
 
-        Returns how many never found a victim.
+        Return the number of faults that never found a victim.
         """
         started = self._clock()
         due = list(faults)
@@ -183,7 +183,7 @@ class Soak:
         return len(due)
 
     def settle(self) -> None:
-        """Waits until everything has recovered, and a little longer."""
+        """Wait until every fault has been recovered from, and a little longer."""
         deadline = self._clock() + RECOVERY_SECONDS
         while self._clock() < deadline and (self._todo or self._open()):
             self._tick()
@@ -192,7 +192,7 @@ class Soak:
             fault.failure = f"not recovered within {self._clock() - fault.struck:.0f} s"
 
     def stop(self) -> int | None:
-        """One SIGINT. Returns the exit code, None where the driver does not end."""
+        """Send one SIGINT and return the exit code, or None if the driver does not exit."""
         self._look()
         self._rig.send(self._rig.driver_pid, signal.SIGINT)
         code = self._rig.wait_driver(STOP_SECONDS)
@@ -229,7 +229,7 @@ class Soak:
                     self.memory[name].append(verdict.Sample(self._clock(), pid, size))
 
     def _mind_driver(self) -> None:
-        """Starts the driver again, where it was killed or has ended by itself."""
+        """Restart the driver if it was killed or has exited by itself."""
         code = self._rig.driver_ended()
         if code is None:
             if self._resuming and self._reporting():
@@ -237,7 +237,7 @@ class Soak:
             return
         said = self._rig.log.read_text().strip().splitlines()[-1:]
         refused = code == 2 and any("in use by" in line or "cannot be" in line for line in said)
-        if self._resuming and refused:  # the old server still dies, or the disk is full
+        if self._resuming and refused:  # the old server is still exiting, or the disk is full
             self.refused_resumes += 1
         elif not self._resuming or code != -signal.SIGKILL:
             self.crashes.append(f"the driver ended with {code}: {' '.join(said)}")
@@ -245,7 +245,7 @@ class Soak:
             for fault in self._open():
                 fault.failure = self.crashes[-1]
             if len(self.crashes) == MOST_CRASHES:
-                raise NotStarted(f"the driver has ended {MOST_CRASHES} times: there is no use in going on")
+                raise NotStarted(f"the driver has ended {MOST_CRASHES} times, giving up")
         self._resuming = True
         self._rig.start_driver(["--resume"])
 
@@ -258,12 +258,12 @@ class Soak:
     # Faults ------------------------------------------------------------------------------------------------------
 
     def _reporting(self) -> bool:
-        """The driver lives and has reported since it was started last."""
+        """Return whether the driver is alive and has reported since its last start."""
         kills = [fault.wall for fault in self.faults if fault.kind == "driver"]
         return self.summary.get("state") == "running" and self.summary["updated"] > max(kills, default=0.0)
 
     def _playing(self) -> dict[str, int]:
-        """Processes of the workers in the middle of a task, by slot."""
+        """Return the processes of workers in the middle of a task, by slot."""
         if not self._reporting():
             return {}
         busy = {lease["worker"] for lease in self.summary["leases"] if lease["steps"]}
@@ -272,14 +272,14 @@ class Soak:
         return {slot: pid for slot, pid in pids.items() if pid in alive and pid not in self._paused}
 
     def _strike(self, kind: str) -> bool:
-        """False where there is nothing to strike at the moment."""
+        """Inject a fault; return False if there is currently no victim."""
         if self._resuming or not self._reporting():
             return False
         pids = {worker["name"]: worker["pid"] for worker in self.summary["workers"] if worker["pid"]}
         fault = Fault(kind, self._clock(), time.time(), pids, server_pid=self.summary["server_pid"])
         victim = getattr(self, f"_strike_{kind}")(fault)
         if victim:
-            fault.leases = self._rig.leases()  # a summary may not have the newest
+            fault.leases = self._rig.leases()  # a summary may lack the newest leases
             progress(f"{len(self.faults) + 1}. {kind}: {victim}")
             self.faults.append(fault)
         return bool(victim)
@@ -358,7 +358,7 @@ class Soak:
 
 
 def by_kind(faults: Sequence[Fault], kinds: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Trials, how many were survived, and the time that took."""
+    """Return the number of trials, the number survived and the recovery times, by kind of fault."""
     found = {}
     for kind in kinds:
         own = [fault for fault in faults if fault.kind == kind]
@@ -378,7 +378,7 @@ def by_kind(faults: Sequence[Fault], kinds: Sequence[str]) -> dict[str, dict[str
 
 
 def _disturbed(fault: Fault, faults: Sequence[Fault]) -> bool:
-    """Whether another fault lasted, or was not recovered from, while this one was recovered from."""
+    """Return whether another fault was unresolved during this fault's recovery."""
     end = fault.recovered or math.inf
     return any(
         other is not fault and other.struck < end and fault.struck < (other.recovered or math.inf) for other in faults
@@ -386,10 +386,10 @@ def _disturbed(fault: Fault, faults: Sequence[Fault]) -> bool:
 
 
 def text(report: dict[str, Any]) -> str:
-    """The table for people."""
+    """Format the report as a table."""
     machine, judged = report["hardware"], report["contributions"]
     lines = [
-        "Training while everything fails",
+        "Training under fault injection",
         f"  {report['command']}",
         f"  {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB; Python "
         f"{machine['python']}, torch {machine['torch']}",
@@ -410,7 +410,7 @@ def text(report: dict[str, Any]) -> str:
             )
         )
         lines.append(f"  {kind:<10}{one['trials']:>8}{one['survived']:>10}{figures}  {one['is']}")
-    lines.append("  (alone: recoveries into which no other fault fell)")
+    lines.append("  (alone: recoveries during which no other fault was active)")
     steps, speed = report["steps"], report["speed"]
     lines += [
         "",
@@ -440,7 +440,7 @@ def text(report: dict[str, Any]) -> str:
 
 
 def failures(judged: verdict.Verdict, soak: Soak, code: int | None) -> list[str]:
-    """Everything that should not have happened."""
+    """Return a list of everything that went wrong."""
     found = [
         *(f"lost: {one}" for one in judged.lost),
         *(f"applied twice: {one}" for one in judged.doubled),
@@ -451,14 +451,14 @@ def failures(judged: verdict.Verdict, soak: Soak, code: int | None) -> list[str]
     if code != 130:
         found.append(f"one SIGINT should end the run with exit code 130, not {code}")
     if not judged.acknowledged:
-        found.append("no contribution was acknowledged: this shows nothing")
+        found.append("no contribution was acknowledged, so the run proves nothing")
     return found
 
 
 def run(rig: Rig, parsed: argparse.Namespace, kinds: Sequence[str], notes: list[str]) -> dict[str, Any]:
-    """The whole soak. Returns the report."""
+    """Run the whole soak test and return the report."""
     faults = plan(parsed.seed, parsed.minutes, parsed.mtbf, kinds)
-    progress(f"{len(faults)} faults in {parsed.minutes:g} minutes; starting the cluster in {rig.folder}")
+    progress(f"{len(faults)} faults planned in {parsed.minutes:g} minutes; starting the cluster in {rig.folder}")
     rig.start_cluster()
     soak = Soak(rig, [*_training(parsed), "--address", rig.address], parsed.seed)
     soak.start()
@@ -467,14 +467,14 @@ def run(rig: Rig, parsed: argparse.Namespace, kinds: Sequence[str], notes: list[
         return time.monotonic(), sum(soak.heard.values())
 
     begun = heard()
-    progress(f"all workers play; {parsed.baseline:g} s undisturbed")
+    progress(f"all workers train; measuring {parsed.baseline:g} s without faults")
     soak.undisturbed(parsed.baseline)
     disturbed = heard()
     unstruck = soak.disturbed(faults, 60 * parsed.minutes)
     settling = heard()
     if unstruck:
-        notes.append(f"{unstruck} faults had nothing to strike before the time was over")
-    progress("no more faults; waiting until everything has recovered")
+        notes.append(f"{unstruck} faults found no victim before the time ran out")
+    progress("all faults injected; waiting until everything has recovered")
     soak.settle()
     code = soak.stop()
     messages = rig.lost_messages()
@@ -540,20 +540,38 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=_positive, default=5.0, help="how long faults strike (default 5)")
-    parser.add_argument("--mtbf", type=_positive, default=15.0, metavar="SECONDS", help="mean gap (default 15)")
-    parser.add_argument("--seed", type=int, default=0, help="of the plan and the victims (default 0)")
     parser.add_argument(
-        "--kinds", default=",".join((*KINDS, *CONDITIONS)), help=f"some of {','.join((*KINDS, *CONDITIONS))}"
+        "--minutes", type=_positive, default=5.0, help="duration of fault injection in minutes (default 5)"
     )
-    parser.add_argument("--baseline", type=_baseline, default=60.0, metavar="SECONDS", help="undisturbed (default 60)")
-    parser.add_argument("--mode", choices=MODES, default="buffered", help="of the run (default buffered)")
-    parser.add_argument("--on-lost", choices=("keep", "retry"), help="of the run (default: the mode's)")
-    parser.add_argument("--games", default="pong,freeway,breakout", help="of the run")
-    parser.add_argument("--task-steps", type=int, default=4000, help="agent steps of a task (default 4000)")
-    parser.add_argument("--workers", type=int, default=3, help="default 3, two to a node")
-    parser.add_argument("--nodes", type=int, default=3, help="for workers, with one CPU each (default 3)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="copy run directory, audit and logs there")
+    parser.add_argument(
+        "--mtbf", type=_positive, default=15.0, metavar="SECONDS", help="mean time between faults (default 15)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the schedule and the victims (default 0)")
+    parser.add_argument(
+        "--kinds",
+        default=",".join((*KINDS, *CONDITIONS)),
+        help=f"comma-separated kinds of faults, from {','.join((*KINDS, *CONDITIONS))}",
+    )
+    parser.add_argument(
+        "--baseline",
+        type=_baseline,
+        default=60.0,
+        metavar="SECONDS",
+        help="time without faults before the first (default 60)",
+    )
+    parser.add_argument(
+        "--mode", choices=MODES, default="buffered", help="aggregation mode of the run (default buffered)"
+    )
+    parser.add_argument(
+        "--on-lost", choices=("keep", "retry"), help="server.on_lost of the run (default: the mode's default)"
+    )
+    parser.add_argument("--games", default="pong,freeway,breakout", help="comma-separated games to train on")
+    parser.add_argument("--task-steps", type=int, default=4000, help="agent steps per task (default 4000)")
+    parser.add_argument("--workers", type=int, default=3, help="number of workers (default 3)")
+    parser.add_argument("--nodes", type=int, default=3, help="number of worker nodes, each with one CPU (default 3)")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="copy the run directory, audit and logs to this directory"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return parser
 
@@ -561,13 +579,13 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(given: str) -> float:
     value = float(given)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{given} is not more than 0")
+        raise argparse.ArgumentTypeError(f"{given} is not positive")
     return value
 
 
 def _baseline(given: str) -> float:
     value = _positive(given)
-    if value < 10:  # shorter than that, nobody may have reported a step
+    if value < 10:  # in a shorter time, possibly no worker has reported a step
         raise argparse.ArgumentTypeError(f"{given} is less than 10")
     return value
 
@@ -576,30 +594,30 @@ def _kinds(parser: argparse.ArgumentParser, given: str) -> list[str]:
     chosen = list(filter(None, given.split(",")))
     for kind in chosen:
         if kind not in (*KINDS, *CONDITIONS):
-            parser.error(f"--kinds: {kind!r} is none of {', '.join((*KINDS, *CONDITIONS))}")
+            parser.error(f"--kinds: {kind!r} is not one of {', '.join((*KINDS, *CONDITIONS))}")
     return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the soak. Returns the exit code."""
+    """Run the soak test from the command line and return the exit code."""
     parser = _parser()
     parsed = parser.parse_args(arguments)
     chosen = _kinds(parser, parsed.kinds)
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where SIGINT was ignored, as in a shell's background
+    for number in (signal.SIGINT, signal.SIGTERM):  # also if SIGINT was ignored, as in a background job
         signal.signal(number, signal.default_int_handler)
     notes = []
     with Rig(nodes=parsed.nodes, lossy="messages" in chosen, disk="disk" in chosen) as rig:
         kinds = [kind for kind in KINDS if kind in chosen]
         if "disk" in kinds and not rig.has_disk:
             kinds.remove("disk")
-            notes.append("disk is left out: no file system may be mounted here")
+            notes.append("disk faults are left out: mounting a file system is not permitted here")
         try:
             report = run(rig, parsed, kinds, notes)
         except NotStarted as error:
             progress(str(error))
             return 1
         except KeyboardInterrupt:
-            progress("interrupted; ending the cluster")
+            progress("interrupted; shutting down the cluster")
             return 130
         finally:
             if parsed.keep:

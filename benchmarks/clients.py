@@ -1,4 +1,4 @@
-"""What the server's benchmarks push with: contributions like a worker's, client actors, a Ray of their own."""
+"""Shared parts of the server's benchmarks: realistic contributions, client actors and a local Ray."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from leap_dist.nn.flat_vector import Manifest
 from leap_dist.protocol.messages import Contribution, CurvePoint, Lease, PathStatistics
 from leap_dist.server.meta_server import MetaServer
 
-CURVE_POINTS = 20  # of a task of the paper's length, at the default push interval
+CURVE_POINTS = 20  # learning-curve points of a task of the paper's length, at the default push interval
 
 
 def config(**settings: Any) -> Config:
-    """The fast preset in mode buffered, with leases, a run and a staleness that outlive the benchmark."""
+    """Return the fast preset in mode buffered, with leases, a run and a staleness limit that outlast the benchmark."""
     endless = {
         "mode": "buffered",
         "meta_updates": 100_000,
@@ -39,13 +39,13 @@ def config(**settings: Any) -> Config:
 
 
 def encoder() -> tuple[Manifest, np.ndarray]:
-    """The manifest of the preset's encoder, and what stands in for a pull-forward gradient of it."""
+    """Return the manifest of the preset's encoder and a random vector in place of a pull-forward gradient."""
     manifest, _ = initialization(atari_vector.channels(config().atari.frames), 0)
     return manifest, np.random.default_rng(0).normal(scale=1e-3, size=manifest.size).astype(np.float32)
 
 
 def plain_server(run_dir: Path, **settings: Any) -> MetaServer:
-    """A server without Ray, in a directory that this makes."""
+    """Return a server without Ray, in a newly created run directory."""
     run_dir.mkdir()
     chosen = config(**settings)
     manifest, initial = initialization(atari_vector.channels(chosen.atari.frames), chosen.seed)
@@ -53,12 +53,12 @@ def plain_server(run_dir: Path, **settings: Any) -> MetaServer:
 
 
 def server_actor(run_dir: Path, **settings: Any) -> Any:
-    """The real server actor, ready, in a directory that this makes."""
+    """Return a started server actor, in a newly created run directory."""
     return server_of(config(**settings), run_dir)
 
 
 def server_of(chosen: Config, run_dir: Path) -> Any:
-    """The same, of any configuration."""
+    """Return a started server actor with the given configuration."""
     run_dir.mkdir()
     server = SERVER.remote(chosen, run_dir, "benchmark")
     assert ray.get(server.problem.remote()) is None
@@ -67,10 +67,10 @@ def server_of(chosen: Config, run_dir: Path) -> Any:
 
 @contextlib.contextmanager
 def local_ray() -> Iterator[None]:
-    """A Ray as the driver starts it, in a temporary folder."""
+    """Start Ray as the driver does, in a temporary folder, and shut it down on exit."""
     with tempfile.TemporaryDirectory(
         prefix="ld", ignore_cleanup_errors=True
-    ) as folder:  # short: Ray puts sockets below it
+    ) as folder:  # short, because Ray puts sockets below it
         os.environ.update(HOME=folder, RAY_TMPDIR=folder)
         connect(config())
         try:
@@ -80,7 +80,7 @@ def local_ray() -> Iterator[None]:
 
 
 def contribution(lease: Lease, manifest: str, vector: np.ndarray, seq: int, *, final: bool = False) -> Contribution:
-    """What a worker would push for a lease; `manifest` is the digest."""
+    """Return the contribution that a worker would push for a lease. `manifest` is the manifest's digest."""
     means = {"loss": 0.5, "policy_loss": 0.1, "value_loss": 0.8, "entropy": 1.2}
     return Contribution(
         lease=lease.id,
@@ -101,7 +101,7 @@ def contribution(lease: Lease, manifest: str, vector: np.ndarray, seq: int, *, f
 
 
 class Final(NamedTuple):
-    """One task, delivered: seconds that lease and push took, and whether the push made a meta-update."""
+    """One delivered task: seconds of its lease and push, and whether the push made a meta-update."""
 
     lease: float
     push: float
@@ -109,7 +109,7 @@ class Final(NamedTuple):
 
 
 def finals(call: Callable[..., Any], worker: str, manifest: str, vector: np.ndarray, count: int) -> list[Final]:
-    """Leases a task and pushes its final contribution, so many times. `call` calls a server's method by name."""
+    """Lease `count` tasks and push a final contribution for each. `call` invokes a server method by name."""
     done = []
     for _ in range(count):
         started = time.perf_counter()
@@ -123,28 +123,28 @@ def finals(call: Callable[..., Any], worker: str, manifest: str, vector: np.ndar
 
 
 class Bare:
-    """The least that a Ray actor can do with an array."""
+    """Ray actor that does the least possible with an array."""
 
     def take(self, vector: np.ndarray) -> int:
-        """Its length."""
+        """Return the length of the vector."""
         return len(vector)
 
 
 class Client:
-    """Pushes as a worker does: one call outstanding, its answer awaited."""
+    """Client that pushes as a worker does, waiting for each answer before the next call."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         manifest, self._vector = encoder()
         self._manifest = manifest.digest
-        self._open: dict[Any, tuple[Lease, int]] = {}  # by server: the lease held, and the last seq
+        self._open: dict[Any, tuple[Lease, int]] = {}  # by server: the current lease and its last seq
 
     def bare(self, actor: Any, seconds: float) -> float:
-        """Calls per second of a `Bare`."""
+        """Return the calls per second of a `Bare` actor."""
         return _rate(lambda: ray.get(actor.take.remote(self._vector)), seconds)
 
     def partials(self, server: Any, seconds: float) -> float:
-        """Partial contributions per second, all to one lease."""
+        """Return the partial contributions per second, all for one lease."""
         lease, seq = self._open.get(server) or (ray.get(server.lease.remote(self._name, "i"))[0], 0)
 
         def push() -> None:
@@ -158,7 +158,7 @@ class Client:
         return rate
 
     def finals(self, server: Any, count: int) -> list[Final]:
-        """See above."""
+        """Lease and deliver `count` tasks through Ray; see the module's function `finals`."""
 
         def call(method: str, *arguments: Any) -> Any:
             return ray.get(getattr(server, method).remote(*arguments))

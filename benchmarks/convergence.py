@@ -1,12 +1,14 @@
-"""How near the optimum a run comes, by mode, staleness weight and number of workers: quadratic tasks, simulated time.
+"""Measure how close runs on quadratic tasks come to the optimum, by mode, staleness weight and number of workers.
 
-Each game of the preset is a quadratic (toy.py). Gradient descent on f(θ) = ½ (θ−c)ᵀ A (θ−c) is known in closed form,
-θ_k − c = (I − αA)^k (φ − c), and so is the contribution of Reptile, which is Leap's for the metric energy and λ = 0:
-G = φ − θ_k = M_k (φ − c) with M_k = I − (I − αA)^k. What every mode looks for is where the games' mean G is zero,
+Time is simulated. Each game of the preset is a quadratic (toy.py). Gradient descent on f(θ) = ½ (θ−c)ᵀ A (θ−c) is known
+in closed form, θ_k − c = (I − αA)^k (φ − c), and so is the contribution of Reptile, which equals Leap's for the energy
+metric and λ = 0: G = φ − θ_k = M_k (φ − c) with M_k = I − (I − αA)^k. Every mode looks for the point where the mean G
+over the games is zero,
 
     φ* = (Σ M_K)⁻¹ Σ M_K c.
 
-Workers differ in speed, by game and by themselves; the server is the real one, and takes no time.
+Workers differ in speed, both by game and individually. The server is the real one, and its calls take no simulated
+time.
 """
 
 from __future__ import annotations
@@ -36,14 +38,14 @@ from leap_dist.nn.flat_vector import Manifest
 from leap_dist.protocol.messages import Contribution, Lease
 from leap_dist.server.meta_server import MetaServer
 
-UPDATES = 20  # K, gradient steps of a task
-APART = 2.0  # how far the games' optima lie from one another; see toy.Quadratic
-PUSHES = 2  # of a task in mode stream
+UPDATES = 20  # K, gradient steps per task
+APART = 2.0  # distance between the games' optima; see toy.Quadratic
+PUSHES = 2  # pushes per task in mode stream
 BATCH = 16
-TASKS_OF_A_WORKER = 5  # at least
-RECORDS = 60  # of a run
-START = 3.0  # each coordinate of φ₀
-MOMENTUM = 0.9  # of delayed-nesterov
+TASKS_OF_A_WORKER = 5  # minimum number of tasks per worker
+RECORDS = 60  # records per run
+START = 3.0  # value of each coordinate of φ₀
+MOMENTUM = 0.9  # momentum of delayed-nesterov
 STALENESS: Mapping[str, tuple[str, ...]] = {
     "sync": ("constant",),
     "buffered": ("constant", "polynomial", "hinge", "inverse"),
@@ -52,13 +54,13 @@ STALENESS: Mapping[str, tuple[str, ...]] = {
     "delayed-nesterov": ("polynomial",),
     "stream": ("polynomial",),
 }
-"""Weights, by mode; sync has none."""
+"""Staleness weights by mode; sync has none."""
 RATES = (0.1, 0.5)
-"""Meta learning rate of |B| fresh contributions together; what the modes call so is set to have that effect."""
+"""Meta learning rates of |B| fresh contributions together. Each mode's own setting is scaled to have this effect."""
 
 
 class Games:
-    """A quadratic for each game, and the optimum of all together."""
+    """One quadratic for each game, and their joint optimum."""
 
     def __init__(self, games: Sequence[str]) -> None:
         made = [Quadratic(np.zeros(Quadratic.dimension), seed, apart=APART) for seed in range(len(games))]
@@ -73,30 +75,30 @@ class Games:
         self.optimum: np.ndarray = np.linalg.solve(sum(matrices), right)
 
     def matrix(self, game: str, updates: int) -> np.ndarray:
-        """M_k."""
+        """Return M_k of a game."""
         if (game, updates) not in self._pulls:
             power = np.linalg.matrix_power(self._steps[game], updates)
             self._pulls[game, updates] = np.eye(Quadratic.dimension) - power
         return self._pulls[game, updates]
 
     def pull(self, game: str, initialization: np.ndarray, updates: int) -> np.ndarray:
-        """G = φ − θ_k."""
+        """Return the contribution G = φ − θ_k."""
         return self.matrix(game, updates) @ (initialization - self.centres[game])
 
 
 class Record(NamedTuple):
-    """Of a run under way."""
+    """State of a run in progress."""
 
     hours: float
     version: int
     tasks: int
-    """Leased so far."""
+    """Number of tasks leased so far."""
     distance: float
-    """‖φ − φ*‖ in parts of the first."""
+    """Distance ‖φ − φ*‖ relative to the initial distance."""
 
 
 class QuadraticContent:
-    """What the workers' paths make of φ. Notes φ's distance from the optimum, every `every` leases."""
+    """Contributions computed from the quadratics; records φ's distance from the optimum every `every` leases."""
 
     snapshot_bytes = 0
 
@@ -108,7 +110,7 @@ class QuadraticContent:
         self.records: list[Record] = []
 
     def lease(self, lease: Lease) -> None:
-        """See Content."""
+        """Keep the lease's φ for its contributions; see `Content.lease`."""
         assert self.server is not None
         snapshot = self.server.snapshot()
         assert snapshot[0] == lease.version
@@ -118,14 +120,14 @@ class QuadraticContent:
         self._leased += 1
 
     def note(self, snapshot: tuple[int, np.ndarray]) -> None:
-        """One more record."""
+        """Append one record."""
         version, vector = snapshot
         distance = float(np.linalg.norm(vector - self._games.optimum))
         first = float(np.linalg.norm(START - self._games.optimum))
         self.records.append(Record(self._clock() / 3600, version, self._leased, distance / first))
 
     def contribution(self, lease: Lease, seq: int, rollouts: int, final: bool) -> Contribution:
-        """See Content."""
+        """Return the contribution after `rollouts` updates; see `Content.contribution`."""
         start = self._starts.pop(lease.id) if final else self._starts[lease.id]
         updates = UPDATES if final else math.floor(UPDATES * rollouts / self._config.rollouts_per_task)
         vector = self._games.pull(lease.task.game, start, updates).astype(np.float32)
@@ -133,22 +135,22 @@ class QuadraticContent:
         return _replaced(made, start=start if self._config.corrects_endpoint else None)
 
     def received(self, made: Contribution) -> Callable[[], Contribution]:
-        """Nothing."""
+        """Return a function that does no work, because nothing is packed."""
         return lambda: made
 
     def bytes(self, made: Contribution) -> int:
-        """Of no importance here."""
+        """Return 0, because network traffic is irrelevant here."""
         return 0
 
 
 def _replaced(made: Contribution, start: np.ndarray | None) -> Contribution:
-    """Without a learning curve, which costs time and tells nothing."""
+    """Return the contribution without its learning curve, which would only cost time."""
     return Contribution(**{**vars(made), "curve": (), "start": start})
 
 
 @dataclass(frozen=True)
 class Run:
-    """One of the table."""
+    """One run of the table."""
 
     mode: str
     staleness: str
@@ -160,10 +162,10 @@ class Run:
     straggling: float = 0.5
 
     def config(self) -> Config:
-        """Of the server, and of the workers as far as they need one."""
+        """Return the server's configuration, with those worker settings that matter."""
         rates = {
-            "fedasync": self.rate / self.batch,  # its α is of one contribution
-            "delayed-nesterov": self.rate * (1 - MOMENTUM),  # what momentum makes of it in the end
+            "fedasync": self.rate / self.batch,  # its α applies to one contribution
+            "delayed-nesterov": self.rate * (1 - MOMENTUM),  # compensates for the long-term effect of momentum
         }
         settings: dict[str, Any] = {
             "mode": self.mode,
@@ -189,7 +191,7 @@ class Run:
         return resolve("fast", settings)
 
     def records(self) -> list[Record]:
-        """Simulates it to its end."""
+        """Simulate the run to its end."""
         torch.set_num_threads(1)
         config, clock = self.config(), Clock()
         games, manifest = Games(config.games), Manifest.of({"theta": torch.zeros(Quadratic.dimension)})
@@ -214,10 +216,10 @@ class Run:
 
 
 def forget_the_disk(server: MetaServer) -> None:
-    """From now on nothing is durable: a run of thousands of meta-updates is here for what is in φ in the end."""
+    """Turn off durability: only the final φ matters in a run of thousands of meta-updates."""
 
     def nothing(*_: Any, **__: Any) -> None:
-        """Instead of a file."""
+        """Do nothing instead of writing a file."""
 
     state: Any = server._state
     state.checkpoints.save = state._write_ledger = nothing
@@ -226,26 +228,26 @@ def forget_the_disk(server: MetaServer) -> None:
 
 
 class Outcome(NamedTuple):
-    """Of a run."""
+    """Outcome of one run."""
 
     run: Run
     records: list[Record]
 
     @property
     def distance(self) -> float:
-        """At the end: the mean over the last tenth of the tasks; infinite where it diverged."""
+        """Return the final distance: the mean over the last tenth of the tasks, or infinity if the run diverged."""
         last = [one.distance for one in self.records[-RECORDS // 10 :]]
         return float(np.mean(last)) if all(map(math.isfinite, last)) else math.inf
 
     def until(self, distance: float) -> Record | None:
-        """The first record from which on it stays that near."""
+        """Return the first record from which on the distance stays below `distance`."""
         after = [one.distance <= distance for one in self.records]
         first = len(after) - sum(1 for _ in itertools.takewhile(bool, reversed(after)))
         return self.records[first] if first < len(after) else None
 
 
 def outcomes(workers: Sequence[int], tasks: int, processes: int) -> list[Outcome]:
-    """All runs of the table; of each mode, weight and number of workers the better rate."""
+    """Return the outcomes of all runs, keeping the better rate for each mode, weight and number of workers."""
     cells = [(mode, weight) for mode, weights in STALENESS.items() for weight in weights]
 
     def length(count: int) -> int:
@@ -254,9 +256,9 @@ def outcomes(workers: Sequence[int], tasks: int, processes: int) -> list[Outcome
     runs = [
         Run(mode, staleness, count, rate, length(count))
         for (mode, staleness), count, rate in itertools.product(cells, workers, RATES)
-        if mode != "sync" or count <= 100  # more than |B| have nothing to do
+        if mode != "sync" or count <= 100  # workers beyond |B| would have nothing to do
     ]
-    # What more workers are for in mode buffered: a larger |B|.
+    # In mode buffered, more workers are best used for a larger |B|.
     runs += [
         Run("buffered", "polynomial", count, rate, length(count), batch=count // 8)
         for count, rate in itertools.product(workers, RATES)
@@ -277,7 +279,7 @@ def outcomes(workers: Sequence[int], tasks: int, processes: int) -> list[Outcome
 
 
 def table(found: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """One row for each run."""
+    """Return one row for each run."""
     rows = []
     for one in found:
         near = one.until(0.1)
@@ -309,7 +311,7 @@ COLOURS: Mapping[str, str] = {
 
 
 def draw(found: Sequence[Outcome], path: Path, save: Callable[..., None] | None = None) -> None:
-    """Distance over simulated hours, a panel for each number of workers, weight polynomial."""
+    """Draw the distance over simulated hours with polynomial weights, one panel for each number of workers."""
     from matplotlib.figure import Figure
 
     counts = sorted({one.run.workers for one in found})

@@ -1,10 +1,10 @@
-"""Whether an evaluation's runs are as fast as training without anything around it.
+"""Compare the speed of an evaluation's runs with that of a bare training loop.
 
     python -m benchmarks.evaluation
     python -m benchmarks.evaluation --preset paper --games pong breakout --repeats 9
 
-Both arms make whole tasks in this process, on one thread, in turn, with the same seed: `evaluation` is what a worker
-does with a lease, `training` is the learner in a bare loop.
+Both arms run whole tasks in this process, on one thread, in turn and with the same seed. `evaluation` runs a worker's
+code for a lease, `training` runs the learner in a bare loop.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from leap_dist.worker.start import Start, make_learner
 
 
 class _Taker:
-    """A server that takes everything at once."""
+    """Server stand-in that accepts every call at once."""
 
     def renew(self, *_: Any) -> Ack:
         return Ack(True, False, "", True, 0)
@@ -38,11 +38,11 @@ class _Taker:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark and print the report."""
     command = parser(__doc__, repeats=25)
     command.add_argument("--preset", default="quick")
     command.add_argument("--games", nargs="+", default=[])
-    command.add_argument("--steps", type=int, default=4_000, help="agent steps of every task")
+    command.add_argument("--steps", type=int, default=4_000, help="agent steps per task")
     given = command.parse_args()
     settings = {"games": given.games, "task_steps": given.steps, "worker.device": "cpu", "meta_learner": "none"}
     config = resolve(given.preset, {name: value for name, value in settings.items() if value})
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(game: str, config: Config, repeats: int, report: Report) -> None:
-    """Both arms on one game."""
+    """Measure both arms on one game."""
     _, vector = initialization(atari_vector.channels(config.atari.frames), 0)
     lease = Lease("000000-00000000", Task(0, game, 0, 1, config.task_steps), "w0", "i0", 0, 60.0)
     start = Start(vector, scope="encoder", evaluation=True)

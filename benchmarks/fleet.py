@@ -1,4 +1,4 @@
-"""One point of benchmarks/scale.py: so many workers, these settings; what the server does and how it keeps up."""
+"""Simulate one point of benchmarks/scale.py, a given fleet with given settings, and summarize the server's load."""
 
 from __future__ import annotations
 
@@ -37,18 +37,21 @@ SPEEDS = {
     "skiing": 1927, "time_pilot": 1941, "tutankham": 1753, "up_n_down": 1136, "video_pinball": 1463,
     "wizard_of_wor": 1749,
 }  # fmt: skip
-"""Agent steps per second of processor time, by game, of the loop of benchmarks/worker.py with the preset fast, from a
-random initialization: the median of three times thirty updates, on the machine that docs/scaling.md names."""
+"""Agent steps per CPU second of the loop of benchmarks/worker.py, by game.
+
+Measured with the preset fast from a random initialization, on the machine that docs/scaling.md names: the median of
+three measurements of thirty updates.
+"""
 
 _NOTHING = np.empty(0, np.float32)
-HEADER_BYTES = 3000  # of a contribution, on the wire: names, statistics, learning curve
+HEADER_BYTES = 3000  # size on the wire of a contribution without its vector: names, statistics, learning curve
 CALIBRATION_LEASES = 32
 CALIBRATION_ROUNDS = 2
-TOGETHER = (1, 6)  # contributions in the deliveries that are measured
+TOGETHER = (1, 6)  # numbers of contributions in the deliveries that are measured
 
 
 def configuration(workers: int, **settings: Any) -> Config:
-    """The preset fast for a fleet of that size, without an end; |B| is a sixteenth of the workers, at least 16."""
+    """Return an endless configuration of the preset fast for `workers`. |B| is a sixteenth of them, at least 16."""
     chosen = {
         "workers": workers,
         "meta_updates": 1_000_000,
@@ -59,11 +62,11 @@ def configuration(workers: int, **settings: Any) -> Config:
 
 
 class PathContent:
-    """Contributions of the right form and length, whatever the path: multiples of the same vector.
+    """Contributions of realistic form and length: multiples of one vector, regardless of the path.
 
     Args:
-        full_size: numbers in the vector that travels, however small the one is that the server gets.
-        bare: what nobody reads is left out.
+        full_size: Length of the vector that counts as sent, however short the vector that the server gets.
+        bare: Whether to leave out vectors that nobody reads.
     """
 
     def __init__(self, config: Config, manifest: Manifest, full_size: int, *, bare: bool) -> None:
@@ -74,13 +77,13 @@ class PathContent:
         self._bare = bare and not config.prefixes_count
         self._wire = wire_bytes(full_size, self._bits)
         self._vector = np.random.default_rng(0).normal(scale=1e-3, size=manifest.size).astype(np.float32)
-        self._made: dict[int, Contribution] = {}  # by seq, to be completed
+        self._made: dict[int, Contribution] = {}  # templates by seq, to be completed
 
     def lease(self, lease: Lease) -> None:
-        """Nothing depends on φ."""
+        """Do nothing, because no contribution depends on φ."""
 
     def contribution(self, lease: Lease, seq: int, rollouts: int, final: bool) -> Contribution:
-        """See Content. Like a sum along a path it grows with every push."""
+        """Return a contribution that grows with every push, like a sum along a path; see `Content.contribution`."""
         made = clients.contribution(lease, self._digest, _NOTHING, seq, final=final)
         made = replace(made, curve=made.curve[:seq], steps=rollouts * self._rollout)
         if self._bare and not final:
@@ -91,43 +94,43 @@ class PathContent:
         return replace(made, vector=self._made[seq].vector, packed=self._made[seq].packed)
 
     def received(self, made: Contribution) -> Callable[[], Contribution]:
-        """What travels packed is unpacked by whoever gets it; else Ray's arrays are there without being copied."""
+        """Return a function that unpacks a quantized contribution; other contributions need no copy."""
         if made.packed is None:
             return lambda: made
         header, arrays = made.header(), made.arrays()
         return lambda: Contribution.from_parts(header, arrays)
 
     def bytes(self, made: Contribution) -> int:
-        """See Content."""
+        """Return the length of the contribution on the wire; see `Content.bytes`."""
         return HEADER_BYTES + (self._wire if made.vector.size else 0)
 
 
 def wire_bytes(size: int, bits: int) -> int:
-    """Of a vector of so many numbers, with a scale for each block where they are packed."""
+    """Return the bytes of a vector with `size` numbers, including one scale per block for quantized vectors."""
     return size * bits // 8 + (0 if bits == 32 else 4 * -(-size // BLOCK))
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What is meta-learned: the preset's encoder, or a small stand-in for it."""
+    """Parameters to meta-learn: those of the preset's encoder, or a small replacement."""
 
     manifest: Manifest
     initial: np.ndarray
 
     @classmethod
     def full(cls, config: Config) -> Encoder:
-        """The preset's own."""
+        """Return the preset's own encoder."""
         return cls(*initialization(atari_vector.channels(config.atari.frames), config.seed, config.scope))
 
     @classmethod
     def small(cls) -> Encoder:
-        """Sixteen numbers."""
+        """Return a replacement with sixteen numbers."""
         manifest = Manifest.of({"stand-in": torch.zeros(16)})
         return cls(manifest, np.ones(manifest.size, np.float32))
 
 
 def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk, bare: bool) -> Samples:
-    """Samples of every kind of call, without Ray's share: of a server of its own, in a directory that this makes."""
+    """Sample every kind of call without Ray's share, on a separate server in a newly created directory."""
     found, batched = Samples(), config.mode in ("sync", "buffered")
     for batch in (4, 24) if batched else (config.meta.batch_size,):
         changed = {"meta.batch_size": batch, "workers": 10_000, "server.pushes_per_second": 1e6}
@@ -156,7 +159,7 @@ def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk, bare:
                         found.note("final" if seq == 3 else "partial", took)
                     if seq < 3:
                         found.note("renew", measured("renew", 0, partial(server.renew, lease.id, "i", 1)))
-        usable = not batched or batch > max(TOGETHER)  # else each would make a meta-update
+        usable = not batched or batch > max(TOGETHER)  # otherwise each delivery would make a meta-update
         for count in TOGETHER if usable else ():
             found.together[count] = _delivery(server, measured, content, count, batched)
         server.close()
@@ -170,7 +173,7 @@ def calibrate(config: Config, encoder: Encoder, run_dir: Path, disk: Disk, bare:
 def _delivery(
     server: MetaServer, measured: Measured, content: PathContent, count: int, batched: bool
 ) -> tuple[float, float]:
-    """(processor, disk) of a delivery of so many final contributions, meta-updates of batches not included."""
+    """Return (CPU, disk) seconds of a delivery of `count` final contributions, without batch meta-updates."""
     found = []
     while len(found) < CALIBRATION_ROUNDS:
         leases = [server.lease(f"w{number}", "i") for number in range(count)]
@@ -185,7 +188,7 @@ def _delivery(
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    """Settings by dotted name."""
+    """Return the settings by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in asdict(config).items():
         flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
@@ -194,24 +197,24 @@ def _flat(config: Config) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement to make."""
+    """Specification of one measurement."""
 
     name: str
     config: Config
     load: Load
     ray: RayCost
     window: float
-    """Simulated seconds that are measured."""
+    """Length of the measured window in simulated seconds."""
     warm_up: float = 1.2
-    """Tasks before that. After less than one the staleness is not what it will be, and is left out."""
+    """Length of the warm-up in tasks. Below one task, the staleness has not settled and is not reported."""
     full: bool = False
-    """Full vectors on a real disk for every call, instead of samples of them."""
+    """Whether every call uses full vectors on a real disk, instead of samples of such calls."""
     bare: bool = True
-    """Partial contributions carry no vector where nobody reads it."""
+    """Whether partial contributions carry no vector if nobody reads it."""
 
 
 def measure(point: Point, folder: Path, disk: Disk, samples: dict[str, tuple[Samples, Samples]]) -> dict[str, Any]:
-    """Simulates a point. `samples`, by what they depend on, are made where they are missing."""
+    """Simulate one point. Missing `samples` are measured first and stored under the settings that they depend on."""
     config, started, before = point.config, time.perf_counter(), resident_bytes()
     full = Encoder.full(config)
     size = full.initial.nbytes
@@ -269,7 +272,7 @@ def _service(
 
 
 def summary(point: Point, simulation: Simulation, before: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a window."""
+    """Return the figures of the measured window."""
     tally, window, workers = simulation.tally, point.window, point.load.workers
     calls, seconds = tally.calls, sum(tally.seconds.values())
     staleness = [line["staleness"] for line in tally.lines]
@@ -305,12 +308,12 @@ def summary(point: Point, simulation: Simulation, before: dict[str, Any], status
 
 
 def bottleneck(busy: float, link: float, shares: dict[str, float]) -> str:
-    """What is nearest to its limit, and what most of it is spent on."""
+    """Return the resource that is closest to its limit and, for the server, its most expensive kind of call."""
     return f"server: {next(iter(shares), 'nothing')}" if busy >= link else "network link of the server"
 
 
 def percentiles(values: Sequence[float], scale: float) -> dict[str, float] | None:
-    """Median, 90th and 99th percentile, and the largest."""
+    """Return the median, 90th and 99th percentiles, and the maximum."""
     if not values:
         return None
     found = [float(scale * one) for one in np.percentile(values, (50, 90, 99, 100))]
@@ -318,22 +321,25 @@ def percentiles(values: Sequence[float], scale: float) -> dict[str, float] | Non
 
 
 def task_seconds(config: Config, load: Load) -> float:
-    """Of a task, the mean over games, without stragglers."""
+    """Return the mean duration of a task over games, without stragglers, in seconds."""
     return float(np.mean([config.task_steps / load.speeds[game] for game in config.games]))
 
 
 def journal_entries(run_dir: Path) -> int:
-    """Contributions in the journal."""
+    """Return the number of contributions in the journal."""
     return sum(1 for _ in (run_dir / "journal").glob("contribution-*"))
 
 
 def held_vectors(config: Config, server: MetaServer, waiting: int) -> int:
-    """Vectors that the server holds: of what waits, and where prefixes count one for each lease that pushed."""
+    """Return the number of vectors that the server holds.
+
+    It holds those of waiting contributions and, if prefixes count, one for each open lease that has pushed.
+    """
     leases = server.status()["leases"]
     keeps = config.server.on_lost == "keep"
     return waiting + (sum(bool(lease["curve"]) for lease in leases) if keeps else 0)
 
 
 def resident_bytes() -> int:
-    """Of this process."""
+    """Return the resident memory of this process in bytes."""
     return resident(os.getpid()) or 0

@@ -1,6 +1,7 @@
-"""What leap_dist/server/aggregator.py does on a node, in simulated time: reports are gathered, and delivered together.
+"""Simulate leap_dist/server/aggregator.py, which batches the reports of a node's workers into one delivery.
 
-The real one waits for the server's answer where it stands, which a simulation cannot; the rules are the same.
+The real aggregator blocks until the server answers, which a discrete-event simulation cannot do. The rules are the
+same.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ class _Report(Generic[Asker]):
 
 
 class Gathering(Generic[Asker]):
-    """One node's. Whoever calls it says when."""
+    """Batched reports of one node. The caller supplies the time."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._reports: dict[str, _Report[Asker]] = {}  # by lease, in the order of arrival
+        self._reports: dict[str, _Report[Asker]] = {}  # by lease, in order of arrival
         self._under_way: dict[str, _Report[Asker]] | None = None
         self._known: dict[str, Ack] = {}
         self._delivered = -math.inf
         self._waits_since: float | None = None
 
     def take(self, now: float, lease: str, what: Contribution | Renewal, asker: Asker) -> Ack | None:
-        """A report. Returns the answer, or None where the asker has to wait for the server's."""
+        """Accept a report. Return the answer, or None if the asker has to wait for the server's."""
         report = self._reports.get(lease, _Report())
         final = False
         if isinstance(what, Renewal):
@@ -53,13 +54,13 @@ class Gathering(Generic[Asker]):
 
     @property
     def due(self) -> float:
-        """When the next delivery is to begin; ∞ while one is under way, or there is nothing."""
+        """Return when the next delivery should begin: ∞ while one is in progress or if there are no reports."""
         if not self._reports or self._under_way is not None:
             return math.inf
         return self._delivered + self._seconds if self._waits_since is None else self._waits_since + SOON_SECONDS
 
     def deliver(self, now: float) -> tuple[list[Contribution], list[Renewal]]:
-        """Begins a delivery."""
+        """Begin a delivery and return its contributions and renewals."""
         self._under_way, self._reports = self._reports, {}
         self._delivered, self._waits_since = now, None
         reports = self._under_way.values()
@@ -67,7 +68,7 @@ class Gathering(Generic[Asker]):
         return contributions, [one.renewal for one in reports if one.renewal is not None]
 
     def answered(self, acks: Sequence[Ack]) -> list[tuple[Asker, Ack]]:
-        """Ends it; `acks` are the server's. Returns who waited for which answer."""
+        """End the delivery. `acks` are the server's answers; return each waiting asker with its answer."""
         assert self._under_way is not None
         reports, self._under_way = self._under_way, None
         keys = [key for key, one in reports.items() if one.contribution is not None]
@@ -76,6 +77,6 @@ class Gathering(Generic[Asker]):
         for key, ack in zip(keys, acks, strict=True):
             self._known[key] = ack
             found += [(asker, ack) for asker in reports.pop(key, _Report()).waiting]
-            if not ack.proceed:  # nobody will speak of it again
+            if not ack.proceed:  # no more reports of this lease will come
                 del self._known[key]
         return found

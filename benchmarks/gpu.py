@@ -1,12 +1,13 @@
-"""Several workers on one GPU, against what the emulator alone does on the same processors. Runs without Ray.
+"""Compare several workers on one GPU with the emulator alone on the same CPUs. Runs without Ray.
 
     python -m benchmarks.gpu                          1, 2, 4 and 8 workers, the paper's settings
     python -m benchmarks.gpu --workers 1 4 --preset fast --game breakout --seconds 30
-    python -m benchmarks.gpu --check                  only compares the GPU with its twin on the CPU
+    python -m benchmarks.gpu --check                  only compares the GPU's results with the CPU's
 
-Needs a GPU, and torch, ale-py, gymnasium and NumPy. Every worker is a process with one thread, as in the service: it
-plays, acts on the GPU, updates there and accumulates Leap's gradient. All start together, and the rate counts from
-the moment when all are past their warm-up. Rates are agent steps per second (four ALE frames each).
+Needs a GPU, and torch, ale-py, gymnasium and NumPy. Every worker is a process with one CPU thread, as in the service.
+It runs the emulator, acts and updates on the GPU, and accumulates Leap's gradient. All workers start together, and the
+rate counts from the moment when all have finished their warm-up. Rates are agent steps per second (four ALE frames
+each).
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ from leap_dist.tasks.atari import a2c
 from leap_dist.tasks.atari.a2c import A2C
 
 WARM_UP = 20
-"""Updates that do not count: the first ones choose algorithms and record graphs."""
+"""Number of initial updates that are not measured: they choose algorithms and record graphs."""
 
 
 def main() -> int:
-    """Measures and prints; returns the exit code."""
+    """Run the benchmark, print the report and return the exit code."""
     command = parser(__doc__, repeats=3)
     command.add_argument("--preset", default="paper", choices=[name for name in PRESETS if name != "smoke"])
     command.add_argument("--game", default="pong")
     command.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
-    command.add_argument("--seconds", type=float, default=20.0, help="of every arm and repetition")
-    command.add_argument("--check", action="store_true", help="only compare the GPU with the CPU")
+    command.add_argument("--seconds", type=float, default=20.0, help="duration of each arm and repetition")
+    command.add_argument("--check", action="store_true", help="only compare the GPU's results with the CPU's")
     given = command.parse_args()
     if not torch.cuda.is_available():
         print("benchmarks.gpu: torch finds no GPU here", file=sys.stderr)
@@ -65,7 +66,7 @@ def main() -> int:
 
 
 def of_preset(name: str) -> tuple[AgentSettings, AtariSettings]:
-    """A preset's settings, without the configuration's other needs."""
+    """Return a preset's settings, without checking what else the configuration needs."""
     chosen: dict[str, dict[str, Any]] = {"agent": {}, "atari": {}}
     for field, value in PRESETS[name].items():
         section, _, setting = field.rpartition(".")
@@ -77,16 +78,17 @@ def of_preset(name: str) -> tuple[AgentSettings, AtariSettings]:
 def learner_of(
     game: str, agent: AgentSettings, settings: AtariSettings, device: str, precision: str = "auto", seed: int = 1
 ) -> A2C:
-    """A learner at the start of a task."""
+    """Return a learner at the start of a task."""
     vector = initialization(atari_vector.channels(settings.frames), 0)[1]
     worker = WorkerSettings(device=device, precision=precision)  # type: ignore[arg-type]
     return A2C(game, vector, seed=seed, agent=agent, settings=settings, worker=worker)
 
 
 def compare_with_cpu(game: str, agent: AgentSettings, settings: AtariSettings, report: Report) -> None:
-    """The same unrolls on both: same frames and actions, so the same losses and gradients, up to rounding.
+    """Compare the losses and gradients of the same unrolls on GPU and CPU.
 
-    In float32 without TF32. The later unrolls run as graphs.
+    Both see the same frames and actions, so the results agree up to rounding. The arithmetic is float32 without TF32.
+    The later unrolls run as graphs.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     small = replace(agent, envs=4)
@@ -130,7 +132,7 @@ def compare_with_cpu(game: str, agent: AgentSettings, settings: AtariSettings, r
 
 
 def latency(game: str, agent: AgentSettings, settings: AtariSettings, repeats: int, report: Report) -> None:
-    """Milliseconds of one update, with and without graphs, and Leap's part of it; waited for, one at a time."""
+    """Measure the synchronous latency in milliseconds of one update, with and without graphs, and Leap's share."""
     prepare("cuda", 1, 0)
     arms: dict[str, A2C] = {}
     with_graphs = a2c.graph_for
@@ -179,7 +181,7 @@ def latency(game: str, agent: AgentSettings, settings: AtariSettings, repeats: i
 
 
 def scale(count: int, given: Any, report: Report) -> None:
-    """`count` workers at once, against as many emulators without a learner."""
+    """Compare `count` simultaneous workers with as many emulators without a learner."""
     rates: dict[str, list[float]] = {"emulator": [], "loop": []}
     shares: list[float] = []
     for repetition in range(given.repeats):
@@ -196,7 +198,7 @@ def scale(count: int, given: Any, report: Report) -> None:
 
 
 def at_once(arm: str, count: int, given: Any) -> tuple[float, float]:
-    """Total agent steps/s of `count` processes, and Leap's mean share of their time."""
+    """Return the total agent steps/s of `count` processes and Leap's mean share of their time."""
     context = multiprocessing.get_context("spawn")
     start, queue = context.Barrier(count), context.Queue()
     arguments = (arm, given.preset, given.game, given.seconds, 1 / count, start, queue)
@@ -212,7 +214,7 @@ def at_once(arm: str, count: int, given: Any) -> tuple[float, float]:
 def work(
     index: int, arm: str, preset: str, game: str, seconds: float, gpu_share: float, start: Barrier, queue: Any
 ) -> None:
-    """One process: puts (agent steps/s, Leap's share) into the queue."""
+    """Run one process, which puts (agent steps/s, Leap's share) into the queue."""
     prepare("cuda" if arm == "loop" else "cpu", 1, gpu_share)
     agent, settings = of_preset(preset)
     steps, in_leap = 0, 0.0

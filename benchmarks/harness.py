@@ -1,4 +1,4 @@
-"""What all benchmarks share: arms measured in turn, the hardware, and one table or one JSON object at the end."""
+"""Shared parts of all benchmarks: interleaved arms, a hardware description, and a report as a table or JSON."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 Arm = Callable[[], float]
-"""Measures once and returns the figure."""
+"""Function that measures once and returns the figure."""
 
 
 def interleaved(arms: Mapping[str, Arm], repeats: int, *, warmup: bool = False) -> dict[str, list[float]]:
-    """Measures every arm once, then every arm once more, and so on, so that all share the machine's moods.
+    """Measure every arm once per round, so that slow changes of the machine affect all arms alike.
 
-    Every other round runs backwards: what warms or tires the machine favours none. `warmup` adds a round that does
-    not count.
+    Every other round runs in reverse order, so that no arm always benefits from the one before it. `warmup` adds a
+    first round that is not counted.
     """
     samples: dict[str, list[float]] = {name: [] for name in arms}
     for repetition in range(-1 if warmup else 0, repeats):
@@ -36,15 +36,17 @@ def interleaved(arms: Mapping[str, Arm], repeats: int, *, warmup: bool = False) 
 
 
 def progress(text: str) -> None:
-    """Says on stderr what goes on; stdout is for the result."""
+    """Print progress to stderr; stdout is reserved for the result."""
     print(text, file=sys.stderr, flush=True)
 
 
 @dataclass
 class Report:
-    """The outcome of one benchmark.
+    """Results of one benchmark.
 
-    `title` says what is measured, `settings` on what (games, network, batch, steps).
+    Attributes:
+        title: Name of what is measured.
+        settings: Settings of the measurement (games, network, batch, steps).
     """
 
     title: str
@@ -54,7 +56,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, unit: str, samples: Sequence[float]) -> None:
-        """One measured figure, with all its repetitions."""
+        """Add one measured figure with all its repetitions."""
         self.figures[name] = (unit, list(samples))
 
     def ratio(
@@ -66,11 +68,11 @@ class Report:
         target: float | None = None,
         at_most: bool = False,
     ) -> None:
-        """A ratio taken within each repetition; `target` is the least (or, with `at_most`, the largest) wanted."""
+        """Add a ratio taken within each repetition. `target` is its minimum or, with `at_most`, its maximum."""
         self.ratios[name] = ([a / b for a, b in zip(over, under, strict=True)], target, at_most)
 
     def plain(self) -> dict[str, Any]:
-        """Everything as plain data, for --json."""
+        """Return the report as plain data for --json."""
         return {
             "title": self.title,
             "command": command(),
@@ -85,7 +87,7 @@ class Report:
         }
 
     def text(self) -> str:
-        """The table for people."""
+        """Format the report as a table."""
         machine = hardware()
         lines = [
             self.title,
@@ -105,12 +107,12 @@ class Report:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     def show(self, as_json: bool) -> None:
-        """Prints the table, or with `as_json` one JSON object."""
+        """Print the table, or one JSON object if `as_json` is true."""
         print(json.dumps(self.plain(), indent=1) if as_json else self.text())
 
 
 def parser(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
-    """A command line with what every benchmark understands."""
+    """Return a parser with the options that all benchmarks share."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--repeats", type=int, default=repeats, help=f"repetitions of each arm (default {repeats})")
     result.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -118,13 +120,13 @@ def parser(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
 
 
 def command() -> str:
-    """The command that runs this again."""
+    """Return the command line that repeats this measurement."""
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
     return shlex.join(["python", *(["-m", module] if module else sys.argv[:1]), *sys.argv[1:]])
 
 
 def hardware() -> dict[str, Any]:
-    """The machine, in words and numbers; no host name."""
+    """Describe the machine without its host name."""
     cpuinfo = Path("/proc/cpuinfo")
     names = [
         line.partition(":")[2].strip()

@@ -1,4 +1,4 @@
-"""Draws how the agents of a run learned within their tasks: mean return over agent steps, one line per task.
+"""Draw the learning curves of a run's tasks: mean return over agent steps, one line per task.
 
     python launch.py train --preset fast --games breakout --meta-updates 1 --meta.batch-size 2 \
         --task-steps 600000 --worker.push-interval 20000 --run-dir runs/learning
@@ -19,7 +19,7 @@ from leap_dist.storage.ledger import Ledger
 
 
 def main() -> None:
-    """Draws, and prints each task's last returns."""
+    """Draw the picture, and print the last returns of each task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

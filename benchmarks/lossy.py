@@ -1,16 +1,17 @@
-"""Requests and replies get lost, and still every contribution counts exactly once.
+"""Check that every contribution counts exactly once although requests and replies get lost.
 
     python -m benchmarks.lossy                          10,000 contributions, a quarter of the messages lost each way
     python -m benchmarks.lossy --contributions 500 --request-loss 10 --reply-loss 40 --clients 8 --seed 1
 
-The real server actor in mode stream, where every push is made durable, and clients with the workers' own code for
-calls: they lease tasks, and push four partial contributions and a final one for each. Ray itself drops the messages, in
-the clients' processes: a request before the server sees it, a reply after the server has acted. Then everything is
-counted from both sides, and the run directory is read again: each acknowledged contribution has to be in the ledger
-once, and φ has to be what the vectors say, added up in float64. The exit code is 1 where it is not so, or where no
+The benchmark runs the real server actor in mode stream, where every push is made durable, and clients that call it with
+the workers' own code. They lease tasks and push four partial contributions and a final one for each. Ray itself drops
+the messages in the clients' processes: a request before the server sees it, a reply after the server has acted.
+Afterwards, both sides are counted and the run directory is read again. Each acknowledged contribution must be in the
+ledger exactly once, and φ must equal the sum of the vectors in float64. The exit code is 1 if a check fails or if no
 message was lost.
 
-Clients are threads, several to a process, each with one call outstanding. Vectors are of the encoder's convolutions.
+Clients are threads, several to a process, each with one outstanding call. Vectors have the size of the encoder's
+convolutions.
 """
 
 from __future__ import annotations
@@ -38,75 +39,76 @@ from leap_dist.protocol.messages import Ack, Idle, Lease
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage.run_lock import lock_holder
 
-PUSHES = 5  # of a lease, the last one final
-THREADS = 8  # clients in one process
-SCALE = 1e-3  # standard deviation of what a push adds to each parameter
-TOLERANCE = 1e-2 * SCALE  # of φ: thousands of float32 additions stay below, a single push more or less does not
+PUSHES = 5  # pushes per lease, the last of which is final
+THREADS = 8  # clients per process
+SCALE = 1e-3  # standard deviation of a push's change to each parameter
+# maximum error of φ: thousands of float32 additions stay below it; one missing or repeated push exceeds it
+TOLERANCE = 1e-2 * SCALE
 
 Name = tuple[str, int]
-"""A contribution's: lease and seq."""
+"""Identity of a contribution: lease and seq."""
 
 
 class Pushed(NamedTuple):
-    """A contribution, as the client saw it."""
+    """One contribution from the client's point of view."""
 
     name: Name
     ack: Ack
     sent: int
-    """Requests that it took."""
+    """Number of requests that the push took."""
     seconds: float
 
 
 class Outcome(NamedTuple):
-    """What the clients and the server counted, and what the run directory holds in the end."""
+    """Counts of the clients and the server, and the final contents of the run directory."""
 
     pushed: list[Pushed]
     executed: int
-    """Pushes that reached the server."""
+    """Number of pushes that reached the server."""
     duplicates: int
     refused: int
     ledger: list[Name]
     deviation: float
-    """Largest difference between φ and the sum over what was acknowledged."""
+    """Largest difference between φ and the sum of all acknowledged vectors."""
     seconds: float
 
     @property
     def acknowledged(self) -> set[Name]:
-        """What clients were promised."""
+        """Return the contributions that clients were told are durable."""
         return {one.name for one in self.pushed if one.ack.durable}
 
     @property
     def lost(self) -> int:
-        """Acknowledged and not in the ledger."""
+        """Number of contributions that were acknowledged but are missing from the ledger."""
         return len(self.acknowledged - set(self.ledger))
 
     @property
     def doubled(self) -> int:
-        """Lines of the ledger that repeat another."""
+        """Number of ledger lines that repeat another line."""
         return len(self.ledger) - len(set(self.ledger))
 
     @property
     def unknown(self) -> int:
-        """In the ledger, and never acknowledged."""
+        """Number of contributions in the ledger that were never acknowledged."""
         return len(set(self.ledger) - self.acknowledged)
 
     @property
     def sent(self) -> int:
-        """Requests to push."""
+        """Number of push requests sent."""
         return sum(one.sent for one in self.pushed)
 
     @property
     def requests_lost(self) -> int:
-        """Sent, and never seen by the server."""
+        """Number of requests that never reached the server."""
         return self.sent - self.executed
 
     @property
     def replies_lost(self) -> int:
-        """Answered, and never heard by the client."""
+        """Number of answers that never reached the client."""
         return self.executed - len(self.pushed)
 
     def figures(self) -> list[tuple[str, str, float]]:
-        """(name, unit, value) of all there is to report."""
+        """Return (name, unit, value) of all figures to report."""
         retries = [one.sent - 1 for one in self.pushed]
         milliseconds = [1e3 * one.seconds for one in self.pushed]
         return [
@@ -129,7 +131,7 @@ class Outcome(NamedTuple):
         ]
 
     def problems(self) -> list[str]:
-        """Why this does not show what it is to show."""
+        """Return the reasons why the run does not prove exactly-once delivery."""
         exact = {
             "acknowledged contributions were lost": self.lost,
             "contributions were applied twice": self.doubled,
@@ -149,7 +151,7 @@ class Outcome(NamedTuple):
 
 
 def config(workers: int) -> Config:
-    """Plain SGD with β/|B| = 1, and nothing that weighs or clips: φ is a sum."""
+    """Return plain SGD with β/|B| = 1, without weighting or clipping, so that φ is a sum."""
     plain = {
         "contribution_clip": 0.0,
         "staleness": "constant",
@@ -163,13 +165,13 @@ def config(workers: int) -> Config:
 
 
 def path(lease: str, seed: int, size: int) -> np.ndarray:
-    """The vectors of a lease's pushes, cumulative, one a row."""
+    """Return the cumulative vectors of a lease's pushes, one per row."""
     chance = np.random.default_rng([seed, *lease.encode()])
     return np.cumsum(chance.normal(scale=SCALE, size=(PUSHES, size)), axis=0).astype(np.float32)
 
 
 class Counting:
-    """A server's handle that counts the calls made through it."""
+    """Wrapper of a server handle that counts the calls made through it."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
@@ -188,10 +190,10 @@ class Counting:
 
 
 class Clients:
-    """Some clients, in a process whose messages get lost."""
+    """Group of clients in one process whose messages get lost."""
 
     def work(self, server: Any, names: Sequence[str], leases: int, seed: int) -> list[Pushed]:
-        """Each client delivers so many tasks. Everything that they pushed."""
+        """Let each client deliver `leases` tasks, and return everything that they pushed."""
         settings = config(len(names))
         manifest, _ = initialization(atari_vector.channels(settings.atari.frames), settings.seed, settings.scope)
 
@@ -216,12 +218,13 @@ class Clients:
 
 
 def measure(run_dir: Path, *, count: int, names: Sequence[str], loss: tuple[int, int], seed: int) -> Outcome:
-    """At least `count` contributions from `names` clients, with so many percent of requests and replies lost."""
-    # In the clients only, so that whoever counts hears everything. -1: as often as chance will have it.
+    """Push at least `count` contributions from `names`, losing the given percentages of requests and replies."""
+    # Only clients lose messages, so that the counting calls always arrive. -1 means no limit on the number of failures.
     rule = {"num_failures": -1, "req_failure_prob": loss[0], "resp_failure_prob": loss[1], "in_flight_failure_prob": 0}
     environment = {
         "RAY_testing_rpc_failure": json.dumps({"CoreWorkerService.grpc_client.PushTask": rule}),
-        "RAY_timeout_ms_task_wait_for_death_info": "100",  # of the second that Ray waits, before it says unavailable
+        # shortens the second that Ray waits before it reports "unavailable"
+        "RAY_timeout_ms_task_wait_for_death_info": "100",
     }
     lossy = ray.remote(num_cpus=0, runtime_env={"env_vars": environment})(Clients)
     leases = -(-count // (PUSHES * len(names)))
@@ -250,9 +253,9 @@ def measure(run_dir: Path, *, count: int, names: Sequence[str], loss: tuple[int,
 
 
 def read_back(settings: Config, run_dir: Path, acknowledged: Iterable[Name], seed: int) -> tuple[list[Name], float]:
-    """The ledger, and how far φ is from what was acknowledged: of a server that starts from the run directory."""
+    """Start a server from the run directory; return its ledger and the deviation of φ from what was acknowledged."""
     manifest, initial = initialization(atari_vector.channels(settings.atari.frames), settings.seed, settings.scope)
-    while lock_holder(run_dir) is not None:  # a killed process takes a moment to be gone
+    while lock_holder(run_dir) is not None:  # a killed process takes a moment to exit
         time.sleep(0.05)
     server = MetaServer(settings, run_dir, manifest=manifest, initial=initial)
     expected = initial.astype(np.float64)
@@ -270,14 +273,16 @@ def read_back(settings: Config, run_dir: Path, acknowledged: Iterable[Name], see
 
 
 def main() -> int:
-    """Measures and prints; returns the exit code."""
+    """Run the benchmark, print the report and return the exit code."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--contributions", type=int, default=10_000, help="at least so many (default 10,000)")
-    arguments.add_argument("--request-loss", type=int, default=25, metavar="PERCENT", help="default 25")
-    arguments.add_argument("--reply-loss", type=int, default=25, metavar="PERCENT", help="default 25")
-    arguments.add_argument("--clients", type=int, default=32, help="default 32")
-    arguments.add_argument("--seed", type=int, default=0, help="of the vectors (default 0)")
-    arguments.add_argument("--dir", type=Path, default=Path(), help="where the server writes (default: here)")
+    arguments.add_argument(
+        "--contributions", type=int, default=10_000, help="minimum number of contributions (default 10,000)"
+    )
+    arguments.add_argument("--request-loss", type=int, default=25, metavar="PERCENT", help="lost requests (default 25)")
+    arguments.add_argument("--reply-loss", type=int, default=25, metavar="PERCENT", help="lost replies (default 25)")
+    arguments.add_argument("--clients", type=int, default=32, help="number of clients (default 32)")
+    arguments.add_argument("--seed", type=int, default=0, help="random seed of the vectors (default 0)")
+    arguments.add_argument("--dir", type=Path, default=Path(), help="parent of the run directory (default: here)")
     arguments.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     chosen = arguments.parse_args()
     names = [f"w{k}" for k in range(chosen.clients)]
@@ -298,9 +303,7 @@ def main() -> int:
     )
     for name, unit, value in found.figures():
         report.add(name, unit, [value])
-    report.notes += [f"NOT SHOWN: {problem}" for problem in problems] or [
-        "Nothing was lost, and nothing counted twice."
-    ]
+    report.notes += [f"NOT SHOWN: {problem}" for problem in problems] or ["No contribution was lost or counted twice."]
     report.show(chosen.json)
     return 1 if problems else 0
 

@@ -1,15 +1,16 @@
-"""How long is the path that training takes, meta-step by meta-step? leap, reptile, fomaml and none on toy tasks.
+"""Measure how the training path's length changes over meta-steps, for leap, reptile, fomaml and none on toy tasks.
 
     python -m benchmarks.path_length
     python -m benchmarks.path_length --meta-steps 20 --seeds 2 --out path-length.png --json
 
-Three families of tasks: quadratics, quadratics whose steep ones lie apart from the flat ones, and sinusoids. A
-meta-step is Algorithm 1 (mode sync, SGD, no clipping) on fresh tasks, with the same number of rollouts per task for
-every arm. What is shown is measured on held-out tasks, the same for all: training as usual from the present φ, its
-path length (equation 4), and the loss at its end.
+There are three families of tasks: quadratics, quadratics whose steep members lie apart from the flat ones, and
+sinusoids. A meta-step is Algorithm 1 (mode sync, SGD, no clipping) on fresh tasks, with the same number of rollouts per
+task for every arm. The results come from held-out tasks, the same for all arms: ordinary training from the current φ,
+its path length (equation 4) and its final loss.
 
-Each arm's meta learning rate is chosen from five, by two runs with other seeds and other held-out tasks: the rate with
-the shortest paths on average over the run, among those that end at a lower loss than they start with.
+Each arm's meta learning rate is chosen from five candidates by two runs with other seeds and other held-out tasks.
+Among the rates whose final loss is below their initial loss, the one with the shortest mean path over the run is
+chosen.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "fomaml": {"meta_learner": "fomaml"},
     "none": {"meta_learner": "none"},
 }
-_GRID = (1, 3, 10, 30, 100)  # times the arm's smallest rate in its family
-_END = 5  # what "at the end" means: the mean over this many last meta-steps
+_GRID = (1, 3, 10, 30, 100)  # candidate rates as multiples of the arm's smallest rate in its family
+_END = 5  # number of last meta-steps that count as the end of a run
 _TUNING_SEEDS = (1_000_001, 1_000_002)
-# Okabe and Ito's colours, which the colour-blind tell apart.
+# Okabe and Ito's colors, which are distinguishable with color blindness.
 _STYLES: dict[str, dict[str, Any]] = {
     "leap, energy": {"color": "#0072B2", "marker": "o"},
     "leap, length": {"color": "#56B4E9", "marker": "s"},
@@ -57,18 +58,18 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """Of a run."""
+    """Size of a run."""
 
     meta_steps: int
     tasks: int
-    """|B|; as many are held out."""
+    """Number of tasks |B| per meta-step; as many are held out."""
     rollouts: int
-    """K, per task. What fomaml holds back is among them."""
+    """Number of rollouts K per task, including those that fomaml holds out."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Meta-learning of one initialization. A tuning run is measured ten times only."""
+    """Meta-learning of one initialization. A tuning run is measured only ten times."""
 
     family: str
     arm: str
@@ -77,7 +78,7 @@ class Run:
     size: Size
 
     def points(self) -> list[Point]:
-        """Before the first meta-step, and after those that are measured; infinite once it has diverged."""
+        """Return the points before the first and after each measured meta-step; infinite after divergence."""
         family, steps = FAMILIES[self.family], self.size.meta_steps
         interval = max(1, steps // 10) if self.seed in _TUNING_SEEDS else 1
         config = configuration(ARMS[self.arm], self.size.rollouts, self.rate)
@@ -104,7 +105,7 @@ _DIVERGED = Point(math.inf, math.inf, math.inf)
 
 
 def held_out_tasks(size: Size, tuning_seed: int = 0) -> list[int]:
-    """The seeds of those of all runs, or of a tuning run."""
+    """Return the seeds of the held-out tasks, which tuning runs do not share with the others."""
     return _task_seeds(2**31 + tuning_seed, count=size.tasks)
 
 
@@ -115,17 +116,17 @@ def _task_seeds(*key: int, count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Result:
-    """Of an arm in a family."""
+    """Results of one arm in one family."""
 
     tuning: dict[float, float]
     """Mean path length over the tuning runs by rate; empty for none, which has no rate."""
     rate: float
     points: np.ndarray
-    """(seeds, meta-steps + 1, 3): length, energy, loss."""
+    """Length, energy and loss of each seed and meta-step, with shape (seeds, meta-steps + 1, 3)."""
 
     @property
     def start(self) -> Point:
-        """Mean over the seeds."""
+        """Mean over the seeds before the first meta-step."""
         return Point(*self.points[:, 0].mean(0).tolist())
 
     @property
@@ -135,13 +136,13 @@ class Result:
 
     @property
     def falls(self) -> list[int]:
-        """In how many meta-steps of each seed the length fell."""
+        """Return the number of meta-steps of each seed in which the path became shorter."""
         counts: list[int] = (self.points[:, 1:, 0] < self.points[:, :-1, 0]).sum(1).tolist()
         return counts
 
 
 def study(size: Size, seeds: int, processes: int) -> dict[str, dict[str, Result]]:
-    """All arms of all families: first the rates, then the runs."""
+    """Run all arms of all families, after choosing their rates."""
     arms = [(family, arm) for family in FAMILIES for arm in ARMS]
     tuning = _points(
         [Run(*key, rate, s, size) for key in arms for rate in _grid(*key) for s in _TUNING_SEEDS], processes
@@ -173,7 +174,7 @@ def _points(runs: Sequence[Run], processes: int) -> dict[Run, np.ndarray]:
 
 
 def _chosen(curves: dict[float, np.ndarray]) -> float:
-    """The rate with the shortest paths on average, among those that end at a lower loss than they start with."""
+    """Return the rate with the shortest mean paths among those that end at a lower loss than they start with."""
 
     def order(rate: float) -> tuple[bool, float]:
         means = curves[rate].mean(0)
@@ -183,7 +184,7 @@ def _chosen(curves: dict[float, np.ndarray]) -> float:
 
 
 def shortest_paths(size: Size) -> dict[str, float]:
-    """Of the families of quadratics: the least path length that any φ has on the held-out tasks."""
+    """Return the shortest path length that any φ reaches on the held-out tasks, for each family of quadratics."""
     least = {}
     for name, family in FAMILIES.items():
         seeds = held_out_tasks(size)
@@ -195,7 +196,7 @@ def shortest_paths(size: Size) -> dict[str, float]:
 
 
 def table(results: dict[str, dict[str, Result]], shortest: dict[str, float]) -> str:
-    """Markdown: means over the seeds, and over the last meta-steps where it says end."""
+    """Format a Markdown table of means over the seeds; "end" also averages over the last meta-steps."""
     lines = [
         "| tasks | arm | rate, range | path length, start | end | shorter after | loss after K updates, start | end |",
         "|---|---|---|---|---|---|---|---|",
@@ -213,7 +214,7 @@ def table(results: dict[str, dict[str, Result]], shortest: dict[str, float]) -> 
 
 
 def as_json(results: dict[str, dict[str, Result]], shortest: dict[str, float], size: Size) -> str:
-    """Everything, with null for what is not finite."""
+    """Format all values as JSON, with null for values that are not finite."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -239,7 +240,7 @@ def as_json(results: dict[str, dict[str, Result]], shortest: dict[str, float], s
 
 
 def draw(results: dict[str, dict[str, Result]], shortest: dict[str, float], size: Size, path: Path) -> None:
-    """A column for each family: path length above, loss below; mean and range of the seeds."""
+    """Draw one column per family, path length above loss, each with the mean and range of the seeds."""
     figure = Figure(figsize=(4.2 * len(results), 7.0), dpi=120, layout="constrained")
     panels = figure.subplots(2, len(results), squeeze=False, sharex=True)
     for column, (family, of_family) in enumerate(results.items()):
@@ -265,7 +266,7 @@ def draw(results: dict[str, dict[str, Result]], shortest: dict[str, float], size
 
 
 def _line(axes: Axes, values: np.ndarray, arm: str) -> None:
-    """`values` (seeds, meta-steps + 1)."""
+    """Draw one arm's mean and range; `values` has shape (seeds, meta-steps + 1)."""
     steps = np.arange(values.shape[1])
     style = {"linewidth": 1.5, "markersize": 4.5, "markevery": max(1, len(steps) // 10), **_STYLES[arm]}
     axes.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.2, linewidth=0)
@@ -281,14 +282,14 @@ def _line(axes: Axes, values: np.ndarray, arm: str) -> None:
 
 
 def main() -> None:
-    """Runs everything, draws, and prints."""
+    """Run the benchmark, draw the picture and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--meta-steps", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tasks", type=int, default=10, help="per meta-step; as many are held out")
-    parser.add_argument("--rollouts", type=int, default=30, help="per task (K); fomaml holds 4 of them back")
+    parser.add_argument("--tasks", type=int, default=10, help="tasks per meta-step; as many are held out")
+    parser.add_argument("--rollouts", type=int, default=30, help="rollouts per task (K), of which fomaml holds out 4")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path, default=Path("docs/path-length.png"), help="the picture")
+    parser.add_argument("--out", type=Path, default=Path("docs/path-length.png"), help="path of the picture to draw")
     parser.add_argument("--json", action="store_true", help="print all values instead of the table")
     arguments = parser.parse_args()
     started = time.monotonic()

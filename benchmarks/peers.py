@@ -1,13 +1,13 @@
-"""Agent steps per second of the whole service beside Stable-Baselines3's A2C and RLlib's IMPALA, on this machine.
+"""Compare the agent steps per second of the whole service, Stable-Baselines3's A2C and RLlib's IMPALA.
 
-    make bench                                          everything, with the peers' environments made first
+    make bench                                          everything, after creating the peers' environments
     python -m benchmarks.peers --games pong --arms ours sb3-dummy --seconds 10 --repeats 1
 
-An agent step is one decision, four ALE frames. All have the same network (conv 16, conv 32, linear 256), the same
-preprocessing (84×84 gray, four frames, maximum of the last two, up to 30 no-ops, fire on reset) and all cores. A2C's
-rollouts are five steps long: ours of N environments in each of two workers, Stable-Baselines3's of N or, as "-2n", of
-2N in one agent. IMPALA has N environments in each runner and keeps its own batches. Steps count from the end of a
-warm-up on, while everything trains.
+An agent step is one decision, four ALE frames. All systems have the same network (conv 16, conv 32, linear 256), the
+same preprocessing (84×84 gray, four frames, maximum of the last two, up to 30 no-ops, fire on reset) and all cores.
+A2C's rollouts are five steps long. This project runs N environments in each of two workers, Stable-Baselines3 runs N
+or, as "-2n", 2N environments in one agent. IMPALA has N environments in each runner and keeps its own batches. Steps
+count from the end of a warm-up on, while all agents train.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from typing import NamedTuple, NoReturn
 from benchmarks.harness import Report, interleaved, parser
 
 ROOT = Path(__file__).parent.parent
-START_SECONDS = 240.0  # for a system to come up, and to go
+START_SECONDS = 240.0  # time limit for a system to start
 STOP_SECONDS = 90.0
 
 
 class Arm(NamedTuple):
-    """A script in `peers_arms`, how it runs its environments, and how many times N it is told to have of them."""
+    """Measured system: a script in `peers_arms`, its environment mode, and its number of environments in units of N."""
 
     system: str
     mode: str
     times: int = 1
     own: bool = True
-    """Whether the system itself offers that mode; others are shown, but are not what we are compared with."""
+    """Whether the system itself offers this mode. Other modes are shown, but not used for comparison."""
 
 
 OURS, ONE_WORKER = "ours", "ours-one-worker"
@@ -58,13 +58,13 @@ TARGETS = {"sb3": 4.0, "rllib": 3.5}
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark and print the report."""
     given = _parser().parse_args()
     pythons = {"service": Path(sys.executable), "sb3": given.sb3_python, "rllib": given.rllib_python}
     for system in sorted({ARMS[name].system for name in given.arms}):
         if not pythons[system].exists():
-            _complain(f"there is no {pythons[system]}; `make bench` makes that environment")
-    # By game, so that what is compared is measured close together.
+            _complain(f"{pythons[system]} does not exist; run `make bench` to create that environment")
+    # The games are the outer loop, so that arms of one game are measured close together.
     samples = interleaved(
         {f"{game}: {name}": partial(measure, given, ARMS[name], pythons, game)
          for game in given.games for name in given.arms},
@@ -78,12 +78,12 @@ def main() -> None:
         add_ratios(report, game, {name: samples[f"{game}: {name}"] for name in given.arms})
     for name in given.arms:
         if not ARMS[name].own:
-            report.notes.append(f"{name}: not one of {ARMS[name].system}'s own modes, and not compared with")
+            report.notes.append(f"{name}: not one of {ARMS[name].system}'s own modes, so not used for comparison")
     report.show(given.json)
 
 
 def add_ratios(report: Report, game: str, rates: Mapping[str, Sequence[float]]) -> None:
-    """Ours over the best of each system's own modes and over one worker of ours, where both were measured."""
+    """Add the ratios of this project to each peer's best own mode and to one worker, where both were measured."""
     for system, target in TARGETS.items():
         if (name := best(rates, system)) and OURS in rates:
             report.ratio(f"{game}: ours / {name}", rates[OURS], rates[name], target=target)
@@ -92,17 +92,17 @@ def add_ratios(report: Report, game: str, rates: Mapping[str, Sequence[float]]) 
 
 
 def best(rates: Mapping[str, Sequence[float]], system: str) -> str | None:
-    """The arm with the highest median of a system's own modes; None where none was measured."""
+    """Return the arm with the highest median among a system's own modes, or None if none was measured."""
     own = [name for name in rates if ARMS[name].system == system and ARMS[name].own]
     return max(own, key=lambda name: statistics.median(rates[name]), default=None)
 
 
 def measure(given: argparse.Namespace, arm: Arm, pythons: Mapping[str, Path], game: str) -> float:
-    """Runs an arm's script once, in its system's environment. Ends the program where that fails."""
+    """Run an arm's script once with its system's Python and return the rate. Exit the program if it fails."""
     python = pythons[arm.system]
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     environment.pop("RAY_ADDRESS", None)
-    with tempfile.TemporaryDirectory(prefix="ldb") as home:  # short: Ray puts sockets below it
+    with tempfile.TemporaryDirectory(prefix="ldb") as home:  # short, because Ray puts sockets below it
         environment |= {"HOME": home, "TMPDIR": home, "RAY_TMPDIR": home, "RAY_USAGE_STATS_ENABLED": "0"}
         out, err = Path(home) / "out", Path(home) / "err"
         with out.open("wb") as stdout, err.open("wb") as stderr:
@@ -117,13 +117,13 @@ def measure(given: argparse.Namespace, arm: Arm, pythons: Mapping[str, Path], ga
         code = finish(process, START_SECONDS + given.warmup + given.seconds)
         if code != 0 or (figure := result(out.read_text())) is None:
             said = [line.strip() for line in err.read_text(errors="replace").splitlines() if line.strip()]
-            why = "took too long" if code is None else said[-1] if said else "said nothing"
-            _complain(f"{arm.system} {arm.mode}, run by {python} (`make bench` makes that environment): {why}")
+            why = "took too long" if code is None else said[-1] if said else "printed nothing"
+            _complain(f"{arm.system} {arm.mode}, run by {python} (created by `make bench`): {why}")
     return figure
 
 
 def command(given: argparse.Namespace, arm: Arm, python: Path, game: str) -> list[str]:
-    """The command line of an arm's script."""
+    """Return the command line of an arm's script."""
     options = {
         "game": game,
         "mode": arm.mode,
@@ -136,7 +136,7 @@ def command(given: argparse.Namespace, arm: Arm, python: Path, game: str) -> lis
 
 
 def finish(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """The exit code of a process; None where it took longer, and was then ended like by Ctrl-C, or with its group."""
+    """Return a process's exit code, or None after interrupting it, and if necessary killing its group, at a timeout."""
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -152,7 +152,7 @@ def finish(process: subprocess.Popen[bytes], seconds: float) -> int | None:
 
 
 def result(printed: str) -> float | None:
-    """Agent steps per second from the line that a script prints; None where there is none."""
+    """Return the agent steps per second from a script's output, or None if no line reports them."""
     lines = [line for line in printed.splitlines() if line.startswith('{"agent_steps"')]
     if not lines:
         return None
@@ -166,19 +166,23 @@ def _complain(message: str) -> NoReturn:
 
 def _parser() -> argparse.ArgumentParser:
     parsed = parser(__doc__, repeats=5)
-    parsed.add_argument("--games", nargs="+", default=["breakout", "pong"], help="(default breakout pong)")
+    parsed.add_argument(
+        "--games", nargs="+", default=["breakout", "pong"], help="games to measure (default breakout pong)"
+    )
     parsed.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM",
-                        help=f"(default {' '.join(ARMS)})")  # fmt: skip
+                        help=f"systems to measure (default {' '.join(ARMS)})")  # fmt: skip
     parsed.add_argument("--envs", type=int, default=16, help="N, environments per worker or runner (default 16)")
-    parsed.add_argument("--seconds", type=float, default=30.0, help="that count, per arm (default 30)")
-    parsed.add_argument("--warmup", type=float, default=10.0, help="seconds after the first update (default 10)")
+    parsed.add_argument("--seconds", type=float, default=30.0, help="measured seconds per arm (default 30)")
+    parsed.add_argument(
+        "--warmup", type=float, default=10.0, help="seconds of warm-up after the first update (default 10)"
+    )
     for system in TARGETS:
         python = ROOT / f".venv-{system}" / "bin" / "python"
         parsed.add_argument(
             f"--{system}-python",
             type=lambda text: Path(text).absolute(),
             default=python,
-            help=f"with {system} installed",
+            help=f"Python interpreter with {system} installed",
         )
     return parsed
 

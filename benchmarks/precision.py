@@ -1,9 +1,9 @@
-"""Does bfloat16 learn as float32 does? Plain A2C with both, the same seeds and settings.
+"""Compare learning in bfloat16 and float32: plain A2C with the same seeds and settings.
 
     python -m benchmarks.precision --game breakout --steps 300000 --seeds 2 --out docs/precision.png
 
-Each agent is a process with one thread; as many run at once as there are cores. The table has the mean return of the
-last 100 episodes of each, and the agent steps/s while others ran beside it.
+Each agent is a process with one thread, and one agent runs per core at a time. The table lists each agent's mean return
+over the last 100 episodes and its agent steps/s while others ran beside it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Curve = list[tuple[int, float]]
 
 
 def main() -> None:
-    """Trains, prints and draws."""
+    """Train all agents, print the report and draw the picture."""
     command = parser(__doc__, repeats=1)
     command.add_argument("--game", default="breakout")
-    command.add_argument("--steps", type=int, default=300_000, help="agent steps of each agent")
+    command.add_argument("--steps", type=int, default=300_000, help="agent steps per agent")
     command.add_argument("--seeds", type=int, default=2)
-    command.add_argument("--out", type=Path, help="picture to draw")
+    command.add_argument("--out", type=Path, help="path of the picture to draw")
     given = command.parse_args()
     arms = [(precision, given.game, seed, given.steps) for seed in range(given.seeds) for precision in PRECISIONS]
     with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
@@ -53,7 +53,10 @@ def main() -> None:
 
 
 def train(precision: str, game: str, seed: int, steps: int) -> tuple[Curve, float]:
-    """One agent: (agent steps, mean return of the last 100 episodes) as it goes, and the seconds it took."""
+    """Train one agent. Return its learning curve and the seconds it took.
+
+    The curve has pairs of agent steps and mean return over the last 100 episodes.
+    """
     prepare("cpu", 1, 0)
     config = resolve("fast", {"worker.precision": precision, "worker.device": "cpu"})
     vector = initialization(atari_vector.channels(config.atari.frames), seed)[1]
@@ -75,7 +78,7 @@ def train(precision: str, game: str, seed: int, steps: int) -> tuple[Curve, floa
 
 
 def draw(curves: dict[tuple[str, str, int, int], Curve], path: Path, game: str) -> None:
-    """Return over agent steps, a line for each agent."""
+    """Draw the return over agent steps, one line for each agent."""
     figure = Figure(figsize=(6.5, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots()
     for (precision, _, seed, _), curve in curves.items():
@@ -83,7 +86,7 @@ def draw(curves: dict[tuple[str, str, int, int], Curve], path: Path, game: str) 
         axes.plot(*zip(*curve, strict=True), color=colour, linestyle=style, label=None if seed else precision)
     axes.set_xlabel("agent steps")
     axes.set_ylabel(f"return, last {EPISODES} episodes")
-    axes.set_title(f"{game}: plain A2C in both precisions, a line for each seed")
+    axes.set_title(f"{game}: plain A2C in both precisions, one line per seed")
     axes.legend()
     figure.savefig(path)
 

@@ -1,8 +1,8 @@
-"""A cluster of several nodes on this machine, a training run on it, and the means to break both. For chaos.py.
+"""Run a training run on a local cluster of several nodes and inject faults into both, for chaos.py.
 
-Everything lives in one temporary folder: HOME, Ray's files, the workers' audit, and, where the system lets us mount
-one, a small file system of its own for the run directory, so that a disk can be full. Every process is marked in its
-environment; `close` ends those that are, whoever started them.
+Everything lives in one temporary folder: HOME, Ray's files and the workers' audit. Where mounting is permitted, the run
+directory has a small file system of its own, so that the disk can fill up. Every process is marked in its environment;
+`close` ends all marked processes, no matter which process started them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEALTH_CHECKS = {
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
 }
-"""Of Ray's head: a dead node is noticed in about a second."""
+"""Health-check settings of Ray's head node, which detect a dead node within about a second."""
 FAILURES = "RAY_testing_rpc_failure"
 LOST = json.dumps(
     {
@@ -44,16 +44,19 @@ LOST = json.dumps(
         }
     }
 )
-"""FAILURES on the workers' nodes: per cent of the workers' calls whose request or reply is lost."""
+"""Failure rates on the worker nodes: percentage of the workers' calls whose request or reply is lost."""
 
 
 class Rig:
-    """The cluster and the run. Use as a context manager: whatever happens, nothing is left behind."""
+    """Cluster and training run. As a context manager, it leaves no process or file behind."""
 
     def __init__(self, *, nodes: int, lossy: bool, disk: bool) -> None:
-        """Starts nothing yet, but adopts orphans from now on.
+        """Prepare the rig without starting anything; orphaned descendants become its children from now on.
 
-        `lossy`: part of the workers' calls to the server are lost. `disk`: a file system of its own, where we may.
+        Args:
+            nodes: Number of worker nodes.
+            lossy: Whether part of the workers' calls to the server are lost.
+            disk: Whether to mount a separate file system for the run directory, if permitted.
         """
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._wanted_nodes = nodes
@@ -81,7 +84,7 @@ class Rig:
     # Starting and ending -----------------------------------------------------------------------------------------
 
     def start_cluster(self) -> None:
-        """The head, without CPUs but with driver, server and run directory; then the workers' nodes."""
+        """Start the head node, which hosts driver, server and run directory but no workers; then the worker nodes."""
         token = self.folder / "home" / ".ray" / "auth_token"
         token.parent.mkdir()
         token.touch(mode=0o600)
@@ -98,13 +101,13 @@ class Rig:
         }
         from ray.cluster_utils import Cluster  # reads the environment
 
-        self._cluster = Cluster(shutdown_at_exit=False)  # what guards that takes this process out of reach of Ctrl-C
+        self._cluster = Cluster(shutdown_at_exit=False)  # the exit hook would shield this process from Ctrl-C
         self._cluster.add_node(num_cpus=0, include_dashboard=False, _system_config=HEALTH_CHECKS)
         for _ in range(self._wanted_nodes):
             self.add_node()
 
     def add_node(self) -> None:
-        """One more node for workers, with one CPU."""
+        """Add one worker node with one CPU."""
         if self.lossy:
             os.environ[FAILURES] = LOST
         try:
@@ -113,7 +116,7 @@ class Rig:
             os.environ.pop(FAILURES, None)
 
     def start_driver(self, arguments: Sequence[str]) -> None:
-        """`launch.py train`, on the head."""
+        """Start `launch.py train` on the head node."""
         command = [sys.executable, "launch.py", "train", "--run-dir", str(self.run_dir), *arguments]
         with self.log.open("ab") as log:
             self._driver = subprocess.Popen(
@@ -122,7 +125,7 @@ class Rig:
             )  # fmt: skip
 
     def close(self) -> None:
-        """Ends every process of ours and removes the folder. Idempotent."""
+        """End every process of the rig and remove the folder. Idempotent."""
         if self._driver is not None:
             self._driver.kill()
             self._driver.wait()
@@ -140,7 +143,7 @@ class Rig:
 
     @staticmethod
     def processes() -> set[int]:
-        """Every process below this one that is not dead already."""
+        """Return the live processes below this one."""
         children: dict[int, list[int]] = {}
         for path in Path("/proc").iterdir():
             if path.name.isdigit() and (parent := _parent(path)) is not None:
@@ -153,7 +156,7 @@ class Rig:
         return found
 
     def keep(self, folder: Path) -> None:
-        """Copies run directory, audit and logs."""
+        """Copy the run directory, audit and logs to `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         for source, name in (
             (self.run_dir, "run"),
@@ -165,26 +168,26 @@ class Rig:
         if self.log.exists():
             shutil.copy(self.log, folder)
 
-    # Looking -----------------------------------------------------------------------------------------------------
+    # Observing ---------------------------------------------------------------------------------------------------
 
     @property
     def address(self) -> str:
-        """Of the cluster."""
+        """Address of the cluster."""
         return str(self._cluster.address)
 
     @property
     def driver_pid(self) -> int:
-        """Process of launch.py."""
+        """Process ID of launch.py."""
         assert self._driver is not None
         return self._driver.pid
 
     def driver_ended(self) -> int | None:
-        """Exit code of launch.py, None while it runs."""
+        """Return the exit code of launch.py, or None while it runs."""
         assert self._driver is not None
         return self._driver.poll()
 
     def wait_driver(self, seconds: float) -> int | None:
-        """Exit code of launch.py, None where it does not end in time."""
+        """Return the exit code of launch.py, or None if it does not exit in time."""
         assert self._driver is not None
         try:
             return self._driver.wait(seconds)
@@ -192,7 +195,7 @@ class Rig:
             return None
 
     def summary(self) -> dict[str, Any]:
-        """summary.json; empty where there is none."""
+        """Return the contents of summary.json, or an empty dict if there is none."""
         try:
             found: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_bytes())
         except (OSError, ValueError):
@@ -200,11 +203,11 @@ class Rig:
         return found
 
     def leases(self) -> set[str]:
-        """Names of all open leases, from the journal."""
+        """Return the names of all open leases, from the journal."""
         return {path.stem.removeprefix("lease-") for path in (self.run_dir / "journal").glob("lease-*.json")}
 
     def durable(self) -> int:
-        """How often workers have been told so far that a contribution is durable."""
+        """Return how many times workers have been told that a contribution is durable."""
         for path in self.audit_dir.glob("*.jsonl"):
             with path.open("rb") as file:
                 file.seek(self._audited.get(path, 0))
@@ -215,7 +218,7 @@ class Rig:
         return self._durable
 
     def lost_messages(self) -> tuple[int, int]:
-        """Requests and replies that Ray says it has dropped for us."""
+        """Return the numbers of requests and replies that Ray logged as dropped."""
         logs = [
             path.read_bytes() for path in (self.folder / "ray").glob("ray/session_2*/logs/python-core-worker-*.log")
         ]
@@ -223,11 +226,11 @@ class Rig:
         return requests, sum(log.count(b"Inject RPC response failure") for log in logs)
 
     def nodes(self) -> list[Any]:
-        """Of the workers; in the order that they joined."""
+        """Return the worker nodes in the order in which they joined."""
         return sorted(self._cluster.worker_nodes, key=lambda node: _raylet(node))
 
     def workers_on(self, node: Any) -> set[int]:
-        """Processes that a node's raylet has started."""
+        """Return the processes that a node's raylet has started."""
         children = Path(f"/proc/{_raylet(node)}/task/{_raylet(node)}/children")
         try:
             return {int(pid) for pid in children.read_text().split()}
@@ -237,21 +240,21 @@ class Rig:
     # Breaking ----------------------------------------------------------------------------------------------------
 
     def send(self, pid: int, number: signal.Signals) -> bool:
-        """Signals a process of ours. False where that is none, or gone."""
+        """Send a signal to a process of the rig. Return False if there is no such process."""
         return pid in self.processes() and _signal(pid, number)
 
     def kill_driver(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL to the driver."""
         assert self._driver is not None
         self._driver.kill()
         self._driver.wait()
 
     def kill_node(self, node: Any) -> None:
-        """SIGKILL of a node's raylet and of all that came with it, as when a machine dies."""
+        """Send SIGKILL to a node's raylet and all of its processes, as if the machine had died."""
         self._cluster.remove_node(node, allow_graceful=False)
 
     def fill_disk(self) -> None:
-        """Takes all the space that is left; to be called again, as more may become free."""
+        """Fill the remaining disk space. Call it repeatedly, because space may be freed meanwhile."""
         block = bytes(1 << 20)
         with contextlib.suppress(OSError), (self.folder / "disk" / "ballast").open("ab", buffering=0) as file:
             while True:
@@ -259,12 +262,12 @@ class Rig:
                     block = block[: len(block) // 2] or block
 
     def free_disk(self) -> None:
-        """The opposite."""
+        """Free the space that `fill_disk` took."""
         (self.folder / "disk" / "ballast").unlink(missing_ok=True)
 
 
 def resident(pid: int) -> int | None:
-    """Bytes of memory that a process holds; None where there is no such process."""
+    """Return a process's resident memory in bytes, or None if there is no such process."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
@@ -272,7 +275,7 @@ def resident(pid: int) -> int | None:
 
 
 def _parent(process: Path) -> int | None:
-    """Of a process that is not dead already."""
+    """Return the parent of a process, or None if the process is dead."""
     try:
         state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
@@ -299,7 +302,7 @@ def _reap() -> None:
 
 
 def _mount(folder: Path) -> bool:
-    """A file system of its own in memory; False where that is not allowed."""
+    """Mount a file system in memory. Return False if that is not permitted."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         return False
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700", "leap-chaos", str(folder)]

@@ -1,19 +1,21 @@
-"""How far one server goes: the real server in simulated time against up to ten thousand workers, and what helps it.
+"""Measure how many workers one server can serve, up to ten thousand, and which optimizations help.
 
-    python -m benchmarks.scale                                          everything; an hour
-    python -m benchmarks.scale --only load --workers 10 100 1000        one part, so many workers
+The real server runs in simulated time.
+
+    python -m benchmarks.scale                                          everything, in about an hour
+    python -m benchmarks.scale --only load --workers 10 100 1000        one part, for these numbers of workers
     python -m benchmarks.scale --only arms --modes stream --picture docs/scaling-gains.png
 
-load          the server and its workers as they were before the gains, against more and more of them
-arms          what each gain moves, alone and with the others, at several numbers of workers, by mode
-agreement     the same point with every call on full vectors and a real disk, and with samples of such calls
-anchor        what Ray adds to a call; fake workers on real Ray beside the simulation of the same
-convergence   distance to a known optimum by mode, staleness weight and number of workers; see convergence.py
+    load          the server and its workers without optimizations, for growing numbers of workers
+    arms          the effect of each optimization, alone and combined, by number of workers and mode
+    agreement     the same point measured with full vectors on a real disk, and with samples of such calls
+    anchor        the cost of Ray per call, and fake workers on real Ray compared with their simulation
+    convergence   distance to a known optimum by mode, staleness weight and number of workers; see convergence.py
 
-Workers train as fast as benchmarks/worker.py measured it, by game (fleet.SPEEDS), times --speed. The server's calls are
-really made, one after the other, and timed: processor time and waiting for the disk. What Ray adds to each is
---ray-call and --ray-vector, by default what `anchor` measured on the machine of docs/scaling.md. Every other assumption
-is an option. Times are simulated, rates are per simulated second; shares of the server's time are this machine's.
+Workers train as fast as benchmarks/worker.py measured for each game (fleet.SPEEDS), times --speed. The server's calls
+are executed one after the other, and their CPU time and disk waits are measured. Ray adds --ray-call and --ray-vector
+to each, by default what `anchor` measured on the machine of docs/scaling.md. Every other assumption is an option. Times
+are simulated and rates are per simulated second; shares of the server's time hold for this machine.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ from benchmarks.service import Disk, RayCost
 from benchmarks.traffic import Load
 
 RAY_CALL, RAY_VECTOR = 3.3e-4, 0.9e-4
-"""Seconds of the server's time, and of them for each megabyte that comes along: part `anchor`."""
+"""Seconds of the server's time that Ray adds per call and per megabyte, as measured by part `anchor`."""
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the selected parts and print the results."""
     chosen = arguments().parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"command": command(), "hardware": hardware(), "settings": settings(chosen)}
@@ -55,45 +57,55 @@ def main() -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command-line parser."""
     made = parser(__doc__, repeats=3)
-    made.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="measure only these parts")
+    made.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     made.add_argument("--workers", type=int, nargs="+", default=[10, 100, 1000, 10_000])
-    made.add_argument("--modes", nargs="+", default=["buffered", "stream"], help="of `arms`")
-    made.add_argument("--arms", nargs="+", choices=arms.ARMS, default=list(arms.ARMS), help="of `arms`")
+    made.add_argument("--modes", nargs="+", default=["buffered", "stream"], help="modes for `arms`")
+    made.add_argument("--arms", nargs="+", choices=arms.ARMS, default=list(arms.ARMS), help="arms to measure in `arms`")
     made.add_argument("--batch", type=int, default=0, help="|B|; by default a sixteenth of the workers, at least 16")
-    made.add_argument("--window", type=float, default=60.0, help="simulated seconds that are measured (default 60)")
-    made.add_argument("--warm-up", type=float, default=1.2, help="tasks before that (default 1.2)")
-    made.add_argument("--full", action="store_true", help="full vectors and a real disk, instead of samples of them")
-    made.add_argument("--speed", type=float, default=1.0, help="times the measured speeds, as for workers with a GPU")
-    made.add_argument("--straggling", type=float, default=0.25, help="σ of the workers' lognormal slow-down")
-    made.add_argument("--mtbf", type=float, default=100.0, help="hours between two failures of a worker (default 100)")
-    made.add_argument("--latency", type=float, default=0.5, help="of the network, one way, in ms (default 0.5)")
-    made.add_argument("--worker-link", type=float, default=1.0, help="of a worker, in Gbit/s (default 1)")
-    made.add_argument("--server-link", type=float, default=10.0, help="of the server, in Gbit/s (default 10)")
+    made.add_argument(
+        "--window", type=float, default=60.0, help="length of the measured window in simulated seconds (default 60)"
+    )
+    made.add_argument("--warm-up", type=float, default=1.2, help="length of the warm-up in tasks (default 1.2)")
+    made.add_argument("--full", action="store_true", help="use full vectors and a real disk instead of samples")
+    made.add_argument(
+        "--speed", type=float, default=1.0, help="factor on the measured speeds, for example for GPU workers"
+    )
+    made.add_argument("--straggling", type=float, default=0.25, help="σ of the workers' lognormal slowdown")
+    made.add_argument("--mtbf", type=float, default=100.0, help="mean hours between failures of a worker (default 100)")
+    made.add_argument("--latency", type=float, default=0.5, help="one-way network latency in ms (default 0.5)")
+    made.add_argument(
+        "--worker-link", type=float, default=1.0, help="bandwidth of a worker's link in Gbit/s (default 1)"
+    )
+    made.add_argument(
+        "--server-link", type=float, default=10.0, help="bandwidth of the server's link in Gbit/s (default 10)"
+    )
     made.add_argument("--workers-per-node", type=int, default=8)
-    made.add_argument("--ray-call", type=float, default=RAY_CALL, help="seconds that Ray adds to a call")
-    made.add_argument("--ray-vector", type=float, default=RAY_VECTOR, help="seconds on top, for each megabyte")
-    made.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the run")
-    made.add_argument("--fake-workers", type=int, nargs="+", default=[8, 24, 48], help="of `anchor`")
-    made.add_argument("--fake-window", type=float, default=20.0, help="seconds of each of them")
-    made.add_argument("--tasks", type=int, default=3200, help="of a run of `convergence`")
-    made.add_argument("--processes", type=int, default=1, help="for `convergence`")
-    made.add_argument("--dir", type=Path, default=Path(), help="where the server writes (default: here)")
-    made.add_argument("--picture", type=Path, help="of `arms` or `convergence`")
-    made.add_argument("--save", type=Path, help="a JSON file for what is there so far, after each part")
+    made.add_argument("--ray-call", type=float, default=RAY_CALL, help="seconds that Ray adds per call")
+    made.add_argument("--ray-vector", type=float, default=RAY_VECTOR, help="seconds that Ray adds per megabyte")
+    made.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings to override")
+    made.add_argument(
+        "--fake-workers", type=int, nargs="+", default=[8, 24, 48], help="numbers of fake workers for `anchor`"
+    )
+    made.add_argument("--fake-window", type=float, default=20.0, help="measured seconds per number of fake workers")
+    made.add_argument("--tasks", type=int, default=3200, help="tasks per run of `convergence`")
+    made.add_argument("--processes", type=int, default=1, help="processes for `convergence`")
+    made.add_argument("--dir", type=Path, default=Path(), help="parent of the run directory (default: here)")
+    made.add_argument("--picture", type=Path, help="path of the picture of `arms` or `convergence`")
+    made.add_argument("--save", type=Path, help="JSON file to update with the results after each part")
     return made
 
 
 def settings(chosen: argparse.Namespace) -> dict[str, Any]:
-    """What was chosen, as plain data."""
+    """Return the command-line choices as plain data."""
     return {
         name: value if isinstance(value, (int, float, list)) else str(value) for name, value in vars(chosen).items()
     }
 
 
 class Bench:
-    """What all parts share."""
+    """State that all parts share."""
 
     def __init__(self, chosen: argparse.Namespace, folder: Path, disk: Disk) -> None:
         self.chosen, self.folder, self.disk = chosen, folder, disk
@@ -101,7 +113,7 @@ class Bench:
         self._samples: dict[str, Any] = {}
 
     def load(self, workers: int) -> Load:
-        """A fleet of that size."""
+        """Return the load of a fleet with `workers` workers."""
         chosen = self.chosen
         return Load(
             workers,
@@ -115,7 +127,7 @@ class Bench:
         )
 
     def point(self, name: str, mode: str, workers: int, arm: str, **settings: Any) -> Point:
-        """One of the table."""
+        """Return one point of the table."""
         batch = self.chosen.batch or (16 if mode == "stream" else max(16, workers // 16))
         gain = arms.ARMS[arm]
         chosen = self.chosen
@@ -127,17 +139,17 @@ class Bench:
         return Point(name, config, load, self.ray, chosen.window, chosen.warm_up, chosen.full, **gain.point)
 
     def measure(self, point: Point) -> dict[str, Any]:
-        """Simulates it and says so."""
+        """Simulate one point and print its progress line."""
         found = measure(point, self.folder, self.disk, self._samples)
         progress(f"{line(found)}  [{found['real seconds']:.0f} s]")
-        if self.chosen.save:  # for whoever does not want to wait for the others
+        if self.chosen.save:  # so that results can be read before the other points are done
             with self.chosen.save.with_suffix(".jsonl").open("a") as file:
                 file.write(json.dumps(found, default=str) + "\n")
         return found
 
 
 def measure_load(bench: Bench) -> list[dict[str, Any]]:
-    """Part `load`."""
+    """Run part `load`."""
     return [
         bench.measure(bench.point(f"{mode}, {workers:,} workers", mode, workers, "before"))
         for mode in bench.chosen.modes
@@ -146,7 +158,7 @@ def measure_load(bench: Bench) -> list[dict[str, Any]]:
 
 
 def measure_arms(bench: Bench) -> list[dict[str, Any]]:
-    """Part `arms`."""
+    """Run part `arms`."""
     found = [
         {"arm": arm, "mode": mode}
         | bench.measure(bench.point(f"{mode}, {workers:,} workers, {arm}", mode, workers, arm))
@@ -160,7 +172,7 @@ def measure_arms(bench: Bench) -> list[dict[str, Any]]:
 
 
 def measure_agreement(bench: Bench) -> list[dict[str, Any]]:
-    """Part `agreement`."""
+    """Run part `agreement`."""
     found = []
     for workers in bench.chosen.workers:
         for full in (True, False):
@@ -170,15 +182,15 @@ def measure_agreement(bench: Bench) -> list[dict[str, Any]]:
 
 
 def measure_anchor(bench: Bench) -> list[dict[str, Any]]:
-    """Part `anchor`."""
-    from benchmarks import anchor  # it starts Ray
+    """Run part `anchor`."""
+    from benchmarks import anchor  # imported here because it starts Ray
 
     chosen = bench.chosen
     return anchor.measure(bench.folder, bench.disk, chosen.repeats, chosen.fake_workers, chosen.fake_window)
 
 
 def measure_convergence(bench: Bench) -> list[dict[str, Any]]:
-    """Part `convergence`."""
+    """Run part `convergence`."""
     chosen = bench.chosen
     found = convergence.outcomes([n for n in chosen.workers if n <= 1000], chosen.tasks, chosen.processes)
     if chosen.picture and chosen.only == ["convergence"]:
@@ -196,7 +208,7 @@ PARTS: Mapping[str, Callable[[Bench], list[dict[str, Any]]]] = {
 
 
 def line(found: Mapping[str, Any]) -> str:
-    """A point in a line, for people."""
+    """Format a point as one line."""
     delay = found["delay ms"]["renew"] or {"p50": 0.0, "p99": 0.0}
     return (
         f"{found['name']}: |B| {found['batch']}, {found['meta-updates/h']:.0f} meta-updates/h, "
@@ -207,7 +219,7 @@ def line(found: Mapping[str, Any]) -> str:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """The tables for people."""
+    """Format the results as text tables."""
     machine = result["hardware"]
     lines = [result["command"], f"{machine['processor']}, {machine['cores']} cores; load {machine['load']:.2f}"]
     for part in PARTS:

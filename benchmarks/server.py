@@ -1,17 +1,17 @@
-"""What the server costs: pushes through Ray, durable contributions, and the memory of open leases.
+"""Measure the server's cost: pushes through Ray, durable contributions, and the memory of open leases.
 
     python -m benchmarks.server                                       everything, in a few minutes
     python -m benchmarks.server --only durable --dir /mnt/disk --repeats 9
 
-pushes    partial contributions, which wait on no disk, through the real server actor, beside a bare Ray actor that
-          takes the same array and returns its length. One or two client actors hold one push outstanding each, as
-          workers do, or the driver's own process does.
-durable   tasks leased and delivered: a final contribution is in the journal and fsynced before it is acknowledged.
-          Meta-updates are included. Beside them the disk alone: a new file of the same length, and its directory,
-          written and fsynced.
-memory    256 open leases, each with partial contributions; see server_memory.py.
+    pushes    Partial contributions, which do not wait for the disk, through the real server actor. The baseline is
+              a bare Ray actor that takes the same array and returns its length. One or two client actors, or the
+              driver's own process, each have one push outstanding, as workers do.
+    durable   Tasks leased and delivered: a final contribution is in the journal and fsynced before it is
+              acknowledged. Meta-updates are included. The baseline is the disk alone, where a new file of the same
+              length and its directory are written and fsynced.
+    memory    256 open leases, each with partial contributions; see server_memory.py.
 
-All arms of a part are measured in turn. Ray is a local one, started by this benchmark in a temporary folder.
+All arms of a part are measured in turn. The benchmark starts a local Ray in a temporary folder.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from benchmarks.clients import Bare, Client, Final
 from benchmarks.harness import Report, interleaved, parser, progress
 from leap_dist.storage.atomic import sync_directory
 
-SECONDS = 1.0  # that an arm of `pushes` takes
-TASKS = 160  # in an arm of `durable`
+SECONDS = 1.0  # duration of an arm of `pushes`
+TASKS = 160  # tasks per arm of `durable`
 CLIENTS = {"1 client": 1, "2 clients": 2, "the driver": 0}
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the selected parts and print the report."""
     arguments = parser(__doc__, repeats=5)
-    arguments.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="measure only these parts")
-    arguments.add_argument("--dir", type=Path, default=Path(), help="where the server writes (default: here)")
+    arguments.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    arguments.add_argument("--dir", type=Path, default=Path(), help="parent of the run directory (default: here)")
     chosen = arguments.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that this one starts; Ray does so for its own
+    os.environ["OMP_NUM_THREADS"] = "1"  # for child processes; Ray sets it for its own
     settings = clients.config()
     report = Report(
         "Server: pushes, durable contributions, memory",
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def measure_pushes(report: Report, folder: Path, repeats: int) -> None:
-    """Part `pushes`."""
+    """Run part `pushes`."""
     workers = [_client(f"w{i}") for i in range(2)]
     driver = Client("driver")
     targets = {
@@ -103,7 +103,7 @@ def measure_pushes(report: Report, folder: Path, repeats: int) -> None:
 
 
 def measure_durable(report: Report, folder: Path, repeats: int) -> None:
-    """Part `durable`."""
+    """Run part `durable`."""
     actor = clients.server_actor(folder / "ray")
     workers = [_client(f"w{i}") for i in range(2)]
     length = clients.encoder()[1].nbytes + 4096
@@ -127,7 +127,7 @@ def measure_durable(report: Report, folder: Path, repeats: int) -> None:
         note(f"{name}: push, no update", alone)
         latencies[f"{name}: lease: median"].append(1e3 * statistics.median(one.lease for one in together))
         updates = [one.push - statistics.median(alone) for one in together if one.updated]
-        if len(done) == 1:  # else a client's push may have waited for the other's
+        if len(done) == 1:  # with more clients, a push may have waited for another client's
             latencies[f"{name}: a meta-update ({len(updates)} in an arm)"].append(1e3 * statistics.median(updates))
             durable[f"{name}: pushes, no update"].append(len(alone) / sum(alone))
         return sum(len(own) / sum(one.lease + one.push for one in own) for own in done)
@@ -149,7 +149,7 @@ def measure_durable(report: Report, folder: Path, repeats: int) -> None:
     for name, rates in samples.items():
         report.add(name, "per s", rates)
     for name, rates in durable.items():
-        report.add(name, "per s", rates[1:])  # without the warm-up's
+        report.add(name, "per s", rates[1:])  # without the warm-up
     for name, values in latencies.items():
         report.add(name, "ms", values[1:])
     for name, rates in durable.items():
@@ -157,8 +157,8 @@ def measure_durable(report: Report, folder: Path, repeats: int) -> None:
     for name in [*samples][1:]:
         report.ratio(f"{name} / files of the disk", samples[name], samples["disk alone: files"])
     report.notes.append(
-        f"An arm of `durable` is {TASKS} tasks, each a lease and a final push; tasks per s include meta-updates. The "
-        "disk's files are as long as a journal entry, each new, written and fsynced, and the directory fsynced."
+        f"An arm of `durable` is {TASKS} tasks, each with a lease and a final push; tasks/s include meta-updates. The "
+        "disk's files are new and as long as a journal entry; each file and its directory are fsynced."
     )
     for one in [*workers, actor]:
         ray.kill(one)
@@ -172,12 +172,12 @@ def _plain(run_dir: Path) -> list[Final]:
     def call(method: str, *arguments: Any) -> Any:
         return getattr(server, method)(*arguments)
 
-    clients.finals(call, "w", manifest.digest, vector, 48)  # until the journal is as long as it gets
+    clients.finals(call, "w", manifest.digest, vector, 48)  # fill the journal to its maximum length first
     return clients.finals(call, "w", manifest.digest, vector, TASKS)
 
 
 def write_files(folder: Path, length: int) -> list[float]:
-    """Seconds to write and fsync a new file and to fsync its directory, for each of `TASKS`."""
+    """Return the seconds to write and fsync a new file and fsync its directory, for each of `TASKS` files."""
     folder.mkdir()
     data, seconds = os.urandom(length), []
     for number in range(TASKS):
@@ -187,13 +187,13 @@ def write_files(folder: Path, length: int) -> list[float]:
             os.fsync(file.fileno())
         sync_directory(folder)
         seconds.append(time.perf_counter() - started)
-        (folder / str(number - 48)).unlink(missing_ok=True)  # a journal holds no more of them either
+        (folder / str(number - 48)).unlink(missing_ok=True)  # a full journal has at most this many files, too
     shutil.rmtree(folder)
     return seconds
 
 
 def file_system(path: Path) -> str:
-    """Its type, as the system calls it."""
+    """Return the type of the file system that contains `path`, from /proc/mounts."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     inside = [(len(point), kind) for point, kind in mounts if path.resolve().is_relative_to(point)]
     return max(inside)[1]

@@ -1,8 +1,7 @@
-"""Memory of a server with many open leases, each with partial contributions: part `memory` of server.py.
+"""Measure the memory of a server with many open leases, each with partial contributions: part `memory` of server.py.
 
-What is predicted: a server with server.on_lost retry holds no vector of an open lease, one with keep the newest of
-each. Round by round every lease pushes anew, so that the second round finds what the first one left: it must add
-nothing.
+A server with server.on_lost retry should hold no vector of an open lease, and one with keep only the newest of each. In
+each of two rounds every lease pushes anew; the second round should add nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from leap_dist.protocol.messages import Lease
 
 LEASES = 256
 PUSHES = 3
-"""Partial contributions of each lease in a round."""
+"""Number of partial contributions per lease and round."""
 MEGABYTE = 1e6
 
 
 def measure(report: Report, folder: Path, repeats: int) -> None:
-    """Adds the figures to `report`; needs a running Ray."""
+    """Add the memory figures to `report`. Requires a running Ray."""
     vectors = LEASES * clients.encoder()[1].nbytes / MEGABYTE
     found: dict[str, list[list[float]]] = {}
 
@@ -38,7 +37,7 @@ def measure(report: Report, folder: Path, repeats: int) -> None:
         run_dir = folder / f"{kind}-{on_lost}-{len(runs)}"
         if kind == "Ray":
             runs.append(_through_ray(on_lost, run_dir))
-        else:  # a fresh process, whose memory nothing else has used
+        else:  # a fresh process, so that memory is not reused
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 runs.append(pool.apply(_plain, (on_lost, run_dir)))
         return runs[-1][2] - runs[-1][1]
@@ -63,10 +62,11 @@ def measure(report: Report, folder: Path, repeats: int) -> None:
         report.ratio(f"{name}: growth by more / {LEASES} vectors", more, whole, target=0.02, at_most=True)
     report.notes.append(
         f"predicted growth: keep {vectors:.0f} MB, one vector per open lease; retry 0, the rest being a few kB of "
-        "statistics per lease. The ratio 'growth against' is the smaller over the larger of measured and predicted."
+        "statistics per lease. The ratio 'growth against' is "
+        "the smaller of measured and predicted growth divided by the larger."
     )
     report.notes.append(
-        "Plain: all resident memory, after malloc_trim. Ray: the actor's anonymous memory, without the store's pages."
+        "Plain: total resident memory after malloc_trim. Ray: the actor's anonymous memory, without object-store pages."
     )
 
 
@@ -75,7 +75,7 @@ def _plain(on_lost: str, run_dir: Path) -> list[float]:
 
     def resident() -> float:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system, so that only what is held counts
+        ctypes.CDLL(None).malloc_trim(0)  # return free memory to the system, so that only live memory counts
         return _status("self", "VmRSS")
 
     return _rounds(lambda method, *arguments: getattr(server, method)(*arguments), resident)
@@ -94,7 +94,7 @@ def _through_ray(on_lost: str, run_dir: Path) -> list[float]:
 
 
 def _rounds(call: Any, resident: Any) -> list[float]:
-    """Megabytes: at first, with all leases open, and after each of two rounds of partial contributions."""
+    """Return the megabytes before leasing, with all leases open, and after each of two rounds of pushes."""
     manifest, vector = clients.encoder()
     sizes = [resident()]
     answers = [call("lease", f"w{i}", "i") for i in range(LEASES)]

@@ -1,7 +1,7 @@
-"""How long the server's calls take: really made and timed, the vector's part of it drawn from samples where asked.
+"""Execute and time the server's calls; optionally draw the cost of their vectors from samples.
 
-What is counted as a call's time is its processor time and the time that it waits for the disk (fsync). What others do
-on the same cores meanwhile does not count.
+The time of a call is its CPU time plus the time it waits for the disk (fsync). Other processes on the same cores do not
+affect it.
 """
 
 from __future__ import annotations
@@ -19,51 +19,54 @@ from leap_dist.server.meta_server import MetaServer
 
 
 class Taken(NamedTuple):
-    """A call's answer and what it took."""
+    """Answer of a call and its duration."""
 
     answer: Any
     seconds: float
-    """That the server is busy with it, Ray's share included."""
+    """Seconds for which the server is busy with the call, including Ray's share."""
     cpu_seconds: float
 
 
 class Service(Protocol):
-    """Makes a call and says how long that took."""
+    """Interface for executing a call and determining its duration."""
 
     def __call__(self, kind: str, size: int, call: Callable[[], Any]) -> Taken:
-        """`kind` is lease, renew, partial, final, poll, or together and how many contributions in it count.
+        """Execute `call` and return its answer and duration.
 
-        `size` is what comes with it, in bytes.
+        Args:
+            kind: Kind of call: lease, renew, partial, final or poll, or `together N` with N counted contributions.
+            size: Bytes sent with the call.
+            call: Function to execute.
         """
 
 
 @dataclass(frozen=True)
 class RayCost:
-    """What Ray adds to a call on the server's side, in seconds: measured by anchor.py."""
+    """Server time in seconds that Ray adds to a call, as measured by anchor.py."""
 
     call: float = 0.0
     vector: float = 0.0
-    """On top, for each megabyte that comes with it."""
+    """Additional seconds for each megabyte sent with the call."""
 
     def of(self, size: int) -> float:
-        """Of a call with so many bytes."""
+        """Return the seconds for a call with `size` bytes."""
         return self.call + self.vector * size / 1e6
 
 
 class Given:
-    """Calls are made, but take what is said here. For tests, and where only the result counts."""
+    """Service with given durations, for tests and for simulations in which only the result counts."""
 
     def __init__(self, seconds: Mapping[str, float] | float) -> None:
         self._seconds = seconds
 
     def __call__(self, kind: str, size: int, call: Callable[[], Any]) -> Taken:
-        """See Service."""
+        """Execute the call and return its given duration; see `Service.__call__`."""
         seconds = self._seconds if isinstance(self._seconds, float) else self._seconds.get(kind, 0.0)
         return Taken(call(), seconds, seconds)
 
 
 class Disk:
-    """Measures the time that this process waits in fsync. Only while it is entered."""
+    """Context manager that measures the time this process waits in fsync."""
 
     def __init__(self) -> None:
         self.waited = 0.0
@@ -84,16 +87,16 @@ class Disk:
 
 
 class Measured:
-    """Calls take what they take, and what Ray adds."""
+    """Service with measured durations plus Ray's cost."""
 
     def __init__(self, disk: Disk, ray: RayCost) -> None:
         self._disk = disk
         self._ray = ray
-        self._before = 0.0  # work of all calls before this one
-        self._started: tuple[float, float] | None = None  # processor and disk, when the call under way began
+        self._before = 0.0  # total work of the calls before this one
+        self._started: tuple[float, float] | None = None  # CPU and disk time at the start of the current call
 
     def __call__(self, kind: str, size: int, call: Callable[[], Any]) -> Taken:
-        """See Service."""
+        """Execute and time the call; see `Service.__call__`."""
         self._started = time.process_time(), self._disk.waited
         answer = call()
         cpu, disk = self._spent()
@@ -103,11 +106,11 @@ class Measured:
         return Taken(answer, cpu + disk, cpu)
 
     def work(self) -> float:
-        """Seconds so far, those of the call under way included; what Ray adds comes between two calls."""
+        """Return the total seconds of work including the current call. Ray's cost is added between calls."""
         return self._before + sum(self._spent())
 
     def _spent(self) -> tuple[float, float]:
-        """Processor and disk, by the call under way."""
+        """Return the CPU and disk seconds of the current call."""
         if self._started is None:
             return 0.0, 0.0
         processor, waited = self._started
@@ -116,35 +119,35 @@ class Measured:
 
 @dataclass
 class Samples:
-    """(processor seconds, disk seconds) of calls by kind, and of a meta-update by |B|.
+    """Sampled (CPU, disk) seconds of calls by kind, and of a meta-update by |B|.
 
-    In modes that make a meta-update of each push it is part of the push.
+    In modes that make a meta-update for each push, the push includes it.
     """
 
     calls: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     updates: dict[int, tuple[float, float]] = field(default_factory=dict)
     together: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """The same of a delivery by the contributions in it that count."""
+    """Seconds (CPU, disk) of a batched delivery by its number of counted contributions."""
 
     def note(self, kind: str, took: Taken) -> None:
-        """One call."""
+        """Record one call."""
         self.calls[kind].append((took.cpu_seconds, took.seconds - took.cpu_seconds))
 
     def update(self, batch: int) -> np.ndarray:
-        """(processor, disk) of a meta-update of that many contributions."""
+        """Return the (CPU, disk) seconds of a meta-update with `batch` contributions."""
         return _line(self.updates, batch)
 
     def delivery(self, count: int) -> np.ndarray:
-        """The same of a delivery with so many contributions that count."""
+        """Return the (CPU, disk) seconds of a delivery with `count` counted contributions."""
         return _line(self.together, count) if count else np.zeros(2)
 
     def mean(self, kind: str) -> np.ndarray:
-        """(processor, disk) of a kind; zeros where there was none."""
+        """Return the mean (CPU, disk) seconds of a kind of call, or zeros without samples."""
         return np.mean(self.calls[kind], axis=0) if self.calls.get(kind) else np.zeros(2)
 
 
 def _line(measured: Mapping[int, tuple[float, float]], count: int) -> np.ndarray:
-    """The straight line through two measurements, nowhere below zero."""
+    """Evaluate the line through two measurements at `count`, clamped to zero."""
     if not measured:
         return np.zeros(2)
     (small, less), (large, more) = sorted(measured.items())
@@ -153,9 +156,9 @@ def _line(measured: Mapping[int, tuple[float, float]], count: int) -> np.ndarray
 
 
 class Sampled(Measured):
-    """Calls are made with a small vector, on no disk; what a full one adds is drawn from samples of both.
+    """Service that executes calls with a small vector and no disk, and draws the rest of the cost from samples.
 
-    `server` has to be set before the first call.
+    The samples were taken with full and with small vectors. `server` must be set before the first call.
     """
 
     server: MetaServer
@@ -180,7 +183,7 @@ class Sampled(Measured):
         self._looks = 0
 
     def __call__(self, kind: str, size: int, call: Callable[[], Any]) -> Taken:
-        """See Service."""
+        """Execute the call and add a sampled cost; see `Service.__call__`."""
         kind, _, count = kind.partition(" ")
         added = self._added.get(kind)
         if kind == "together":
@@ -191,7 +194,10 @@ class Sampled(Measured):
         return super().__call__(kind, size, call)
 
     def work(self) -> float:
-        """See above. What is drawn is spent after the first look, with which a server begins a call."""
+        """Return the total seconds of work, without the sampled cost at the first reading of a call.
+
+        A server reads the value first when a call begins, before any of the cost has arisen.
+        """
         self._looks += 1
         return self._before + sum(self._spent() if self._looks > 1 else super()._spent())
 

@@ -1,8 +1,8 @@
-"""A fleet of workers in simulated time against a real server: what every worker sends, and when, as worker.py does it.
+"""Simulate a fleet of workers against a real server, with the message schedule of worker/run_task.py.
 
-A discrete-event simulation. Training, network and Ray are simulated; the server is the project's own `MetaServer`,
-whose every call is really executed. It is a single queue, first come, first served: how long a call took (service.py)
-is how long the next one waits in simulated time. Its clock is the simulation's.
+This is a discrete-event simulation. Training, network and Ray are simulated; the server is the project's own
+`MetaServer`, and every call to it is really executed. It is a single first-come, first-served queue: the duration of a
+call (service.py) delays the next one in simulated time. The server's clock is the simulation's.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from leap_dist.driver.control_loop import POLL_SECONDS, pause_after
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Renewal
 from leap_dist.server.meta_server import MetaServer
 
-SETTLING_SECONDS = 25.0  # between the warm-up and the measured window
-RESTART_SECONDS = 10.0  # from a worker's end to its successor's first call
-MESSAGE_BYTES = 1000  # of a call, or an answer, without a vector
+SETTLING_SECONDS = 25.0  # seconds between the warm-up and the measured window
+RESTART_SECONDS = 10.0  # seconds from a worker's end to its successor's first call
+MESSAGE_BYTES = 1000  # size of a call or answer without a vector
 
 
 class Simulation:
     """One server, one driver and all workers. `run` simulates up to a point in time, and can be called again.
 
-    Until SETTLING_SECONDS before 0 the fleet warms up: answers take no time, leases are renewed rarely, and little is
-    pushed but what ends a task. `granted` counts from the start.
+    The fleet warms up until SETTLING_SECONDS before time 0: answers take no time, leases are renewed rarely, and almost
+    only final contributions are pushed. `granted` counts from the start.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Simulation:
         self._service, self._load, self._content = service, load, content
         self._poll_seconds = poll_seconds
         self._random = np.random.default_rng(seed)
-        self._rollout = config.agent.envs * config.agent.unroll  # agent steps
+        self._rollout = config.agent.envs * config.agent.unroll  # agent steps per rollout
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self._queue: deque[Call] = deque()
@@ -65,20 +65,20 @@ class Simulation:
         self._hired = 0
         self._gatherings: dict[int, Gathering[Call]] = {}  # by node
         self._ledger_offset = 0
-        self._fetched: dict[int, int] = {}  # by node, newest version
+        self._fetched: dict[int, int] = {}  # newest fetched version by node
         priming = 1.5 * load.workers / config.server.pushes_per_second + config.server.lease_seconds / 4
         for number in range(load.workers):
             worker = self._hire(f"w{number}", number // load.workers_per_node, clock.now)
             worker.head_start = int(self._random.integers(config.rollouts_per_task))
             worker.primed_at = -SETTLING_SECONDS - priming * float(self._random.random())
-            # Not all at once, or their renewals would come in waves.
+            # Stagger the first calls, or the renewals would come in waves.
             spread = config.server.lease_seconds / 4 if _warming(clock.now) else 0.0
             self._at(clock.now + spread * float(self._random.random()), self._ask, worker)
         if poll_seconds < math.inf:
             self._at(clock.now, self._poll)
 
     def run(self, until: float) -> None:
-        """Simulates everything that happens before `until`."""
+        """Simulate all events before the time `until`."""
         self._until = until
         while self._events and self._events[0][0] < until:
             time, _, action, arguments = heapq.heappop(self._events)
@@ -88,7 +88,7 @@ class Simulation:
 
     @property
     def queued(self) -> int:
-        """Calls that wait for the server."""
+        """Number of calls waiting for the server."""
         return len(self._queue)
 
     # Workers -----------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ class Simulation:
         return Worker(name, node, slow, fails_at=max(0.0, now) + life, incarnation=f"i{self._hired}")
 
     def _ask(self, now: float, worker: Worker) -> None:
-        """A worker without a task calls `lease`."""
+        """Request a lease for a worker without a task."""
         if worker.fails_at <= now:
             self._die(now, worker)
         else:
@@ -125,7 +125,7 @@ class Simulation:
         self._train(worker)
 
     def _fetch(self, worker: Worker, version: int) -> float:
-        """Seconds until φ is there and the first step is made. A version travels to a node once."""
+        """Return the seconds until φ has arrived and the first step begins. Each node fetches a version once."""
         size = 0
         if self._fetched.get(worker.node, -1) < version:
             self._fetched[worker.node] = version
@@ -134,13 +134,13 @@ class Simulation:
         return self._load.between_tasks + self._load.latency + size / self._load.worker_bandwidth
 
     def _train(self, worker: Worker) -> None:
-        """Finds what a worker sends next if nothing happens to it, by the rule of worker.py, and when."""
+        """Schedule the worker's next message by the rules of worker/run_task.py, or its failure if that comes first."""
         lease = worker.lease
         assert lease is not None
-        seconds = self._rollout * worker.slow / self._load.speeds[lease.task.game]  # of a rollout
+        seconds = self._rollout * worker.slow / self._load.speeds[lease.task.game]  # per rollout
 
         def first_at(time: float) -> int:
-            """The first rollout to come that ends then or later."""
+            """Return the first future rollout that ends at `time` or later."""
             return worker.rollouts + max(1, math.ceil((time - worker.since) / seconds - 1e-9))
 
         kind, rollout = "final", self._config.rollouts_per_task
@@ -155,7 +155,7 @@ class Simulation:
             self._at(time, self._report, worker, kind, rollout)
 
     def _next_due(self, worker: Worker, first: int) -> int:
-        """Rollout after which the next partial contribution goes out; `first` is the first that is not too early."""
+        """Return the rollout after which the next partial contribution is due, at the earliest `first`."""
         interval = self._config.worker.push_interval
         if self._load.paced:
             return max(first, math.ceil((worker.pushed // interval + 1) * interval / self._rollout))
@@ -163,7 +163,7 @@ class Simulation:
         return math.ceil(ended / self._rollout)
 
     def _renewal(self, worker: Worker) -> float:
-        """When the lease has to be renewed, unless something is pushed before."""
+        """Return when the lease must be renewed, unless something is pushed before."""
         longest = self._config.server.lease_seconds / 4
         if _warming(worker.since):
             return worker.renewed + longest
@@ -174,7 +174,7 @@ class Simulation:
         return silent if silent < worker.quiet_until else max(heartbeat, worker.quiet_until)
 
     def _report(self, now: float, worker: Worker, kind: str, rollout: int) -> None:
-        """A worker's next call."""
+        """Send the worker's next renewal or contribution."""
         worker.rollouts, worker.since = rollout, now
         lease = worker.lease
         assert lease is not None
@@ -207,7 +207,7 @@ class Simulation:
             and not ack.accepted
             and (kind == "final" or ack.reason != "busy")
         ):
-            self._at(now + ack.wait, self._push, worker, kind, made)  # the same once more, as driver/actors.py does
+            self._at(now + ack.wait, self._push, worker, kind, made)  # retry the same push, as driver/actors.py does
             return
         if kind == "partial" or self._load.paced:
             worker.quiet_until = max(worker.quiet_until, now + ack.wait)
@@ -220,13 +220,13 @@ class Simulation:
         self._train(worker)
 
     def _die(self, now: float, worker: Worker) -> None:
-        """A worker ends, and another takes its place. The server may hear of it."""
+        """End a worker and start its replacement; the server may be told."""
         self.tally.failures += 1
         self.tally.steps_lost += worker.rollouts * self._rollout if worker.lease else 0
         silent = self._random.random() < self._load.silent
         if not silent:
             self._gone.append(worker.incarnation)
-        # Where its node is gone, the driver starts a new one elsewhere.
+        # If the node is gone, the driver starts the replacement under a new name.
         name = f"{worker.name}'" if silent else worker.name
         self._at(now + RESTART_SECONDS, self._ask, self._hire(name, worker.node, now + RESTART_SECONDS))
 
@@ -237,7 +237,7 @@ class Simulation:
         self._send(now, Call("poll", MESSAGE_BYTES, None, partial(self._advance, gone), None, now))
 
     def _advance(self, gone: list[str]) -> list[dict[str, Any]]:
-        """As driver/actors.py does. Ray pickles the answer, which is no small part of what it takes."""
+        """Advance the server as driver/actors.py does, including the cost of pickling the answer for Ray."""
         for incarnation in gone:
             self._server.release(incarnation, crashed=True)
         self._server.tick()
@@ -258,7 +258,7 @@ class Simulation:
         heapq.heappush(self._events, (time, self._count, action, arguments))
 
     def _send(self, now: float, call: Call) -> None:
-        """Through the worker's link and the server's, which all share."""
+        """Send a call over the worker's own link and the server's shared link."""
         if _warming(now):
             self._deliver(now, call, call.make())
             return
@@ -274,14 +274,14 @@ class Simulation:
             self._serve(now)
 
     def _serve(self, now: float) -> None:
-        """The first in the queue."""
+        """Execute the first call in the queue."""
         call, tally = self._queue.popleft(), self.tally
         version = self._server.version
         kind = f"together {call.counting}" if call.kind == "together" else call.kind
         answer, seconds, cpu = self._service(kind, call.size, call.make)
         self._serving = True
         self._at(now + seconds, self._served, call, answer)
-        inside = min(1.0, (self._until - now) / seconds) if seconds > 0 else 1.0  # of the window
+        inside = min(1.0, (self._until - now) / seconds) if seconds > 0 else 1.0  # share within the window
         tally.seconds[call.kind] += inside * seconds
         tally.cpu_seconds += inside * cpu
         tally.calls[call.kind] += 1
@@ -312,10 +312,10 @@ class Simulation:
         else:
             self._answered(now, call, answer)
 
-    # What goes together ------------------------------------------------------------------------------------------
+    # Batched delivery --------------------------------------------------------------------------------------------
 
     def _tell(self, now: float, call: Call) -> None:
-        """A worker's report, to the server or to who gathers on its node."""
+        """Send a worker's report to the server, or to the aggregator of its node."""
         seconds, worker, report = self._config.server.gather_seconds, call.worker, call.report
         if not seconds or _warming(now):
             self._send(now, call)
@@ -335,7 +335,7 @@ class Simulation:
 
     def _hand_over(self, now: float, node: int) -> None:
         gathering = self._gatherings[node]
-        if gathering.due > now:  # it was brought forward, or is under way
+        if gathering.due > now:  # the delivery was moved forward or is in progress
             return
         contributions, renewals = gathering.deliver(now)
         received = [self._content.received(made) for made in contributions]

@@ -1,4 +1,4 @@
-"""The formulas of docs/scaling.md, which a test holds against the simulation.
+"""Sizing formulas of docs/scaling.md; a test compares them with the simulation.
 
 python -c "from benchmarks.sizing import estimate; print(estimate(workers=64, batch=16))"
 """
@@ -7,25 +7,25 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-VECTOR_MEGABYTES = 2.7  # of the encoder of `fast`
+VECTOR_MEGABYTES = 2.7  # size of the encoder of `fast`
 BITS = {"float32": 32, "int16": 16, "int8": 8}
 
 
 class Estimate(NamedTuple):
-    """What to expect while the server keeps up."""
+    """Expected load while the server keeps up."""
 
     task_seconds: float
     meta_updates_per_hour: float
     staleness: float
-    """Mean: meta-updates during a task, in mode buffered."""
+    """Mean number of meta-updates during a task, in mode buffered."""
     pushes_per_second: float
-    """Final contributions and partial ones."""
+    """Final and partial contributions per second."""
     renewals_per_second: float
-    """Without aggregators, and below the load from which workers are told to come more rarely."""
+    """Renewals per second without aggregators, at loads below which workers are not told to report less often."""
     megabytes_per_second: float
-    """Into the server."""
+    """Megabytes per second that the server receives."""
     journal_gigabytes: float
-    """At most."""
+    """Maximum size of the journal in gigabytes."""
 
 
 def estimate(
@@ -40,7 +40,7 @@ def estimate(
     wire: str = "float32",
     prefixes_count: bool = False,
 ) -> Estimate:
-    """For `workers` that make so many agent steps per second each, in mode buffered with |B| = `batch`."""
+    """Estimate the load in mode buffered with |B| = `batch`, for workers of equal speed."""
     seconds = task_steps / steps_per_second
     finals = workers / seconds
     partials = workers * steps_per_second / push_interval - finals

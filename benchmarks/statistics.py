@@ -1,13 +1,13 @@
-"""Seconds that the statistics and the report of an evaluation take, on one core.
+"""Measure the CPU time of an evaluation's statistics and report.
 
     python -m benchmarks.statistics
     python -m benchmarks.statistics --games 24 --arms 6
 
-Three arms, five games, five seeds, 10,000 bootstrap samples; runs of a million agent steps with some thousands of
-episodes each, made up. `statistics` is everything of leap_dist.evaluation.statistics that a report over all games
-asks for: aggregates of two measures, profiles at 101 thresholds, IQM curves of 100 points, and each arm against the
-baseline.
-`report` is the whole report, from the files of the runs to those of the pictures.
+The data are synthetic: by default three arms, five games and five seeds, with runs of a million agent steps and
+some thousands of episodes each, and 10,000 bootstrap samples. `statistics` computes everything that a report over all
+games needs from leap_dist.evaluation.statistics: aggregates of two measures, profiles at 101 thresholds, IQM curves of
+100 points, and the comparison of each arm with the baseline. `report` produces the whole report, from reading the runs'
+files to writing the pictures.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ BUDGET = 1_000_000
 
 
 def made_up(arm: str, game: str, seed: int, budget: int = BUDGET, episode_steps: int = 300) -> RunResult:
-    """A run that learns: the earlier in ARMS, the faster. The same arguments, the same run."""
+    """Return a reproducible synthetic run that learns; arms learn faster the earlier they come in ARMS."""
     place = ARMS.index(arm) if arm in ARMS else len(ARMS)
     rng = np.random.default_rng([place, seed, *game.encode()])
-    luck = np.random.default_rng([seed, *game.encode()]).normal(0, 0.1)  # what runs of the same seed share
+    luck = np.random.default_rng([seed, *game.encode()]).normal(0, 0.1)  # common to all runs of a seed
     lengths = rng.integers(episode_steps // 2, 2 * episode_steps, size=budget // (episode_steps // 2))
     ended = np.cumsum(lengths)
     ended = ended[ended <= budget]
     scores = reference_scores().get(game, {"random": 0.0, "human": 100.0})
-    half = budget * (0.15 + 0.12 * place)  # steps after which half of what is learned is
+    half = budget * (0.15 + 0.12 * place)  # steps after which half of the improvement has been reached
     level = (0.7 + luck + rng.normal(0, 0.1)) * ended**2 / (half**2 + ended**2)
     spread = scores["human"] - scores["random"]
     returns = scores["random"] + spread * (level + rng.normal(0, 0.15, len(ended)))
@@ -49,7 +49,12 @@ def made_up(arm: str, game: str, seed: int, budget: int = BUDGET, episode_steps:
 
 
 def all_statistics(curves: dict[str, list[np.ndarray]], repetitions: int) -> None:
-    """Everything over all games; `curves` are (runs, points) per arm and game, the last arm is the baseline."""
+    """Compute all statistics over all games.
+
+    Args:
+        curves: Arrays of shape (runs, points) per game, by arm. The last arm is the baseline.
+        repetitions: Number of bootstrap samples.
+    """
     *others, baseline = curves
     measures = {
         arm: ([c[:, -1] for c in games], [np.array([statistics.area(run) for run in c]) for c in games])
@@ -70,12 +75,12 @@ def all_statistics(curves: dict[str, list[np.ndarray]], repetitions: int) -> Non
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark and print the report."""
     options = parser(__doc__, repeats=3)
-    options.add_argument("--games", type=int, default=len(HELD_OUT), help="how many")
-    options.add_argument("--arms", type=int, default=3, help="how many")
-    options.add_argument("--seeds", type=int, default=5, help="how many")
-    options.add_argument("--repetitions", type=int, default=statistics.REPETITIONS, help="bootstrap samples")
+    options.add_argument("--games", type=int, default=len(HELD_OUT), help="number of games")
+    options.add_argument("--arms", type=int, default=3, help="number of arms")
+    options.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    options.add_argument("--repetitions", type=int, default=statistics.REPETITIONS, help="number of bootstrap samples")
     arguments = options.parse_args()
     games = list(dict.fromkeys((*HELD_OUT, *SETS["seed24"])))[: arguments.games]
     arms, seeds = ARMS[: arguments.arms], range(arguments.seeds)
@@ -111,7 +116,7 @@ def main() -> None:
         report.add(f"{name}: processor time", "s", values)
     report.ratio("statistics, of 5 s", samples["statistics"], [5.0] * arguments.repeats, target=1.0, at_most=True)
     report.ratio("report, of 30 s", samples["report"], [30.0] * arguments.repeats, target=1.0, at_most=True)
-    report.notes.append("Processor time of all threads, so that what else the machine does hardly counts.")
+    report.notes.append("The figures are CPU time of all threads, so other processes hardly affect them.")
     report.show(arguments.json)
 
 

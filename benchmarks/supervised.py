@@ -1,20 +1,20 @@
-"""Speed of one worker on Omniglot's shapes, against the way of working of the authors' published code.
+"""Compare the speed of one worker on Omniglot-shaped data with the method of the authors' published code.
 
     python -m benchmarks.supervised
     python -m benchmarks.supervised --repeats 10 --updates 50
     python -m benchmarks.supervised --stacked 20 --device cuda     tasks in lockstep against one after the other
 
-Rates are inner steps per second: a batch of 20 images 28 × 28, loss and gradient, the meta-gradient (length metric, the
-authors' default), gradient descent. The arms take turns within every repetition:
+Rates are inner steps per second. An inner step has a batch of 20 images 28 × 28, loss and gradient, the meta-gradient
+(length metric, the authors' default) and gradient descent. The arms take turns within every repetition:
 
-    authors' loop    the network as they build it, torch's own memory layout, optimizer and error count; at every step
-                     the whole state is cloned, with gradients. Its batches are prepared beforehand and cost nothing
-    ours, float32    the learner and the meta-learner of a worker; batches are drawn, and looked up from bytes
-    ours, bfloat16   the same with the low precision that a worker chooses by itself where the processor has it
-    affine           ours, float32, each image turned, shifted and scaled
+    authors' loop    the network as the authors build it, with torch's memory layout, optimizer and error count; every
+                     step clones the whole state with its gradients. Batches are prepared in advance at no cost
+    ours, float32    the worker's learner and meta-learner; batches are drawn and converted from bytes
+    ours, bfloat16   the same in the low precision that a worker chooses if the processor supports it
+    affine           ours, float32, with each image rotated, shifted and scaled
 
-On a CPU all of them run on one thread and are timed by the processor time of that thread, which is what they would take
-undisturbed: nothing here waits for anything. On a GPU the clock counts.
+On a CPU, all arms run on one thread and are timed by its CPU time, which equals the undisturbed elapsed time because
+nothing waits. On a GPU, elapsed time is measured.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from leap_dist.tasks.images.stacked import Stack
 
 SIDE, CLASSES, BATCH = 28, 20, 20
 WARM_UP = 5
-"""Updates that do not count."""
+"""Number of initial updates that are not measured."""
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark and print the report."""
     command = parser(__doc__, repeats=5)
-    command.add_argument("--updates", type=int, default=40, help="of every arm and repetition")
-    command.add_argument("--stacked", type=int, default=0, metavar="B", help="instead, B tasks in lockstep")
-    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the tasks in lockstep")
+    command.add_argument("--updates", type=int, default=40, help="updates per arm and repetition")
+    command.add_argument("--stacked", type=int, default=0, metavar="B", help="measure B tasks in lockstep instead")
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device of the tasks in lockstep")
     given = command.parse_args()
     prepare(given.device, 1, 0)
     report = Report(
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def loops(updates: int, repeats: int, report: Report) -> None:
-    """Whole inner steps."""
+    """Measure whole inner steps."""
     arms = {
         "authors' loop": AuthorsLoop(data(0), start()).step,
         "ours, float32": ours("float32"),
@@ -85,7 +85,7 @@ def loops(updates: int, repeats: int, report: Report) -> None:
 
 
 def leap_shares(updates: int, repeats: int, report: Report) -> None:
-    """What accumulating the meta-gradient costs, in parts of the inner step with it."""
+    """Measure the share of the inner step that accumulating the meta-gradient takes."""
     for precision in ("float32", "bfloat16"):
         for metric in ("energy", "length"):
             learner = learner_of(precision)
@@ -115,7 +115,7 @@ def leap_shares(updates: int, repeats: int, report: Report) -> None:
 
 
 def augmentation(repeats: int, report: Report) -> None:
-    """A batch of affine images: looked up together, or one by one by PIL, as torchvision's transform has it done."""
+    """Measure a batch of affine images transformed together, and one by one with PIL as torchvision does."""
     images = data(0).train.images
     together = torch.from_numpy(images)
     pictures = [Image.fromarray(image[..., 0]) for image in images]
@@ -142,7 +142,7 @@ def augmentation(repeats: int, report: Report) -> None:
 
 
 def in_lockstep(tasks: int, device: str, updates: int, repeats: int, report: Report) -> None:
-    """A meta-batch: its tasks in lockstep, and one after the other."""
+    """Measure a meta-batch with its tasks in lockstep and one after the other."""
     sets, worker = [data(seed) for seed in range(tasks)], WorkerSettings(device=device, precision="float32")
     clock = time.perf_counter if device == "cuda" else time.process_time
 
@@ -180,11 +180,11 @@ def in_lockstep(tasks: int, device: str, updates: int, repeats: int, report: Rep
 
 
 class AuthorsLoop:
-    """One inner step as the authors' published code makes it, stated anew from what it does (src/leap, src/omniglot).
+    """One inner step with the method of the authors' published code (src/leap, src/omniglot), reimplemented.
 
-    The model is put into training mode and its loss and errors are read back. Before each step the state is cloned
-    whole, buffers and gradients included; each segment is weighed by its inverse length and added, parameter by
-    parameter, to the gradient of a state dictionary that holds φ.
+    Each step puts the model into training mode, reads back its loss and errors, and first clones the whole state,
+    including buffers and gradients. Each segment is weighted by its inverse length and added, parameter by parameter,
+    to the gradient of a state dictionary that holds φ.
     """
 
     def __init__(self, images: Dataset, vector: np.ndarray, *, rate: float = 0.1) -> None:
@@ -199,13 +199,13 @@ class AuthorsLoop:
         self.pulls = {name: torch.zeros_like(p) for name, p in self.model.named_parameters()}
         self._before: tuple[Tensor, OrderedDict[str, Tensor]] | None = None
         self.accumulating = 0.0
-        """Seconds."""
+        """Total seconds spent on accumulating the meta-gradient."""
         self.losses: list[float] = []
         self.errors: list[float] = []
         self.batches = itertools.cycle(prepared(images))
 
     def step(self) -> None:
-        """Loss, gradient, accumulation, gradient descent."""
+        """Compute loss and gradient, accumulate the meta-gradient, and take one gradient-descent step."""
         images, labels = next(self.batches)
         prediction = self.model(images)
         loss = self._criterion(prediction, labels)
@@ -240,7 +240,7 @@ class AuthorsLoop:
 
 
 def whole_clone(model: nn.Module) -> OrderedDict[str, Tensor]:
-    """Every entry of the state, each with its gradient where it has one."""
+    """Return a clone of every entry of the state, each with its gradient if it has one."""
     copies = OrderedDict()
     for name, entry in model.state_dict(keep_vars=True).items():
         copy = entry.detach().clone()
@@ -252,7 +252,7 @@ def whole_clone(model: nn.Module) -> OrderedDict[str, Tensor]:
 
 
 def prepared(images: Dataset, count: int = 64) -> list[tuple[Tensor, Tensor]]:
-    """Float batches (N, 1, S, S) in torch's own layout."""
+    """Return float batches (N, 1, S, S) in torch's default layout."""
     pixels = torch.from_numpy(images.train.images).permute(0, 3, 1, 2).contiguous().float() / 255
     labels = torch.from_numpy(images.train.labels)
     generator = torch.Generator().manual_seed(0)
@@ -261,7 +261,7 @@ def prepared(images: Dataset, count: int = 64) -> list[tuple[Tensor, Tensor]]:
 
 
 def data(seed: int) -> Dataset:
-    """Twenty classes with 15 images each to train on and 5 held out: strokes of noise, as sparse as ink."""
+    """Return twenty classes of noise strokes as sparse as ink, with 15 training and 5 held-out images each."""
     random = np.random.default_rng(seed)
 
     def examples(each: int) -> Examples:
@@ -273,7 +273,7 @@ def data(seed: int) -> Dataset:
 
 
 def start() -> np.ndarray:
-    """φ₀; Omniglot shares the head."""
+    """Return φ₀, which for Omniglot includes the head."""
     return initialization(1, SIDE, CLASSES, 0, "model")[1]
 
 
@@ -285,19 +285,19 @@ def learner_of(
     seed: int = 1,
     images: Dataset | None = None,
 ) -> Classifier:
-    """A learner at the start of a task."""
+    """Return a learner at the start of a task."""
     settings = replace(SupervisedSettings(batch=BATCH), augmentation=augmentation)
     worker = replace(WorkerSettings(device=device), precision=precision)
     return Classifier(images or data(0), start(), seed=seed, settings=settings, worker=worker, scope="model")
 
 
 def watcher(learner: Classifier, metric: str = "length") -> meta_learners.MetaLearner:
-    """The worker's meta-learner."""
+    """Return the worker's meta-learner for `learner`."""
     return meta_learners.make(resolve("smoke", {"meta_learner": "leap", "leap.metric": metric}), learner)
 
 
 def ours(precision: str, *, augmentation: str = "none") -> Callable[[], None]:
-    """One inner step of a worker."""
+    """Return a function that runs one inner step of a worker."""
     learner = learner_of(precision, augmentation=augmentation)
     watch = watcher(learner)
 
@@ -309,7 +309,7 @@ def ours(precision: str, *, augmentation: str = "none") -> Callable[[], None]:
 
 
 def rate_of(step: Callable[[], object], updates: int) -> Callable[[], float]:
-    """An arm: calls per second of processor time."""
+    """Return an arm that measures calls per CPU second."""
 
     def measure() -> float:
         for _ in range(WARM_UP):

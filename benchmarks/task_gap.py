@@ -1,14 +1,14 @@
-"""Seconds from the last step of a task to the first step of the next, on the same worker of the real service.
+"""Measure the seconds from the last step of a task to the first step of the next, on the same worker.
 
     python -m benchmarks.task_gap
     python -m benchmarks.task_gap --games pong breakout --tasks 8 --preset paper
 
-A server in a Ray actor grants the tasks, and one worker in this process trains them, with the service's own code. In
-between lie the final push, made durable before it is acknowledged, the next lease, its snapshot, the new learner, and
-the choice of the first action. Ray's server makes a meta-update after every `--batch-size` tasks.
+A server in a Ray actor grants the tasks, and one worker in this process trains them, with the service's own code. The
+gap includes the final push, made durable before it is acknowledged, the next lease, its snapshot, the new learner, and
+the choice of the first action. The server makes a meta-update after every `--batch-size` tasks.
 
-A game is cold the first time that the process plays it: ale-py then spends about 0.1 s on each emulator's colour
-tables, which later tasks of that game do without.
+A game is cold when the process runs it for the first time: ale-py then spends about 0.1 s on each emulator's color
+tables, which later tasks of that game do not need.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from leap_dist.protocol.messages import Idle
 
 
 class Tape:
-    """Notes when environments step: the first and last time of every task."""
+    """Recorder of environment steps: the first and last time of every task."""
 
     def __init__(self) -> None:
         self.tasks: list[tuple[str, float, float]] = []
-        """(game, start of its first step, end of its last step)."""
+        """Triples (game, start of the first step, end of the last step), one per task."""
         self._game = ""
         self._step = atari_vector.Atari.step
         tape = self
@@ -51,7 +51,7 @@ class Tape:
         atari_vector.Atari.step = step  # type: ignore[method-assign]
 
     def begin(self, game: str) -> None:
-        """A task of `game` comes next."""
+        """Announce that the next task is of `game`."""
         self._game = game
 
     def _note(self, started: float) -> None:
@@ -65,11 +65,11 @@ class Tape:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark and print the report."""
     command = parser(__doc__, repeats=3)
     command.add_argument("--preset", default="fast")
     command.add_argument("--games", nargs="+", default=["pong", "breakout", "asterix"])
-    command.add_argument("--tasks", type=int, default=6, help="of each game and repetition")
+    command.add_argument("--tasks", type=int, default=6, help="tasks per game and repetition")
     command.add_argument("--task-steps", type=int, default=2_000)
     command.add_argument("--batch-size", type=int, default=4)
     given = command.parse_args()
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def play(config: Config, run_dir: Path, tasks: int) -> Tape:
-    """Trains that many tasks one after the other."""
+    """Train `tasks` tasks one after the other and return the recorded steps."""
     tape = Tape()
     prepare("cpu", 1, 0)
     server = clients.server_of(config, run_dir)
@@ -115,7 +115,7 @@ def play(config: Config, run_dir: Path, tasks: int) -> Tape:
 
 
 def gaps(tape: Tape) -> tuple[list[float], list[float]]:
-    """(cold, warm) seconds between tasks. The first task follows none."""
+    """Return (cold, warm) seconds between tasks. The first task has no gap."""
     seen, cold, warm = {tape.tasks[0][0]}, [], []
     for (_, _, ended), (game, began, _) in zip(tape.tasks, tape.tasks[1:], strict=False):
         (warm if game in seen else cold).append(began - ended)

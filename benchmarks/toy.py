@@ -1,6 +1,6 @@
-"""Tasks small enough to meta-learn on in seconds, quadratics and sinusoids, and Algorithm 1 on them.
+"""Toy tasks for meta-learning in seconds (quadratics and sinusoids), and Algorithm 1 on them.
 
-The learners stand behind the project's interface; meta-learners, meta-update and path measurement are the project's.
+The learners implement the project's interface. Meta-learners, meta-update and path measurement are the project's own.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from leap_dist.server.meta_optimizer import MetaOptimizer
 
 
 class ToyLearner:
-    """What toy learners have in common: everything is meta-learned, the optimizer is SGD, nothing is reported."""
+    """Common base of the toy learners: all parameters are meta-learned, the optimizer is SGD, nothing is reported."""
 
     shared: Mapping[str, Tensor]
     local: Mapping[str, Tensor]
-    descent: float | None = None  # although it is: what holds for any optimizer is what is tried out here
+    descent: float | None = None  # although plain SGD has a rate: the toys test what holds for any optimizer
     steps_per_update = 1
     learning_rate: float
 
@@ -39,53 +39,54 @@ class ToyLearner:
         load_vector(shared, vector)
 
     def backward(self) -> Tensor:
-        """f(θ_i), and its gradient in `.grad`."""
+        """Return f(θ_i) and store its gradient in `.grad`."""
         raise NotImplementedError
 
     def evaluate(self) -> Tensor:
-        """f(θ_K), on a fresh batch where there are batches."""
+        """Return f(θ_K), on a fresh batch if the task has batches."""
         raise NotImplementedError
 
     def expected_loss(self) -> float:
-        """f where training stands now, of the whole task instead of a batch."""
+        """Return f of the whole task, instead of a batch, at the current parameters."""
         raise NotImplementedError
 
     @torch.no_grad()
     def step(self) -> None:
-        """θ ← θ − α ∇f."""
+        """Take the step θ ← θ − α ∇f."""
         for parameter in self.shared.values():
             assert parameter.grad is not None
             parameter.sub_(parameter.grad, alpha=self.learning_rate)
 
     def progress(self) -> Progress:
-        """Nothing."""
+        """Return empty progress."""
         return Progress((), {})
 
     @property
     def done(self) -> bool:
-        """Never."""
+        """Return False, because toy tasks never end early."""
         return False
 
     def backward_held_out(self) -> Tensor:
-        """The same as `backward`: nothing is held out."""
+        """Call `backward`, because nothing is held out."""
         return self.backward()
 
     def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
-        """Nothing."""
+        """Return no final statistics."""
         return {}
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
-        """There is nothing to see."""
+        """Do nothing, because there are no frames to show."""
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing, because there are no resources to free."""
 
 
 class Quadratic(ToyLearner):
-    """f(θ) = ½ (θ−c)ᵀ A (θ−c) + offset, whose gradient is exact: deterministic gradient descent, in float64.
+    """Quadratic f(θ) = ½ (θ−c)ᵀ A (θ−c) + offset with exact gradients in float64: deterministic gradient descent.
 
-    Seed and `apart` determine the task. A's eigenvalues are log-uniform in [0.2, 2], its basis is random; c is normal
-    with ‖c‖ ≈ 1. With `apart` > 0 a u, uniform in [−1, 1], makes A steeper, by 10^(u/2), and moves c by `apart`·u.
+    Seed and `apart` determine the task. A's eigenvalues are log-uniform in [0.2, 2] and its basis is random; c is
+    normal with ‖c‖ ≈ 1. If `apart` > 0, a random u, uniform in [−1, 1], makes A steeper by the factor 10^(u/2) and
+    moves c by `apart`·u.
     """
 
     dimension = 10
@@ -107,23 +108,23 @@ class Quadratic(ToyLearner):
 
     @torch.no_grad()
     def backward(self) -> Tensor:
-        """f and ∇f = A (θ−c)."""
+        """Return f and store ∇f = A (θ−c)."""
         self._theta.grad = self.A @ (self._theta - self.c)
         return self.evaluate()
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """The same f."""
+        """Return f, which has no batches."""
         difference = self._theta - self.c
         return 0.5 * torch.dot(difference, self.A @ difference) + self.offset
 
     def expected_loss(self) -> float:
-        """f above its minimum."""
+        """Return f minus its minimum."""
         return self.evaluate().item() - self.offset
 
 
 class Sinusoid(ToyLearner):
-    """Regression on y = a sin(x + b) by a network 1–40–40–1 with tanh; f is the mean squared error of a fresh batch.
+    """Regression on y = a sin(x + b) by a tanh network 1–40–40–1; f is the mean squared error of a fresh batch.
 
     The seed determines a in [0.1, 5], b in [0, π] and the batches of ten x, uniform in [−5, 5] (MAML, section 5.1).
     """
@@ -139,7 +140,7 @@ class Sinusoid(ToyLearner):
         super().__init__(dict(self._network.named_parameters()), vector)
 
     def backward(self) -> Tensor:
-        """A fresh batch's f and ∇f."""
+        """Return f of a fresh batch and store ∇f."""
         self._network.zero_grad()
         loss = self._loss(self._batch())
         loss.backward()
@@ -147,12 +148,12 @@ class Sinusoid(ToyLearner):
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """A fresh batch's f."""
+        """Return f of a fresh batch."""
         return self._loss(self._batch())
 
     @torch.no_grad()
     def expected_loss(self) -> float:
-        """f on an even grid."""
+        """Return f on an even grid."""
         return self._loss(torch.linspace(-5.0, 5.0, 101).unsqueeze(1)).item()
 
     def _batch(self) -> Tensor:
@@ -167,13 +168,13 @@ def _network() -> nn.Module:
 
 
 def far_away(seed: int) -> np.ndarray:
-    """φ₀ for quadratics: in a random direction, three times as far from the origin as a typical centre."""
+    """Return φ₀ for quadratics: a random direction, three times as far from the origin as a typical center."""
     direction = np.random.default_rng(seed).normal(size=Quadratic.dimension)
     return (3.0 * direction / np.linalg.norm(direction)).astype(np.float32)
 
 
 def untrained(seed: int) -> np.ndarray:
-    """φ₀ for sinusoids: orthogonal weights."""
+    """Return φ₀ for sinusoids, with orthogonal weights."""
     network = _network()
     initialize(network, torch.Generator().manual_seed(seed))
     return flatten(network.parameters()).numpy()
@@ -181,17 +182,17 @@ def untrained(seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Family:
-    """Where tasks come from, and where meta-learning starts."""
+    """Distribution of tasks and the starting point of meta-learning."""
 
     make: Callable[[np.ndarray, int], ToyLearner]
-    """The learner at φ for the task of that seed."""
+    """Function that returns the learner at a given φ for the task of a given seed."""
     start: Callable[[int], np.ndarray]
-    """φ₀, float32, for the seed of a run."""
+    """Function that returns φ₀ as float32 for the seed of a run."""
     smallest_rates: dict[str, float]
-    """Of the grid of meta learning rates, by arm."""
+    """Smallest meta learning rate of the search grid, by arm."""
 
     def learners(self, vector: np.ndarray, seeds: Sequence[int]) -> list[ToyLearner]:
-        """One for each task, all at φ."""
+        """Return one learner per task, all at φ."""
         return [self.make(vector, seed) for seed in seeds]
 
 
@@ -206,16 +207,19 @@ FAMILIES = {
 
 
 class Point(NamedTuple):
-    """Means over tasks that train K updates from one φ."""
+    """Means over tasks that train K updates from the same φ."""
 
     length: float
     energy: float
     loss: float
-    """At the end, of the whole task instead of a batch; above the minimum where that is known."""
+    """Final loss over the whole task instead of a batch, relative to the minimum if that is known."""
 
 
 def configuration(arm: dict[str, Any], rollouts: int, rate: float = 1.0) -> Config:
-    """Algorithm 1 with that arm's meta-learner. A rollout counts as one agent step, so K is the budget."""
+    """Return the configuration of Algorithm 1 with an arm's meta-learner.
+
+    A rollout counts as one agent step, so K is the step budget.
+    """
     return resolve(
         "smoke",
         {"mode": "sync", "meta.optimizer": "sgd", "meta.learning_rate": rate, "meta.contribution_clip": 0.0},
@@ -225,7 +229,7 @@ def configuration(arm: dict[str, Any], rollouts: int, rate: float = 1.0) -> Conf
 
 
 def train(config: Config, learner: ToyLearner) -> meta_learners.MetaLearner:
-    """One learning process, as a worker runs it."""
+    """Train one task as a worker does, and return its meta-learner."""
     watch = meta_learners.make(config, learner)
     for _ in range(config.rollouts_per_task - config.held_back):
         watch.observe(learner.backward())
@@ -237,7 +241,7 @@ def train(config: Config, learner: ToyLearner) -> meta_learners.MetaLearner:
 
 
 def meta_step(config: Config, learners: Sequence[ToyLearner], initialization: MetaOptimizer) -> bool:
-    """One round of Algorithm 1's outer loop. Where that does not stay finite, φ is left alone; the answer is False."""
+    """Run one round of Algorithm 1's outer loop. If the result is not finite, leave φ unchanged and return False."""
     pulls = []
     for learner in learners:
         vector, _ = train(config, learner).report()
@@ -249,7 +253,7 @@ def meta_step(config: Config, learners: Sequence[ToyLearner], initialization: Me
 
 
 def measure(learners: Sequence[ToyLearner], updates: int, loss_weight: float = 1.0) -> Point:
-    """Equation 4 over K updates, the last one included: one more rollout evaluates f(θ_K)."""
+    """Measure equation 4 over K updates. One more rollout evaluates f(θ_K), so the last update is included."""
     whole = {"meta_learner": "leap", "leap.final_loss": True, "leap.loss_weight": loss_weight}
     config = configuration(whole, updates + 1)
     paths = [train(config, learner).report()[1] for learner in learners]
@@ -258,10 +262,10 @@ def measure(learners: Sequence[ToyLearner], updates: int, loss_weight: float = 1
 
 
 def shortest(tasks: Sequence[Quadratic], updates: int) -> np.ndarray:
-    """The φ from which these tasks' mean path length (equation 4) over that many updates is least, float32.
+    """Return the float32 φ that minimizes the tasks' mean path length (equation 4) over `updates` updates.
 
-    That length is a convex function of φ as long as gradient descent does not overshoot; it is minimized directly,
-    through the updates.
+    That length is a convex function of φ as long as gradient descent does not overshoot. It is minimized directly, by
+    differentiating through the updates.
     """
     matrices, centres = torch.stack([task.A for task in tasks]), torch.stack([task.c for task in tasks])
     initialization = centres.mean(0, keepdim=True).requires_grad_()

@@ -1,7 +1,8 @@
-"""Was anything lost or doubled? Judged from what a run left behind, by other rules than the server's own.
+"""Determine from a finished run's files whether any contribution was lost or counted twice.
 
-What workers were promised (`leap_dist.testing.delivery_log`) is held against what counts: the ledger, and the
-journal's entries that the newest checkpoint lacks. `judge` and the arithmetic below it are pure.
+The check does not use the server's own rules. It compares what workers were promised (`leap_dist.testing.delivery_log`)
+with what counts: the ledger, and the journal entries that are not in the newest checkpoint. `judge` and the arithmetic
+below it are pure.
 """
 
 from __future__ import annotations
@@ -27,33 +28,33 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run left behind."""
+    """Files that a run left behind, parsed."""
 
     ledger: Sequence[Line]
     waiting: Sequence[Line]
-    """Accepted, not applied: lease, seq, final, steps and task of each, oldest first."""
+    """Contributions that are accepted but not applied (lease, seq, final, steps and task), oldest first."""
     promises: Sequence[Line]
-    """The workers' audit."""
+    """Lines of the workers' audit."""
     version: int
-    """Of the newest checkpoint."""
+    """Version of the newest checkpoint."""
     applied: int
-    """Contributions that it says it holds."""
+    """Number of applied contributions according to the newest checkpoint."""
     applied_steps: int
-    """Agent steps that it says it holds."""
+    """Number of applied agent steps according to the newest checkpoint."""
     unfinished: frozenset[str] = frozenset()
     """Leases that were open at the end."""
     problems: Sequence[str] = ()
-    """What was wrong with the files themselves."""
+    """Defects of the files themselves."""
 
 
 @dataclass
 class Verdict:
-    """What became of the contributions. The run is sound where `lost`, `doubled` and `problems` are empty."""
+    """Fate of all contributions. The run is sound if `lost`, `doubled` and `problems` are empty."""
 
     issued: int
-    """Contributions that workers sent to have them count: final ones, in mode stream all."""
+    """Number of contributions sent to be counted: final ones or, in mode stream, all."""
     acknowledged: int
-    """Those of them whose worker heard that they are durable."""
+    """Number of issued contributions whose worker was told that they are durable."""
     applied: int
     waiting: int
     lost: list[str] = field(default_factory=list)
@@ -62,12 +63,12 @@ class Verdict:
 
     @property
     def sound(self) -> bool:
-        """Nothing lost, nothing twice, nothing that contradicts itself."""
+        """Whether nothing was lost, counted twice or inconsistent."""
         return not (self.lost or self.doubled or self.problems)
 
 
 def read(run_dir: Path, audit_dir: Path) -> Evidence:
-    """Reads a run directory that no server uses any more. Raises OSError where there is no checkpoint."""
+    """Read the run directory of a stopped run. Raise OSError if there is no checkpoint."""
     problems: list[str] = []
     newest = max((path for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit()), key=lambda p: p.name)
     state = json.loads((newest / "state.json").read_bytes())
@@ -111,14 +112,14 @@ def _journal_entry(path: Path) -> Line:
 
 
 def judge(evidence: Evidence, *, stream: bool) -> Verdict:
-    """Holds promises against what counts. `stream`: every push counts, not only a lease's last one."""
+    """Compare promises with what counts. `stream` means that every push counts, not only a lease's last one."""
     pushed = {(p["lease"], p["seq"]) for p in evidence.promises if p["event"] == "pushed"}
     issued = {(p["lease"], p["seq"]) for p in evidence.promises if p["event"] == "pushed" and (p["final"] or stream)}
     promised = {(p["lease"], p["seq"]) for p in evidence.promises if p["event"] == "durable"}
     counted = [*evidence.ledger, *evidence.waiting]
     found = {(line["lease"], line["seq"]) for line in counted}
     newest = {lease: max(seq for _, seq in pairs) for lease, pairs in groupby(sorted(found), key=itemgetter(0))}
-    # A contribution holds all that its lease sent before it; in a stream, each has to count by itself.
+    # A contribution includes everything its lease sent before; in a stream, each must count by itself.
     lost = sorted(pair for pair in promised - found if stream or newest.get(pair[0], 0) < pair[1])
     verdict = Verdict(len(issued), len(promised), len(evidence.ledger), len(evidence.waiting))
     verdict.lost = [f"{lease} seq {seq} was acknowledged as durable" for lease, seq in lost]
@@ -132,7 +133,7 @@ def judge(evidence: Evidence, *, stream: bool) -> Verdict:
 
 
 def _doubled(counted: Sequence[Line], *, stream: bool) -> list[str]:
-    # A stream closes a lost lease with its last push once more, as the final one; that adds nothing.
+    # A stream closes a lost lease by repeating its last push as the final one, which adds nothing.
     keys = Counter((line["lease"], line["seq"], line["final"]) if stream else (line["lease"],) for line in counted)
     finals = Counter(line["task"] for line in counted if line["final"])
     return [f"{key[0]} counts {count} times" for key, count in keys.items() if count > 1] + [
@@ -141,7 +142,7 @@ def _doubled(counted: Sequence[Line], *, stream: bool) -> list[str]:
 
 
 def _inconsistencies(evidence: Evidence) -> list[str]:
-    """Where ledger and checkpoint contradict themselves or each other."""
+    """Return the contradictions within and between the ledger and the checkpoint."""
     problems = []
     version = 0
     for number, line in enumerate(evidence.ledger, 1):
@@ -171,18 +172,18 @@ def _inconsistencies(evidence: Evidence) -> list[str]:
 
 
 class Steps(NamedTuple):
-    """Agent steps that the server heard of, and what became of them."""
+    """Agent steps that the server was told of, by outcome."""
 
     counted: int
-    """In a contribution that is applied or waits."""
+    """Steps in contributions that are applied or waiting."""
     redone: int
-    """In none, and their lease is over: played for nothing, so their task is played again."""
+    """Wasted steps: in no contribution and under a closed lease, so that their task is trained again."""
     unfinished: int
-    """Of leases still open at the end."""
+    """Steps under leases that were still open at the end."""
 
 
 def account(heard: Mapping[str, int], evidence: Evidence) -> Steps:
-    """What became of the agent steps. `heard`: the highest number that was seen of each lease while the run went on."""
+    """Classify the agent steps. `heard` is the highest number of steps observed for each lease during the run."""
     counts: dict[str, int] = {}
     for line in (*evidence.ledger, *evidence.waiting):
         counts[line["lease"]] = max(line["steps"], counts.get(line["lease"], 0))
@@ -192,12 +193,12 @@ def account(heard: Mapping[str, int], evidence: Evidence) -> Steps:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of them lie, between neighbours in proportion. Raises IndexError for none."""
+    """Return a percentile with linear interpolation; `share` is between 0 and 1. Raise IndexError for no values."""
     return float(np.quantile(values, share))
 
 
 class Sample(NamedTuple):
-    """Resident memory of a process at some time."""
+    """Resident memory of a process at one time."""
 
     seconds: float
     process: int
@@ -205,13 +206,13 @@ class Sample(NamedTuple):
 
 
 WARM_UP = 60.0
-"""Seconds of a process's life in which its memory may grow."""
+"""Initial seconds of a process's life in which its memory may grow."""
 SHORTEST = 300.0
-"""Seconds that a process has to be watched, after that, before its slope says anything."""
+"""Minimum seconds of observation, after the warm-up, for a meaningful slope."""
 
 
 def memory_slopes(samples: Sequence[Sample]) -> list[float]:
-    """Megabytes per hour of every process that lived long enough, by least squares; none is mixed with another."""
+    """Return the least-squares memory slope in megabytes per hour of every process observed long enough."""
     lives: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         lives[sample.process].append(sample)

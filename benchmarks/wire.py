@@ -1,11 +1,11 @@
-"""What a contribution costs in 32, 16 and 8 bits a number, alone and with others in one call. No Ray.
+"""Measure the cost of a contribution with 32, 16 and 8 bits per number, alone and batched. Runs without Ray.
 
     python -m benchmarks.wire                       in half a minute
-    python -m benchmarks.wire --dir /dev/shm        with a disk that costs nothing
+    python -m benchmarks.wire --dir /dev/shm        without the cost of a disk
 
-A push is what the server's process does for it: unpickling with the arrays out of band, as Ray does it, and
-`MetaServer.push`, on the plain class in mode buffered with |B| = 16. Pushes with and without a meta-update are told
-apart. Together: sixteen final contributions in one `push_together`, their meta-update included.
+A push is the work of the server's process: unpickling with out-of-band arrays, as Ray does it, and `MetaServer.push`,
+on the plain class in mode buffered with |B| = 16. Pushes with and without a meta-update are listed separately.
+"Together" means sixteen final contributions in one `push_together`, including their meta-update.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from leap_dist.protocol.messages import Contribution, Lease
 from leap_dist.protocol.quantization import quantize
 
 WIRES = {"float32": 32, "int16": 16, "int8": 8}
-TIMES = 30  # that packing and unpacking are timed in a repetition
+TIMES = 30  # number of timed packings and unpackings per repetition
 TOGETHER = 16
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark and print the report."""
     arguments = parser(__doc__, repeats=7)
-    arguments.add_argument("--dir", type=Path, default=Path(), help="where the server writes (default: here)")
+    arguments.add_argument("--dir", type=Path, default=Path(), help="parent of the run directory (default: here)")
     chosen = arguments.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the process that measures; Ray does so for its own
+    os.environ["OMP_NUM_THREADS"] = "1"  # for child processes; Ray sets it for its own
     settings = {"numbers": f"{clients.encoder()[1].size:,}", "file system": file_system(chosen.dir)}
     report = Report("Contributions on the wire", settings)
     found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def measure(wire: str, run_dir: Path) -> list[tuple[str, str, float]]:
-    """Name, unit and value of all figures of one repetition."""
+    """Return the name, unit and value of all figures of one repetition."""
     torch.set_num_threads(1)  # as the server's actor does
     manifest, vector = clients.encoder()
     bits = WIRES[wire]
@@ -109,7 +109,7 @@ def measure(wire: str, run_dir: Path) -> list[tuple[str, str, float]]:
 
 
 def reports(run_dir: Path) -> list[tuple[str, str, float]]:
-    """The same of what a running task sends: a contribution that is not final, with its vector and without."""
+    """Return the figures of a running task's partial contributions, with and without their vectors."""
     manifest, vector = clients.encoder()
     server = clients.plain_server(run_dir)
     lease = server.lease("w", "i")
@@ -129,14 +129,14 @@ def reports(run_dir: Path) -> list[tuple[str, str, float]]:
 
 
 def received(message: tuple[bytes, list[pickle.PickleBuffer]]) -> Contribution:
-    """As the server gets it: its arrays are read-only views."""
+    """Unpickle a contribution as the server receives it, with arrays that are read-only views."""
     data, buffers = message
     contribution: Contribution = pickle.loads(data, buffers=[buffer.raw().toreadonly() for buffer in buffers])
     return contribution
 
 
 def median_ms(call: Callable[[], object]) -> float:
-    """Milliseconds of a call."""
+    """Return the median milliseconds of a call."""
     seconds = []
     for _ in range(TIMES):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Speed of one worker's loop on one thread, and how close it comes to what its parts allow.
+"""Measure the speed of one worker's loop on one thread, and compare it with the speed of its parts.
 
     python -m benchmarks.worker                         the games and settings of the quick preset
     python -m benchmarks.worker --preset paper --games pong breakout --repeats 5
@@ -7,9 +7,9 @@ Rates are agent steps per second (four ALE frames each). The arms take turns wit
 
     bare ALE         the emulator alone, without preprocessing
     ale-py vector    ale-py's own vector environment, with the same preprocessing, on one thread
-    emulator         ours
-    learner          acting and update on recorded observations, without an emulator
-    loop             emulator, acting, update and Leap: what a worker does
+    emulator         this project's vector environment
+    learner          acting and updating on recorded observations, without an emulator
+    loop             emulator, acting, updating and Leap: the whole loop of a worker
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from leap_dist.tasks.atari.a2c import A2C
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark and print the report."""
     command = parser(__doc__, repeats=5)
     command.add_argument("--preset", default="quick")
     command.add_argument("--games", nargs="+", default=[])
-    command.add_argument("--updates", type=int, default=60, help="of every arm and repetition")
+    command.add_argument("--updates", type=int, default=60, help="updates per arm and repetition")
     command.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     given = command.parse_args()
     settings = {"games": given.games, "worker.precision": given.precision, "worker.device": "cpu"}
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure(game: str, config: Config, updates: int, repeats: int, report: Report) -> None:
-    """All figures of one game."""
+    """Measure all figures of one game."""
     steps = config.agent.envs * config.agent.unroll
     real, recorded = learner_of(game, config), learner_of(game, config)
     replace_emulator(recorded)
@@ -97,7 +97,7 @@ def measure(game: str, config: Config, updates: int, repeats: int, report: Repor
 
 
 def leap_shares(game: str, learner: A2C, updates: int, repeats: int, report: Report) -> None:
-    """What accumulating the meta-gradient costs, in parts of the loop with it: update by update in turn."""
+    """Measure the share of the loop that accumulating the meta-gradient takes, update by update in turn."""
     parameters = list(learner.shared.values())
     watchers: dict[str, Callable[[torch.Tensor], None]] = {
         "energy": PullForward(parameters, metric="energy").observe,
@@ -127,9 +127,9 @@ def leap_shares(game: str, learner: A2C, updates: int, repeats: int, report: Rep
 
 
 class AuthorsWay:
-    """The accumulation as the authors' published code does it, restated: everything is cloned at every step.
+    """Accumulation with the method of the authors' published code, reimplemented; every step clones everything.
 
-    Algorithm 1 over clones of all parameters with their gradients; the loss change is given the sign of μ.
+    It runs Algorithm 1 over clones of all parameters with their gradients. The loss change is given the sign of μ.
     """
 
     def __init__(self, parameters: list[torch.Tensor], *, norm: bool) -> None:
@@ -140,7 +140,7 @@ class AuthorsWay:
 
     @torch.no_grad()
     def observe(self, loss: torch.Tensor) -> None:
-        """As PullForward.observe."""
+        """Accumulate one step, as `PullForward.observe` does."""
         points = [p.detach().clone() for p in self._parameters]
         gradients = [p.grad.clone() for p in self._parameters if p.grad is not None]
         now = loss.clone(), points, gradients
@@ -167,7 +167,7 @@ class AuthorsWay:
 
 
 def learner_of(game: str, config: Config) -> A2C:
-    """A learner on its way through a task."""
+    """Return a learner in the middle of a task."""
     return A2C(
         game,
         initialization(atari_vector.channels(config.atari.frames), 0)[1],
@@ -179,7 +179,7 @@ def learner_of(game: str, config: Config) -> A2C:
 
 
 def replace_emulator(learner: A2C) -> None:
-    """From now on the environments give what they gave in their first steps, at once."""
+    """Replace the environments' steps by an instant replay of their first ones."""
     random = np.random.default_rng(0)
     env = learner._env
     played = [env.step(random.integers(0, len(env.actions), env.count)) for _ in range(16)]
@@ -188,7 +188,7 @@ def replace_emulator(learner: A2C) -> None:
 
 
 def emulator(game: str, config: Config) -> Callable[[], object]:
-    """One step of our environments with random actions."""
+    """Return a function that steps this project's environments with random actions."""
     env = atari_vector.make(game, config.agent.envs, frames=config.atari.frames)
     env.reset(seed=0)
     actions = random_actions(len(env.actions), env.count)
@@ -196,7 +196,7 @@ def emulator(game: str, config: Config) -> Callable[[], object]:
 
 
 def ale_vector(game: str, config: Config) -> Callable[[], object]:
-    """One step of ale-py's environments with random actions."""
+    """Return a function that steps ale-py's environments with random actions."""
     gray, stack = {"gray4": (True, 4), "rgb1": (False, 1), "rgb4": (False, 4)}[config.atari.frames]
     env = AtariVectorEnv(game, config.agent.envs, num_threads=1, grayscale=gray, stack_num=stack, reward_clipping=False)
     env.reset(seed=0)
@@ -205,12 +205,12 @@ def ale_vector(game: str, config: Config) -> Callable[[], object]:
 
 
 def random_actions(actions: int, count: int) -> Iterator[np.ndarray]:
-    """Without end, and drawn beforehand."""
+    """Yield random actions endlessly; they are drawn in advance."""
     return itertools.cycle(np.random.default_rng(0).integers(0, actions, (512, count)))
 
 
 def bare_rate(game: str, steps: int = 2000) -> float:
-    """Agent steps/s of one emulator with random actions, four frames each."""
+    """Return the agent steps/s of one emulator with random actions, four frames each."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
     ale.loadROM(roms.get_rom_path(game))
@@ -228,7 +228,7 @@ def bare_rate(game: str, steps: int = 2000) -> float:
 
 
 def timed(call: Callable[[], object], count: int) -> float:
-    """Seconds that `count` calls take."""
+    """Return the seconds that `count` calls take."""
     started = time.perf_counter()
     for _ in range(count):
         call()

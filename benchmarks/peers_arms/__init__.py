@@ -1,7 +1,7 @@
-"""The systems that `benchmarks.peers` measures, one script each.
+"""Scripts for the systems that `benchmarks.peers` measures.
 
-A script runs in the environment of the system that it measures and prints one JSON line. Those of the peers use nothing
-of this project but this package.
+Each script runs in the environment of its system and prints one JSON line. The scripts of the peers import nothing from
+this project except this package.
 """
 
 from __future__ import annotations
@@ -11,27 +11,29 @@ import json
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """What every arm is told."""
+    """Parse the command line that all scripts share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--game", default="breakout", help="ROM name")
-    parser.add_argument("--mode", required=True, help="which way of running the environments")
-    parser.add_argument("--envs", type=int, default=16, help="environments; in each process, where there are several")
-    parser.add_argument("--warmup", type=float, default=10.0, help="seconds after the first update that do not count")
-    parser.add_argument("--seconds", type=float, default=30.0, help="seconds that count")
+    parser.add_argument("--mode", required=True, help="how the system runs its environments")
+    parser.add_argument(
+        "--envs", type=int, default=16, help="number of environments (per process, if there are several)"
+    )
+    parser.add_argument("--warmup", type=float, default=10.0, help="seconds of warm-up after the first update")
+    parser.add_argument("--seconds", type=float, default=30.0, help="measured seconds")
     return parser.parse_args()
 
 
 def environment_id(game: str) -> str:
-    """The Gymnasium name of a ROM: "ms_pacman" is "ale_py:ALE/MsPacman-v5"; asking for it registers the games."""
+    """Return the Gymnasium name of a ROM: "ale_py:ALE/MsPacman-v5" for "ms_pacman". Its prefix registers the games."""
     return f"ale_py:ALE/{''.join(part.capitalize() for part in game.split('_'))}-v5"
 
 
 EMULATOR = {"frameskip": 1, "repeat_action_probability": 0.0, "full_action_space": False}
-"""Of the Gymnasium environment: the preprocessing around it skips the frames, and nothing is sticky, as with us."""
+"""Settings of the Gymnasium environment: no sticky actions, as in this project; the wrappers skip the frames."""
 
 
 class Stopwatch:
-    """Counts agent steps against the clock between the end of the warm-up and the end of the measurement."""
+    """Counter of agent steps between the end of the warm-up and the end of the measurement."""
 
     def __init__(self, warmup: float, seconds: float) -> None:
         self._warmup = warmup
@@ -41,7 +43,7 @@ class Stopwatch:
         self._now = (0.0, 0)
 
     def done(self, now: float, steps: int) -> bool:
-        """Takes a reading of the clock and of the steps done so far. Returns whether there are enough."""
+        """Record the time and the total steps so far. Return whether the measurement is complete."""
         self._now = now, steps
         if not self._first and steps:
             self._first = self._now
@@ -50,7 +52,7 @@ class Stopwatch:
         return self._begun is not None and now - self._begun[0] >= self._seconds
 
     def show(self) -> None:
-        """Prints what was measured, for `benchmarks.peers`. Raises RuntimeError where the warm-up never ended."""
+        """Print the result for `benchmarks.peers`. Raise RuntimeError if the warm-up never ended."""
         if self._begun is None:
             raise RuntimeError("the warm-up never ended")
         (then, before), (now, after) = self._begun, self._now

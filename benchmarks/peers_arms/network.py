@@ -1,4 +1,4 @@
-"""Our encoder's layers as anyone would write them: what speeds up our own is not lent to the peers, nor breaks them."""
+"""Plain version of this project's encoder, without its optimizations, for use in the peers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FEATURES = 256
 
 
 def encoder(channels: int) -> nn.Sequential:
-    """Conv 16·8×8/4 → conv 32·4×4/2 → linear 256, each with a ReLU: (N, C, 84, 84) in [0, 1] → (N, 256)."""
+    """Return conv 16·8×8/4 → conv 32·4×4/2 → linear 256, each with a ReLU: (N, C, 84, 84) in [0, 1] → (N, 256)."""
     return nn.Sequential(
         nn.Conv2d(channels, 16, kernel_size=8, stride=4),
         nn.ReLU(),

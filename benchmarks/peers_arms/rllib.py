@@ -1,4 +1,7 @@
-"""RLlib's IMPALA with our network and preprocessing, on its new API stack. Mode N: N environment runners."""
+"""Measure RLlib's IMPALA with this project's network and preprocessing, on the new API stack.
+
+Mode N has N environment runners.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import logging
 import time
 from typing import Any
 
-import ale_py  # noqa: F401 registers the games
+import ale_py  # noqa: F401 (the import registers the games)
 import gymnasium
 import ray
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
@@ -24,7 +27,7 @@ from benchmarks.peers_arms.network import FEATURES, encoder
 
 
 def main() -> None:
-    """Trains until enough is measured."""
+    """Train until the measurement is complete."""
     given = arguments(__doc__)
     stopwatch = Stopwatch(given.warmup, given.seconds)
     runners = int(given.mode)
@@ -41,12 +44,12 @@ def main() -> None:
 
 
 def configuration(runners: int, envs: int) -> IMPALAConfig:
-    """IMPALA as it comes, batches and fragments included, with our network and `envs` environments per runner."""
+    """Return IMPALA's default configuration with the common network and `envs` environments per runner."""
     return (
         IMPALAConfig()
         .environment("atari")
         .env_runners(num_env_runners=runners, num_envs_per_env_runner=envs)
-        .learners(num_learners=0, num_gpus_per_learner=0)  # in this process: two cores have no room for one more
+        .learners(num_learners=0, num_gpus_per_learner=0)  # in this process, because two cores have no room for another
         .rl_module(rl_module_spec=RLModuleSpec(module_class=Network))
         .reporting(min_time_s_per_iteration=1)
         .debugging(log_level="ERROR", seed=0)
@@ -54,9 +57,9 @@ def configuration(runners: int, envs: int) -> IMPALAConfig:
 
 
 def make(game: str) -> gymnasium.Env[Any, Any]:
-    """A game, gray, 84×84, the last four frames, rewards clipped to their sign.
+    """Return a game with 84×84 gray frames, stacks of four, and rewards clipped to their sign.
 
-    Gymnasium's wrappers: RLlib's own resize every frame that is skipped, to floating point, and are much slower.
+    The wrappers are Gymnasium's. RLlib's own are much slower: they resize every skipped frame, in floating point.
     """
     env = gymnasium.make(environment_id(game), **EMULATOR)
     env = AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84)
@@ -66,10 +69,10 @@ def make(game: str) -> gymnasium.Env[Any, Any]:
 
 
 class Network(TorchRLModule, ValueFunctionAPI):
-    """Our encoder with linear heads for policy and value."""
+    """Encoder of this project with linear heads for policy and value."""
 
     def setup(self) -> None:
-        """Called by RLlib."""
+        """Build the layers; called by RLlib."""
         self.encoder = encoder(self.observation_space.shape[0])
         self.policy = nn.Linear(FEATURES, int(self.action_space.n))
         self.value = nn.Linear(FEATURES, 1)
@@ -82,7 +85,7 @@ class Network(TorchRLModule, ValueFunctionAPI):
         return {Columns.ACTION_DIST_INPUTS: self.policy(features), Columns.EMBEDDINGS: features}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
-        """V(s); `embeddings` are the features where `_forward_train` has computed them already."""
+        """Return V(s). `embeddings` are the features if `_forward_train` has already computed them."""
         return self.value(self._features(batch) if embeddings is None else embeddings).squeeze(-1)
 
     def _features(self, batch: dict[str, Any]) -> Tensor:
@@ -90,7 +93,7 @@ class Network(TorchRLModule, ValueFunctionAPI):
 
 
 def _steps(result: dict[str, Any]) -> int:
-    """Agent steps sampled since the start; before the first fragment has come in there are none."""
+    """Return the agent steps sampled since the start, or 0 before the first fragment has arrived."""
     return int(result.get("env_runners", {}).get("num_env_steps_sampled_lifetime", 0))
 
 

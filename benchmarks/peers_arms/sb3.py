@@ -1,6 +1,6 @@
-"""Stable-Baselines3's A2C with our network, preprocessing and batch.
+"""Measure Stable-Baselines3's A2C with this project's network, preprocessing and batch size.
 
-Modes: dummy and subproc are its own vector environments; ale-vector puts ale-py's C++ one under it.
+Modes: dummy and subproc are its own vector environments; ale-vector uses ale-py's C++ vector environment instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.peers_arms.sb3_ale_vector import AleVectorEnv
 
 
 def main() -> None:
-    """Trains until enough is measured."""
+    """Train until the measurement is complete."""
     given = arguments(__doc__)
     stopwatch = Stopwatch(given.warmup, given.seconds)
     agent = A2C(
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def make(game: str, count: int, mode: str) -> VecEnv:
-    """`count` copies of a game, gray, 84×84, the last four frames."""
+    """Return `count` copies of a game with 84×84 gray frames in stacks of four."""
     if mode == "ale-vector":
         return AleVectorEnv(game, count)
     env = make_atari_env(
@@ -50,26 +50,27 @@ def make(game: str, count: int, mode: str) -> VecEnv:
         count,
         seed=0,
         env_kwargs=EMULATOR,
-        wrapper_kwargs={"terminal_on_life_loss": False},  # the emulator's work per agent step is then the same as ours
+        # so that the emulator does the same work per agent step as in this project
+        wrapper_kwargs={"terminal_on_life_loss": False},
         vec_env_cls={"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[mode],
     )
     return VecFrameStack(env, 4)
 
 
 class Features(BaseFeaturesExtractor):
-    """Our encoder; Stable-Baselines3 puts its linear heads on top."""
+    """Encoder of this project; Stable-Baselines3 adds its linear heads."""
 
     def __init__(self, observation_space: Any) -> None:
         super().__init__(observation_space, FEATURES)
         self.encoder = encoder(observation_space.shape[0])
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Features of frames, which come divided by 255."""
+        """Return the features of frames that are already divided by 255."""
         return self.encoder(frames)
 
 
 class _Measure(BaseCallback):
-    """Reads the stopwatch at the start of every rollout, so that whole iterations count."""
+    """Callback that reads the stopwatch at the start of every rollout, so that only whole iterations count."""
 
     def __init__(self, stopwatch: Stopwatch) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ale-py's C++ vector environment as Stable-Baselines3 wants to see one."""
+"""Adapter from ale-py's C++ vector environment to Stable-Baselines3's interface."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 
 class AleVectorEnv(VecEnv):
-    """ale-py's C++ vector environment, on all cores: gray, 84×84, the last four frames."""
+    """Vector environment of ale-py on all cores, with 84×84 gray frames in stacks of four."""
 
     def __init__(self, game: str, count: int) -> None:
         self._env = AtariVectorEnv(
@@ -25,15 +25,15 @@ class AleVectorEnv(VecEnv):
         super().__init__(count, self._env.single_observation_space, self._env.single_action_space)
 
     def reset(self) -> np.ndarray:
-        """First observations, (N, 4, 84, 84)."""
+        """Return the first observations, (N, 4, 84, 84)."""
         return self._env.reset(seed=0)[0]
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keeps the actions for step_wait."""
+        """Store the actions for step_wait."""
         self._actions = actions
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Steps all environments."""
+        """Step all environments."""
         observations, rewards, terminated, truncated, info = self._env.step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(terminated | truncated):
@@ -41,21 +41,21 @@ class AleVectorEnv(VecEnv):
         return observations, rewards.astype(np.float32), terminated | truncated, infos
 
     def close(self) -> None:
-        """Closes the emulator."""
+        """Close the emulator."""
         self._env.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """No environment has attributes of its own; `render_mode` is asked for."""
+        """Return None for every environment; Stable-Baselines3 asks for `render_mode`."""
         return [None for _ in range(self.num_envs)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Not needed for training."""
+        """Raise NotImplementedError, because training does not need it."""
         raise NotImplementedError
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Not needed for training."""
+        """Raise NotImplementedError, because training does not need it."""
         raise NotImplementedError
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> Sequence[bool]:
-        """It is not."""
+        """Return False for every environment."""
         return [False] * self.num_envs

@@ -1,4 +1,4 @@
-"""The whole service of this project as `launch.py train` runs it, on one game. Mode N: N workers."""
+"""Measure the whole service of this project on one game, run by `launch.py train`. Mode N has N workers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 
 from benchmarks.peers_arms import arguments
 
-START_SECONDS = 120.0  # for the workers to train
+START_SECONDS = 120.0  # time limit for all workers to begin training
 STOP_SECONDS = 60.0
 
 Summary = Mapping[str, Any]
 
 
 def main() -> None:
-    """Trains until enough is measured, then stops the service by SIGINT."""
+    """Train until the measurement is complete, then stop the service by SIGINT."""
     given = arguments(__doc__)
     workers = int(given.mode)
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def command(game: str, envs: int, workers: int, run_dir: Path) -> list[str]:
-    """The preset `fast`, with its tasks of a million steps made so long that none ends while it is measured."""
+    """Return the command line for the preset `fast`, with tasks too long to end during the measurement."""
     options = {
         "preset": "fast",
         "games": game,
@@ -58,7 +58,7 @@ def command(game: str, envs: int, workers: int, run_dir: Path) -> list[str]:
 
 
 def wait_for_workers(process: subprocess.Popen[bytes], run_dir: Path, workers: int) -> Summary:
-    """The first summary in which every worker has trained. Ends like the service where that ended."""
+    """Return the first summary in which every worker has trained. Exit with the service's code if it exits first."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(FileNotFoundError):
@@ -67,17 +67,18 @@ def wait_for_workers(process: subprocess.Popen[bytes], run_dir: Path, workers: i
                 return summary
         time.sleep(0.1)
     if process.poll() is not None:
-        raise SystemExit(process.returncode or 1)  # it has said why
+        raise SystemExit(process.returncode or 1)  # the service has printed the reason
     raise RuntimeError("the workers of launch.py did not train")
 
 
 def steps_between(before: Summary, after: Summary) -> tuple[int, float]:
-    """Agent steps of all workers together, and the seconds that they took.
+    """Return the agent steps of all workers and the seconds that they took.
 
-    A worker reports every other second, and its lease says how long ago it last did: a worker's steps are put against
-    the time between two reports of its own. The seconds are such that the workers' rates add up.
+    A worker reports every other second, and its lease records the time since its last report. Each worker's steps are
+    divided by the time between two of its own reports. The seconds are chosen so that the workers' rates add up.
 
-    Raises ValueError where a worker changed its lease or did not report in between.
+    Raises:
+        ValueError: If a worker changed its lease or did not report in between.
     """
     first, last = ({lease["lease"]: lease for lease in summary["leases"]} for summary in (before, after))
     if first.keys() != last.keys():
