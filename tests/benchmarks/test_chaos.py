@@ -49,7 +49,8 @@ def test_faults_come_as_often_as_asked_for_and_all_kinds_come():
 def test_an_unknown_kind_is_refused_by_name(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--kinds", "worker,sever"])
-    assert "--kinds: 'sever' is not one of worker, pause, server, node, driver, disk, messages" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--kinds: 'sever' is not one of worker, pause, server, node, driver, disk, messages" in error
 
 
 # --- what counts as recovered --------------------------------------------------------------------------------------
