@@ -21,14 +21,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
-from leap_dist.driver import memory
 from leap_dist.driver.actors import SERVER
 from leap_dist.driver.cluster import abandon, connect, disconnect
 from leap_dist.driver.control_loop import ControlLoop, Record
 from leap_dist.driver.errors import HeadLost
 from leap_dist.driver.evaluation_actor import EVALUATION
 from leap_dist.driver.nodes import Nodes
-from leap_dist.driver.placement import gpus_per_worker, total_with_autoscaler
+from leap_dist.driver.placement import fit_resources, gpus_per_worker
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.preflight import check_nodes
 from leap_dist.driver.signals import INTERRUPTED, StopSignal, stop_signal
@@ -93,8 +92,8 @@ def evaluate(
     server = replace(config.server, gather_seconds=0.0)  # there is nothing to gather
     config = replace(config, workers=workers, min_workers=min(config.min_workers, workers), server=server)
     out, config = out.absolute(), _with_absolute_data_dir(config)
-    arguments = (config, list(runs), out, uuid.uuid4().hex)
-    plan = _ServerPlan(EVALUATION, arguments, out, movable=config.server.storage == "shared")
+    movable = config.server.storage == "shared"
+    plan = _ServerPlan(EVALUATION, (config, list(runs), out, uuid.uuid4().hex), out, movable)
     return _operate(config, plan, record, wall_seconds_before)
 
 
@@ -152,20 +151,16 @@ def _work(config: Config, plan: _ServerPlan, record: Record, progress: Progress,
         nodes = Nodes()
         pool = server = None
         try:
-            config, notes = memory.fit(config)
-            total = total_with_autoscaler("GPU", list(nodes.view.staying.values()), config.address)
-            gpus = gpus_per_worker(config, total)
-            config = replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus))
-            pool = Pool(config, nodes, profiles)
-            pool.alerts += notes
+            config, alerts = fit_resources(config, list(nodes.view.staying.values()))
+            pool = Pool(config, nodes, profiles, alerts)
             pool.require_capacity()
             if config.address != "local":
                 data_dir = Path(config.data_dir) if config.is_supervised else None
                 pool.alerts += check_nodes(nodes.view.staying, plan.folder if plan.movable else None, data_dir, stop)
             server = _start_server(plan, stop)
             pool.open(server)
-            loop = ControlLoop(server, pool, nodes, progress, record, plan.folder, stop, plan.ledger_offset)
-            outcome = loop.run()
+            offset = plan.ledger_offset
+            outcome = ControlLoop(server, pool, nodes, progress, record, plan.folder, stop, offset).run()
             if nodes.head_is_gone:
                 raise HeadLost(outcome)
             return outcome

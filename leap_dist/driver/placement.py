@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ray.autoscaler.sdk import request_resources
 from leap_dist.config import labels
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
+from leap_dist.driver import memory
 from leap_dist.driver.nodes import Node
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,16 @@ def gpus_per_worker(config: Config, total_gpus: float) -> float:
         value = f"{wanted.gpus:g}" if wanted.gpus else wanted.device
         raise ConfigError(f"{field}: {value} asked for, but there are {total_gpus:g} GPUs; use --worker.device cpu")
     return wanted.gpus or min(1.0, total_gpus / config.workers)
+
+
+def fit_resources(config: Config, nodes: Sequence[Node]) -> tuple[Config, list[str]]:
+    """Return the configuration with what its workers get on these nodes, and alerts where that is less than asked for.
+
+    Raises ConfigError where there are too few GPUs.
+    """
+    config, alerts = memory.fit(config)
+    gpus = gpus_per_worker(config, total_with_autoscaler("GPU", nodes, config.address))
+    return replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus)), alerts
 
 
 def ask_autoscaler(need: Need, workers: int) -> None:

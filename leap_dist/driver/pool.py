@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ class Pool:
         config: the run's configuration.
         nodes: the cluster's nodes.
         profiles: directory for every worker's profiler trace and time breakdown, or None.
+        alerts: what the user should know already.
     """
 
-    def __init__(self, config: Config, nodes: Nodes, profiles: Path | None = None) -> None:
+    def __init__(self, config: Config, nodes: Nodes, profiles: Path | None = None, alerts: Iterable[str] = ()) -> None:
         self._config = config
         self._need = Need.of(config)
         self._profiles = profiles
@@ -57,7 +58,7 @@ class Pool:
         self.restarts = 0
         self.ended: list[EndedWorker] = []
         """Workers that ended and whose leases the server has not been told to take back yet."""
-        self.alerts: deque[str] = deque(maxlen=100)
+        self.alerts: deque[str] = deque(alerts, maxlen=100)
         self._clips: list[Clip] = []
 
     def require_capacity(self) -> None:

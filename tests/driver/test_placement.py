@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from leap_dist.config import labels
+from leap_dist.config.loading import resolve
 from leap_dist.driver.nodes import Node
 from leap_dist.driver.placement import (
     UNLIMITED,
@@ -15,6 +16,7 @@ from leap_dist.driver.placement import (
     _ray_up_groups,
     autoscaler_groups,
     explain_lack,
+    fit_resources,
     max_workers,
     total_with_autoscaler,
 )
@@ -134,3 +136,11 @@ def test_a_run_on_the_head_alone_has_nothing_of_the_clusters_autoscaler(tmp_path
     assert autoscaler_groups("auto") == [Group({"CPU": 8.0, "GPU": 1.0}, {}, 5)]
     assert autoscaler_groups("local") is None
     assert total_with_autoscaler("GPU", [STABLE], "local") == 0
+
+
+def test_workers_get_a_share_of_the_gpus_there_are():
+    config = resolve("smoke", {"workers": 4})
+    with_gpus, alerts = fit_resources(config, [Node({"CPU": 8.0, "GPU": 2.0}, {}, "10.0.0.1")])
+    assert (with_gpus.worker.device, with_gpus.worker.gpus, alerts) == ("cuda", 0.5, [])
+    without, _ = fit_resources(config, [STABLE])
+    assert (without.worker.device, without.worker.gpus) == ("cpu", 0.0)
