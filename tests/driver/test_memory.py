@@ -13,9 +13,11 @@ from ray.exceptions import OutOfMemoryError, RayError
 
 from leap_dist.config.loading import resolve
 from leap_dist.driver import cluster, memory
+from leap_dist.driver import pool as pool_module
 from leap_dist.driver.actors import SERVER, WORKER
 from leap_dist.driver.nodes import Nodes, View
 from leap_dist.driver.pool import Pool
+from leap_dist.driver.worker_slot import WorkerSlot
 
 
 def test_no_more_workers_start_than_there_is_memory_for() -> None:
@@ -54,9 +56,30 @@ class Nobody(Nodes):
         self.view = View({}, {})
 
 
-def test_the_alert_says_who_took_how_much_and_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    from leap_dist.driver.worker_slot import WorkerSlot
+def test_a_local_ray_may_restart_workers_and_kills_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that may be restarted, as the server may be, Ray kills the youngest first."""
+    for name in memory.MONITOR:
+        monkeypatch.delenv(name, raising=False)
+    memory.prepare_monitor()
+    assert os.environ["RAY_worker_killing_policy_by_group"] == "true"
+    asked: list[dict[str, Any]] = []
 
+    class Options:
+        def __getattr__(self, _: str) -> Any:
+            return self
+
+        def __call__(self, *_: Any, **options: Any) -> Any:
+            asked.append(options)
+            return self
+
+    monkeypatch.setattr(pool_module, "WORKER", Options())
+    for address in ("local", "auto"):
+        pool = Pool(resolve("smoke", {"address": address}), Nobody())
+        pool._start(WorkerSlot("w0"))
+    assert [options["max_restarts"] for options in asked if "max_restarts" in options] == [-1, 0]
+
+
+def test_the_alert_says_who_took_how_much_and_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Pool(resolve("smoke"), Nobody())
     slots = [
         WorkerSlot(f"w{number}", started=time.monotonic(), memory_bytes=(number + 4) * 100 * 2**20)
@@ -80,11 +103,15 @@ def test_the_alert_says_who_took_how_much_and_what_to_set(monkeypatch: pytest.Mo
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_ray_kills_a_worker_before_the_server(
     tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real memory monitor, with a threshold a little above what is used; then this process takes more."""
+    """A real memory monitor, with a threshold a little above what is used; then this process takes more.
+
+    It looks at the whole machine: whatever else takes a gigabyte meanwhile makes it strike too early.
+    """
     for name in ("HOME", "RAY_TMPDIR"):
         monkeypatch.setenv(name, environment[name])
     headroom = 1.5 * 2**30
