@@ -130,3 +130,20 @@ def test_tests_mirror_the_packages_and_never_import_each_other():
     for path in ROOT.glob("tests/**/*.py"):
         names = {name.split(".")[-1] for name in imported(path)}
         assert not {name for name in names if name.startswith("test_") or name == "conftest"}, path
+
+
+def section_of_architecture(title: str) -> str:
+    """The text of a section of docs/architecture.md, without its heading."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    return re.split(r"^## ", text.split(f"\n## {title}\n")[1], flags=re.MULTILINE)[0]
+
+
+def test_the_main_path_reads_in_one_sitting():
+    files = re.findall(r"^\| \d+ \| `([^`]+)` \|", section_of_architecture("The main path"), re.MULTILINE)
+    assert len(files) == 10
+    assert sum(len((ROOT / file).read_text().splitlines()) for file in files) < 1_800
+
+
+def test_the_glossary_stays_short():
+    rows = [line for line in section_of_architecture("Glossary").splitlines() if line.startswith("| ")]
+    assert len(rows) - 1 <= 25  # the first is the table's head
