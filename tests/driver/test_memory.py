@@ -61,7 +61,7 @@ def test_a_local_ray_may_restart_workers_and_kills_one_at_a_time(monkeypatch: py
     for name in memory.MONITOR:
         monkeypatch.delenv(name, raising=False)
     memory.prepare_monitor()
-    assert os.environ["RAY_worker_killing_policy_by_group"] == "true"
+    assert {name: os.environ[name] for name in memory.MONITOR} == {"RAY_worker_killing_policy_by_group": "true"}
     asked: list[dict[str, Any]] = []
 
     class Options:
