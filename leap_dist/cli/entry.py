@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 from leap_dist.driver.signals import stop_signal
 
@@ -13,6 +14,8 @@ def run() -> int:
     with stop_signal(until_exit=True) as stop:
         stop.importing = True
         from leap_dist.cli.main import main  # slow
+        from leap_dist.storage.redaction import print_exception
 
         stop.importing = False
+        sys.excepthook = print_exception
         return main()

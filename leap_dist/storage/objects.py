@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from leap_dist.config import files
 from leap_dist.config.loading import ConfigError
 from leap_dist.storage.atomic import remove, write_atomic
 from leap_dist.storage.redaction import redact
@@ -79,6 +80,13 @@ class Storage:
         """
         self._call(name, lambda path: self._put(path, data), len(data))
 
+    def create(self, name: str, data: bytes) -> None:
+        """Write an object that does not exist yet. Raises FileExistsError if it does; OSError.
+
+        Atomic if the store has conditional writes, as S3, GCS and directories do.
+        """
+        self._call(name, lambda path: self._create(path, data), len(data))
+
     def get(self, name: str) -> bytes:
         """Return the content of an object. Raises FileNotFoundError, OSError.
 
@@ -120,6 +128,19 @@ class Storage:
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(Path(path), data, "object")
+
+    def _create(self, path: str, data: bytes) -> None:
+        if self.folder is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with files.create_new(Path(path)) as file:
+                file.write(data)
+            return
+        try:
+            self._filesystem.pipe_file(path, data, mode="create")
+        except Exception as error:
+            if any(word in str(error) for word in ("PreconditionFailed", "pre-condition", "412")):
+                raise FileExistsError(path) from None
+            raise
 
     def _find(self, path: str) -> dict[str, int]:
         """Return sizes by path."""
@@ -164,7 +185,7 @@ class Storage:
             self._rests_until = time.monotonic() + REST_SECONDS
             raise TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:.0f} s")
         error = trouble[0]
-        if isinstance(error, FileNotFoundError) or not isinstance(error, Exception):
+        if isinstance(error, FileNotFoundError | FileExistsError) or not isinstance(error, Exception):
             raise error
         raise OSError(getattr(error, "errno", None) or errno.EIO, _one_line(error)) from None
 
@@ -184,7 +205,8 @@ def open_storage(url: str, field: str = "run-dir") -> Storage:
     except ValueError:
         raise ConfigError(f"{field}: this is not a valid URL") from None
     scheme = parts.scheme.lower()
-    if "@" in parts.netloc:
+    # A secret that is not quoted may contain /, so that it seems to be part of the path.
+    if "@" in parts.netloc or re.match(r"[^/]*://[^/@:]*:[^@]*@", url):
         raise ConfigError(
             f"{field}: the {ascii(scheme)[1:-1]}:// URL has a user or password in it, which would end up in logs; give "
             "credentials through the environment or the provider's own files"

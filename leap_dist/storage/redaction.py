@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import quote
+from types import TracebackType
+from urllib.parse import quote, quote_plus
 
 from leap_dist.config import files
 from leap_dist.storage import auth_token
@@ -17,12 +20,28 @@ HIDDEN = "***"
 SHORTEST = 8
 """Length from which a secret value is hidden wherever it appears; hiding shorter ones would damage ordinary text."""
 
-_SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|KEY)$", re.IGNORECASE)
-_NAME = r"(?:token|secret|passw(?:or)?d|passphrase|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key)"
+_SECRET_VARIABLE = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|KEY|KEY_ID|CREDENTIALS?|CONNECTION_STRING|SIGNATURE)$", re.IGNORECASE
+)
+_NAME = (
+    r"(?:token|secret|passw(?:or)?d|passphrase|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|signature"
+    r"|x-amz-credential)"
+)
 _VALUE = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\S+)"""
 # No pattern may start with an unbounded repetition: matching would take quadratic time.
 _SHAPES = [
-    (re.compile(r"(://)[^\s/]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),  # in a URL
+    # In a URL. A password that is not quoted may contain anything but white space and, in practice, @.
+    (re.compile(r"(://)[^\s/@:]{0,256}:[^\s@]{1,1024}@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(://)[^\s/]+@"), rf"\1{HIDDEN}@"),
+    # The pair of key id and secret, however it is separated, and any 40 characters that look like such a secret.
+    (re.compile(r"\b((?:AKIA|ASIA)[A-Z0-9]{16}[^A-Za-z0-9/+]{1,8})[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])"), HIDDEN),
+    (
+        re.compile(
+            r"(?<![A-Za-z0-9/+.])(?=[a-z0-9/+]{0,39}[A-Z])(?=[A-Z0-9/+]{0,39}[a-z])(?=[A-Za-z/+]{0,39}[0-9])"
+            r"(?=[A-Za-z0-9]{0,39}[/+])[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+.])"
+        ),
+        HIDDEN,
+    ),
     (
         re.compile(r"""((?:^|(?<=[\s"'=(,])))[\w.+-]{1,64}:[^\s/]{1,256}@(?=[\w\[])"""),
         rf"\1{HIDDEN}@",
@@ -63,5 +82,18 @@ def _known() -> list[str]:
             file = Path(path or "").expanduser()
             values.add(files.read_regular(file, auth_token.LARGEST_TOKEN, follow_links=True).decode().strip())
     long = [value for value in values if len(value) >= SHORTEST]
-    forms = {form for v in long for form in (v, v.strip(), json.dumps(v)[1:-1], repr(v)[1:-1], quote(v, safe=""))}
+    forms = {form for value in long for form in _forms(value)}
     return sorted((form for form in forms if len(form) >= SHORTEST), key=len, reverse=True)
+
+
+def _forms(value: str) -> Iterator[str]:
+    """Yield a secret as it is, and as programs print it: quoted for JSON, Python and URLs."""
+    yield from (value, value.strip(), json.dumps(value)[1:-1], repr(value)[1:-1])
+    for quoted in (quote(value, safe=""), quote(value), quote_plus(value)):
+        yield quoted
+        yield re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), quoted)
+
+
+def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an unexpected error with its traceback, but without secrets; a replacement for `sys.excepthook`."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

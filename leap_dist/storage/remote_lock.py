@@ -1,11 +1,14 @@
 """Ownership of a run in object storage, where no lock is dropped when its holder dies.
 
-    .lock           holder, nonce and generation; each launch writes it once, when it takes the run over
+    .claim-NNNNNN   created, never replaced, by the one launch that has this generation
+    .lock           holder, nonce and generation; a launch writes it when it takes the run over
     .alive-NONCE    a counter that the launch raises every few seconds; at the end it says that the run is released
 
-A launch is alive while its counter moves. Not all object stores have a conditional write, so two launches may both
-write `.lock`: the later writer owns the run. A writer therefore reads `.lock` again after each write that it is going
-to acknowledge: if the lock is still its own, whoever takes the run over later will see that write.
+A launch is alive while its counter moves. Two launches may both write `.lock`, and a write that failed may arrive late:
+the latest writer owns the run. A writer therefore reads `.lock` again after each write that it is going to acknowledge:
+if the lock is still its own, whoever takes the run over later will see that write. For the same reason the generation
+of an owner is higher than all that others have written under: a launch that finds such a thing after it has written
+`.lock` claims a higher generation.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from leap_dist.storage.run_lock import RunDirectoryBusy
 
 LOCK = ".lock"
 ALIVE = ".alive-"
+CLAIM = ".claim-"
 BEAT_SECONDS = 2.0
 """Seconds between two increments of the counter."""
 WATCH_SECONDS = 10.0
@@ -65,11 +69,16 @@ class Stamp(NamedTuple):
     def __str__(self) -> str:
         return f"{self.generation:06d}-{self.order:020d}-{self.nonce}"
 
-    def is_overwritten(self, owner: Claim | None) -> bool:
-        """Return whether its claim was overwritten by `owner`, a claim of the same generation."""
-        if owner is None or self.generation != owner.generation:
-            return False
-        return not owner.nonce.startswith(self.nonce)
+    def is_of(self, owner: Claim | None) -> bool:
+        """Return whether an object with this stamp was written under the claim `owner`."""
+        return owner is not None and self.generation == owner.generation and owner.nonce.startswith(self.nonce)
+
+    def rank(self, owner: Claim | None) -> tuple[int, bool, int]:
+        """Return a sort key: the object with the highest one counts.
+
+        Without conditional writes two launches may have the same generation; `owner`, whom the lock names, prevails.
+        """
+        return self.generation, self.is_of(owner), self.order
 
 
 def new_stamp(claim: Claim) -> Stamp:
@@ -136,18 +145,44 @@ def take_over(
         warn(f"{before.holder} has not released {storage.url}; watching for {watch:.0f} s whether it is alive")
         if is_alive(storage, before, watch):
             raise RunDirectoryBusy(f"run-dir: {storage.url} is in use ({before.holder}); stop it or choose another")
-    known = [found.generation for name in storage.names() if (found := parse_stamp(name))]
-    generation = 1 + max([before.generation if before else 0, *known])  # the lock itself may have been removed
-    claim = Claim(f"process {os.getpid()} on {socket.gethostname()}", uuid.uuid4().hex, generation)
-    beat(storage, claim, 0)
-    storage.put(LOCK, json.dumps(claim._asdict()).encode())
-    time.sleep(SETTLE_SECONDS if watch else 0.0)
-    present = read_claim(storage)
-    if present is None or present.nonce != claim.nonce:
-        raise RunDirectoryBusy(
-            f"run-dir: {storage.url} is in use ({present.holder if present else 'unknown'}), since a moment ago"
-        )
+    claim = Claim(f"process {os.getpid()} on {socket.gethostname()}", uuid.uuid4().hex, 0)
+    highest = max(before.generation if before else 0, _highest_generation(storage, claim))
+    while highest >= claim.generation:
+        claim = _claim_generation(storage, claim._replace(generation=highest + 1))
+        beat(storage, claim, 0)
+        storage.put(LOCK, json.dumps(claim._asdict()).encode())
+        time.sleep(SETTLE_SECONDS if watch else 0.0)
+        present = read_claim(storage)
+        if present is None or present.nonce != claim.nonce:
+            raise RunDirectoryBusy(
+                f"run-dir: {storage.url} is in use ({present.holder if present else 'unknown'}), since a moment ago"
+            )
+        highest = _highest_generation(storage, claim)  # another launch may have worked until the lock was written
     return claim, before
+
+
+def _claim_generation(storage: Storage, claim: Claim) -> Claim:
+    """Return the claim with the first free generation from its own on, which no other launch will have."""
+    while True:
+        try:
+            storage.create(f"{CLAIM}{claim.generation:06d}", claim.holder.encode())
+            return claim
+        except FileExistsError:
+            claim = claim._replace(generation=claim.generation + 1)
+
+
+def _highest_generation(storage: Storage, claim: Claim) -> int:
+    """Return the highest generation that launches other than `claim` have claimed or written under; 0 for none."""
+    own = f"{CLAIM}{claim.generation:06d}"
+    names = storage.names()
+    stamps = [stamp for name in names if (stamp := parse_stamp(name)) and not stamp.is_of(claim)]
+    claims = [int(name.removeprefix(CLAIM)) for name in names if is_generation(name) and name != own]
+    return max([0, *claims, *(stamp.generation for stamp in stamps)])
+
+
+def is_generation(name: str) -> bool:
+    """Return whether an object says that a generation is taken."""
+    return re.fullmatch(re.escape(CLAIM) + "[0-9]{6}", name) is not None
 
 
 def is_alive(storage: Storage, claim: Claim | None, seconds: float = STATUS_SECONDS) -> bool:

@@ -25,7 +25,17 @@ from typing import NamedTuple
 
 from leap_dist.config import files
 from leap_dist.storage.objects import Storage, open_storage
-from leap_dist.storage.remote_lock import ALIVE, Claim, LockLost, Stamp, check, new_stamp, parse_stamp
+from leap_dist.storage.remote_lock import (
+    ALIVE,
+    CLAIM,
+    Claim,
+    LockLost,
+    Stamp,
+    check,
+    is_generation,
+    new_stamp,
+    parse_stamp,
+)
 
 MARKER = "state.json"
 """File that makes a checkpoint complete."""
@@ -35,7 +45,9 @@ COPIES = ("config.yaml", "manifest.json", "summary.json", "init.safetensors", "p
 """Files and folders that are copied one by one and are not needed to resume."""
 LEDGER = "ledger.jsonl"
 MOST_SEGMENTS = 256
-"""Segments of the ledger after which they are merged into one."""
+"""Segments of the ledger, one for each append, that are merged into one. So each byte is put twice."""
+LARGEST_WHOLE_LEDGER = 2**24
+"""Bytes of the largest ledger that becomes one object again at the end: a longer one stays in segments."""
 PATIENCE_SECONDS = 30.0
 """Seconds for which a starting server waits for the storage."""
 PARALLEL_READS = 8
@@ -88,7 +100,8 @@ class Replica(NoReplica):
         self._local = working_copy
         self._entries: dict[int, list[str]] = {}  # order → names of all attempts
         self._versions: set[int] = set()  # checkpoints of which objects may exist
-        self._segments: list[str] = []
+        self._segments: list[str] = []  # of the last appends, which are not merged yet
+        self._segments_start = 0  # byte of the ledger at which they begin
         self._ledger_size = 0
         self._lost: LockLost | None = None
 
@@ -148,13 +161,15 @@ class Replica(NoReplica):
         name = f"ledger/segment.{new_stamp(self._claim)}.{offset:012d}.jsonl"
         self._storage.put(name, data)
         self._segments.append(name)
+        self._segments_start = min(self._segments_start, offset)
         self._ledger_size = offset + len(data)
-        if len(self._segments) > MOST_SEGMENTS:
+        if len(self._segments) >= MOST_SEGMENTS:
             self._merge_segments()
 
     def _catch_up(self) -> None:
         self._check()
-        names = self._storage.names()
+        # Whoever has taken the run over meanwhile needs its own objects: they are none of this launch's business.
+        names = [name for name in self._storage.names() if self._is_known(name)]
         for name in names:
             if match := _REMOTE_ENTRY.fullmatch(name):
                 known = self._entries.setdefault(int(match[1]), [])
@@ -171,15 +186,26 @@ class Replica(NoReplica):
             complete = f"checkpoints/{folder.name}/{MARKER}" in names
             if not complete and folder.name.isdecimal() and all((folder / name).is_file() for name in FILES):
                 self.put_checkpoint(int(folder.name), {name: (folder / name).read_bytes() for name in FILES})
+        self._segments_start = 0
         self._merge_segments()
 
+    def _is_known(self, name: str) -> bool:
+        stamp = parse_stamp(name)
+        return stamp is None or stamp.generation <= self._claim.generation
+
     def _merge_segments(self) -> None:
-        """Replace all segments by one that holds the whole ledger."""
-        path = self._local / LEDGER
-        data = path.read_bytes() if path.exists() else b""
-        name = f"ledger/segment.{new_stamp(self._claim)}.{0:012d}.jsonl"
+        """Replace the last segments by one: at the start all of them, which then is the whole ledger."""
+        path, start = self._local / LEDGER, self._segments_start
+        data = b""
+        if path.exists():
+            with files.open_regular(path) as file:
+                file.seek(start)
+                data = file.read()
+        name = f"ledger/segment.{new_stamp(self._claim)}.{start:012d}.jsonl"
         self._storage.put(name, data)
-        old, self._segments, self._ledger_size = self._segments, [name], len(data)
+        old, self._segments = self._segments, []
+        self._segments_start = self._ledger_size = start + len(data)
+        self._check()  # before the removal: another launch may be reading them
         with contextlib.suppress(OSError):
             self._storage.remove(old)
 
@@ -210,7 +236,7 @@ def pull(storage: Storage, folder: Path, claim: Claim, before: Claim | None) -> 
     """
     names = storage.names()
     entries = _latest_entries(names, before)
-    complete = {m[1] for name in names if (m := _REMOTE_CHECKPOINT.fullmatch(name)) and m[2] == MARKER}
+    complete = _complete_checkpoints(names)
     wanted = {name: f"journal/contribution-{order:08d}.safetensors" for order, name in entries.items()}
     for name in names:
         match = _REMOTE_CHECKPOINT.fullmatch(name)
@@ -222,6 +248,7 @@ def pull(storage: Storage, folder: Path, claim: Claim, before: Claim | None) -> 
     rubbish = [name for name in names if _REMOTE_ENTRY.fullmatch(name) and name not in wanted]
     rubbish += [name for name in names if (m := _REMOTE_CHECKPOINT.fullmatch(name)) and m[1] not in complete]
     rubbish += [name for name in names if name.startswith(ALIVE) and name != ALIVE + claim.nonce]
+    rubbish += [name for name in names if is_generation(name) and name < f"{CLAIM}{claim.generation:06d}"]
     with contextlib.suppress(OSError):
         storage.remove(rubbish)
 
@@ -247,13 +274,19 @@ def fetch(storage: Storage, folder: Path, wanted: Mapping[str, str]) -> None:
 def write_ledger(storage: Storage, folder: Path, names: Iterable[str], owner: Claim | None) -> None:
     """Apply the segments among `names` to the ledger in `folder`, which may be missing. Raises OSError.
 
-    Segments of a launch whose claim `owner` overwrote do not count.
+    The first segment of a launch holds the whole ledger, so only segments of one launch count: of those with the
+    highest generation, and among these of `owner` if it has written any.
     """
     segments: dict[Stamp, tuple[str, int]] = {}
     for name in names:
         match, when = _REMOTE_SEGMENT.fullmatch(name), parse_stamp(name)
-        if match and when and not when.is_overwritten(owner):
+        if match and when:
             segments[when] = name, int(match[1])
+    if any(when.is_of(owner) for when in segments):
+        segments = {
+            when: found for when, found in segments.items()
+            if when.is_of(owner) or owner is None or when.generation != owner.generation
+        }  # fmt: skip
     if not segments:
         return
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
@@ -265,12 +298,19 @@ def write_ledger(storage: Storage, folder: Path, names: Iterable[str], owner: Cl
 
 
 def put_whole_ledger(storage: Storage, folder: Path) -> None:
-    """Replace all segments by one object when a launch has ended and no server writes any more. Raises OSError."""
+    """Replace all segments by one object when a launch has ended and no server writes any more. Raises OSError.
+
+    A ledger of more than `LARGEST_WHOLE_LEDGER` bytes stays in segments, which saves putting all of it once more.
+    """
     path = folder / LEDGER
-    if path.exists():
-        segments = [name for name in storage.names("ledger") if _REMOTE_SEGMENT.fullmatch(name)]
-        storage.put(LEDGER, path.read_bytes())
-        storage.remove(segments)
+    if not path.exists():
+        return
+    if path.stat().st_size > LARGEST_WHOLE_LEDGER:
+        storage.remove([LEDGER])  # an earlier launch has put it when it was shorter
+        return
+    segments = [name for name in storage.names("ledger") if _REMOTE_SEGMENT.fullmatch(name)]
+    storage.put(LEDGER, path.read_bytes())
+    storage.remove(sorted(segments, key=lambda name: parse_stamp(name) or Stamp(0, 0, "")))  # the rest still adds up
 
 
 def remove_checkpoint(storage: Storage, version: int) -> None:
@@ -280,12 +320,22 @@ def remove_checkpoint(storage: Storage, version: int) -> None:
     storage.remove([f"{folder}/{name}" for name in FILES if name != MARKER])
 
 
+def _complete_checkpoints(names: Iterable[str]) -> set[str]:
+    """Return the checkpoints of which all files are there: a marker may arrive late, when the rest was removed."""
+    there: dict[str, set[str]] = {}
+    for name in names:
+        if match := _REMOTE_CHECKPOINT.fullmatch(name):
+            there.setdefault(match[1], set()).add(match[2])
+    return {version for version, found in there.items() if found >= set(FILES)}
+
+
 def _latest_entries(names: Iterable[str], before: Claim | None) -> dict[int, str]:
     """Return the name of the attempt that counts for each journal entry, by order."""
-    latest: dict[int, tuple[Stamp, str]] = {}
+    attempts: dict[int, list[str]] = {}
     for name in names:
-        match, when = _REMOTE_ENTRY.fullmatch(name), parse_stamp(name) or Stamp(0, 0, "")
-        if match and not when.is_overwritten(before):
-            order = int(match[1])
-            latest[order] = max(latest.get(order, (when, name)), (when, name))
-    return {order: name for order, (_, name) in latest.items()}
+        if match := _REMOTE_ENTRY.fullmatch(name):
+            attempts.setdefault(int(match[1]), []).append(name)
+    return {
+        order: max(found, key=lambda name: (parse_stamp(name) or Stamp(0, 0, "")).rank(before))
+        for order, found in attempts.items()
+    }

@@ -46,6 +46,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("fiel:///tmp/run", "did you mean file://?"),
         ("s3://key:verysecret@bucket/run", "has a user or password in it"),
         ("nope://key:verysecret@bucket/run", "has a user or password in it"),
+        ("s3://AKIAIOSFODNN7EXAMPLE:verysecret/def+ghi@bucket/run", "has a user or password in it"),
         ("s3://bucket", "names no folder; add one, as in s3://bucket/run"),
         ("file://runs/mine", "has no absolute path; it begins with file:///"),
         ("file:///tmp/../etc/run", "leave that out"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from unittest import mock
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import assume, example, given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from leap_dist.config.loading import fields, resolve
 from leap_dist.envs.games import available
 from leap_dist.storage import auth_token, manifest
-from leap_dist.storage.redaction import redact, redact_all
+from leap_dist.storage.redaction import print_exception, redact, redact_all
 
 VARIABLES = ["RAY_AUTH_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "MY_SECRET", "wandb_api_key"]
 AROUND = st.text(st.characters(exclude_categories=("C",)), max_size=30)
@@ -62,8 +63,57 @@ def test_what_follows_a_name_that_says_secret_is_hidden(shape, secret, before, a
     st.sampled_from(["https://{}@host/x", "redis://me:{}@h:1", "at me:{}@10.0.0.1:6379", "ssh://{}@[::1]:22"]),
     st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/*"), min_size=8, max_size=40),
 )
+@example("https://{}@host/x", "user:abc+def=%2F")
 def test_user_and_password_of_an_address_are_hidden(shape, secret):
     assert secret not in redact(shape.format(secret))
+
+
+AWS_SECRET = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/+", min_size=40, max_size=40)
+OF_AMAZON = [
+    "s3://AKIAIOSFODNN7EXAMPLE:{}@bucket/x", "cannot open 's3://AKIAIOSFODNN7EXAMPLE:{}@bucket/x'",
+    "https://me:{}@host:9000/x?a=b", "AKIAIOSFODNN7EXAMPLE:{}", "AKIAIOSFODNN7EXAMPLE, {}", "AWS_SECRET_ACCESS_KEY={}",
+    "aws_secret_access_key = {}", '{{"SecretAccessKey": "{}"}}', "?X-Amz-Signature={}&x=1",
+    "&AWSAccessKeyId=A&Signature={}",
+    "X-Amz-Security-Token={}", "SecretAccessKey='{}'",
+    'Traceback (most recent call last):\n  File "x.py", line 3\n'
+    '    key="AKIAIOSFODNN7EXAMPLE", secret="{}"\nValueError',
+]  # fmt: skip
+
+
+@given(st.sampled_from(OF_AMAZON), AWS_SECRET)
+@example("s3://AKIAIOSFODNN7EXAMPLE:{}@bucket/x", "abc/def+ghi")
+@example("s3://AKIAIOSFODNN7EXAMPLE:{}@bucket/x", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+def test_a_secret_of_amazon_is_hidden_with_every_character_that_it_may_have(shape, secret):
+    text = redact(shape.format(secret))
+    for part in (part for part in secret.replace("+", "/").split("/") if len(part) > 3):
+        assert part not in text
+
+
+def quote_in_lower_case(text: str) -> str:
+    return quote(text, safe="").replace("%2F", "%2f").replace("%2B", "%2b")
+
+
+@given(AWS_SECRET, st.sampled_from([quote, quote_plus, quote_in_lower_case]))
+def test_a_secret_of_the_environment_is_hidden_in_urls(secret, quoted):
+    with mock.patch.dict(os.environ, {"AWS_SECRET_ACCESS_KEY": secret}):
+        assert quoted(secret) not in redact(f"GET https://host/x?k={quoted(secret)}&y=1")
+
+
+def test_a_secret_that_stands_alone_is_hidden_and_hashes_are_not():
+    assert redact("it is wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEK3Y") == "it is ***"
+    sha1 = "356a192b7913b04c54574d18c28d46e6395428ab"
+    assert redact(f"revision {sha1}") == f"revision {sha1}"
+
+
+def test_a_traceback_that_nobody_expected_shows_no_secret(capsys, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "abc/def+ghi/jkl")
+    try:
+        raise ValueError("cannot open s3://AKIAIOSFODNN7EXAMPLE:abc/def+ghi/jkl@bucket/x with 'abc/def+ghi/jkl'")
+    except ValueError as error:
+        print_exception(type(error), error, error.__traceback__)
+    text = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in text
+    assert "abc/def" not in text
 
 
 def test_key_ids_of_amazon_are_hidden():

@@ -235,6 +235,16 @@ def test_a_checkpoint_without_its_marker_is_none_and_is_cleaned_up(folder: Path)
     after.close()
 
 
+def test_a_marker_that_arrives_when_the_other_files_of_its_checkpoint_are_gone_makes_no_checkpoint(
+    folder: Path,
+) -> None:
+    settings, bucket = config(**RUNS["sync"]), Bucket()
+    bucket.storage.put("checkpoints/000000/state.json", b"late")
+    server = launch(bucket, folder / "a", settings)
+    assert server.version == 0
+    server.close()
+
+
 def test_a_checkpoint_that_is_put_again_loses_its_marker_first(folder: Path) -> None:
     """Otherwise the marker of the first attempt would vouch for files of the second."""
     settings, bucket = config(mode="buffered", meta__batch_size=1), Bucket()
@@ -371,17 +381,58 @@ def test_lost_records_of_leases_cost_another_turn_of_their_tasks_and_nothing_els
     after.close()
 
 
-def test_the_ledger_becomes_one_object_again_when_it_has_many(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_of_the_ledger_are_merged_when_there_are_many(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica, "MOST_SEGMENTS", 4)
-    settings, bucket = config(mode="async", meta_updates=9, meta__batch_size=1), Bucket()
+    settings, bucket = config(mode="async", meta_updates=21, meta__batch_size=1), Bucket()
     server = launch(bucket, folder / "a", settings)
     work(server)
     server.close()
-    assert sum(name.startswith("ledger/") for name in bucket.names()) <= 4
+    segments = sum(name.startswith("ledger/") for name in bucket.names())
+    assert segments <= 1 + 21 // 4 + 3, "the first one, merged ones, and the last ones"
     after = launch(bucket, folder / "b", settings)
     assert ledger(folder / "b") == ledger(folder / "a")
-    assert len(ledger(folder / "b")) == 9
+    assert len(ledger(folder / "b")) == 21
     after.close()
+
+
+@pytest.mark.parametrize("launches", [1, 2])
+def test_each_byte_of_the_ledger_is_uploaded_less_than_three_times(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, launches: int
+) -> None:
+    """Over 100,000 contributions, from the first append to the end of the launch."""
+    count, line = 100_000, b'{"task": 12345}' + b" " * 200 + b"\n"
+    uploaded = 0
+    bucket = Bucket()
+    storage = bucket.storage
+    monkeypatch.setattr(storage, "_call", lambda name, call, size: call(f"/bucket/run/{name}".rstrip("/")))  # no thread
+    put = storage._put
+
+    def count_bytes(path: str, data: bytes) -> None:
+        nonlocal uploaded
+        uploaded += len(data) * ("ledger" in path)
+        put(path, data)
+
+    monkeypatch.setattr(storage, "_put", count_bytes)
+    for number in range(launches):
+        working_copy = folder / str(number)
+        working_copy.mkdir()
+        claim, before = remote_lock.take_over(storage, watch=0.0)
+        pull(storage, working_copy, claim, before)
+        ours = Replica(storage, claim, working_copy)
+        ours.catch_up()
+        with (working_copy / "ledger.jsonl").open("ab") as file:
+            for _ in range(count // launches):
+                start = file.tell()
+                file.write(line)
+                file.flush()
+                ours.append_ledger(start, line)
+        assert sum(name.startswith("ledger/") for name in bucket.names()) < 700
+        replica.put_whole_ledger(storage, working_copy)
+    written = count * len(line)
+    assert uploaded < 3 * written
+    (folder / "last").mkdir()
+    replica.write_ledger(storage, folder / "last", storage.names(), remote_lock.read_claim(storage))
+    assert (folder / "last" / "ledger.jsonl").read_bytes() == line * count
 
 
 def test_a_run_that_was_copied_into_the_bucket_is_gone_on_with(folder: Path) -> None:

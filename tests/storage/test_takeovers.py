@@ -1,0 +1,97 @@
+"""Launches that take a run at a URL over from each other, at every put: nothing acknowledged is lost or doubled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faulty_storage import Bucket, launch
+from fsspec.implementations.memory import MemoryFileSystem
+from protocol import INITIAL, config, contribution, fast_folder, grant
+from takeovers import History
+
+from leap_dist.storage import remote_lock
+from leap_dist.storage.objects import open_storage
+from leap_dist.storage.remote_lock import Claim
+
+SETTINGS = config(mode="buffered", meta__batch_size=2, meta_updates=100, meta__contribution_clip=0)
+
+FOUND = (1, 58, 164)
+"""Histories that once lost something."""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with fast_folder() as path:
+        yield path
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_nothing_is_lost_or_doubled_in_random_histories_of_take_overs(folder: Path, block: int) -> None:
+    acknowledged = takeovers = 0
+    for seed in (*range(block * 4, block * 4 + 4), FOUND[block]):
+        (folder / str(seed)).mkdir()
+        history = History(folder / str(seed), SETTINGS, seed)
+        history.run(40)
+        assert history.check() == (0, 0), f"lost and doubled with seed {seed}"
+        acknowledged += len(history.acknowledged)
+        takeovers += history.launches
+    assert acknowledged > 30
+    assert takeovers > 30
+
+
+def test_what_an_owner_acknowledged_counts_although_a_late_lock_names_a_claim_of_the_same_generation(
+    folder: Path,
+) -> None:
+    """The store has no conditional writes: two launches have the same generation, and the lock of the dead one wins."""
+    bucket = Bucket()
+    bucket.pipe_file = lambda path, value, mode="overwrite", **more: Bucket.pipe_file(bucket, path, value)  # type: ignore[method-assign]
+    server = launch(bucket, folder / "a", SETTINGS)
+    present = remote_lock.read_claim(bucket.storage)
+    assert present is not None
+    leases = [grant(server, f"w{number}", f"i{number}") for number in range(5)]
+    for lease in leases:
+        assert server.push(contribution(lease, INITIAL)).durable
+        server.tick()
+    late = Claim("process 7 on elsewhere", "0123456789abcdef" * 2, present.generation)
+    bucket.storage.put(".lock", json.dumps(late._asdict()).encode())
+    server.close()
+    after = launch(bucket, folder / "b", SETTINGS)
+    lines = (folder / "b" / "ledger.jsonl").read_text().splitlines()
+    known = {json.loads(line)["lease"] for line in lines} | {a.lease.id for a in after._state.backlog.waiting}
+    assert known == {lease.id for lease in leases}
+    after.close()
+
+
+def test_who_writes_the_lock_late_claims_a_higher_generation_than_all_that_was_written_meanwhile(folder: Path) -> None:
+    bucket = Bucket()
+    servers = []
+
+    def meanwhile(number: int, when: str) -> None:
+        if bucket.requests[number] == ("put", ".lock") and when == "before":
+            bucket.fault = lambda number, when: None
+            servers.append(launch(bucket, folder / "other", SETTINGS))
+            assert servers[0].push(contribution(grant(servers[0]), INITIAL)).durable
+
+    bucket.fault = meanwhile
+    claim, _ = remote_lock.take_over(bucket.storage, watch=0.0)
+    (server,) = servers
+    written = [remote_lock.parse_stamp(name) for name in bucket.names() if name.startswith("journal/")]
+    assert claim.generation > max(stamp.generation for stamp in written if stamp)
+    assert remote_lock.read_claim(bucket.storage) == claim
+    assert server.push(contribution(grant(server, "w1", "i1"), INITIAL)).reason == "storage"
+    server.close()
+
+
+def test_a_generation_is_claimed_by_one_launch_only(tmp_path: Path) -> None:
+    MemoryFileSystem.store.clear()
+    for url in (f"file://{tmp_path}/run", "memory://test-claims/run"):
+        storage = open_storage(url)
+        storage.create("a/b", b"first")
+        with pytest.raises(FileExistsError):
+            storage.create("a/b", b"second")
+        assert storage.get("a/b") == b"first"
+        claims = {remote_lock._claim_generation(storage, Claim("x", "0" * 32, 1)).generation for _ in range(3)}
+        assert claims == {1, 2, 3}
