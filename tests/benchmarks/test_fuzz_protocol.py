@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.fuzz_protocol import FAULTS, run, run_many
 from leap_dist.server.scheduler import UpdateScheduler
-from leap_dist.storage import atomic, remote_lock
+from leap_dist.storage import atomic, replica
 from leap_dist.storage.journal import Journal
 
 
@@ -28,7 +28,7 @@ def nothing(*_: object, **__: object) -> None:
     [
         (Journal, "write", (3, 21, 39), "lost"),  # by a crash
         (atomic, "sync_directory", (59, 111, 113), "lost"),  # by a power failure
-        (remote_lock, "check", (70, 80, 82), "lost"),  # by a take-over
+        (replica, "check", (0, 4, 6), "lost"),  # by a take-over
         (UpdateScheduler, "update", (1, 3, 5), "hung"),
     ],
 )
