@@ -28,6 +28,9 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
 
     if parsed.run_dir:
         return config, remote_run.open_run(location.location(parsed.run_dir), resume=False)
+    from leap_dist.driver import driver
+
+    driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
     return config, remote_run.open_run(
         run_directory.create_unique(Path("runs") / f"{preset}-{timestamp()}"), resume=False
     )

@@ -130,6 +130,7 @@ def test_a_file_system_that_takes_no_files(capsys):
 
 def test_a_directory_that_holds_a_run_already(capsys, tmp_path):
     run_directory.prepare(tmp_path, loading.resolve("smoke"))
+    (tmp_path / "ledger.jsonl").touch()  # a start that failed leaves none, and may be repeated
     line = refused(capsys, "train", "--preset", "smoke", "--run-dir", str(tmp_path))
     assert "already holds a run; add --resume" in line
 
@@ -243,7 +244,7 @@ def test_a_user_without_a_home_directory_gets_one_line(capsys, monkeypatch, tmp_
     assert line == "--run-dir: '~/x' is in a home directory that is not known; write it in full"
     with pytest.raises(ConfigError, match=r"^address: this user has no home directory for Ray's token; set HOME"):
         auth_token.find_or_create()
-    config, _ = resolve.training(parser.parse(["train", "--preset", "smoke"]))
+    config, _ = resolve.training(parser.parse(["train", "--preset", "smoke", "--run-dir", "run"]))
     assert config.preset == "smoke"
     assert list(tmp_path.iterdir()) == []
 
