@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +210,8 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "run.png"
     path.write_bytes(b"the old one")
 
-    def half(self: Figure, part: Path, **_: Any) -> None:
-        part.write_bytes(b"half a pict")
+    def half(self: Figure, part: io.BytesIO, **_: Any) -> None:
+        part.write(b"half a pict")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", half)
