@@ -253,6 +253,9 @@ def test_a_run_that_is_there_is_not_begun_and_one_that_is_not_is_not_resumed(
     url = f"file://{tmp_path}/kept"
     assert f"{url} holds no run; leave --resume out" in refused(capsys, "train", "--resume", "--run-dir", url)
     begin(url).__exit__(None, None, None)
+    begun = begin(url)  # again: what a start has left that went no further is taken up
+    (begun.folder / "ledger.jsonl").write_text("")
+    begun.__exit__(None, None, None)
     line = refused(capsys, "train", "--preset", "smoke", "--run-dir", url)
     assert f"{url} already holds a run; add --resume" in line
     line = refused(capsys, "train", "--resume", "--run-dir", url, "--seed", "5")
@@ -381,7 +384,7 @@ def test_a_picture_is_drawn_from_a_url_to_a_file(
     capsys: pytest.CaptureFixture[str], kept: Path, tmp_path: Path
 ) -> None:
     for where in (f"file://{kept}", str(kept)):
-        assert "out: say with --out where" in refused(capsys, "plot", "--run-dir", where)
+        assert "out: name a file with --out" in refused(capsys, "plot", "--run-dir", where)
         assert command.main(["plot", "--run-dir", where, "--out", str(tmp_path / "p.png")]) == 0
         assert (tmp_path / "p.png").stat().st_size > 1000
         (tmp_path / "p.png").unlink()
