@@ -135,12 +135,9 @@ def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True, l
 
 
 def sync_file(path: Path) -> None:
-    """Make the content of a file durable that another process wrote. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Make the content of a file durable that another process wrote. Raises Unreadable if it is no file, OSError."""
+    with files.open_regular(path) as file:
+        os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from leap_dist.config.files import Unreadable
 from leap_dist.storage.atomic import (
     DECODE_ERRORS,
     CorruptFile,
@@ -77,7 +78,7 @@ class Journal:
         """Make all entries durable, also those of an earlier process. Raises OSError."""
         if self._unsynced:
             while self._unsynced_files:
-                with contextlib.suppress(FileNotFoundError):  # discarded or set aside since
+                with contextlib.suppress(FileNotFoundError, Unreadable):  # discarded or set aside since, or no file
                     sync_file(self._unsynced_files[-1])
                 self._unsynced_files.pop()
             sync_directory(self._directory)
