@@ -309,7 +309,7 @@ def test_the_model_card(exported, to):
         "| meta-optimizer | adam, learning rate 0.001, \\|B\\| = 2 |",
         "| rewards in training | −1, 0 or 1 |",
         "Four gray frames",
-        "with 4 frames to an agent step",
+        "with 4 frames per agent step",
         "oldest frame first.",
     ):
         assert line in card, line
@@ -424,14 +424,14 @@ def test_an_empty_directory_and_missing_parents_will_do(tmp_path):
         assert sorted(names) == sorted(path.name for path in out.iterdir())
 
 
-@pytest.mark.parametrize("operation", ["mkdir", "write_bytes", "replace"])
+@pytest.mark.parametrize("operation", ["pathlib.Path.mkdir", "leap_dist.weights.export.create_new", "os.replace"])
 def test_there_is_everything_or_nothing(capsys, tmp_path, monkeypatch, operation):
     init = written(tmp_path / "run")
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os if operation == "replace" else Path, operation, full)
+    monkeypatch.setattr(operation, full)
     line = refused(capsys, "export", "--init", str(init), "--to", "sb3", "--out", str(tmp_path / "out"))
     monkeypatch.undo()
     assert line == f"out: {tmp_path / 'out'} cannot be written (No space left on device); choose another"
