@@ -37,7 +37,7 @@ from leap_dist.envs import atari_vector
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Ack, Idle, Lease
 from leap_dist.server.meta_server import MetaServer
-from leap_dist.storage.run_lock import lock_holder
+from leap_dist.storage.locks import lock_holder
 
 PUSHES = 5  # pushes per lease, the last of which is final
 THREADS = 8  # clients per process

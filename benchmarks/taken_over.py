@@ -11,10 +11,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from benchmarks.history import History, Player, server_of
 from leap_dist.server.meta_server import MetaServer
-from leap_dist.storage import remote_lock
+from leap_dist.storage import locks
+from leap_dist.storage.locks import RunDirectoryBusy
 from leap_dist.storage.objects import Storage
 from leap_dist.storage.replica import Replica, pull
-from leap_dist.storage.run_lock import RunDirectoryBusy
 
 MAX_DEPTH = 3
 """How many launches may wait for each other's request."""
@@ -124,7 +124,7 @@ class TakeOvers:
         storage = Storage("fuzzed://bucket/run", self._bucket, "/bucket/run")
         player = Player(self._history, self._chance, str(number))
         try:
-            claim, before = remote_lock.take_over(storage, watch=0.0)
+            claim, before = locks.take_over(storage, watch=0.0)
             pull(storage, folder, claim, before)
             replica = Replica(storage, claim, folder)
             return server_of(self._history.settings, folder, player.clock, str(number), replica), player

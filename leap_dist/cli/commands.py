@@ -7,18 +7,94 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from leap_dist.cli import console, output, parser, resolve
+from leap_dist.cli import console, parser
+from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.settings import Config
 from leap_dist.driver.signals import check_stop
 from leap_dist.storage import location, reader, run_directory
 from leap_dist.telemetry.escaping import printable_tree
 
+if TYPE_CHECKING:  # slow to import
+    from leap_dist.evaluation.initializations import Arm
+    from leap_dist.storage.location import Run
+
+
+def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
+    """Return the configuration and the run that `train` was asked for. Raises ConfigError."""
+    if parsed.resume:
+        return _resumed_training(parsed)
+    preset, loaded = file_settings(parsed)
+    preset = preset or "paper"
+    config = loading.resolve(preset, loaded, parser.settings(parsed))
+    from leap_dist.storage import location, remote_run, run_directory  # slow to import, so the settings come first
+
+    if parsed.run_dir:
+        return config, remote_run.open_run(location.location(parsed.run_dir), resume=False)
+    from leap_dist.driver import driver
+
+    driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
+    return config, remote_run.open_run(
+        run_directory.create_unique(Path("runs") / f"{preset}-{timestamp()}"), resume=False
+    )
+
+
+def _resumed_training(parsed: argparse.Namespace) -> tuple[Config, Run]:
+    if parsed.run_dir is None:
+        raise ConfigError("resume: name the run with --run-dir")
+    if parsed.preset or parsed.config:
+        raise ConfigError("resume: a run keeps its preset and config; leave --preset and --config out")
+    from leap_dist.storage import location, manifest, remote_run, run_directory
+
+    run = remote_run.open_run(location.location(parsed.run_dir), resume=True)
+    with run.translated_errors():
+        config = run_directory.load_config(run.folder, parser.settings(parsed))
+    for line in manifest.changed_packages(run.folder):
+        console.notice("warning", line)
+    return config, run
+
+
+def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
+    """Return the configuration, the arms and the output directory that `evaluate` was asked for. Raises ConfigError."""
+    if not 1 <= parsed.seeds <= 1000:
+        raise ConfigError(f"seeds: {parsed.seeds} is not between 1 and 1000")
+    given = parser.settings(parsed)
+    preset, loaded = file_settings(parsed)
+    # The file may be one for training: settings without a meaning for evaluations are ignored.
+    loaded = {name: value for name, value in loaded.items() if parser.is_for_evaluations(name)}
+    for name, value in given.items():
+        loading.parse_value(name, value)
+    from leap_dist.evaluation import initializations  # after the settings were checked, because it is slow to import
+    from leap_dist.storage import run_directory
+
+    labels, files = initializations.read(parsed.init)
+    base = initializations.settings(files, {**loaded, **given}, preset)
+    config = initializations.resolve(given, loaded, base)
+    arms = initializations.arms(labels, files, config)
+    out = parsed.out or run_directory.create_unique(Path("reports") / timestamp())
+    if run_directory.exists(out) and not run_directory.holds_evaluation(out):
+        raise ConfigError(f"out: {out} holds a training run; choose another")
+    return config, arms, out
+
+
+def file_settings(parsed: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
+    """Return the preset that flags or the --config file name, and the file's other settings. Raises ConfigError."""
+    loaded = loading.read_yaml(parsed.config) if parsed.config else {}
+    preset = loaded.pop("preset", None)
+    return parsed.preset or (str(preset) if preset is not None else None), loaded
+
+
+def timestamp() -> str:
+    """Return the local time as part of a file name."""
+    return time.strftime("%Y%m%d-%H%M%S")
+
 
 def evaluate(parsed: argparse.Namespace) -> int:
     """Compare initializations on held-out tasks."""
-    config, arms, out = resolve.evaluation(parsed)
-    from leap_dist.driver import driver, reporting
+    config, arms, out = evaluation(parsed)
+    from leap_dist.driver import control_loop, driver
     from leap_dist.evaluation import initializations, runs
 
     planned = runs.plan(arms, config, parsed.seeds, initializations.first_seed(parser.settings(parsed), config))
@@ -28,13 +104,13 @@ def evaluate(parsed: argparse.Namespace) -> int:
     with run_directory.claimed(out):
         run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
         initializations.write(out, arms)
-        output.print_notes(initializations.notes(arms, config))
+        console.print_notes(initializations.notes(arms, config))
         missing, _ = runs.missing(planned, config, out)
         if len(missing) < len(planned):
             print(f"{len(planned) - len(missing)} of {len(planned)} runs are in {out} already")
-        outcome = reporting.evaluate(config, planned, out) if missing else "done"
+        outcome = control_loop.evaluate(config, planned, out) if missing else "done"
         if any(out.glob("runs/*/*/*.json")):
-            output.print_evaluation(out)
+            console.print_evaluation(out)
     if outcome != "done":
         print(f"\n{outcome}: the same command continues with the missing runs")
     return console.EXIT_CODES[outcome]
@@ -44,7 +120,7 @@ def study(parsed: argparse.Namespace) -> int:
     """Compare meta-learners on Omniglot or Multi-CV."""
     from leap_dist.study import plan, run
 
-    preset, loaded = resolve.file_settings(parsed)
+    preset, loaded = file_settings(parsed)
     planned = plan.make(
         preset=preset or "paper",
         given={**loaded, **parser.settings(parsed)},
@@ -56,7 +132,7 @@ def study(parsed: argparse.Namespace) -> int:
     )
     outcome = run.run(planned, parsed.out, lambda text: print(text, flush=True))
     if outcome == "done":
-        output.print_study(parsed.out)
+        console.print_study(parsed.out)
     else:
         print(f"\n{outcome}: the same command continues with what is missing")
     return console.EXIT_CODES[outcome]
@@ -65,7 +141,7 @@ def study(parsed: argparse.Namespace) -> int:
 def status(parsed: argparse.Namespace) -> int:
     """Show the state of a run, an evaluation or a study."""
     where = location.location(parsed.run_dir)
-    if output.holds_study(where):
+    if console.holds_study(where):
         from leap_dist.study import spec
 
         found = spec.progress(Path(where))
@@ -97,18 +173,18 @@ def plot(parsed: argparse.Namespace) -> int:
     where = location.location(parsed.run_dir)
     if reader.is_remote(where) and parsed.out is None:
         raise ConfigError("out: name a file with --out, because the run is at a URL")
-    if output.holds_study(where):
-        output.print_study(Path(where))
+    if console.holds_study(where):
+        console.print_study(Path(where))
         return 0
     with reader.local_copy(where, "config.yaml", "ledger.jsonl") as run_dir:
         if not run_directory.exists(run_dir):
             raise ConfigError(f"run-dir: {run_dir} holds no run")
         run_directory.refuse_links(run_dir)
         if run_directory.holds_evaluation(run_dir):
-            output.print_evaluation(run_dir)
+            console.print_evaluation(run_dir)
             return 0
         try:
-            print(output.draw_progress(run_dir, parsed.out or run_dir / "progress.png", run_dir.name))
+            print(console.draw_progress(run_dir, parsed.out or run_dir / "progress.png", run_dir.name))
         except OSError as error:
             raise ConfigError(f"run-dir: the picture of {run_dir} cannot be drawn: {error}") from None
     return 0

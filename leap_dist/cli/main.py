@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from leap_dist.cli import console, parser, resolve
+from leap_dist.cli import commands, console, parser
 from leap_dist.config.loading import ConfigError
 from leap_dist.driver.errors import RunFailed
 from leap_dist.driver.signals import check_stop, stop_signal
@@ -40,8 +40,7 @@ def _run(parsed: argparse.Namespace) -> int:
         console.complain(str(error))
     except Exception as error:
         from leap_dist.storage.atomic import CorruptFile
-        from leap_dist.storage.remote_lock import LockLost
-        from leap_dist.storage.run_lock import RunDirectoryBusy
+        from leap_dist.storage.locks import LockLost, RunDirectoryBusy
 
         if isinstance(error, RunDirectoryBusy | CorruptFile):
             console.complain(str(error))
@@ -53,9 +52,9 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def train(parsed: argparse.Namespace) -> int:
     """Meta-train an initialization."""
-    config, run = resolve.training(parsed)
-    from leap_dist.cli import output
-    from leap_dist.driver import driver, reporting
+    config, run = commands.training(parsed)
+    from leap_dist.cli import console
+    from leap_dist.driver import control_loop, driver
     from leap_dist.storage import run_directory
 
     driver.check_prerequisites(config)
@@ -64,8 +63,8 @@ def train(parsed: argparse.Namespace) -> int:
         patience = run_directory.ORPHAN_SECONDS if parsed.resume else 0.0
         run_directory.prepare(run.folder, config, patience=patience)
         run.publish()
-        outcome, summary = reporting.train(config, run, profile=parsed.profile)
-        output.print_training(run, outcome, summary)
+        outcome, summary = control_loop.train(config, run, profile=parsed.profile)
+        console.print_training(run, outcome, summary)
         if parsed.profile:
-            output.print_profiles(run)
+            console.print_profiles(run)
     return console.EXIT_CODES[outcome]

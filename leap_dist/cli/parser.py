@@ -12,10 +12,66 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from leap_dist import __version__
-from leap_dist.cli import console, help_texts
+from leap_dist.cli import console
 from leap_dist.config import loading
-from leap_dist.config.presets import PRESETS
-from leap_dist.config.suggestions import did_you_mean
+from leap_dist.config.presets import PRESET_HELP, PRESETS
+from leap_dist.config.validation import did_you_mean
+
+MAIN = """\
+Meta-learn initializations with Leap, on Atari games, Omniglot or Multi-CV.
+
+{command} train --preset quick                                  three Atari games on this machine, a few minutes
+{command} train --help                                          every setting, with its default
+{command} evaluate --init runs/demo --init scratch              does it help, on games it never saw?
+{command} study --tasks omniglot --out studies/omniglot         compare all meta-learners on alphabets
+{command} status --run-dir runs/demo                            state of a run
+{command} export --init runs/demo/init.safetensors --to sb3 --out policy
+    (writes the initialization for another library)
+"""
+
+TRAIN = """\
+Meta-train an initialization: workers learn Atari games from it, and the server pulls it forward along their paths.
+
+examples:
+  {command} train --preset quick
+  {command} train --preset fast --games pong,freeway --workers 4 --run-dir runs/mine
+  {command} train --preset paper --address auto --run-dir /shared/leap      (on a running Ray cluster)
+  {command} train --preset fast --run-dir s3://bucket/mine                  (kept in object storage)
+  {command} train --run-dir runs/mine --resume --meta-updates 200
+
+presets:
+""" + "".join(f"  {name:<10} {text}\n" for name, text in PRESET_HELP.items())
+
+EVALUATE = """\
+Train new agents from each initialization, on the same games with the same seeds, and compare how they learn.
+
+examples:
+  {command} evaluate --init runs/mine --init scratch --out reports/mine
+  {command} evaluate --init leap=runs/a --init tuned=runs/b/init.safetensors --init scratch \\
+      --games breakout,qbert --seeds 3 --steps 200000 --out reports/three
+
+The agents get the settings of the run of the first --init, unless --preset, --config or flags say otherwise. The same
+command continues an interrupted evaluation; with other initializations or games, or more seeds, it adds to the results.
+"""
+
+STUDY = """\
+Meta-train with every meta-learner on the same tasks and budget, and test each initialization on held-out tasks.
+
+examples:
+  {command} study --tasks omniglot --data-dir data --out studies/omniglot
+  {command} study --tasks omniglot --arms leap reptile none --groups 10 20 --meta-updates 50 --out studies/small
+  {command} study --tasks multi-cv --games mnist notmnist cifar10 --arms leap none --out studies/multi-cv
+  {command} plot --run-dir studies/omniglot              (tables and figures of the results so far)
+
+The same command continues an interrupted study; with other arms or groups, or more seeds, it adds to the results.
+Several processes may work on one study.
+"""
+
+EXIT_CODES = """\
+exit codes: 0 done; 1 training could not go on (the summary has the reason); 2 bad input, nothing was started;
+            130 interrupted by SIGINT or SIGTERM, everything accepted is saved: continue with --resume
+"""
+
 
 NAMES = ("train", "evaluate", "study", "status", "plot", "export")
 """The commands."""
@@ -90,9 +146,7 @@ class _Once(argparse.Action):
 @functools.cache
 def build(program: str) -> argparse.ArgumentParser:
     """Return the parser of the whole command line, for a program of this name."""
-    parser = _Parser(
-        prog=program, description=_text(help_texts.MAIN), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog=program, description=_text(MAIN), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"leap-dist {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar=" | ".join(NAMES))
     for add in (_add_train, _add_evaluate, _add_study, _add_status, _add_plot, _add_export):
@@ -119,8 +173,8 @@ def _add_train(commands: Any) -> _Parser:
         "train",
         "meta-train an initialization",
         usage="%(prog)s [--preset NAME] [--config FILE] [--run-dir DIR] [--resume] [--profile] [--SETTING VALUE ...]",
-        description=_text(help_texts.TRAIN),
-        epilog=help_texts.EXIT_CODES,
+        description=_text(TRAIN),
+        epilog=EXIT_CODES,
     )
     run = train.add_argument_group("the run")
     _add_preset(run, "all settings", "paper")
@@ -145,8 +199,8 @@ def _add_evaluate(commands: Any) -> _Parser:
         "compare initializations on held-out games",
         usage="%(prog)s --init [LABEL=]FILE|scratch [--init ...] [--games NAME ...] [--seeds N] [--steps N] "
         "[--out DIR] [--SETTING VALUE ...]",
-        description=_text(help_texts.EVALUATE),
-        epilog=help_texts.EXIT_CODES,
+        description=_text(EVALUATE),
+        epilog=EXIT_CODES,
     )
     comparison = evaluate.add_argument_group("the comparison")
     comparison.add_argument(
@@ -174,8 +228,8 @@ def _add_study(commands: Any) -> _Parser:
         "compare meta-learners on Omniglot or Multi-CV",
         usage="%(prog)s --tasks omniglot|multi-cv --out DIR [--arms NAME ...] [--groups NAME ...] [--seeds N] "
         "[--with ARM:SETTING=VALUE ...] [--SETTING VALUE ...]",
-        description=_text(help_texts.STUDY),
-        epilog=help_texts.EXIT_CODES,
+        description=_text(STUDY),
+        epilog=EXIT_CODES,
     )
     comparison = study.add_argument_group("the study")
     comparison.add_argument("--out", type=_directory, required=True, metavar="DIR", help="output directory")

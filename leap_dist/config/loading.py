@@ -16,11 +16,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from leap_dist.config import registry, yaml_reader
+from leap_dist.config import files, registry
 from leap_dist.config.presets import DEFAULTS, PRESETS, TASKS
 from leap_dist.config.settings import Config
-from leap_dist.config.suggestions import did_you_mean
-from leap_dist.config.validation import conflicts
+from leap_dist.config.validation import conflicts, did_you_mean
 
 
 class ConfigError(ValueError):
@@ -201,7 +200,7 @@ def to_yaml(config: Config) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the values of a YAML file by dotted name, ready for `resolve`. Raises ConfigError."""
     try:
-        data = yaml_reader.load(path)
+        data = files.load(path)
     except Exception as error:  # see yaml_reader.load
         reason = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
         raise ConfigError(f"config: cannot read {path}: {str(reason)[:200]}") from None

@@ -16,8 +16,7 @@ import numpy as np
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.datasets import folders, formats
-from leap_dist.datasets.images import pad, resize
-from leap_dist.datasets.reading import DatasetError, DatasetMissing, read_npz
+from leap_dist.datasets.folders import DatasetError, DatasetMissing, pad, read_npz, resize
 from leap_dist.datasets.splits import ClassificationProblem, Split, divide, repeat_channel
 
 SIZE = 32

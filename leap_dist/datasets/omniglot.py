@@ -17,8 +17,15 @@ import numpy as np
 from PIL import Image
 
 from leap_dist.config.loading import ConfigError
-from leap_dist.datasets.images import decode_image, resize
-from leap_dist.datasets.reading import DatasetError, DatasetMissing, first_existing, read_bounded, read_npz
+from leap_dist.datasets.folders import (
+    DatasetError,
+    DatasetMissing,
+    decode_image,
+    first_existing,
+    read_bounded,
+    read_npz,
+    resize,
+)
 from leap_dist.datasets.splits import ClassificationProblem, Split
 
 ALPHABETS, CHARACTERS, DRAWINGS = {"images_background": 30, "images_evaluation": 20}, 1623, 20

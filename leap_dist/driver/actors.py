@@ -24,8 +24,8 @@ from leap_dist.nn.profiling import NoProfiler, Profiler, Stopwatch
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Renewal
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage.atomic import CorruptFile
+from leap_dist.storage.locks import RunDirectoryBusy
 from leap_dist.storage.replica import Remote, connect
-from leap_dist.storage.run_lock import RunDirectoryBusy
 from leap_dist.tasks.atari.video import Clip, NoVideo, VideoRecorder
 from leap_dist.tasks.task import family_of
 from leap_dist.worker.preemption import PreemptionNotice

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from leap_dist.driver.running_clock import RunningClock
+from leap_dist.driver.waiting import RunningClock
 
 READ_SECONDS = 1.0
 GONE_SECONDS = 15.0

@@ -17,7 +17,7 @@ from leap_dist.config.settings import Config
 from leap_dist.driver import memory
 from leap_dist.driver.actor_messages import EndedWorker, WorkerHealth
 from leap_dist.driver.actors import WORKER
-from leap_dist.driver.aggregators import Aggregators
+from leap_dist.driver.clients import Aggregators
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.placement import Need, ask_autoscaler, autoscaler_groups, explain_lack, max_workers
 from leap_dist.driver.waiting import last_line

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leap_dist.config.metrics import ERROR, RETURN, Metric
+from leap_dist.config.registry import ERROR, RETURN, Metric
 from leap_dist.envs.games import human_normalized
 from leap_dist.evaluation import statistics
 from leap_dist.evaluation.runs import RunResult

@@ -22,7 +22,7 @@ from leap_dist.evaluation.runs import Run, missing, result_of, save
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Task
 from leap_dist.server.leases import ACCEPTED, LeaseBook, OpenLease, describe
 from leap_dist.storage.journal import Journal
-from leap_dist.storage.run_lock import RunLock
+from leap_dist.storage.locks import RunLock
 from leap_dist.tasks.task import family_of
 
 log = logging.getLogger(__name__)

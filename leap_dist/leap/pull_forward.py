@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leap_dist.leap.descent import DescentSums
-from leap_dist.leap.path_sums import Metric, PathSums, Scalar
+from leap_dist.leap.path_statistics import DescentSums, Metric, PathSums, Scalar
 
 _MIN_NORM = 1e-12  # a segment of length zero has no direction: its weight 1/n must not become infinite
 

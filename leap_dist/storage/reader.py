@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from leap_dist.config.loading import ConfigError
-from leap_dist.storage import remote_lock, replica, run_directory
+from leap_dist.storage import locks, replica, run_directory
 from leap_dist.storage.location import Location, Url, holds_objects, translated_errors
 from leap_dist.storage.objects import Storage, open_storage
 from leap_dist.storage.replica import LEDGER
@@ -76,10 +76,10 @@ def is_alive(where: Location) -> bool:
         where = Url(f"file://{where.resolve()}")
     storage = open_storage(where)
     try:
-        claim = remote_lock.read_claim(storage)
-        if claim is not None and remote_lock.is_released(storage, claim):
+        claim = locks.read_claim(storage)
+        if claim is not None and locks.is_released(storage, claim):
             return False
-        return remote_lock.is_alive(storage, claim)
+        return locks.is_alive(storage, claim)
     except OSError:
         return True
 
@@ -94,6 +94,6 @@ def _fetch(storage: Storage, folder: Path, wanted: tuple[str, ...], field: str) 
             raise ConfigError(f"{field}: {storage.url} holds no run")
         replica.fetch(storage, folder, there)
         if LEDGER in wanted:
-            replica.write_ledger(storage, folder, names, remote_lock.read_claim(storage))
+            replica.write_ledger(storage, folder, names, locks.read_claim(storage))
     except OSError as error:
         raise ConfigError(f"{field}: {storage.url} cannot be read: {error.strerror or error}") from None

@@ -12,22 +12,89 @@ import logging
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from leap_dist.config.loading import ConfigError
-from leap_dist.storage import remote_lock, replica, run_directory
-from leap_dist.storage.background_copy import BackgroundCopy
+from leap_dist.storage import locks, replica, run_directory
 from leap_dist.storage.location import Location, Run, Url, holds_objects
-from leap_dist.storage.objects import open_storage
+from leap_dist.storage.locks import Heartbeat, RunDirectoryBusy, lock_holder
+from leap_dist.storage.objects import Storage, open_storage
 from leap_dist.storage.redaction import redact
-from leap_dist.storage.remote_lock import Heartbeat
-from leap_dist.storage.replica import LEDGER, Remote
-from leap_dist.storage.run_lock import RunDirectoryBusy, lock_holder
+from leap_dist.storage.replica import COPIES, LEDGER, Remote
+
+COPY_SECONDS = 30.0
+"""Seconds between two copies of a file that keeps changing."""
+SUMMARY_SECONDS = 3.0
+"""Seconds between two copies of the summary."""
+
+
+class BackgroundCopy:
+    """A thread that copies files to object storage when they change.
+
+    Args:
+        storage: destination of the copies.
+        folder: working copy to read from.
+        alert: called with a line of text when files could not be copied.
+        lost: returns whether another launch has taken the run over; nothing is copied from then on.
+    """
+
+    def __init__(self, storage: Storage, folder: Path, alert: Callable[[str], None], lost: Callable[[], bool]) -> None:
+        self._storage = storage
+        self._folder = folder
+        self._alert = alert
+        self._lost = lost
+        self._copied: dict[str, tuple[int, int]] = {}  # name → (modification time, size)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="background copy", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread and wait for it. Idempotent."""
+        self._stopped.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def copy(self, name: str) -> None:
+        """Copy one file if it has changed since it was last copied. Raises OSError."""
+        path = self._folder / name
+        status = path.stat()
+        state = status.st_mtime_ns, status.st_size
+        if self._copied.get(name) != state:
+            self._storage.put(name, path.read_bytes())
+            self._copied[name] = state
+
+    def copy_all(self) -> str:
+        """Copy every file that has changed. Returns the last error, without secrets, or "" if there was none."""
+        problem = ""
+        for top in COPIES:
+            path = self._folder / top
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file() and not file.name.startswith("."):
+                    try:
+                        self.copy(file.relative_to(self._folder).as_posix())
+                    except OSError as error:
+                        problem = redact(str(error.strerror))
+        return problem
+
+    def _run(self) -> None:
+        others_at = time.monotonic()
+        while not self._stopped.wait(SUMMARY_SECONDS) and not self._lost():
+            with contextlib.suppress(OSError):
+                self.copy("summary.json")
+            if time.monotonic() - others_at >= COPY_SECONDS:
+                others_at = time.monotonic()
+                if problem := self.copy_all():
+                    self._alert(f"some files could not be copied to {self._storage.url} ({problem}); retrying")
+
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +124,7 @@ class RemoteRun(Run):
         self._copy = BackgroundCopy(self._storage, self.folder, self._alert, lambda: self._lost is not None)
 
     @property
-    def _lost(self) -> remote_lock.LockLost | None:
+    def _lost(self) -> locks.LockLost | None:
         return self._heartbeat.lost if self._heartbeat else None
 
     def fetch_config(self) -> bool:
@@ -74,7 +141,7 @@ class RemoteRun(Run):
                 if (holder := lock_holder(self._storage.folder)) is not None:
                     raise RunDirectoryBusy(f"run-dir: {self.shown} is in use by a live server ({holder}); stop it")
             self._storage.probe()
-            claim, before = remote_lock.take_over(self._storage, warn=lambda text: log.warning("run-dir: %s", text))
+            claim, before = locks.take_over(self._storage, warn=lambda text: log.warning("run-dir: %s", text))
             self.remote = Remote(self.shown, claim)
             self._heartbeat = Heartbeat(self._storage, claim, self._alert)
             self._heartbeat.start()

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leap_dist.config import files
-from leap_dist.storage.objects import Storage, open_storage
-from leap_dist.storage.remote_lock import (
+from leap_dist.storage.locks import (
     ALIVE,
     CLAIM,
     Claim,
@@ -36,6 +35,7 @@ from leap_dist.storage.remote_lock import (
     new_stamp,
     parse_stamp,
 )
+from leap_dist.storage.objects import Storage, open_storage
 
 MARKER = "state.json"
 """File that makes a checkpoint complete."""

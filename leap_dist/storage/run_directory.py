@@ -18,9 +18,8 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.protocol import schema
 from leap_dist.storage.atomic import CorruptFile, read_regular, remove, write_atomic
+from leap_dist.storage.locks import LAUNCH, LockLost, RunDirectoryBusy, RunLock, lock_holder, other_host
 from leap_dist.storage.manifest import write_manifest
-from leap_dist.storage.remote_lock import LockLost
-from leap_dist.storage.run_lock import LAUNCH, RunDirectoryBusy, RunLock, lock_holder, other_host
 
 CONTENT = (
     "config.yaml", "manifest.json", "checkpoints", "journal", "ledger.jsonl", "init.safetensors", "tensorboard",

@@ -8,15 +8,54 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from leap_dist.config import metrics
-from leap_dist.config.metrics import Metric
+from leap_dist.config import registry
+from leap_dist.config.registry import Metric
 from leap_dist.envs.games import reference_scores
 from leap_dist.storage.atomic import write_atomic
+
+_HEATMAP_DPI = 100
+_MOST_NUMBERS = 12
+"""Largest number of games for which each cell shows its number."""
+
+
+class Picture(NamedTuple):
+    """An encoded image."""
+
+    png: bytes
+    width: int
+    """Width in pixels."""
+    height: int
+    """Height in pixels."""
+
+
+def draw(games: list[str], cosines: list[list[float]], version: int) -> Picture:
+    """Draw the cosines (N, N) between the meta-gradients of N games: red for agreement, blue for opposition."""
+    count, values = len(games), np.array(cosines)
+    side = max(4.0, 1.8 + (0.55 if count <= _MOST_NUMBERS else 0.27) * count)  # inches
+    figure = Figure((side + 0.9, side), dpi=_HEATMAP_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shown = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)  # red and blue: distinguishable with color blindness
+    axes.set_xticks(range(count), games, rotation=90, fontsize=8)
+    axes.set_yticks(range(count), games, fontsize=8)
+    axes.set_title(f"cosine between the games' pulls\nafter meta-update {version}", fontsize=9)
+    if count <= _MOST_NUMBERS:
+        for (row, column), value in np.ndenumerate(values):
+            color = "white" if abs(value) > 0.6 else "black"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(shown, ax=axes, shrink=0.8).ax.tick_params(labelsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    width, height = figure.canvas.get_width_height()
+    return Picture(file.getvalue(), width, height)
+
 
 # Colors of Okabe and Ito, which people with color blindness can tell apart. Yellow is too faint, black is the mean's.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -45,7 +84,7 @@ def progress_picture(lines: list[dict[str, Any]], path: Path, title: str) -> Non
     Returns are means over the second half of a task, errors over all its batches. The PNG replaces `path` atomically.
     Raises OSError if it cannot be written; then the old file stays.
     """
-    drawn = metrics.for_ledger(lines)
+    drawn = registry.for_ledger(lines)
     tasks: defaultdict[str, list[_Task]] = defaultdict(list)
     for line in lines:
         if line["final"]:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import Any
 
-from leap_dist.config import metrics
+from leap_dist.config import registry
 from leap_dist.config.settings import Config
 
 WINDOW_SECONDS = 30.0
@@ -41,7 +41,7 @@ class Progress:
             "preset": self._config.preset,
             "mode": self._config.mode,
             "meta_learner": self._config.meta_learner,
-            "measure": metrics.for_config(self._config).name,
+            "measure": registry.for_config(self._config).name,
             "updated": time.time(),
             "wall_seconds": self._before + now - self._started,
             "steps_per_second": self._step_rate(now, status["agent_steps"]),

@@ -7,7 +7,7 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import summary as summaries
 
-from leap_dist.config.metrics import ERROR, RETURN, Metric
+from leap_dist.config.registry import ERROR, RETURN, Metric
 
 META = (
     "loss",

@@ -30,16 +30,46 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import summary as summaries
 
-from leap_dist.config import metrics
+from leap_dist.config import registry
+from leap_dist.config.loading import fixed_settings
+from leap_dist.config.registry import ERROR, RETURN
 from leap_dist.config.settings import Config
 from leap_dist.tasks.atari.video import Clip, dimensions
-from leap_dist.telemetry import position
+from leap_dist.telemetry import projection
 from leap_dist.telemetry.event_file import EventFile, read_events
-from leap_dist.telemetry.heatmap import draw
-from leap_dist.telemetry.hyperparameters import session_end, session_start
-from leap_dist.telemetry.position import Position
-from leap_dist.telemetry.projection import GAME, SERVER, Event, Projection, operations
+from leap_dist.telemetry.pictures import draw
+from leap_dist.telemetry.projection import GAME, SERVER, Event, Position, Projection, operations
 from leap_dist.telemetry.tags import AGREEMENT, PLAY, custom_scalars
+
+_OF_EVERY_RUN = ("meta/loss", "meta/path_length", "meta/agreement", "ops/steps_per_second")
+METRICS = {
+    RETURN: ("meta/score_human_normalized", "meta/score_iqm", *_OF_EVERY_RUN),
+    ERROR: ("meta/error", *_OF_EVERY_RUN),
+}
+"""Tags whose last values are shown beside the settings."""
+
+
+def session_start(config: Config) -> list[Summary.Value]:
+    """Return the values that declare the hyperparameters and give this run's settings that cannot change."""
+    settings = {
+        # Booleans would be taken for numbers, and lists are not accepted; both become text.
+        name: value if isinstance(value, int | float) and not isinstance(value, bool) else _text(value)
+        for name, value in fixed_settings(config).items()
+    }
+    experiment, start, _ = summaries.hparams(settings, dict.fromkeys(METRICS[registry.for_config(config)]))
+    return [*experiment.value, *start.value]
+
+
+def session_end() -> list[Summary.Value]:
+    """Return the values that mark the run as successful."""
+    return list(summaries.hparams({}, {})[2].value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +102,7 @@ class TensorBoard:
         self._agreement_interval = agreement_interval
         self._clock = clock
         self._retry_at = -math.inf
-        self._position = position.load(self._root)
+        self._position = projection.load(self._root)
         self._position_due = clock() + POSITION_SECONDS
         self._last: dict[str, dict[str, int]] = {}  # run → tag → last step written
         self._files: dict[str, EventFile] = {}
@@ -97,7 +127,7 @@ class TensorBoard:
 
     def begin(self, config: Config) -> None:
         """Write the layout of the custom scalars and the hyperparameters, unless they were written before."""
-        layout = custom_scalars(metrics.for_config(config))
+        layout = custom_scalars(registry.for_config(config))
         self._pending.append(Event(SERVER, 0, [*layout.value, *session_start(config)]))
         self._write()
 
@@ -187,7 +217,7 @@ class TensorBoard:
         state = self._projection
         self._position = Position(self._recorded, "", dict(state.steps), dict(state.scores), last, sizes)
         with contextlib.suppress(OSError):  # the next launch reads more, then
-            position.save(self._root, self._position)
+            projection.save(self._root, self._position)
 
     def _give_up(self, error: Exception) -> None:
         """Stop writing until the next attempt. Since files may lack recent events, they are read back then."""

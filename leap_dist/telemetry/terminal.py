@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from leap_dist.config import metrics
-from leap_dist.config.metrics import Metric
+from leap_dist.config import registry
+from leap_dist.config.registry import Metric
 from leap_dist.telemetry.escaping import printable
 
 _STYLES = {
@@ -112,7 +112,7 @@ def _progress(summary: dict[str, Any], now: float | None = None) -> str:
     updates = "" if _is_evaluation(summary) else f", meta-updates {summary['meta_updates']}"
     return (
         f"{'runs' if _is_evaluation(summary) else 'tasks'} {summary['tasks']}/{summary['tasks_wanted']}{updates}"
-        f" | {metrics.for_summary(summary).step_unit} {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
+        f" | {registry.for_summary(summary).step_unit} {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
         f" | elapsed {_duration(summary['wall_seconds'])}{_time_left(summary, now)}"
     )
 
@@ -157,7 +157,7 @@ def _health(summary: dict[str, Any]) -> Text:
 
 
 def _worker_table(summary: dict[str, Any]) -> Table:
-    shown = metrics.for_summary(summary)
+    shown = registry.for_summary(summary)
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("worker")
     table.add_column(shown.task_noun)

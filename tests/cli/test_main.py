@@ -10,13 +10,13 @@ import pytest
 from commands import no_ray, refused  # noqa: F401
 from toy_data_sets import write_part
 
-from leap_dist.cli import output, parser, resolve
+from leap_dist.cli import commands, console, parser
 from leap_dist.cli.main import main
 from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
 from leap_dist.driver import driver, placement
 from leap_dist.storage import auth_token, location, run_directory
-from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
+from leap_dist.storage.locks import RunDirectoryBusy, RunLock
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_resume_lets_length_and_placement_change(tmp_path):
 def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
     (tmp_path / "c.yaml").write_text("preset: quick\nworkers: 5\nmeta: {batch_size: 7}\n")
     parsed = parser.parse(["train", "--config", str(tmp_path / "c.yaml"), "--workers", "9"])
-    config, run = resolve.training(parsed)
+    config, run = commands.training(parsed)
     assert (config.preset, config.workers, config.meta.batch_size, config.task_steps) == ("quick", 9, 7, 10_000)
     assert run.folder.name.startswith("quick-")
-    assert resolve.training(parser.parse(["train", "--games", "pong,qbert", "seed24"]))[0].games[:2] == (
+    assert commands.training(parser.parse(["train", "--games", "pong,qbert", "seed24"]))[0].games[:2] == (
         "pong",
         "qbert",
     )
@@ -244,7 +244,7 @@ def test_a_user_without_a_home_directory_gets_one_line(capsys, monkeypatch, tmp_
     assert line == "--run-dir: '~/x' is in a home directory that is not known; write it in full"
     with pytest.raises(ConfigError, match=r"^address: this user has no home directory for Ray's token; set HOME"):
         auth_token.find_or_create()
-    config, _ = resolve.training(parser.parse(["train", "--preset", "smoke", "--run-dir", "run"]))
+    config, _ = commands.training(parser.parse(["train", "--preset", "smoke", "--run-dir", "run"]))
     assert config.preset == "smoke"
     assert list(tmp_path.iterdir()) == []
 
@@ -254,7 +254,7 @@ def test_a_user_without_a_home_directory_gets_one_line(capsys, monkeypatch, tmp_
     [([], False), (["--insecure"], True), (["--insecure", "no"], False), (["--insecure", "--workers", "2"], True)],
 )
 def test_a_flag_of_yes_or_no_alone_means_yes(arguments, insecure):
-    config, _ = resolve.training(parser.parse(["train", "--preset", "smoke", *arguments]))
+    config, _ = commands.training(parser.parse(["train", "--preset", "smoke", *arguments]))
     assert config.insecure is insecure
 
 
@@ -331,7 +331,7 @@ def test_too_few_gpus():
 )
 def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words):
     counts = {"tasks": 8, "tasks_wanted": 8, "meta_updates": 4, "contributions_applied": 8, "agent_steps": 1600}
-    output.print_training(location.Run(tmp_path), "done", {**counts, "wall_seconds": 14.2, "alerts": [], **more})
+    console.print_training(location.Run(tmp_path), "done", {**counts, "wall_seconds": 14.2, "alerts": [], **more})
     assert f"done: 8 of 8 tasks, 4 meta-updates, {words}\n" in capsys.readouterr().out
     assert (tmp_path / "progress.png").exists()
 

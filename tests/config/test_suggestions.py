@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from leap_dist.config.loading import fields
-from leap_dist.config.suggestions import did_you_mean, nearest, similarity
+from leap_dist.config.validation import did_you_mean, nearest, similarity
 
 NAMES = [name for name, *_ in fields()]
 

@@ -10,8 +10,8 @@ import tracemalloc
 
 import pytest
 
+from leap_dist.config.files import MAX_ALIASES, MAX_BYTES, MAX_NODES
 from leap_dist.config.loading import ConfigError, read_yaml, resolve
-from leap_dist.config.yaml_reader import MAX_ALIASES, MAX_BYTES, MAX_NODES
 
 
 def bomb(line: str, depth: int = 12) -> str:

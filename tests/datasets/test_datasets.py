@@ -20,7 +20,7 @@ from PIL import Image
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.datasets import __main__ as listing
-from leap_dist.datasets import matlab, multicv
+from leap_dist.datasets import formats, multicv
 from leap_dist.datasets.splits import Split, divide, hold_out
 
 ORIGINAL = multicv.SOURCES
@@ -180,7 +180,7 @@ def test_matlab_arrays_of_any_rank_and_name(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (2, 3, 5)).astype(np.uint8)
     for name in ("x", "four", "seven", "some_name"):
         (tmp_path / "a.mat").write_bytes(image_files.mat(matrix("before", np.eye(3)), matrix(name, array)))
-        assert np.array_equal(matlab.read(tmp_path / "a.mat", {name: (2, 3, 5)}, most=100)[name], array)
+        assert np.array_equal(formats.read(tmp_path / "a.mat", {name: (2, 3, 5)}, most=100)[name], array)
 
 
 # --- parts of data sets ----------------------------------------------------------------------------------------------

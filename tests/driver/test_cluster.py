@@ -15,7 +15,7 @@ from ray._private import ray_constants
 from ray._private.runtime_env.packaging import create_package
 
 from leap_dist.config.loading import ConfigError, resolve
-from leap_dist.driver import address, auth, cluster
+from leap_dist.driver import auth, cluster
 from leap_dist.driver.errors import ClusterError
 
 
@@ -59,7 +59,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that `ray start` writes; no cluster runs, and RAY_ADDRESS is not set."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr(address, "_running_clusters", list)
+    monkeypatch.setattr(auth, "_running_clusters", list)
     path = tmp_path / "ray" / "ray_current_cluster"
     path.parent.mkdir()
     path.write_text("10.0.0.7:6379")
@@ -67,18 +67,18 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_auto_follows_the_file_of_ones_own_cluster(recorded: Path) -> None:
-    assert address.find_cluster("auto") == "10.0.0.7:6379"
+    assert auth.find_cluster("auto") == "10.0.0.7:6379"
 
 
 def test_auto_does_not_follow_a_file_of_another_user_nor_a_link(recorded: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: os.getuid() + 1)
         with pytest.raises(ConfigError, match="you run no Ray cluster on this machine"):
-            address.find_cluster("auto")
+            auth.find_cluster("auto")
     own = recorded.rename(recorded.with_name("own"))
     recorded.symlink_to(own)
     with pytest.raises(ConfigError, match="give HOST:PORT, or use local"):
-        address.find_cluster("auto")
+        auth.find_cluster("auto")
 
 
 def test_auto_takes_no_address_from_the_command_line_of_another_user(tmp_path: Path, monkeypatch: Any) -> None:
@@ -88,9 +88,9 @@ def test_auto_takes_no_address_from_the_command_line_of_another_user(tmp_path: P
     command = [str(script), "-c", "import time; print(flush=True); time.sleep(60)", "--gcs-address=10.6.6.6:1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         process.stdout.readline()  # type: ignore[union-attr]
-        assert "10.6.6.6:1" in address._running_clusters()
+        assert "10.6.6.6:1" in auth._running_clusters()
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-        assert "10.6.6.6:1" not in address._running_clusters()
+        assert "10.6.6.6:1" not in auth._running_clusters()
         process.kill()
 
 
@@ -99,14 +99,14 @@ def test_no_token_is_sent_to_another_users_process(family: str, host: str, monke
     with socket.create_server((host, 0), family=getattr(socket, family)) as listener:
         port = listener.getsockname()[1]
         reached = "[::1]" if family == "AF_INET6" else host
-        address.require_trusted_listener(f"{reached}:{port}", "auto")
+        auth.require_trusted_listener(f"{reached}:{port}", "auto")
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 4711)
-        monkeypatch.setattr(address, "_TRUSTED", frozenset())
+        monkeypatch.setattr(auth, "_TRUSTED", frozenset())
         with pytest.raises(
             ConfigError, match=rf"belongs to another user \(uid {os.getuid()}\), who would get your token"
         ):
-            address.require_trusted_listener(f"{reached}:{port}", "auto")
-    address.require_trusted_listener("192.0.2.1:6379", "auto")  # of another machine nothing is known
+            auth.require_trusted_listener(f"{reached}:{port}", "auto")
+    auth.require_trusted_listener("192.0.2.1:6379", "auto")  # of another machine nothing is known
 
 
 # A local cluster --------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from leap_dist.driver import nodes, waiting
 from leap_dist.driver.control_loop import ControlLoop, stop_message
 from leap_dist.driver.errors import ClusterError, RunDirectoryLost
-from leap_dist.driver.running_clock import LONGEST_STEP, RunningClock
 from leap_dist.driver.signals import Stopped, StopSignal, stop_signal
+from leap_dist.driver.waiting import LONGEST_STEP, RunningClock
 
 
 class Clock:

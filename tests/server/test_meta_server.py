@@ -32,7 +32,7 @@ from leap_dist.protocol.messages import Contribution, Idle
 from leap_dist.protocol.task_queue import task
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage.checkpoint import CheckpointStore
-from leap_dist.storage.run_lock import RunDirectoryBusy
+from leap_dist.storage.locks import RunDirectoryBusy
 
 OPTIMIZERS = [
     {"meta__optimizer": "adam", "meta__learning_rate": 0.01},

@@ -23,15 +23,14 @@ from protocol import INITIAL, config, contribution, grant, serve
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from leap_dist.cli import main as command
-from leap_dist.cli import output
 from leap_dist.config import files
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.driver import driver
 from leap_dist.storage import manifest, run_directory
 from leap_dist.storage.atomic import pack, write_atomic
 from leap_dist.storage.ledger import Ledger
+from leap_dist.storage.locks import RunDirectoryBusy, RunLock
 from leap_dist.storage.remote_run import open_run
-from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock
 from leap_dist.telemetry import event_file, pictures
 from leap_dist.telemetry.event_file import EventFile
 
@@ -271,7 +270,7 @@ from pathlib import Path
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.storage import run_directory
 from leap_dist.storage.remote_run import open_run
-from leap_dist.storage.run_lock import RunDirectoryBusy
+from leap_dist.storage.locks import RunDirectoryBusy
 
 folder, seed = Path(sys.argv[1]), sys.argv[2]
 print("ready", flush=True)
@@ -350,7 +349,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return "failed"
 
     monkeypatch.setattr(driver, "train", train)
-    monkeypatch.setattr(output, "print_training", lambda *_: None)
+    monkeypatch.setattr("leap_dist.cli.console.print_training", lambda *_: None)
     return state
 
 

@@ -30,10 +30,10 @@ from kinds import FEWER, complete
 from protocol import INITIAL, Clock, Worker, fast_folder, ledger, serve
 from protocol import config as small_config
 
+from leap_dist.cli import commands
 from leap_dist.cli import main as command_line
-from leap_dist.cli import resolve
 from leap_dist.config import loading as configuration
-from leap_dist.config import metrics
+from leap_dist.config import registry
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver
@@ -560,7 +560,7 @@ def report_tasks(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         if line["final"]:
             _ = line["game"], line["version_after"], line["path"]["length"] > 0
-            metrics.for_ledger([line]).task_score(line["curve"])
+            registry.for_ledger([line]).task_score(line["curve"])
 
 
 def fuzz_pictures(folder: Path, runs: dict[str, list[Run]]) -> Case:
@@ -666,7 +666,7 @@ def command(*arguments: str) -> tuple[int, str]:
         patch.setattr(driver, "train", lambda *_, **__: pytest.fail("training began"))
 
         def only_resolved(parsed: Any) -> int:
-            resolve.training(parsed)
+            commands.training(parsed)
             return 0
 
         patch.setattr(command_line, "train", only_resolved)

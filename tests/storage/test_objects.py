@@ -21,13 +21,13 @@ from leap_dist.config.loading import resolve
 from leap_dist.envs.atari_vector import channels
 from leap_dist.evaluation import initializations
 from leap_dist.nn.actor_critic import FRAME_SIZE, SCALE, initialization
-from leap_dist.storage import background_copy, location, reader, remote_lock, remote_run, run_directory
+from leap_dist.storage import location, locks, reader, remote_run, run_directory
 from leap_dist.storage import objects as storage
 from leap_dist.storage.atomic import pack
 from leap_dist.storage.location import Url
+from leap_dist.storage.locks import RunDirectoryBusy, RunLock, other_host
 from leap_dist.storage.objects import Storage, open_storage
 from leap_dist.storage.replica import NO_REPLICA, Remote, Replica, connect, pull
-from leap_dist.storage.run_lock import RunDirectoryBusy, RunLock, other_host
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -150,14 +150,14 @@ def test_a_whole_run_against_a_directory_and_back(tmp_path: Path) -> None:
     settings = config(mode="sync", meta_updates=1, meta__batch_size=2)
     url = f"file://{tmp_path}/kept/run"
     there = open_storage(url)
-    claim, before = remote_lock.take_over(there, watch=0.0)
+    claim, before = locks.take_over(there, watch=0.0)
     (tmp_path / "a").mkdir()
     pull(there, tmp_path / "a", claim, before)
     server = serve(tmp_path / "a", settings, replica=connect(Remote(url, claim), tmp_path / "a"))
     work(server)
     server.close()
     assert connect(None, tmp_path) is NO_REPLICA
-    claim, before = remote_lock.take_over(there, watch=0.0)
+    claim, before = locks.take_over(there, watch=0.0)
     (tmp_path / "b").mkdir()
     pull(there, tmp_path / "b", claim, before)
     again = serve(tmp_path / "b", settings, replica=Replica(there, claim, tmp_path / "b"))
@@ -173,10 +173,10 @@ def test_a_whole_run_against_a_directory_and_back(tmp_path: Path) -> None:
 def fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "copies").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
-    monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(remote_lock, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.02)
     for name in ("SUMMARY_SECONDS", "COPY_SECONDS"):
-        monkeypatch.setattr(background_copy, name, 0.02)
+        monkeypatch.setattr(remote_run, name, 0.02)
 
 
 def begin(url: str, *, resume: bool = False) -> location.Run:
@@ -207,7 +207,7 @@ def test_what_changes_is_copied_in_the_background_and_all_of_it_at_the_end(tmp_p
     run.__exit__(None, None, None)
     assert (kept / "progress.png").read_bytes() == b"picture"
     assert (kept / "ledger.jsonl").read_text() == '{"task": 0}\n'
-    assert remote_lock.is_released(open_storage(f"file://{kept}"), run.remote.claim)  # type: ignore[union-attr]
+    assert locks.is_released(open_storage(f"file://{kept}"), run.remote.claim)  # type: ignore[union-attr]
     again = remote_run.open_run(Url(f"file://{kept}"), resume=True)
     with again:
         assert (again.folder / "progress.png").read_bytes() == b"picture"
@@ -275,16 +275,16 @@ def test_a_run_in_use_is_not_taken_and_one_that_fell_silent_is(
     assert reader.is_alive(Url(url))
     run._heartbeat.stop()  # type: ignore[attr-defined]
     run._copy.stop()  # type: ignore[attr-defined]  # as if it had been killed
-    monkeypatch.setattr(remote_lock, "STATUS_SECONDS", 0.1)
-    take_over = remote_lock.take_over
-    monkeypatch.setattr(remote_lock, "take_over", lambda storage, warn: take_over(storage, watch=0.1, warn=warn))
-    assert not remote_lock.is_alive(open_storage(url), run.remote.claim, 0.1)  # type: ignore[union-attr]
+    monkeypatch.setattr(locks, "STATUS_SECONDS", 0.1)
+    take_over = locks.take_over
+    monkeypatch.setattr(locks, "take_over", lambda storage, warn: take_over(storage, watch=0.1, warn=warn))
+    assert not locks.is_alive(open_storage(url), run.remote.claim, 0.1)  # type: ignore[union-attr]
     with other:
-        with pytest.raises(remote_lock.LockLost):
-            remote_lock.check(open_storage(url), run.remote.claim)  # type: ignore[union-attr]
-        assert remote_lock.read_claim(open_storage(url)) == other.remote.claim  # type: ignore[union-attr]
+        with pytest.raises(locks.LockLost):
+            locks.check(open_storage(url), run.remote.claim)  # type: ignore[union-attr]
+        assert locks.read_claim(open_storage(url)) == other.remote.claim  # type: ignore[union-attr]
     before = sorted(path.name for path in (tmp_path / "kept").iterdir())
-    run._heartbeat.lost = remote_lock.LockLost("gone")  # type: ignore[attr-defined]
+    run._heartbeat.lost = locks.LockLost("gone")  # type: ignore[attr-defined]
     (run.folder / "progress.png").write_bytes(b"late")
     run.__exit__(None, None, None)
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == before, "it copies nothing any more"
@@ -294,12 +294,12 @@ def test_a_launch_that_has_lost_the_run_hears_of_it(tmp_path: Path, fast: None) 
     url = f"file://{tmp_path}/kept"
     run = begin(url)
     run.report({"alerts": []})
-    remote_lock.take_over(open_storage(url), watch=0.0)
+    locks.take_over(open_storage(url), watch=0.0)
 
     def lost() -> bool:
         try:
             run.report({"alerts": []})
-        except remote_lock.LockLost:
+        except locks.LockLost:
             return True
         return False
 
@@ -375,7 +375,7 @@ def test_status_reads_a_run_at_its_url(
     (kept / "summary.json").write_text("[]")
     assert f"file://{kept}/summary.json is damaged" in refused(capsys, "status", "--run-dir", f"file://{kept}")
     (kept / "summary.json").write_text(json.dumps({"state": "running", "tasks_wanted": 4}))
-    monkeypatch.setattr(remote_lock.is_alive, "__defaults__", (0.1,))
+    monkeypatch.setattr(locks.is_alive, "__defaults__", (0.1,))
     assert command.main(["status", "--json", "--run-dir", f"file://{kept}"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "died"
 

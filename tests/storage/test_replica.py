@@ -16,10 +16,9 @@ from fsspec.implementations.memory import MemoryFile
 from protocol import INITIAL, Worker, config, contribution, fast_folder, grant, ledger, serve, work
 
 from leap_dist.protocol.messages import Ack, Contribution
-from leap_dist.storage import remote_lock, replica
-from leap_dist.storage.remote_lock import Claim, LockLost
+from leap_dist.storage import locks, replica
+from leap_dist.storage.locks import Claim, LockLost, RunDirectoryBusy
 from leap_dist.storage.replica import MARKER, Replica, pull
-from leap_dist.storage.run_lock import RunDirectoryBusy
 
 
 @pytest.fixture
@@ -271,7 +270,7 @@ def test_a_checkpoint_that_is_put_again_loses_its_marker_first(folder: Path) -> 
 def test_what_the_loser_of_a_race_for_the_lock_has_put_never_counts(folder: Path) -> None:
     """Both are of the same generation, and the loser wrote last, before it asked who owns the run."""
     bucket = Bucket()
-    loser, _ = remote_lock.take_over(bucket.storage, watch=0.0)
+    loser, _ = locks.take_over(bucket.storage, watch=0.0)
     winner = Claim("process 7 on elsewhere", "0123456789abcdef" * 2, loser.generation)
     bucket.storage.put(".lock", json.dumps(winner._asdict()).encode())
     (folder / "a").mkdir()
@@ -281,7 +280,7 @@ def test_what_the_loser_of_a_race_for_the_lock_has_put_never_counts(folder: Path
     bad.append_ledger(0, b"bad\n")
     with pytest.raises(LockLost):
         bad.put_entry(0, b"bad")
-    claim, before = remote_lock.take_over(bucket.storage, watch=0.0)
+    claim, before = locks.take_over(bucket.storage, watch=0.0)
     assert before == winner
     (folder / "b").mkdir()
     pull(bucket.storage, folder / "b", claim, before)
@@ -325,7 +324,7 @@ def test_a_late_owner_does_not_get_between_a_checkpoint_and_its_marker(folder: P
         if when == "after" and bucket.requests[number][0] == "put" and not puts:  # the journal's; the check comes next
             puts.append(number)
             bucket.fault = lambda number, when: None
-            claim, _ = remote_lock.take_over(bucket.storage, watch=0.0)
+            claim, _ = locks.take_over(bucket.storage, watch=0.0)
             assert claim.generation == 2
 
     bucket.fault = take_over
@@ -336,8 +335,8 @@ def test_a_late_owner_does_not_get_between_a_checkpoint_and_its_marker(folder: P
 
 def test_a_late_owner_does_not_touch_the_checkpoints_of_the_next(folder: Path) -> None:
     bucket = Bucket()
-    late, _ = remote_lock.take_over(bucket.storage, watch=0.0)
-    claim, _ = remote_lock.take_over(bucket.storage, watch=0.0)
+    late, _ = locks.take_over(bucket.storage, watch=0.0)
+    claim, _ = locks.take_over(bucket.storage, watch=0.0)
     files = dict.fromkeys(replica.FILES, b"good")
     Replica(bucket.storage, claim, folder).put_checkpoint(1, files)
     before = bucket.storage.get("checkpoints/000001/state.json"), bucket.names()
@@ -349,7 +348,7 @@ def test_a_late_owner_does_not_touch_the_checkpoints_of_the_next(folder: Path) -
 def test_a_server_that_is_restarted_goes_on_from_its_working_copy_and_puts_what_is_missing(folder: Path) -> None:
     settings, bucket = config(**RUNS["sync"]), Bucket()
     (folder / "a").mkdir()
-    claim, before = remote_lock.take_over(bucket.storage, watch=0.0)
+    claim, before = locks.take_over(bucket.storage, watch=0.0)
     pull(bucket.storage, folder / "a", claim, before)
     server = serve(folder / "a", settings, replica=Replica(bucket.storage, claim, folder / "a"))
     lease = grant(server)
@@ -416,7 +415,7 @@ def test_each_byte_of_the_ledger_is_uploaded_less_than_three_times(
     for number in range(launches):
         working_copy = folder / str(number)
         working_copy.mkdir()
-        claim, before = remote_lock.take_over(storage, watch=0.0)
+        claim, before = locks.take_over(storage, watch=0.0)
         pull(storage, working_copy, claim, before)
         ours = Replica(storage, claim, working_copy)
         ours.catch_up()
@@ -431,7 +430,7 @@ def test_each_byte_of_the_ledger_is_uploaded_less_than_three_times(
     written = count * len(line)
     assert uploaded < 3 * written
     (folder / "last").mkdir()
-    replica.write_ledger(storage, folder / "last", storage.names(), remote_lock.read_claim(storage))
+    replica.write_ledger(storage, folder / "last", storage.names(), locks.read_claim(storage))
     assert (folder / "last" / "ledger.jsonl").read_bytes() == line * count
 
 
@@ -455,7 +454,7 @@ def test_names_that_lead_elsewhere_are_not_pulled(folder: Path) -> None:
         bucket.store[f"/bucket/run/{name}"] = MemoryFile(bucket, name, b"evil")
     bucket.storage.put("tensorboard/server/events.out.tfevents.1.host.2.0", b"good")
     assert len(bucket.find("/bucket/run")) == 7
-    claim, before = remote_lock.take_over(bucket.storage, watch=0.0)
+    claim, before = locks.take_over(bucket.storage, watch=0.0)
     (folder / "a").mkdir()
     pull(bucket.storage, folder / "a", claim, before)
     found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
@@ -464,8 +463,8 @@ def test_names_that_lead_elsewhere_are_not_pulled(folder: Path) -> None:
 
 def test_a_lock_is_watched_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket, said = Bucket(), []
-    claim, _ = remote_lock.take_over(bucket.storage, watch=0.0)
-    monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
+    claim, _ = locks.take_over(bucket.storage, watch=0.0)
+    monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.0)
     count = 0
 
     def alive(number: int, when: str) -> None:
@@ -473,40 +472,40 @@ def test_a_lock_is_watched_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -
         if when == "before" and bucket.requests[number] == ("get", "summary.json") and count < 3:
             count += 1
             bucket.fault = lambda number, when: None
-            remote_lock.beat(bucket.storage, claim, count)
+            locks.beat(bucket.storage, claim, count)
             bucket.fault = alive
 
     bucket.fault = alive
     with pytest.raises(RunDirectoryBusy, match=r"is in use \(process \d+ on "):
-        remote_lock.take_over(bucket.storage, watch=0.4, warn=said.append)
+        locks.take_over(bucket.storage, watch=0.4, warn=said.append)
     assert len(said) == 1
-    remote_lock.check(bucket.storage, claim)
+    locks.check(bucket.storage, claim)
     bucket.fault = lambda number, when: None
-    second, before = remote_lock.take_over(bucket.storage, watch=0.1)
+    second, before = locks.take_over(bucket.storage, watch=0.1)
     assert (before, second.generation) == (claim, 2)
     with pytest.raises(LockLost, match="taken over by process"):
-        remote_lock.check(bucket.storage, claim)
-    remote_lock.beat(bucket.storage, second, -1, released=True)
+        locks.check(bucket.storage, claim)
+    locks.beat(bucket.storage, second, -1, released=True)
     said.clear()
-    third, _ = remote_lock.take_over(bucket.storage, watch=60.0, warn=said.append)
+    third, _ = locks.take_over(bucket.storage, watch=60.0, warn=said.append)
     assert third.generation == 3
     assert not said, "what was given back is taken at once"
 
 
 def test_two_launches_that_take_over_at_the_same_moment_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = Bucket()
-    monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.0)
     others = []
 
     def meanwhile(number: int, when: str) -> None:
         if bucket.requests[number] == ("put", ".lock") and when == "after":
             bucket.fault = lambda number, when: None
-            others.append(remote_lock.take_over(bucket.storage, watch=0.0)[0])
+            others.append(locks.take_over(bucket.storage, watch=0.0)[0])
 
     bucket.fault = meanwhile
     with pytest.raises(RunDirectoryBusy, match="since a moment ago"):
-        remote_lock.take_over(bucket.storage, watch=0.0)
-    remote_lock.check(bucket.storage, others[0])
+        locks.take_over(bucket.storage, watch=0.0)
+    locks.check(bucket.storage, others[0])
     assert others[0].generation == 2
 
 
@@ -517,5 +516,5 @@ def test_a_lock_that_somebody_removed_does_not_let_old_attempts_win(folder: Path
         server.close()
     assert server.push(contribution(grant(server), INITIAL)).durable
     bucket.storage.remove([".lock"])
-    claim, before = remote_lock.take_over(bucket.storage, watch=0.0)
+    claim, before = locks.take_over(bucket.storage, watch=0.0)
     assert (before, claim.generation) == (None, 3)

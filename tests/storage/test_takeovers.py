@@ -12,9 +12,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from protocol import INITIAL, config, contribution, fast_folder, grant
 from takeovers import History
 
-from leap_dist.storage import remote_lock
+from leap_dist.storage import locks
+from leap_dist.storage.locks import Claim
 from leap_dist.storage.objects import open_storage
-from leap_dist.storage.remote_lock import Claim
 
 SETTINGS = config(mode="buffered", meta__batch_size=2, meta_updates=100, meta__contribution_clip=0)
 
@@ -49,7 +49,7 @@ def test_what_an_owner_acknowledged_counts_although_a_late_lock_names_a_claim_of
     bucket = Bucket()
     bucket.pipe_file = lambda path, value, mode="overwrite", **more: Bucket.pipe_file(bucket, path, value)  # type: ignore[method-assign]
     server = launch(bucket, folder / "a", SETTINGS)
-    present = remote_lock.read_claim(bucket.storage)
+    present = locks.read_claim(bucket.storage)
     assert present is not None
     leases = [grant(server, f"w{number}", f"i{number}") for number in range(5)]
     for lease in leases:
@@ -76,11 +76,11 @@ def test_who_writes_the_lock_late_claims_a_higher_generation_than_all_that_was_w
             assert servers[0].push(contribution(grant(servers[0]), INITIAL)).durable
 
     bucket.fault = meanwhile
-    claim, _ = remote_lock.take_over(bucket.storage, watch=0.0)
+    claim, _ = locks.take_over(bucket.storage, watch=0.0)
     (server,) = servers
-    written = [remote_lock.parse_stamp(name) for name in bucket.names() if name.startswith("journal/")]
+    written = [locks.parse_stamp(name) for name in bucket.names() if name.startswith("journal/")]
     assert claim.generation > max(stamp.generation for stamp in written if stamp)
-    assert remote_lock.read_claim(bucket.storage) == claim
+    assert locks.read_claim(bucket.storage) == claim
     assert server.push(contribution(grant(server, "w1", "i1"), INITIAL)).reason == "storage"
     server.close()
 
@@ -93,5 +93,5 @@ def test_a_generation_is_claimed_by_one_launch_only(tmp_path: Path) -> None:
         with pytest.raises(FileExistsError):
             storage.create("a/b", b"second")
         assert storage.get("a/b") == b"first"
-        claims = {remote_lock._claim_generation(storage, Claim("x", "0" * 32, 1)).generation for _ in range(3)}
+        claims = {locks._claim_generation(storage, Claim("x", "0" * 32, 1)).generation for _ in range(3)}
         assert claims == {1, 2, 3}

@@ -10,7 +10,7 @@ import pytest
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import ALPHABETS, expand
 from leap_dist.storage import run_directory
-from leap_dist.storage.run_lock import RunLock
+from leap_dist.storage.locks import RunLock
 from leap_dist.study.plan import Plan, make, merge, parse_of_arms
 from leap_dist.study.spec import progress, progress_text
 

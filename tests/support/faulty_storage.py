@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from protocol import serve
 
 from leap_dist.server.meta_server import MetaServer
-from leap_dist.storage import remote_lock
+from leap_dist.storage import locks
 from leap_dist.storage.objects import Storage
 from leap_dist.storage.replica import Replica, pull
 
@@ -87,6 +87,6 @@ def fail(first: int, last: int, when: str) -> Callable[[int, str], None]:
 def launch(bucket: Bucket, folder: Path, settings: Any, session: str = "s") -> MetaServer:
     """A server of a new launch, on a machine that has nothing."""
     folder.mkdir()
-    claim, before = remote_lock.take_over(bucket.storage, watch=0.0)
+    claim, before = locks.take_over(bucket.storage, watch=0.0)
     pull(bucket.storage, folder, claim, before)
     return serve(folder, settings, session=session, replica=Replica(bucket.storage, claim, folder))

@@ -14,9 +14,9 @@ from protocol import INITIAL, contribution, serve
 
 from leap_dist.protocol.messages import Ack, Lease
 from leap_dist.server.meta_server import MetaServer
-from leap_dist.storage import remote_lock
+from leap_dist.storage import locks
+from leap_dist.storage.locks import RunDirectoryBusy
 from leap_dist.storage.replica import Replica, pull
-from leap_dist.storage.run_lock import RunDirectoryBusy
 
 _DEEPEST = 3  # take-overs within a request of another one
 
@@ -28,7 +28,7 @@ class History:
         self.folder, self.settings, self.rng = folder, settings, random.Random(seed)
         self.bucket = Bucket()
         self.bucket.fault = self._fault
-        self.servers: list[tuple[MetaServer, Path, remote_lock.Claim]] = []
+        self.servers: list[tuple[MetaServer, Path, locks.Claim]] = []
         self.acknowledged: dict[tuple[str, int], int] = {}
         """Task of each contribution that was acknowledged as durable, by lease and seq."""
         self.delayed: list[tuple[str, bytes]] = []
@@ -85,11 +85,11 @@ class History:
         self.launches += 1
         folder.mkdir()
         with contextlib.suppress(RunDirectoryBusy, OSError):
-            claim, before = remote_lock.take_over(self.bucket.storage, watch=0.0)
+            claim, before = locks.take_over(self.bucket.storage, watch=0.0)
             pull(self.bucket.storage, folder, claim, before)
             self._serve(folder, claim)
 
-    def _serve(self, folder: Path, claim: remote_lock.Claim) -> None:
+    def _serve(self, folder: Path, claim: locks.Claim) -> None:
         replica = Replica(self.bucket.storage, claim, folder)
         replica.catch_up = replica._catch_up  # type: ignore[method-assign]  # without waiting for storage
         session = f"{folder.name}.{self.rng.random()}"
@@ -146,7 +146,7 @@ class History:
             server.close()
         folder = self.folder / "last"
         folder.mkdir()
-        claim, before = remote_lock.take_over(self.bucket.storage, watch=0.0)
+        claim, before = locks.take_over(self.bucket.storage, watch=0.0)
         pull(self.bucket.storage, folder, claim, before)
         server = serve(folder, self.settings, session="last", replica=Replica(self.bucket.storage, claim, folder))
         read = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]

@@ -35,8 +35,7 @@ from leap_dist.nn.actor_critic import initialization
 from leap_dist.nn.flat_vector import Manifest, flatten
 from leap_dist.tasks.atari import rollout
 from leap_dist.tasks.atari.a2c import A2C
-from leap_dist.tasks.atari.rewards import clip_rewards
-from leap_dist.tasks.atari.rollout import n_step_returns
+from leap_dist.tasks.atari.rollout import clip_rewards, n_step_returns
 
 
 def record_returns(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:

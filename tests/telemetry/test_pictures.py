@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from leap_dist.config.metrics import ERROR, RETURN
-from leap_dist.config.registry import ALPHABETS
+from leap_dist.config.registry import ALPHABETS, ERROR, RETURN
 from leap_dist.envs.games import SETS, reference_scores
 from leap_dist.telemetry import pictures
 from leap_dist.telemetry.pictures import progress_picture

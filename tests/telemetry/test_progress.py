@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from protocol import Clock, config, serve
 
-from leap_dist.config import metrics
+from leap_dist.config import registry
 from leap_dist.telemetry import progress as module
 from leap_dist.telemetry.progress import WINDOW_SECONDS, Progress
 
@@ -38,7 +38,7 @@ def test_rates_are_of_the_last_half_minute_and_never_negative(clock: Clock, tmp_
 def test_the_summary_says_what_tells_how_training_goes(tmp_path: Any, tasks: str, name: str) -> None:
     told = Progress(config(tasks=tasks), 0.0).summary(serve(tmp_path, config()).status(), "running", {})
     assert told["measure"] == name
-    assert metrics.for_summary(told) is metrics.for_config(config(tasks=tasks))
+    assert registry.for_summary(told) is registry.for_config(config(tasks=tasks))
 
 
 def test_a_run_that_has_more_tasks_than_a_later_launch_asks_for_is_done(clock: Clock, tmp_path: Any) -> None:

@@ -22,9 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from leap_dist.envs.games import human_normalized
-from leap_dist.telemetry import event_file, position, tensorboard
-from leap_dist.telemetry.crc32c import masked_crc32c
-from leap_dist.telemetry.event_file import EventFile
+from leap_dist.telemetry import event_file, projection, tensorboard
+from leap_dist.telemetry.event_file import EventFile, masked_crc32c
 from leap_dist.telemetry.tensorboard import RETRY_SECONDS, TensorBoard
 from leap_dist.telemetry.terminal import LiveTable, render
 
@@ -372,7 +371,7 @@ def test_what_a_position_covers_is_not_read_again(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(tensorboard, "read_events", read)
     TensorBoard(tmp_path)
     assert not found
-    (tmp_path / "tensorboard" / position.NAME).unlink()
+    (tmp_path / "tensorboard" / projection.NAME).unlink()
     TensorBoard(tmp_path)
     assert found
 
@@ -385,7 +384,7 @@ def test_a_position_that_does_not_match_is_not_used(tmp_path: Path, case: str) -
     write(tmp_path / "undisturbed", updates).close()
     run_dir = tmp_path / "run"
     launch(run_dir, updates[:4]).close()
-    stored = run_dir / "tensorboard" / position.NAME
+    stored = run_dir / "tensorboard" / projection.NAME
     files = newest_files(run_dir)
     text = (run_dir / "ledger.jsonl").read_bytes()
     if case == "damaged":

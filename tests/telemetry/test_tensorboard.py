@@ -20,11 +20,10 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
 
 from leap_dist.config.loading import fixed_settings
-from leap_dist.config.metrics import ERROR, RETURN, Metric, for_config
+from leap_dist.config.registry import ERROR, RETURN, Metric, for_config
 from leap_dist.tasks.atari.video import LARGEST, Clip, encode
-from leap_dist.telemetry.hyperparameters import METRICS
 from leap_dist.telemetry.tags import CURVE, META, OPS, PATH, custom_scalars
-from leap_dist.telemetry.tensorboard import TensorBoard
+from leap_dist.telemetry.tensorboard import METRICS, TensorBoard
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("emulator", "waiting", "other")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
-from leap_dist.config.metrics import Metric
+from leap_dist.config.registry import Metric
 from leap_dist.envs.games import reference_scores
 from leap_dist.evaluation.results import Results
 from leap_dist.evaluation.scoring import Points

@@ -20,9 +20,7 @@ from leap_dist.nn.actor_critic import network_for_game
 from leap_dist.nn.device import graph_for, resolve_device, resolve_precision
 from leap_dist.nn.flat_vector import add_vector, load_vector
 from leap_dist.nn.profiling import Stopwatch
-from leap_dist.tasks.atari.episodes import EpisodeTracker
-from leap_dist.tasks.atari.rewards import clip_rewards
-from leap_dist.tasks.atari.rollout import Rollout
+from leap_dist.tasks.atari.rollout import EpisodeTracker, Rollout, clip_rewards
 
 
 class A2C:

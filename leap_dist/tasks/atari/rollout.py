@@ -18,6 +18,44 @@ from leap_dist.nn.actor_critic import FRAME_SIZE, ActorCritic
 from leap_dist.nn.device import CapturedGraph, Graph
 from leap_dist.nn.recorder import Recorder
 
+
+class EpisodeTracker:
+    """Adds up the raw rewards of N parallel environments and collects the returns of finished episodes."""
+
+    def __init__(self, envs: int) -> None:
+        self._running = np.zeros(envs)
+        self._steps = 0
+        self._returns: list[float] = []
+        self._ends: list[int] = []
+
+    def add(self, rewards: np.ndarray, done: np.ndarray) -> None:
+        """Add one step: raw rewards (N,), and which episodes it ended, bool (N,)."""
+        self._running += rewards
+        self._steps += len(done)
+        if done.any():
+            self._returns.extend(self._running[done].tolist())
+            self._ends.extend([self._steps] * int(done.sum()))
+            self._running[done] = 0.0
+
+    def take(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Return the returns collected since the last call, and the agent steps of the task at which they ended."""
+        returns, ends = tuple(self._returns), tuple(self._ends)
+        self._returns, self._ends = [], []
+        return returns, ends
+
+
+REWARD_BOUND = 5.0
+"""The Leap paper, appendix E: "clip the absolute value of the rewards to maximum 5.0"."""
+
+
+def clip_rewards(rewards: np.ndarray, kind: str) -> np.ndarray:
+    """Return training rewards, float32: clipped to ±5 ("bound"), their sign ("sign"), or unchanged ("none")."""
+    raw = rewards.astype(np.float32)
+    if kind == "bound":
+        return np.clip(raw, -REWARD_BOUND, REWARD_BOUND)
+    return np.sign(raw) if kind == "sign" else raw
+
+
 LONGEST_CAPTURED = 64
 """Longest unroll whose steps are captured. Each step is a graph of its own, which costs memory."""
 
