@@ -94,7 +94,7 @@ def timestamp() -> str:
 def evaluate(parsed: argparse.Namespace) -> int:
     """Compare initializations on held-out tasks."""
     config, arms, out = evaluation(parsed)
-    from leap_dist.driver import control_loop, driver
+    from leap_dist.driver import driver, reporting
     from leap_dist.evaluation import initializations, runs
 
     planned = runs.plan(arms, config, parsed.seeds, initializations.first_seed(parser.settings(parsed), config))
@@ -108,7 +108,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
         missing, _ = runs.missing(planned, config, out)
         if len(missing) < len(planned):
             print(f"{len(planned) - len(missing)} of {len(planned)} runs are in {out} already")
-        outcome = control_loop.evaluate(config, planned, out) if missing else "done"
+        outcome = reporting.evaluate(config, planned, out) if missing else "done"
         if any(out.glob("runs/*/*/*.json")):
             console.print_evaluation(out)
     if outcome != "done":

@@ -54,7 +54,7 @@ def train(parsed: argparse.Namespace) -> int:
     """Meta-train an initialization."""
     config, run = commands.training(parsed)
     from leap_dist.cli import console
-    from leap_dist.driver import control_loop, driver
+    from leap_dist.driver import driver, reporting
     from leap_dist.storage import run_directory
 
     driver.check_prerequisites(config)
@@ -63,7 +63,7 @@ def train(parsed: argparse.Namespace) -> int:
         patience = run_directory.ORPHAN_SECONDS if parsed.resume else 0.0
         run_directory.prepare(run.folder, config, patience=patience)
         run.publish()
-        outcome, summary = control_loop.train(config, run, profile=parsed.profile)
+        outcome, summary = reporting.train(config, run, profile=parsed.profile)
         console.print_training(run, outcome, summary)
         if parsed.profile:
             console.print_profiles(run)

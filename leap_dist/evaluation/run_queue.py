@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from leap_dist.evaluation.runs import Run
 from leap_dist.server.leases import OpenLease
-from leap_dist.server.scheduler import Quarantine
+from leap_dist.server.quarantine import Quarantine
 
 ATTEMPTS = 3
 """Number of failures after which a run is given up."""

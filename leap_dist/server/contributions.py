@@ -10,7 +10,8 @@ import numpy as np
 from leap_dist.config.settings import Config
 from leap_dist.protocol.messages import Ack, Contribution
 from leap_dist.server.admission import BackPressure, ContributionValidator, RateLimiter
-from leap_dist.server.leases import ACCEPTED, Assignments, OpenLease
+from leap_dist.server.assignments import Assignments
+from leap_dist.server.leases import ACCEPTED, OpenLease
 from leap_dist.server.meta_state import MetaState
 from leap_dist.server.monitoring import Counters
 from leap_dist.server.scheduler import UpdateScheduler

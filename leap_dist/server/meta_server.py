@@ -19,8 +19,9 @@ from leap_dist.config.settings import Config
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Renewal
 from leap_dist.server.admission import BackPressure, ContributionValidator, RateLimiter
+from leap_dist.server.assignments import Assignments
 from leap_dist.server.contributions import LONG_WAIT_SECONDS, ContributionHandler
-from leap_dist.server.leases import Assignments, OpenLease, describe
+from leap_dist.server.leases import OpenLease, describe
 from leap_dist.server.meta_state import MetaState
 from leap_dist.server.monitoring import Alerts, Counters, LatencyWindow
 from leap_dist.server.recovery import Recovery

@@ -27,8 +27,8 @@ from leap_dist.config.loading import fixed_settings
 from leap_dist.config.settings import Config
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.server import aggregation, staleness
-from leap_dist.server.admission import Accepted, Backlog
 from leap_dist.server.aggregation import Direction, Pull
+from leap_dist.server.backlog import Accepted, Backlog
 from leap_dist.server.meta_optimizer import MetaOptimizer
 from leap_dist.storage.atomic import pack, write_atomic
 from leap_dist.storage.checkpoint import Checkpoint, CheckpointStore

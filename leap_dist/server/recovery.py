@@ -18,7 +18,8 @@ from leap_dist.config.settings import Config
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Contribution, Lease
-from leap_dist.server.leases import ACCEPTED, Assignments, OpenLease
+from leap_dist.server.assignments import Assignments
+from leap_dist.server.leases import ACCEPTED, OpenLease
 from leap_dist.server.meta_optimizer import MetaOptimizer
 from leap_dist.server.meta_state import STATE_SHAPE, MetaState
 from leap_dist.server.monitoring import Counters

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
-from leap_dist.driver import control_loop, driver
+from leap_dist.driver import driver, reporting
 from leap_dist.driver.errors import HeadLost
 from leap_dist.evaluation import initializations, runs
 from leap_dist.storage import run_directory
@@ -128,7 +128,7 @@ def _meta_train(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
     say(f"{cell}: {config.meta_updates} meta-updates of {config.meta.batch_size} tasks")
     with open_run(folder, resume=begun) as run:
         run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS if begun else 0.0)
-        return control_loop.train(config, run)[0]
+        return reporting.train(config, run)[0]
 
 
 def _is_done(folder: Path) -> bool:
@@ -153,7 +153,7 @@ def _test(folder: Path, cells: list[Cell], plan: Plan, out: Path, say: Say) -> s
     say(f"group {group}, seed {seed}: test of {', '.join(labels)} on {', '.join(config.games)}")
     run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS)
     initializations.write(folder, chosen)
-    return control_loop.evaluate(config, planned, folder)
+    return reporting.evaluate(config, planned, folder)
 
 
 def _spec(cell: Cell, out: Path) -> str:

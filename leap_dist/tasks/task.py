@@ -7,7 +7,7 @@ the modes, the ledger and the evaluation are the same for all families.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -19,19 +19,7 @@ from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol.messages import Lease
 from leap_dist.tasks.atari.family import Atari
 from leap_dist.tasks.images.family import MultiCV, Omniglot
-
-
-class StartingPoint(NamedTuple):
-    """The parameters that a task starts from: shared ones from the server, its own ones from a seed."""
-
-    vector: np.ndarray
-    """Snapshot φ of the shared parameters, flat float32."""
-    scope: str
-    """Name of the set of parameters that `vector` holds: "convolutions", "encoder" or "model"."""
-    head_seed: int | None
-    """Seed of the task's own parameters where they persist from task to task; None to derive it from the task's."""
-    head_change: np.ndarray | None
-    """Sum of what earlier tasks added to those parameters, flat float32; None if there is nothing to add."""
+from leap_dist.tasks.starting_point import StartingPoint
 
 
 class Network(Protocol):

@@ -10,7 +10,8 @@ from leap_dist.config.settings import Config
 from leap_dist.leap.learner import Learner
 from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol.messages import Lease
-from leap_dist.tasks.task import StartingPoint, family_of
+from leap_dist.tasks.starting_point import StartingPoint
+from leap_dist.tasks.task import family_of
 
 
 @dataclass(frozen=True)

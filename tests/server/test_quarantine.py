@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leap_dist.server.admission import BURST_SECONDS, RateLimiter
-from leap_dist.server.scheduler import GAME_DEATHS, GAME_FAILURES, WORKER_GAMES, Quarantine
+from leap_dist.server.quarantine import GAME_DEATHS, GAME_FAILURES, WORKER_GAMES, Quarantine
 
 GAMES = [f"game{i}" for i in range(6)]
 

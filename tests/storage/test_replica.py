@@ -77,8 +77,17 @@ class Lost:
         assert finals == list(range(self.settings.total_tasks)), where
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("run", ["sync", "buffered", "stream-heads"])
+@pytest.mark.parametrize(
+    ("run", "when"),
+    [
+        ("sync", "after"),
+        ("buffered", "before"),
+        pytest.param("sync", "before", marks=pytest.mark.slow),
+        pytest.param("buffered", "after", marks=pytest.mark.slow),
+        pytest.param("stream-heads", "before", marks=pytest.mark.slow),
+        pytest.param("stream-heads", "after", marks=pytest.mark.slow),
+    ],
+)
 def test_a_machine_lost_at_any_request_takes_nothing_along_that_was_acknowledged(
     folder: Path, run: str, when: str
 ) -> None:
@@ -140,8 +149,15 @@ def test_two_machines_lost_one_after_the_other(folder: Path) -> None:
         server.close()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("run", ["sync", "stream"])
+@pytest.mark.parametrize(
+    ("run", "when"),
+    [
+        ("sync", "before"),
+        ("stream", "after"),
+        pytest.param("sync", "after", marks=pytest.mark.slow),
+        pytest.param("stream", "before", marks=pytest.mark.slow),
+    ],
+)
 def test_storage_that_does_not_answer_for_a_while_changes_nothing(folder: Path, run: str, when: str) -> None:
     """Whether what was asked for happened or not: nothing is acknowledged that is not there, and it goes on."""
     settings = config(**RUNS[run], server__keep_checkpoints=2)

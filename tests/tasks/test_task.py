@@ -22,7 +22,8 @@ from leap_dist.protocol.messages import Ack, Contribution, Idle
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.tasks.images import family
 from leap_dist.tasks.images.classifier import Classifier
-from leap_dist.tasks.task import StartingPoint, family_of
+from leap_dist.tasks.starting_point import StartingPoint
+from leap_dist.tasks.task import family_of
 from leap_dist.weights.initialization import load_encoder, load_network, read_initialization
 from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start, make_learner

@@ -16,7 +16,7 @@ from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Lease
 from leap_dist.tasks.atari.a2c import A2C
-from leap_dist.tasks.task import StartingPoint
+from leap_dist.tasks.starting_point import StartingPoint
 
 
 class Atari:

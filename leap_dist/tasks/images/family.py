@@ -22,7 +22,7 @@ from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Lease
 from leap_dist.tasks.images.classifier import Classifier
 from leap_dist.tasks.images.examples import Dataset, Examples
-from leap_dist.tasks.task import StartingPoint
+from leap_dist.tasks.starting_point import StartingPoint
 
 _LARGEST = 4096
 """Largest credible number of channels, pixels or classes in a file; more is damage."""

@@ -1,0 +1,20 @@
+"""The parameters that a task starts from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class StartingPoint(NamedTuple):
+    """The parameters that a task starts from: shared ones from the server, its own ones from a seed."""
+
+    vector: np.ndarray
+    """Snapshot φ of the shared parameters, flat float32."""
+    scope: str
+    """Name of the set of parameters that `vector` holds: "convolutions", "encoder" or "model"."""
+    head_seed: int | None
+    """Seed of the task's own parameters where they persist from task to task; None to derive it from the task's."""
+    head_change: np.ndarray | None
+    """Sum of what earlier tasks added to those parameters, flat float32; None if there is nothing to add."""
