@@ -116,7 +116,7 @@ def test_a_killed_driver_is_resumed_with_curves_neither_lost_nor_doubled(
     run.wait_for(lambda summary: summary["server_pid"])
     second = launch("driver", "--resume")
     assert second.end() == 2
-    assert "is in use by a live server (process" in second.log.read_text()
+    assert "is in use by another launch (process" in second.log.read_text()
 
     run.wait_for(playing)  # so the first goes on
     version = run.summary()["meta_updates"]

@@ -25,6 +25,7 @@ def elsewhere(before: set[int]) -> Callable[[dict[str, Any]], set[int]]:
     return condition
 
 
+@pytest.mark.slow
 def test_nodes_that_die_and_come_and_a_head_that_dies_change_nothing(
     cluster: Cluster, launch: Callable[..., Launch], undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

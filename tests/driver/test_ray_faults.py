@@ -39,7 +39,7 @@ def test_a_server_killed_again_and_again_and_a_worker_that_hangs_change_nothing(
     faults = ",".join((*KILLS, "task.update=hang@40"))
     more = {"LEAP_FAILPOINTS": faults, "LEAP_FAILPOINTS_FIRED": str(fired), "LEAP_AUDIT": str(tmp_path / "audit")}
     run = launch("faults", *SYNC, "--workers", "2", "--server.lease-seconds", "4", **more)
-    assert run.end(150) == 0, run.log.read_text()
+    assert run.end(400) == 0, run.log.read_text()
     assert set(fired.read_text().splitlines()) == set(faults.split(","))
     summary = run.summary()
     assert summary["server_restarts"] >= 1
@@ -93,6 +93,7 @@ def processes(title: str, home: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_aggregators_change_nothing_and_one_that_is_killed_loses_nothing(
     launch: Callable[..., Launch], undisturbed: Path, environment: dict[str, str]
 ) -> None:
@@ -108,6 +109,7 @@ def test_aggregators_change_nothing_and_one_that_is_killed_loses_nothing(
     assert run.summary()["restarts"] == 0
 
 
+@pytest.mark.slow
 def test_a_driver_that_was_stopped_for_longer_than_it_waits_for_the_head_goes_on(
     launch: Callable[..., Launch], undisturbed: Path
 ) -> None:

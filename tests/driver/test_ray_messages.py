@@ -16,6 +16,7 @@ from leap_dist.protocol.messages import Ack, Lease, Task
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_whatever_messages_are_lost_each_contribution_counts_once(environment: dict[str, str], tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def test_persistent_heads_survive_the_death_of_server_and_driver(launch: Callabl
         assert (run.run_dir / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_with_trajectory_shifting_staleness_falls_from_the_task_to_the_push_interval(
     launch: Callable[..., Launch],
 ) -> None:

@@ -38,7 +38,7 @@ def test_a_run_by_its_url_survives_the_loss_of_the_driver_and_its_working_copy(
     finally:
         resumed.process.kill()
     printed = resumed.log.read_text()
-    assert "has not given" in printed
+    assert "has not released" in printed
     assert f"initialization  file://{run.run_dir}/init.safetensors" in printed
     same_result(run.run_dir, undisturbed)
     assert resumed.summary()["state"] == "done"

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
     ("sink", "poor"),
     [
         ("2>&1 | head -1; exit ${PIPESTATUS[0]}", {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}),
-        (">&- 2>&-", {}),
+        pytest.param(">&- 2>&-", {}, marks=pytest.mark.slow),
     ],
     ids=["head", "closed"],
 )

@@ -139,7 +139,7 @@ def seconds_to_first_task(home: Path, run_dir: Path) -> float:
 
 @pytest.mark.ray
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("moments", [6, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_signal_at_any_moment_of_the_start_ends_it_cleanly(tmp_path: Path, moments: int) -> None:
     """Each second signal goes to the whole process group."""
     with tempfile.TemporaryDirectory(prefix="ld") as home:  # short: Ray puts sockets below it
