@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,19 @@ from leap_dist.storage.location import Run as TrainingRun
 from leap_dist.storage.redaction import redact
 from leap_dist.telemetry import tensorboard, terminal
 
+Observer = Callable[[list[dict[str, Any]], dict[str, Any]], None]
+"""Called about twice a second with the ledger's new lines, in whole meta-updates, and the summary."""
 
-def train(config: Config, run: TrainingRun, *, profile: bool = False) -> tuple[str, dict[str, Any]]:
-    """Meta-train in a prepared directory with TensorBoard, and with progress on standard output.
+
+def train(
+    config: Config,
+    run: TrainingRun,
+    *,
+    profile: bool = False,
+    progress: bool = True,
+    observers: Sequence[Observer] = (),
+) -> tuple[str, dict[str, Any]]:
+    """Meta-train in a prepared directory with TensorBoard and, with `progress`, a table on standard output.
 
     Returns "done", "interrupted" or "failed", and the last summary. Raises what `driver.train` raises.
     """
@@ -30,7 +40,7 @@ def train(config: Config, run: TrainingRun, *, profile: bool = False) -> tuple[s
     board.text("config", redact(f"```yaml\n{configuration.to_yaml(config)}```"))
     board.text("manifest", redact(f"```json\n{(run_dir / 'manifest.json').read_text()}\n```"))
     latest: dict[str, Any] = {}
-    with terminal.LiveTable() as table:
+    with _table(progress) as table:
 
         def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any], offset: int) -> None:
             summary = run.report(summary)
@@ -40,6 +50,8 @@ def train(config: Config, run: TrainingRun, *, profile: bool = False) -> tuple[s
             with contextlib.suppress(OSError):  # a full disk does not stop training
                 run_directory.write_summary(run_dir, summary)
             table.show(summary)
+            for observe in observers:
+                observe(lines, summary)
 
         try:
             outcome = driver.train(
@@ -61,17 +73,25 @@ def train(config: Config, run: TrainingRun, *, profile: bool = False) -> tuple[s
     return outcome, latest
 
 
-def evaluate(config: Config, runs: Sequence[Run], out: Path) -> str:
-    """Perform the missing runs of an evaluation in a prepared folder, with progress on standard output.
+def evaluate(
+    config: Config, runs: Sequence[Run], out: Path, *, progress: bool = True, observers: Sequence[Observer] = ()
+) -> str:
+    """Perform the missing runs of an evaluation in a prepared folder. With `progress`, print a table meanwhile.
 
     Returns "done", "interrupted" or "failed". Raises what `driver.evaluate` raises.
     """
-    with terminal.LiveTable() as table:
+    with _table(progress) as table:
 
         def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any], offset: int) -> None:
             with contextlib.suppress(OSError):  # a full disk does not stop the evaluation
                 run_directory.write_summary(out, summary)
             table.show(summary)
+            for observe in observers:
+                observe(lines, summary)
 
         before = run_directory.wall_seconds(out)
         return driver.evaluate(config, runs, out, record, wall_seconds_before=before)
+
+
+def _table(progress: bool) -> contextlib.AbstractContextManager[terminal.LiveTable | terminal.NoTable]:
+    return terminal.LiveTable() if progress else contextlib.nullcontext(terminal.NoTable())

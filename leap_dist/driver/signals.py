@@ -67,33 +67,41 @@ class StopSignal:
             os.write(2, f"\n{self.message}\n".encode())  # `print` must not be called in a signal handler
 
 
-_current: StopSignal | None = None
+class _Context(threading.local):
+    """The outermost StopSignal of each thread."""
+
+    current: StopSignal | None = None
+
+
+_context = _Context()
 
 
 @contextlib.contextmanager
 def stop_signal(*, until_exit: bool = False) -> Iterator[StopSignal]:
-    """Catch the signals in this context. Nested contexts share the StopSignal of the outermost one.
+    """Catch the signals in this context. Nested contexts of a thread share the StopSignal of the outermost one.
 
-    Outside the main thread Python cannot catch signals, so nothing is caught there. SIGHUP stays ignored under nohup.
+    Outside the main thread Python cannot catch signals, so there only the program itself can ask for a stop. SIGHUP
+    stays ignored under nohup.
 
     Args:
         until_exit: keep the handlers after the context and ignore further signals, because the process exits next.
     """
-    global _current
-    if _current is not None:
-        yield _current
+    if _context.current is not None:
+        yield _context.current
         return
-    stop = StopSignal()
+    stop = _context.current = StopSignal()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        try:
+            yield stop
+        finally:
+            _context.current = None
         return
     caught = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, stop.handle) for number in caught}
-    _current = stop
     try:
         yield stop
     finally:
-        _current = None
+        _context.current = None
         stop.finished = True
         if not until_exit:
             for number, handler in previous.items():
@@ -102,5 +110,5 @@ def stop_signal(*, until_exit: bool = False) -> Iterator[StopSignal]:
 
 def check_stop() -> None:
     """Raise Stopped if a signal has asked for a stop in the current context."""
-    if _current is not None:
-        _current.check()
+    if _context.current is not None:
+        _context.current.check()

@@ -86,6 +86,13 @@ class LiveTable:
             print(text, file=self._console.file, flush=True)
 
 
+class NoTable:
+    """Shows nothing; used where a program calls the service and did not ask for its progress."""
+
+    def show(self, summary: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
 def render(summary: dict[str, Any], *, now: float | None = None) -> Group:
     """Return the run's state, totals, latest alerts, and a row for every worker.
 

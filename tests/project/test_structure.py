@@ -31,6 +31,7 @@ PACKAGES = [
     "evaluation",
     "driver",
     "study",
+    "api",
     "cli",
 ]
 """The floors of the house, from the ground up: a package imports only from the packages below it."""

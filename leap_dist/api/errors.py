@@ -1,0 +1,36 @@
+"""How `train` and `evaluate` end where the command line would exit with a code other than 0.
+
+exit code    exception
+1            RunFailed: the work could not go on, and the message says why
+2            ConfigError, RunDirectoryBusy or CorruptFile: bad input, nothing was started
+130          Interrupted: stopped by a signal, with everything accepted saved
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from leap_dist.driver.errors import RunFailed
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the work. Everything that was accepted is saved, and `result` says where."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__(f"interrupted; everything accepted is saved in {result.path}")
+        self.result = result
+        """What `train` or `evaluate` would have returned."""
+
+
+def raise_for(outcome: str, result: Any, summary: dict[str, Any], error: BaseException | None) -> None:
+    """Raise what belongs to an outcome, and nothing for "done" and "stopped".
+
+    Raises `error`, which a callback has raised; Interrupted; or RunFailed with the last alerts of the summary.
+    """
+    if error is not None:
+        raise error
+    if outcome == "interrupted":
+        raise Interrupted(result)
+    if outcome == "failed":
+        reasons = "; ".join(summary.get("alerts", [])[-3:]) or f"see {result.path}/summary.json"
+        raise RunFailed(f"the run could not go on: {reasons}")

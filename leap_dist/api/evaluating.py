@@ -1,0 +1,169 @@
+"""`leap_dist.evaluate`: what `leap-dist evaluate` does, as a function."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leap_dist.api import errors
+from leap_dist.api.callbacks import Callback, Dispatcher, LiveRun
+from leap_dist.api.given import Given, settings
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.settings import Config
+from leap_dist.driver import driver, reporting
+from leap_dist.driver.signals import stop_signal
+from leap_dist.evaluation import initializations, runs, scoring
+from leap_dist.evaluation.report.build import build
+from leap_dist.evaluation.runs import RunResult
+from leap_dist.storage import run_directory
+
+_OF_TRAINING = ("leap", "fomaml", "meta", "mode", "meta_learner", "meta_updates", "sampling")
+"""Settings and sections of settings that have no meaning for evaluations."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report of an evaluation."""
+
+    path: Path
+    """The output directory."""
+    config: Config
+    outcome: str
+    """"done", or "stopped" if a callback asked for it; the same call continues with the missing runs."""
+    numbers: dict[str, Any]
+    """The content of results.json: every number of the report with its interval; see docs/evaluation.md."""
+    warnings: tuple[str, ...]
+    """What the report leaves out, one line each."""
+
+    @property
+    def markdown(self) -> str:
+        """The report as Markdown. Raises OSError."""
+        return (self.path / "report.md").read_text(encoding="utf-8")
+
+    @property
+    def html(self) -> Path:
+        """Path of the report as a page that needs no other file; only evaluations of games have one."""
+        return self.path / "report.html"
+
+    def runs(self) -> list[RunResult]:
+        """Return the results of all finished runs, with every episode. Damaged ones are left out."""
+        return runs.load_all(self.path)[0]
+
+    def _repr_markdown_(self) -> str:
+        """Show the report in a notebook."""
+        return self.markdown
+
+
+def evaluate(
+    inits: Mapping[str, str | Path] | Sequence[str | Path],
+    config: Given = None,
+    *,
+    seeds: int = 5,
+    out: str | Path | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+) -> Report:
+    """Train fresh agents from each initialization on held-out tasks, and return the report.
+
+    Args:
+        inits: the initializations by label, or only their sources: a file, a run directory, a URL, `pretrained:NAME`,
+            or "scratch".
+        config: settings of the agents: the name of a preset, or settings by dotted name such as `games` and
+            `task_steps`. The rest is that of the run that made the first initialization.
+        seeds: number of runs for each initialization and task.
+        out: output directory; by default a new one below reports/. If it holds runs of the same evaluation, only
+            the missing ones are made.
+        callbacks: called while it goes on: `on_start`, `on_report`, `on_alert` and `on_end`.
+        progress: show a live table on a terminal, and plain lines elsewhere.
+
+    Raises:
+        ConfigError: bad input in one line; nothing was started.
+        RunDirectoryBusy: another launch works in `out`.
+        RunFailed: a run could not be made. What is finished is kept.
+        Interrupted: a signal stopped it. What is finished is kept.
+        Exception: what a callback raised, after a clean stop.
+    """
+    with stop_signal() as stop:
+        given = _checked(config)
+        resolved, arms = _arms(inits, given)
+        if not 1 <= seeds <= 1000:
+            raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
+        folder = Path(out) if out is not None else run_directory.create_unique(_default_folder())
+        if run_directory.exists(folder) and not run_directory.holds_evaluation(folder):
+            raise ConfigError(f"out: {folder} holds a training run; choose another")
+        planned = runs.plan(arms, resolved, seeds, initializations.first_seed(given, resolved))
+        runs.missing(planned, resolved, folder)  # raises errors before anything is written
+        driver.check_prerequisites(resolved)
+        stop.check()
+        seen = LiveRun(str(folder), folder, resolved, stop)
+        dispatcher = Dispatcher(callbacks, seen)
+        dispatcher.start()
+        outcome = "failed"
+        try:
+            with run_directory.claimed(folder):
+                run_directory.prepare(folder, resolved, patience=run_directory.ORPHAN_SECONDS)
+                initializations.write(folder, arms)
+                left, _ = runs.missing(planned, resolved, folder)
+                outcome = "done"
+                if left:
+                    outcome = reporting.evaluate(
+                        resolved, planned, folder, progress=progress, observers=(dispatcher.record,)
+                    )
+        except KeyboardInterrupt:
+            outcome = "interrupted"
+            raise
+        finally:
+            outcome = dispatcher.end(outcome)
+        report = _report(folder, resolved, outcome)
+        errors.raise_for(outcome, report, seen.summary, dispatcher.error)
+        return report
+
+
+def _checked(config: Given) -> dict[str, Any]:
+    """Return the settings by dotted name. Raises ConfigError for one that has no meaning for evaluations."""
+    if isinstance(config, Config):
+        raise ConfigError("config: give only the settings that differ from those of the first initialization's run")
+    given = settings(config)
+    for name in given:
+        if name.split(".")[0].replace("-", "_") in _OF_TRAINING:
+            raise ConfigError(f"{name}: has no meaning for an evaluation; leave it out")
+    return given
+
+
+def _arms(
+    inits: Mapping[str, str | Path] | Sequence[str | Path], given: dict[str, Any]
+) -> tuple[Config, list[initializations.Arm]]:
+    """Return the agents' configuration and the initializations. Raises ConfigError."""
+    if isinstance(inits, str | Path):
+        inits = [inits]
+    if isinstance(inits, Mapping):
+        inits = [f"{label}={source}" for label, source in inits.items()]
+    specs = [str(source) for source in inits]
+    if not specs:
+        raise ConfigError("inits: name at least one initialization, or scratch")
+    preset = given.pop("preset", None)
+    labels, files = initializations.read(specs)
+    base = initializations.settings(files, given, preset)
+    resolved = initializations.resolve(given, {}, base)
+    return resolved, initializations.arms(labels, files, resolved)
+
+
+def _default_folder() -> Path:
+    return Path("reports") / time.strftime("%Y%m%d-%H%M%S")
+
+
+def _report(folder: Path, config: Config, outcome: str) -> Report:
+    """Build the report of the runs there are; it is empty where there is none yet. Raises ConfigError."""
+    numbers: dict[str, Any] = {}
+    warnings: list[str] = []
+    if any(folder.glob("runs/*/*/*.json")):
+        try:
+            warnings = build(folder, scoring.of_tasks(config.tasks))
+            numbers = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"out: the report in {folder} cannot be written: {error}") from None
+    return Report(folder, config, outcome, numbers, tuple(warnings))

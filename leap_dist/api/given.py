@@ -1,0 +1,32 @@
+"""Settings in the forms in which a program may give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from leap_dist.config import loading
+from leap_dist.config.settings import Config
+
+Given = Config | str | Mapping[str, Any] | None
+"""A configuration, the name of a preset, settings by dotted name or by section, or nothing."""
+
+
+def settings(given: Given) -> dict[str, Any]:
+    """Return settings by dotted name, `preset` among them if one was given. Nothing is checked yet.
+
+    Raises TypeError for anything that is not a `Given`.
+    """
+    if given is None:
+        return {}
+    if isinstance(given, str):
+        return {"preset": given}
+    if isinstance(given, Config):
+        return {name: loading.look_up(given, name) for name, _, _ in loading.fields()}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"config: {given!r:.80} is no Config, name of a preset, or mapping of settings")
+    flat: dict[str, Any] = {}
+    for name, value in given.items():
+        for leaf, inner in value.items() if isinstance(value, Mapping) else ((None, value),):
+            flat[name if leaf is None else f"{name}.{leaf}"] = inner
+    return flat

@@ -1,0 +1,147 @@
+"""`leap_dist.train`: what `leap-dist train` does, as a function."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leap_dist.api import errors
+from leap_dist.api.callbacks import Callback, Dispatcher, LiveRun, MetaUpdate
+from leap_dist.api.given import Given, settings
+from leap_dist.config import loading
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.settings import Config
+from leap_dist.driver import driver, reporting
+from leap_dist.driver.signals import stop_signal
+from leap_dist.storage import location, reader, remote_run, run_directory
+from leap_dist.storage.ledger import Ledger
+from leap_dist.weights.initialization import Initialization, InitializedEncoder, read_initialization
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run that has ended, or stopped."""
+
+    path: str
+    """The run directory, or the URL of the run."""
+    config: Config
+    outcome: str
+    """"done", or "stopped" if a callback asked for it."""
+    summary: dict[str, Any]
+    """The last summary: totals, rates and alerts, with the same content as summary.json."""
+
+    @property
+    def initialization(self) -> Initialization:
+        """The meta-learned parameters with their metadata. Raises OSError or ConfigError if they cannot be read."""
+        return read_initialization(self._init_file())
+
+    def load_encoder(self, *, linear_seed: int | None = None) -> InitializedEncoder:
+        """Return the meta-learned encoder; see `leap_dist.load_encoder`."""
+        return self.initialization.encoder(linear_seed=linear_seed)
+
+    def meta_updates(self) -> list[MetaUpdate]:
+        """Return all meta-updates of the run, those of earlier launches included.
+
+        Raises OSError or ConfigError if the ledger cannot be read.
+        """
+        with reader.local_copy(location.location(self.path), "ledger.jsonl") as folder:
+            ledger, offset, by_version = Ledger(folder / "ledger.jsonl"), 0, dict[int, list[dict[str, Any]]]()
+            while True:
+                lines, end = ledger.read(offset)
+                for line in lines:
+                    by_version.setdefault(line["version_after"], []).append(line)
+                if end == offset:
+                    return [MetaUpdate.of_lines(group) for group in by_version.values()]
+                offset = end
+
+    def _init_file(self) -> Path:
+        where = location.location(self.path)
+        return reader.cached_initialization(where) if isinstance(where, location.Url) else where / "init.safetensors"
+
+
+def train(
+    config: Given = None,
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+    profile: bool = False,
+) -> Run:
+    """Meta-train an initialization, and return the finished run.
+
+    Args:
+        config: a `Config`, the name of a preset, or settings by dotted name (with `preset` among them). By default the
+            preset `quick`. To resume, give nothing, or the settings that change.
+        run_dir: output directory or URL; by default a new directory below runs/.
+        resume: continue the run in `run_dir`, with its own settings.
+        callbacks: called while the run goes on; see `Callback`.
+        progress: show a live table on a terminal, and plain lines elsewhere.
+        profile: write a trace and a time breakdown of each worker to the run directory.
+
+    Returns:
+        The run, with outcome "done", or "stopped" if a callback has called `stop`.
+
+    Raises:
+        ConfigError: bad input in one line; nothing was started.
+        RunDirectoryBusy: another launch works on the run.
+        CorruptFile: the run to resume is damaged beyond repair.
+        RunFailed: training could not go on.
+        Interrupted: a signal stopped the run, with everything accepted saved.
+        Exception: what a callback raised, after a clean stop.
+    """
+    with stop_signal() as stop:
+        resolved, run = _open(config, run_dir, resume)
+        seen = LiveRun(run.shown, run.folder, resolved, stop)
+        dispatcher = Dispatcher(callbacks, seen)
+        driver.check_prerequisites(resolved)
+        stop.check()  # before anything is written
+        dispatcher.start()
+        outcome, summary = "failed", dict[str, Any]()
+        try:
+            with run, run.translated_errors():
+                dispatcher.version = _meta_updates_so_far(run.folder)
+                run_directory.prepare(run.folder, resolved, patience=run_directory.ORPHAN_SECONDS if resume else 0.0)
+                run.publish()
+                outcome, summary = reporting.train(
+                    resolved, run, profile=profile, progress=progress, observers=(dispatcher.record,)
+                )
+        except KeyboardInterrupt:
+            outcome = "interrupted"
+            raise
+        finally:
+            outcome = dispatcher.end(outcome)
+        result = Run(run.shown, resolved, outcome, summary)
+        errors.raise_for(outcome, result, summary, dispatcher.error)
+        return result
+
+
+def _open(given: Given, run_dir: str | Path | None, resume: bool) -> tuple[Config, location.Run]:
+    """Return the configuration and the run, which is not entered yet. Raises ConfigError."""
+    where = None if run_dir is None else location.location(str(run_dir))
+    if resume:
+        if where is None:
+            raise ConfigError("resume: name the run with run_dir")
+        changed = settings(given) if isinstance(given, Mapping) else {}
+        if given is not None and (not isinstance(given, Mapping) or "preset" in changed):
+            raise ConfigError("resume: a run keeps its preset and config; give only the settings that change")
+        run = remote_run.open_run(where, resume=True)
+        with run.translated_errors():
+            return run_directory.load_config(run.folder, changed), run
+    values = settings(given)
+    preset = str(values.pop("preset", "quick"))
+    config = loading.resolve(preset, values)
+    if where is None:
+        driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
+        where = run_directory.create_unique(Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    return config, remote_run.open_run(where, resume=False)
+
+
+def _meta_updates_so_far(folder: Path) -> int:
+    try:
+        return int(run_directory.read_summary(folder).get("meta_updates", 0))
+    except ConfigError:
+        return 0

@@ -1,0 +1,102 @@
+"""`leap_dist.evaluate` as a program calls it. The driver is replaced by one in this process, without Ray."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import in_process_driver
+import pytest
+from toy_data_sets import write_part
+
+import leap_dist
+from leap_dist import Callback, LiveRun
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a finished run on mnist, beside the data."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_part(folder / "data", "cifar10")
+    write_part(folder / "data", "mnist", seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        in_process_driver.install(patch)
+        settings = {
+            "preset": "smoke", "tasks": "multi-cv", "games": ("mnist",), "data_dir": str(folder / "data"),
+            "task_steps": 60, "meta_updates": 1, "supervised": {"batch": 5, "epochs": 0, "patience": 0},
+            "worker.device": "cpu", "worker.precision": "float32",
+        }  # fmt: skip
+        leap_dist.train(settings, run_dir=folder / "run", progress=False)
+    return folder / "run"
+
+
+class Tape(Callback):
+    def __init__(self, stop_after: int = 1000) -> None:
+        self.events: list[str] = []
+        self.stop_after = stop_after
+
+    def on_start(self, run: LiveRun) -> None:
+        self.events.append("start")
+
+    def on_report(self, run: LiveRun) -> None:
+        if run.summary["tasks"] >= self.stop_after:
+            run.stop()
+
+    def on_end(self, run: LiveRun, outcome: str) -> None:
+        self.events.append(outcome)
+
+
+def test_an_evaluation_stops_continues_and_reports(trained, tmp_path, monkeypatch):
+    in_process_driver.install(monkeypatch)
+    arms, settings = {"leap": trained, "scratch": "scratch"}, {"games": ["cifar10"], "task_steps": 60}
+    out, tape = tmp_path / "out", Tape(stop_after=1)
+    part = leap_dist.evaluate(arms, settings, seeds=2, out=out, callbacks=[tape], progress=False)
+    assert part.outcome == "stopped"
+    assert tape.events == ["start", "stopped"]
+    assert len(part.runs()) == 1
+    report = leap_dist.evaluate(arms, settings, seeds=2, out=out, progress=False)
+    assert report.outcome == "done"
+    assert sorted(run.name for run in report.runs()) == [
+        "leap/cifar10/0", "leap/cifar10/1", "scratch/cifar10/0", "scratch/cifar10/1"
+    ]  # fmt: skip
+    assert report.numbers == json.loads((out / "results.json").read_text())
+    assert report.numbers["arms"] == ["leap", "scratch"]
+    assert report.markdown == report._repr_markdown_() == (out / "report.md").read_text()
+    again = leap_dist.evaluate(arms, settings, seeds=2, out=out, progress=False)  # there is nothing left to do
+    assert again.numbers == report.numbers
+
+
+@pytest.mark.parametrize(
+    ("inits", "more", "message"),
+    [
+        ([], {}, "inits: name at least one initialization, or scratch"),
+        (["nowhere"], {}, "init: nowhere cannot be read"),
+        (["scratch"], {"seeds": 0}, "seeds: 0 is not between 1 and 1000"),
+        (["scratch"], {"config": {"meta.learning_rate": 1}}, "meta.learning_rate: has no meaning for an evaluation"),
+        (["scratch", "scratch"], {}, "there are two of the label 'scratch'"),
+        (["scratch"], {"config": {"games": ["pnog"]}}, "no game 'pnog'"),
+    ],
+)
+def test_bad_input_is_one_line_and_starts_nothing(tmp_path, monkeypatch, inits, more, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(leap_dist.ConfigError, match=message):
+        leap_dist.evaluate(inits, **more)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_is_an_exception_with_the_report(trained, tmp_path, monkeypatch):
+    class Signaling(Callback):
+        def on_report(self, run: LiveRun) -> None:
+            if not run.stopped and run.summary["state"] == "running":
+                signal.raise_signal(signal.SIGINT)
+
+    in_process_driver.install(monkeypatch)
+    settings: dict[str, Any] = {"games": ["cifar10"], "task_steps": 60}
+    with pytest.raises(leap_dist.Interrupted) as caught:
+        leap_dist.evaluate(
+            ["scratch", f"leap={trained}"], settings, seeds=1, out=tmp_path / "out",
+            callbacks=[Signaling()], progress=False,
+        )  # fmt: skip
+    assert len(caught.value.result.runs()) == 1
