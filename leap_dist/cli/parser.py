@@ -84,7 +84,7 @@ _SHORT_FLAGS = {"server.on_lost": ("--on-lost",), "task_steps": ("--steps",)}
 
 _FOR_EVALUATIONS = {
     "tasks", "games", "data_dir", "workers", "min_workers", "wait_for_nodes", "task_steps", "seed", "address",
-    "insecure", "agent", "atari", "supervised", "worker", "server.lease_seconds", "server.storage",
+    "insecure", "agent", "atari", "gymnasium", "supervised", "worker", "server.lease_seconds", "server.storage",
 }  # fmt: skip
 """Settings, and whole sections of settings, that have a meaning for evaluations."""
 

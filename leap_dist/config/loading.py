@@ -32,6 +32,7 @@ class ConfigError(ValueError):
 # Settings that may change when a run resumes: how long, where and how it runs. All others define what is learned.
 _FREE_ON_RESUME = {
     "preset", "workers", "min_workers", "wait_for_nodes", "meta_updates", "address", "insecure", "data_dir",
+    "gymnasium.modules",
 }  # fmt: skip
 _FREE_SECTIONS_ON_RESUME = {"worker", "server", "telemetry"}
 

@@ -69,6 +69,18 @@ _MULTI_CV: dict[str, Any] = {
     "telemetry.gif_interval": 0,
 }
 
+_OWN_AGENT: dict[str, Any] = {
+    "tasks": "gymnasium",
+    "agent.envs": 16,
+    "agent.learning_rate": 7e-4,
+    "agent.epsilon": 1e-5,
+    "agent.epsilon_form": "outside",
+    "agent.value_cost": 0.25,
+    "agent.reward_clip": "none",
+    "telemetry.gif_interval": 0,
+}
+_OWN_IMAGES: dict[str, Any] = {**_MULTI_CV, "tasks": "images", "games": (), "server.lease_seconds": 60.0}
+
 TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "omniglot": {
         "paper": {**_OMNIGLOT, "meta_updates": 1000},
@@ -97,8 +109,41 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
             "server.lease_seconds": 60.0,
         },
     },
+    "gymnasium": {
+        "paper": {"tasks": "gymnasium", "telemetry.gif_interval": 0},
+        "fast": _OWN_AGENT,
+        "quick": {
+            **_OWN_AGENT,
+            "meta_updates": 10,
+            "meta.batch_size": 4,
+            "task_steps": 10_000,
+            "worker.push_interval": 2_000,
+        },
+        "smoke": {
+            **_OWN_AGENT,
+            "agent.envs": 4,
+            "meta_updates": 2,
+            "meta.batch_size": 2,
+            "task_steps": 400,
+            "fomaml.rollouts": 4,
+            "worker.push_interval": 100,
+            "server.lease_seconds": 20.0,
+        },
+    },
+    "images": {
+        "paper": _OWN_IMAGES,
+        "quick": {**_OWN_IMAGES, "meta_updates": 10, "meta.batch_size": 2, "task_steps": 8_000},
+        "smoke": {
+            **_OWN_IMAGES,
+            "meta_updates": 2,
+            "meta.batch_size": 2,
+            "task_steps": 640,
+            "fomaml.rollouts": 2,
+            "worker.push_interval": 320,
+        },
+    },
 }
-"""Presets of supervised tasks: `paper` is appendices C and D, `quick` is shorter, `smoke` the shortest."""
+"""Presets of other tasks than Atari games: `paper` is appendices C to E, `quick` is shorter, `smoke` the shortest."""
 
 DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     # Adam and momentum are a known hazard with stale gradients, so single contributions are applied with plain SGD.

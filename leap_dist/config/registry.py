@@ -66,8 +66,8 @@ def expand(tasks: str, names: tuple[str, ...], *, seed: int, pretraining: int) -
     """Replace the names of sets by their members and drop repetitions.
 
     Args:
-        tasks: the kind of tasks: "atari", "omniglot" or "multi-cv".
-        names: names of games, alphabets or data sets, or of sets of them.
+        tasks: the kind of tasks, a value of the setting `tasks`.
+        names: names of games, environments, alphabets or data sets, or of sets of them.
         seed: seed of the partition of alphabets.
         pretraining: number of alphabets in the training set.
 
@@ -80,7 +80,22 @@ def expand(tasks: str, names: tuple[str, ...], *, seed: int, pretraining: int) -
     if tasks == "omniglot":
         drawn = partition(ALPHABETS, pretraining, seed)
         return _expand("alphabet", names, ALPHABETS, {**vars(drawn), "all": ALPHABETS})
+    if tasks in OWN:
+        return _own(tasks, names)
     return _expand("data set", names, DATA_SETS, {"all": DATA_SETS})
+
+
+OWN = {"gymnasium": "environments, such as Catch-v0", "images": "data sets, such as fruits for fruits.npz"}
+"""Kinds of tasks that the user brings along, with what their names are."""
+
+
+def _own(tasks: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the user's own tasks in the spelling of ledgers and folders. Raises ValueError."""
+    if names in ((), Config.games):
+        raise ValueError(f"name your {OWN[tasks]}")
+    if wrong := [name for name in names if not re.fullmatch("[a-z0-9_]{1,80}", normalize(name))]:
+        raise ValueError(f"{wrong[0][:80]!r} has no letter or digit, or more than 80 of them")
+    return tuple(dict.fromkeys(normalize(name) for name in names))
 
 
 _OTHER_SPELLING = re.compile(r"^(?:ALE/)?(.+?)(?:-ram)?(?:NoFrameskip|Deterministic)?(?:-v\d+)?$", re.IGNORECASE)

@@ -132,8 +132,23 @@ class AtariSettings:
 
 
 @dataclass(frozen=True)
+class GymnasiumSettings:
+    """Environments of Gymnasium with images and discrete actions, for tasks gymnasium (docs/own-tasks.md)."""
+
+    modules: tuple[str, ...] = setting(
+        (), "modules that register the environments when they are imported, such as my_package.envs"
+    )
+    frames: Literal["gray4", "rgb1", "rgb4"] = setting(
+        "gray4", "observation: four gray frames, one RGB frame or four RGB frames, resized to 84 × 84"
+    )
+    max_episode_steps: int = setting(
+        0, "truncate episodes after this many steps; 0: the limit that an environment was registered with", low=0
+    )
+
+
+@dataclass(frozen=True)
 class SupervisedSettings:
-    """The classifier for omniglot and multi-cv (appendices C and D)."""
+    """The classifier for omniglot, multi-cv and images (appendices C and D)."""
 
     batch: int = setting(20, "number of examples in a batch", low=1, high=100_000)
     learning_rate: float = setting(0.1, "learning rate α of gradient descent", above=0)
@@ -239,16 +254,18 @@ class Config:
     """All settings of a run, resolved and immutable."""
 
     preset: str = setting("paper", "preset that the other values were based on")
-    tasks: Literal["atari", "omniglot", "multi-cv"] = setting(
+    tasks: Literal["atari", "omniglot", "multi-cv", "gymnasium", "images"] = setting(
         "atari",
-        "kind of tasks: Atari games, alphabets of Omniglot, or image data sets of Multi-CV",
+        "kind of tasks: Atari games, alphabets of Omniglot, image data sets of Multi-CV, your own environments "
+        "(gymnasium) or your own image data sets (images)",
     )
     games: tuple[str, ...] = setting(
         ("seed24",),
         "names of the tasks. atari: games, or the sets seed24 and camera25; omniglot: alphabets, or the sets "
-        "pretraining, validation, held_out and all; multi-cv: data sets, or all",
+        "pretraining, validation, held_out and all; multi-cv: data sets, or all; gymnasium: IDs of environments; "
+        "images: names of files NAME.npz in data_dir",
     )
-    data_dir: str = setting("data", "omniglot and multi-cv: directory with one folder for each data set (docs/data.md)")
+    data_dir: str = setting("data", "directory of the image data sets (docs/data.md, docs/own-tasks.md)")
     workers: int = setting(
         2, "largest number of workers; fewer run while the cluster has no room for all", low=1, high=100_000
     )
@@ -281,6 +298,7 @@ class Config:
     meta: MetaSettings = MetaSettings()
     agent: AgentSettings = AgentSettings()
     atari: AtariSettings = AtariSettings()
+    gymnasium: GymnasiumSettings = GymnasiumSettings()
     supervised: SupervisedSettings = SupervisedSettings()
     worker: WorkerSettings = WorkerSettings()
     server: ServerSettings = ServerSettings()
@@ -309,8 +327,8 @@ class Config:
 
     @property
     def is_supervised(self) -> bool:
-        """Whether the tasks are image classification rather than games."""
-        return self.tasks != "atari"
+        """Whether the tasks are image classification rather than games or other environments."""
+        return self.tasks not in ("atari", "gymnasium")
 
     @property
     def curve_interval(self) -> int:

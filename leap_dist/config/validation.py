@@ -121,13 +121,21 @@ def _running(config: Config) -> Iterator[str]:
         )
 
 
+_DIFFER = {
+    "atari": "games have different actions",
+    "multi-cv": "data sets have different classes",
+    "gymnasium": "environments have different actions",
+    "images": "data sets have different classes",
+}
+"""Why tasks of a kind cannot share a head."""
+
+
 def _meta_learner(config: Config) -> Iterator[str]:
     learner, mode, meta = config.meta_learner, config.mode, config.meta
     if meta.shared == "model" and config.tasks != "omniglot":
-        differ = {"atari": "games have different actions", "multi-cv": "data sets have different classes"}[config.tasks]
-        yield f"meta.shared: model has one head for all tasks, but {differ}; use encoder"
-    if learner == "finetune-single" and config.tasks == "multi-cv":
-        yield "meta_learner: finetune-single has one head, but data sets have different classes; use finetune-multi"
+        yield f"meta.shared: model has one head for all tasks, but {_DIFFER[config.tasks]}; use encoder"
+    if learner == "finetune-single" and config.tasks not in ("atari", "omniglot"):
+        yield f"meta_learner: finetune-single has one head, but {_DIFFER[config.tasks]}; use finetune-multi"
     if config.keeps_heads and config.supervised.labels == "drawn":
         yield "supervised.labels: drawn changes the classes for which finetune-multi keeps heads; use fixed"
     if learner == "finetune-single" and meta.shared == "convolutions":

@@ -18,14 +18,14 @@ import numpy as np
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.presets import PRESETS, TASKS
-from leap_dist.config.registry import DATA_SETS
+from leap_dist.config.registry import DATA_SETS, OWN
 from leap_dist.config.settings import Config
 from leap_dist.protocol import schema
 from leap_dist.storage import reader
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, read_regular, write_atomic
 from leap_dist.storage.location import Url
 from leap_dist.storage.objects import is_url
-from leap_dist.tasks.task import family_named
+from leap_dist.tasks.task import family_named, family_of
 from leap_dist.weights.initialization import Initialization, read_initialization
 
 SCRATCH = "scratch"
@@ -141,7 +141,9 @@ def _held_out(tasks: str, files: Sequence[InitFile]) -> tuple[str, ...]:
         return _HELD_OUT_GAMES
     if tasks == "omniglot":
         return ("held_out",)
-    known = {name for file in files for name in file.content.metadata["games"]}
+    known = {name: None for file in files for name in file.content.metadata["games"]}
+    if tasks in OWN:  # nobody else knows which tasks there are
+        return tuple(known) or Config.games
     return tuple(name for name in DATA_SETS if name not in known) or ("all",)
 
 
@@ -279,11 +281,13 @@ def _arm(file: InitFile, config: Config) -> Arm:
             f"tasks: {file.label} is for tasks {content.tasks}, not {config.tasks}; compare like with like"
         )
     seen: Mapping[str, Any] = content.metadata.get("preprocessing") or {}
+    family = family_of(config)
+    observed, section = family.preprocessing(config), family.sections[-1]
     for name in ("frames", "frame_skip"):
-        shown = getattr(config.atari, name)
+        shown = observed.get(name)
         if seen.get(name, shown) != shown:
             raise ConfigError(
-                f"atari.{name}: {shown} is not what {file.label} was trained on; use --atari.{name.replace('_', '-')} "
-                f"{seen[name]}"
+                f"{section}.{name}: {shown} is not what {file.label} was trained on; use "
+                f"--{section}.{name.replace('_', '-')} {seen[name]}"
             )
     return Arm(file.label, file.source, content.scope, content.sha256, content.metadata)

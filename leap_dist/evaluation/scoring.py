@@ -125,7 +125,7 @@ class Scoring:
 
 def of_tasks(tasks: str) -> Scoring:
     """Return the scoring for the setting `tasks`."""
-    return RETURNS if tasks == "atari" else ERRORS
+    return RETURNS if tasks in ("atari", "gymnasium") else ERRORS
 
 
 def _score_returns(run: RunResult, budget: int) -> Row:

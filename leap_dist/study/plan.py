@@ -108,8 +108,8 @@ def make(
     if not 1 <= seeds <= 1000:
         raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
     tasks = configuration.parse_value("tasks", given.get("tasks", Config.tasks))
-    if tasks == "atari":
-        raise ConfigError("tasks: a study is of omniglot or multi-cv; for Atari games see launch.py evaluate")
+    if tasks not in ("omniglot", "multi-cv"):
+        raise ConfigError(f"tasks: a study is of omniglot or multi-cv; for {tasks} see launch.py evaluate")
     arms = arms or [arm for arm in ARMS if (tasks, arm) != ("multi-cv", "finetune-single")]
     for arm in (*arms, *of_arms):
         if arm not in ARMS:

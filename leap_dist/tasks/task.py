@@ -1,4 +1,4 @@
-"""What differs between the kinds of tasks: Atari games, Omniglot alphabets and the data sets of Multi-CV.
+"""What differs between the kinds of tasks: Atari games, alphabets and data sets of images, and the user's own.
 
 A `TaskFamily` knows the network, its fresh initialization, the data and the learner. The worker's loop, the server,
 the modes, the ledger and the evaluation are the same for all families.
@@ -18,7 +18,8 @@ from leap_dist.nn.flat_vector import Manifest
 from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol.messages import Lease
 from leap_dist.tasks.atari.family import Atari
-from leap_dist.tasks.images.family import MultiCV, Omniglot
+from leap_dist.tasks.gymnasium.family import Gymnasium
+from leap_dist.tasks.images.family import MultiCV, Omniglot, OwnImages
 from leap_dist.tasks.starting_point import StartingPoint
 
 
@@ -63,7 +64,13 @@ class TaskFamily(Protocol):
         """Make the learner for the task of a lease. Raises ConfigError if its data is not there."""
 
 
-_FAMILIES: dict[str, TaskFamily] = {"atari": Atari(), "omniglot": Omniglot(), "multi-cv": MultiCV()}
+_FAMILIES: dict[str, TaskFamily] = {
+    "atari": Atari(),
+    "omniglot": Omniglot(),
+    "multi-cv": MultiCV(),
+    "gymnasium": Gymnasium(),
+    "images": OwnImages(),
+}
 """By the value of the setting `tasks`."""
 
 

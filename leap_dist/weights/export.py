@@ -26,7 +26,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.storage import manifest
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile
-from leap_dist.weights.initialization import Initialization, InitializedEncoder, read_initialization
+from leap_dist.weights.initialization import ENVIRONMENTS, Initialization, InitializedEncoder, read_initialization
 
 
 class Target(NamedTuple):
@@ -106,7 +106,8 @@ def _read(path: Path) -> Initialization:
         found = read_initialization(path)
         if found.tasks != "atari":
             raise ConfigError(
-                f"init: {path} is for tasks {found.tasks}, not for Atari games; use leap_dist.load_network in a program"
+                f"init: {path} is for tasks {found.tasks}, not for Atari games; use leap_dist."
+                f"{'load_encoder' if found.tasks in ENVIRONMENTS else 'load_network'} in a program"
             )
         return found
     except FileNotFoundError:

@@ -28,6 +28,8 @@ _ORDER = {
     "rgb1": "red, green, blue",
     "rgb4": "oldest frame first; red, green, blue within a frame",
 }
+ENVIRONMENTS = ("atari", "gymnasium")
+"""Families whose tasks are environments, not classification."""
 _SCOPES = ("encoder", "convolutions", "model")
 _METADATA = {
     "version": int,
@@ -85,7 +87,7 @@ class Initialization:
 
     @property
     def tasks(self) -> str:
-        """Family of tasks that it was meta-learned on: "atari", "omniglot" or "multi-cv"."""
+        """Family of tasks that it was meta-learned on, a value of the setting `tasks`."""
         return str(self.metadata.get("tasks", "atari"))
 
     @property
@@ -115,9 +117,9 @@ class Initialization:
         """Return a new encoder with these parameters.
 
         If only convolutions were meta-learned, `linear_seed` determines the orthogonal linear layer, as at the start of
-        every task of the run. Raises ValueError if it is needed but None, or if the tasks were not Atari games.
+        every task of the run. Raises ValueError if it is needed but None, or if the tasks were no environments.
         """
-        if self.tasks != "atari":
+        if self.tasks not in ENVIRONMENTS:
             raise ValueError(f"this initialization is for tasks {self.tasks}, not for Atari games; see load_network")
         encoder = InitializedEncoder(self.channels, self.preprocessing)
         if self.scope == "convolutions":
@@ -169,8 +171,8 @@ def load_network(path: str | Path, classes: int | None = None, *, head_seed: int
         ValueError: if it is for Atari games, or a new head is needed and no seed is given.
     """
     found = read_initialization(path)
-    if found.tasks == "atari":
-        raise ValueError("this initialization is for Atari games; see load_encoder")
+    if found.tasks in ENVIRONMENTS:
+        raise ValueError("this initialization is for environments; see load_encoder")
     given = found.metadata["preprocessing"]
     network = convnet.ConvNet(given["channels"], given["size"], classes or given["classes"])
     shared, local = network.parameters_of(found.scope)

@@ -674,6 +674,8 @@ def valid(name: str) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(kind))
     if name == "games":
         return st.lists(st.sampled_from([*available(), *SETS]), min_size=1, max_size=5)
+    if name == "gymnasium.modules":
+        return st.lists(st.from_regex(r"[a-z]{1,4}(\.[a-z]{1,4})?", fullmatch=True), max_size=3)
     if name == "worker.labels":
         return st.lists(st.from_regex(r"[a-z]{1,4}!?=[a-z0-9]{1,4}", fullmatch=True), max_size=3)
     if kind is bool:
@@ -877,8 +879,11 @@ OTHER_VALUES = {
     "supervised.epochs": 3,
     "supervised.patience": 4,
     "supervised.validation": 0.25,
+    "gymnasium.frames": "rgb4",
+    "gymnasium.max_episode_steps": 12,
 }
 PLACEMENT = {
+    "gymnasium.modules": ("here", "there.too"),
     "workers": 77,
     "min_workers": 7,
     "wait_for_nodes": True,

@@ -1,4 +1,4 @@
-"""Advantage actor-critic (A2C; Mnih et al. 2016) on many copies of one Atari game.
+"""Advantage actor-critic (A2C; Mnih et al. 2016) on many copies of one Atari game, or of another environment.
 
 This is the host's side: environments, rewards and episodes. `Rollout` is the device's side: actions, loss, gradient.
 T is the length of an unroll and N the number of environments.
@@ -7,6 +7,7 @@ T is the length of an unroll and N the number of environments.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,27 @@ from leap_dist.nn.profiling import Stopwatch
 from leap_dist.tasks.atari.rollout import EpisodeTracker, Rollout, clip_rewards
 
 
+class Environments(Protocol):
+    """N copies of one environment, with the interface of `leap_dist.envs.atari_vector.Atari`."""
+
+    @property
+    def actions(self) -> list[int]:
+        """The actions, one for each output of the policy."""
+
+    @property
+    def lives(self) -> np.ndarray:
+        """Lives left in each copy, int (N,); constant where there is no such thing."""
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Start a new episode in all copies, and return observations, uint8 (N, C, 84, 84)."""
+
+    def step(self, actions: np.ndarray) -> atari_vector.Step:
+        """Execute one action in each copy."""
+
+    def close(self) -> None:
+        """Release the environments."""
+
+
 class A2C:
     """An agent that learns one game from a given encoder. Implements `leap_dist.leap.learner.Learner`.
 
@@ -36,6 +58,7 @@ class A2C:
         head_seed: seed of the task's own parameters where they persist from task to task; None to use `seed`.
         head_change: flat float32 vector that earlier tasks added to the task's own parameters.
         stopwatch: measures how long each part of the work takes.
+        environments: N environments to play instead of the Atari game.
     """
 
     def __init__(
@@ -51,6 +74,7 @@ class A2C:
         head_seed: int | None = None,
         head_change: np.ndarray | None = None,
         stopwatch: Stopwatch | None = None,
+        environments: Environments | None = None,
     ) -> None:
         self.stopwatch = stopwatch or Stopwatch()
         self._agent = agent
@@ -58,7 +82,7 @@ class A2C:
         colors, _ = atari_vector.STACKS[settings.frames]
         self._newest_frame = slice(colors.start - colors.stop, None)  # an observation's last channels
         self._on_frame: Callable[[np.ndarray], None] | None = None
-        self._env = atari_vector.make(
+        self._env: Environments = environments or atari_vector.make(
             game,
             agent.envs,
             frames=settings.frames,
@@ -69,7 +93,7 @@ class A2C:
             max_episode_frames=settings.max_episode_frames,
             full_actions=settings.full_actions,
         )
-        heads, actions, environments = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
+        heads, actions, resets = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
         self._model = network_for_game(
             atari_vector.channels(settings.frames), self._env.actions, scope, heads if head_seed is None else head_seed
         )
@@ -99,7 +123,7 @@ class A2C:
             generator=torch.Generator(device).manual_seed(actions),
             graph=graph_for(device),
         )
-        self._rollout.set_frames(self._env.reset(environments))
+        self._rollout.set_frames(self._env.reset(resets))
         self._lives = self._env.lives
         self._episodes = EpisodeTracker(agent.envs)
         self._parts: Tensor | None = None

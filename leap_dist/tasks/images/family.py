@@ -13,7 +13,7 @@ import numpy as np
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import normalize
 from leap_dist.config.settings import Config
-from leap_dist.datasets import multicv, omniglot
+from leap_dist.datasets import multicv, omniglot, own
 from leap_dist.datasets.splits import ClassificationProblem, Split, hold_out
 from leap_dist.nn import convnet
 from leap_dist.nn.flat_vector import Manifest
@@ -150,6 +150,22 @@ class MultiCV(Images):
         return super().identity(config, game) | {"data": found}
 
 
+class OwnImages(Images):
+    """The user's own data sets, one task each: files NAME.npz in `config.data_dir` (docs/own-tasks.md)."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=3, size=multicv.SIZE, classes=10)
+
+    def data(self, config: Config, name: str) -> ClassificationProblem:
+        """Return the data set in NAME.npz. Raises ConfigError if there is none, or it holds something else."""
+        return _own_data_set(config.data_dir, name)
+
+    def identity(self, config: Config, game: str) -> dict[str, Any]:
+        """Return also how many images there are."""
+        data = self.data(config, game)
+        return super().identity(config, game) | {"data": f"{game}, {len(data.train)} + {len(data.test)} images"}
+
+
 # Each process decodes its data once and keeps it as bytes.
 
 
@@ -171,6 +187,11 @@ class _PublishedNames(Container[str]):
 @lru_cache(maxsize=8)
 def _data_set(data_dir: str, name: str) -> ClassificationProblem:
     return multicv.find(Path(data_dir), name)
+
+
+@lru_cache(maxsize=8)
+def _own_data_set(data_dir: str, name: str) -> ClassificationProblem:
+    return own.find(Path(data_dir), name)
 
 
 def _dataset(data: ClassificationProblem, config: Config) -> Dataset:

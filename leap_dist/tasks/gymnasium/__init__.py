@@ -1,0 +1,1 @@
+"""A2C on environments of Gymnasium, which the user brings along."""

@@ -1,0 +1,104 @@
+"""The family of environments that the user has registered with Gymnasium, learned by A2C."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.registry import normalize
+from leap_dist.config.settings import AtariSettings, Config
+from leap_dist.config.validation import did_you_mean
+from leap_dist.envs import atari_vector
+from leap_dist.nn import actor_critic
+from leap_dist.nn.actor_critic import FRAME_SIZE, SCALE
+from leap_dist.nn.flat_vector import Manifest
+from leap_dist.nn.profiling import Stopwatch
+from leap_dist.protocol.messages import Lease
+from leap_dist.tasks.atari.a2c import A2C
+from leap_dist.tasks.atari.family import Atari
+from leap_dist.tasks.gymnasium.vector import GymnasiumVector
+from leap_dist.tasks.starting_point import StartingPoint
+
+
+class Gymnasium(Atari):
+    """Environments with images and discrete actions. Implements `leap_dist.tasks.task.TaskFamily`.
+
+    Network and learner are those of Atari games; only the environments differ.
+    """
+
+    sections: tuple[str, ...] = ("agent", "gymnasium")
+
+    def check(self, config: Config) -> None:
+        """Make each environment once. Raises ConfigError, in one line, for one that cannot be used."""
+        for game in config.games:
+            try:
+                _environments(config, game, 1).close()
+            except ConfigError:
+                raise
+            except Exception as error:  # the environment is somebody else's code
+                raise ConfigError(f"games: {game} cannot be used: {type(error).__name__}: {error}") from None
+
+    def initialization(self, config: Config, seed: int, scope: str) -> tuple[Manifest, np.ndarray]:
+        """Return a fresh random φ₀ of the actor-critic network for the configured kind of frames."""
+        return actor_critic.initialization(atari_vector.channels(config.gymnasium.frames), seed, scope)
+
+    def identity(self, config: Config, game: str) -> dict[str, Any]:
+        """Return the settings of the agent and of the environments, but not where their code is."""
+        found = {f"agent.{name}": value for name, value in dataclasses.asdict(config.agent).items()}
+        own = dataclasses.asdict(config.gymnasium)
+        del own["modules"]
+        return found | {f"gymnasium.{name}": value for name, value in own.items()}
+
+    def preprocessing(self, config: Config) -> dict[str, Any]:
+        """Return the kind, size and scale of the frames."""
+        return {"frames": config.gymnasium.frames, "size": FRAME_SIZE, "frame_skip": 1, "scale": SCALE}
+
+    def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> A2C:
+        """Make an A2C agent for the lease's environment. Raises ConfigError if it is not registered."""
+        return A2C(
+            lease.task.game,
+            start.vector,
+            seed=lease.task.seed,
+            agent=config.agent,
+            settings=AtariSettings(frames=config.gymnasium.frames, life_loss=False),
+            worker=config.worker,
+            scope=start.scope,
+            head_seed=start.head_seed,
+            head_change=start.head_change,
+            stopwatch=stopwatch,
+            environments=_environments(config, lease.task.game, config.agent.envs),
+        )
+
+
+def _environments(config: Config, name: str, count: int) -> GymnasiumVector:
+    own = config.gymnasium
+    return GymnasiumVector(registered_id(name, own.modules), count, own.frames, own.max_episode_steps)
+
+
+def registered_id(name: str, modules: tuple[str, ...]) -> str:
+    """Return the ID that is spelled `name` in lower case with underscores, after importing the modules.
+
+    Raises ConfigError if a module cannot be imported, or if there is no such ID, or more than one.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # the module is somebody else's code
+            raise ConfigError(
+                f"gymnasium.modules: {module} cannot be imported ({type(error).__name__}: {error}); it must be "
+                "installed, or lie in the current directory"
+            ) from None
+    known: dict[str, list[str]] = {}
+    for env_id in gymnasium.registry:
+        known.setdefault(normalize(env_id), []).append(env_id)
+    if name not in known:
+        hint = did_you_mean(name, known) or "; name the modules that register it with gymnasium.modules"
+        raise ConfigError(f"games: no environment {name} is registered with Gymnasium{hint}")
+    if len(known[name]) > 1:
+        raise ConfigError(f"games: {name} may be {' or '.join(known[name])}; register yours under another ID")
+    return known[name][0]

@@ -1,0 +1,127 @@
+"""docs/own-tasks.md: its programs run as they stand, and train what they say."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import in_process_driver
+import numpy as np
+import pytest
+
+import leap_dist
+from leap_dist.config.loading import ConfigError
+from leap_dist.datasets import own
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/own-tasks.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty directory, without Ray, with tasks that take a second."""
+    in_process_driver.install(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    made = dict(gymnasium.registry)
+    train, evaluate = leap_dist.train, leap_dist.evaluate
+
+    def shorter(config: dict[str, Any], **more: Any) -> leap_dist.Run:
+        images = config["tasks"] == "images"
+        steps = {"task_steps": 640, "worker.device": "cpu"} if images else {"task_steps": 400, "agent.envs": 2}
+        return train({**config, **steps, "meta_updates": 1}, progress=False, **more)
+
+    def fewer(inits: Any, config: dict[str, Any]) -> leap_dist.Report:
+        return evaluate(inits, {**config, "task_steps": 400}, seeds=1, progress=False)
+
+    monkeypatch.setattr(leap_dist, "train", shorter, raising=False)
+    monkeypatch.setattr(leap_dist, "evaluate", fewer, raising=False)
+    yield
+    sys.modules.pop("catch", None)
+    gymnasium.registry.clear()
+    gymnasium.registry.update(made)
+
+
+def test_an_environment_of_one_s_own_takes_less_than_sixty_lines(short, tmp_path):
+    module, program = BLOCKS[:2]
+    assert len([line for line in (module + program).splitlines() if line.strip()]) < 60
+    (tmp_path / "catch.py").write_text(module)
+    names: dict[str, Any] = {}
+    exec(compile(program, "own-tasks.md", "exec"), names)
+    assert names["run"].outcome == names["report"].outcome == "done"
+    assert {task.game for update in names["run"].meta_updates() for task in update.tasks} <= {
+        "catch10_v0", "catch12_v0", "catch14_v0"
+    }  # fmt: skip
+    assert {(run.arm, run.game) for run in names["report"].runs()} == {
+        ("leap", "catch16_v0"),
+        ("scratch", "catch16_v0"),
+    }
+
+
+def test_a_data_set_of_one_s_own_takes_less_than_sixty_lines(short):
+    write, program = BLOCKS[2:]
+    assert len([line for line in (write + program).splitlines() if line.strip()]) < 60
+    names: dict[str, Any] = {}
+    exec(compile(write + program, "own-tasks.md", "exec"), names)
+    assert {task.game for update in names["run"].meta_updates() for task in update.tasks} == {"stripes", "blocks"}
+    assert names["network"].head.out_features == 5
+
+
+def arrays(**other: Any) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    found = {}
+    for part, count in (("train", 6), ("test", 3)):
+        found[f"{part}_images"] = random.integers(0, 255, (count, 20, 24, 3), np.uint8)
+        found[f"{part}_labels"] = np.arange(count) % 3
+    return {**found, **other}
+
+
+def test_images_are_resized_and_their_brightness_is_measured(tmp_path):
+    np.savez(tmp_path / "Some-Things.npz", **arrays())
+    found = own.find(tmp_path, "some_things")
+    assert found.train.images.shape == (6, 32, 32, 3)
+    assert found.test.labels.tolist() == [0, 1, 2]
+    assert found.classes == 3
+    assert found.mean == pytest.approx(tuple((found.train.images / 255).mean((0, 1, 2))))
+    gray = arrays(train_images=np.full((6, 32, 32), 9, np.uint8), test_images=np.full((3, 32, 32, 1), 7, np.uint8))
+    np.savez(tmp_path / "gray.npz", **gray)
+    found = own.find(tmp_path, "gray")
+    assert np.all(found.train.images == 9)
+    assert np.all(found.test.images == 7)
+    assert found.std == (1e-3, 1e-3, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"train_images": np.zeros((6, 20, 24, 3), np.float32)},
+            r"train_images is float32 .*; it must hold",
+        ),
+        ({"test_labels": np.array([0, 1])}, r"test_labels is int64 \(2,\) for 3 images"),
+        ({"train_labels": np.array([0, 1, 2, 3, 5, 5])}, "has no training image of class 4, but some of 5"),
+        ({"test_labels": np.array([0, 1, 3])}, "test images of class 3, but no training images"),
+        ({"train_labels": np.array([0, 1, 2, -1, 1, 2])}, "train_labels has -1 to 2"),
+        ({"train_images": np.array([None] * 6)}, "Object arrays cannot be loaded"),
+    ],
+)
+def test_a_file_with_something_else_is_refused(tmp_path, other, message):
+    np.savez(tmp_path / "wrong.npz", **arrays(**other))
+    with pytest.raises(ConfigError, match=message):
+        own.find(tmp_path, "wrong")
+
+
+def test_files_that_are_missing_or_no_archives_are_refused(tmp_path):
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(ConfigError, match=r"text.npz cannot be used"):
+        own.find(tmp_path, "text")
+    np.savez(tmp_path / "part.npz", train_images=arrays()["train_images"])
+    with pytest.raises(ConfigError, match=r"part.npz cannot be used"):
+        own.find(tmp_path, "part")
+    with pytest.raises(ConfigError, match=r"there is no txet.npz in .*; did you mean text\?"):
+        own.find(tmp_path, "txet")
+    with pytest.raises(ConfigError, match="tasks images"):
+        leap_dist.train({"preset": "fast", "tasks": "images", "games": ["text"], "data_dir": str(tmp_path)})
