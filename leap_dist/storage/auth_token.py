@@ -1,10 +1,9 @@
-"""The authentication token of a Ray cluster: finding the one that Ray would use, or creating one. Does not use Ray."""
+"""The authentication token of a Ray cluster: finding the one that Ray would use. Does not use Ray."""
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import sys
 from pathlib import Path
@@ -47,23 +46,6 @@ def find() -> Token | None:
         raise ConfigError(f"address: the token file {default_path()} cannot be read ({error})") from None
 
 
-def find_or_create() -> Token:
-    """Return the token that Ray would use, or create one in ~/.ray/auth_token. Raises ConfigError."""
-    found = find()
-    if found is None:
-        try:
-            _create(default_path())
-        except OSError as error:
-            raise ConfigError(
-                f"address: the token file {default_path()} cannot be written ({error.strerror}); "
-                "set RAY_AUTH_TOKEN, or another HOME"
-            ) from None
-        found = find()
-    if found is None:
-        raise ConfigError(f"address: the token file {default_path()} was removed as it was being created; start again")
-    return found
-
-
 def default_path() -> Path:
     """Return the path of the token file that is used if the environment names no other. Raises ConfigError."""
     try:
@@ -102,19 +84,3 @@ def _read_private(path: Path) -> str:
                 file=sys.stderr,
             )
         return file.read().strip()
-
-
-def _create(path: Path) -> None:
-    """Create a token file, private from its first byte on, unless another process has created one meanwhile."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with files.create_new(temporary, 0o600) as file:
-            file.write(secrets.token_hex(32).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)  # appears whole, and never replaces a file
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)

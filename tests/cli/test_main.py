@@ -243,7 +243,7 @@ def test_a_user_without_a_home_directory_gets_one_line(capsys, monkeypatch, tmp_
     line = refused(capsys, "status", "--run-dir", "~/x")
     assert line == "--run-dir: '~/x' is in a home directory that is not known; write it in full"
     with pytest.raises(ConfigError, match=r"^address: this user has no home directory for Ray's token; set HOME"):
-        auth_token.find_or_create()
+        auth_token.find()
     config, _ = commands.training(parser.parse(["train", "--preset", "smoke", "--run-dir", "run"]))
     assert config.preset == "smoke"
     assert list(tmp_path.iterdir()) == []

@@ -440,7 +440,7 @@ def test_a_user_without_a_home_directory_gets_one_line(
     from leap_dist.storage import auth_token
 
     with pytest.raises(ConfigError, match="set HOME"):
-        auth_token.find_or_create()
+        auth_token.find()
 
 
 def test_files_are_read_within_bounds(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import stat
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,45 +208,16 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
+def written(home: Path) -> None:
+    """Make a token as docs/security.md says."""
+    path = home / ".ray" / "auth_token"
+    path.parent.mkdir(mode=0o700, parents=True)
+    path.touch(0o600)
+    path.write_text("0123456789abcdef\n")
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def test_a_new_token_is_long_and_private(home, monkeypatch, capsys):
-    before = os.umask(0)
-    try:
-        token = auth_token.find_or_create()
-    finally:
-        os.umask(before)
-    path = home / ".ray" / "auth_token"
-    assert (mode(path), mode(path.parent)) == (0o600, 0o700)
-    assert path.read_text() == token.value
-    assert len(bytes.fromhex(token.value)) == 32
-    assert token.source == str(path)
-    assert [inside.name for inside in path.parent.iterdir()] == ["auth_token"]
-    assert auth_token.find_or_create() == auth_token.find() == token
-    assert capsys.readouterr() == ("", "")
-
-
-def test_many_at_once_agree_on_one_token(home, monkeypatch):
-    """Every one of them finds no token, and then they all make one."""
-    barrier, link = threading.Barrier(4), os.link
-
-    def together(*arguments):
-        barrier.wait(10)
-        link(*arguments)
-
-    monkeypatch.setattr(os, "link", together)
-    numbers = iter(range(100, 200))
-    monkeypatch.setattr(os, "getpid", lambda: next(numbers))
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(auth_token.find_or_create())) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    assert set(found) == {auth_token.find()}
 
 
 def test_the_order_is_that_of_ray(home, monkeypatch, tmp_path):
@@ -259,7 +229,8 @@ def test_the_order_is_that_of_ray(home, monkeypatch, tmp_path):
         return loader.get_raw_token(ignore_auth_mode=True)
 
     assert auth_token.find() is None
-    assert auth_token.find_or_create().value == of_ray()
+    written(home)
+    assert auth_token.find() == (of_ray(), str(home / ".ray" / "auth_token"))
     (tmp_path / "named").write_text("named-token\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "named"))
     assert auth_token.find() == ("named-token", str(tmp_path / "named"))
@@ -291,16 +262,16 @@ def test_a_token_that_is_a_link_is_refused_and_its_target_left_alone(home, tmp_p
     (tmp_path / "other").chmod(0o644)
     path.symlink_to(tmp_path / "other")
     with pytest.raises(ConfigError, match="is a symbolic link"):
-        auth_token.find_or_create()
+        auth_token.find()
     assert mode(tmp_path / "other") == 0o644
     (tmp_path / "other").unlink()
     with pytest.raises(ConfigError, match="is a symbolic link"):
-        auth_token.find_or_create()
+        auth_token.find()
     assert not (tmp_path / "other").exists()
 
 
 def test_a_token_of_another_user_is_refused(home, monkeypatch):
-    auth_token.find_or_create()
+    written(home)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(ConfigError, match="is not a file of your own"):
         auth_token.find()
@@ -313,18 +284,18 @@ def test_an_empty_token_and_a_directory_are_refused(home, monkeypatch, tmp_path,
     if named:
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
         with pytest.raises(ConfigError, match=r"RAY_AUTH_TOKEN_PATH names .*, which cannot be read"):
-            auth_token.find_or_create()
+            auth_token.find()
     path.write_text("\n")
     path.chmod(0o600)
     with pytest.raises(ConfigError, match=r"the token file .* is empty"):
-        auth_token.find_or_create()
+        auth_token.find()
     path.unlink()
     path.mkdir()
     with pytest.raises(ConfigError, match=r"cannot be read|not a file of your own"):
-        auth_token.find_or_create()
+        auth_token.find()
 
 
 def test_a_home_that_cannot_be_written_is_one_line(home):
     home.write_text("a file")
     with pytest.raises(ConfigError, match=r"address: the token file .* cannot be"):
-        auth_token.find_or_create()
+        auth_token.find()
