@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import sys
 import time
@@ -18,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Print a line for each data set that has a folder. Return 2 if there is none, or if one is refused, else 0."""
     parser = argparse.ArgumentParser(prog="python -m leap_dist.datasets", description=__doc__)
     parser.add_argument("data_dir", type=Path, help="directory with a folder for each data set")
-    data_dir = parser.parse_args(arguments).data_dir
+    data_dir = Path(os.path.expanduser(parser.parse_args(arguments).data_dir))
     names = [name for name in ("omniglot", *multicv.SOURCES) if (data_dir / name).is_dir()]
     if not names:
         known = ", ".join(("omniglot", *multicv.SOURCES))

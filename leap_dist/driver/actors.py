@@ -25,6 +25,7 @@ from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Renewal
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.locks import RunDirectoryBusy
+from leap_dist.storage.redaction import redact_output
 from leap_dist.storage.replica import Remote, connect
 from leap_dist.tasks.atari.video import Clip, NoVideo, VideoRecorder
 from leap_dist.tasks.task import family_of
@@ -39,6 +40,7 @@ class ServerProcess:
     """A server in a Ray actor. Ray restarts the actor after a crash; the server restores itself from its directory."""
 
     def __init__(self, *arguments: Any) -> None:
+        redact_output()
         torch.set_num_threads(1)
         self._stopping = False
         self._problem: Exception | None = None
@@ -140,6 +142,7 @@ class WorkerActor:
     """
 
     def __init__(self, name: str, incarnation: str, config: Config, profile: bool) -> None:
+        redact_output()
         self._name = name
         self._incarnation = incarnation
         self._config = config

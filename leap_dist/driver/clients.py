@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.protocol.messages import Ack, Contribution, Renewal
 from leap_dist.server.aggregator import Aggregator
+from leap_dist.storage.redaction import redact_output
 from leap_dist.testing import delivery_log
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class AggregatorActor:
     """An Aggregator in a Ray actor. Calls wait in an event loop; a thread delivers them."""
 
     def __init__(self, server: Any, seconds: float) -> None:
+        redact_output()
         self._aggregator = Aggregator(_Delivery(server), seconds)
         threading.Thread(target=self._aggregator.run, name="deliveries", daemon=True).start()
 

@@ -89,10 +89,10 @@ class MetaServer:
         self._lock = RunLock(run_dir)
         try:
             orphans = Recovery(config, manifest, state, assignments, scheduler, counters, alert, replica).run()
-            scheduler.update()  # the versions at which the orphans were leased may be in the journal only
+            scheduler.update(wait=True)  # the versions at which the orphans were leased may be in the journal only
             for held in orphans:
                 self._lose(held, "worker-lost")
-            scheduler.update()
+            scheduler.update(wait=True)
         except BaseException:
             self._lock.release()
             raise

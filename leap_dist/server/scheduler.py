@@ -121,8 +121,14 @@ class UpdateScheduler:
         finally:
             self._min_batch = 0
 
-    def update(self) -> None:
-        """Make every meta-update that is due. One that cannot be saved is tried again with the next call."""
+    def update(self, *, wait: bool = False) -> None:
+        """Make every meta-update that is due. One that cannot be saved is tried again with the next call.
+
+        While a long ledger is still being verified after a restart, meta-updates are put off until a later call, so
+        that nobody waits for an answer. With `wait` they wait for the verification instead.
+        """
+        if not wait and not self._state.ledger.is_verified:
+            return
         waiting = self._state.backlog.waiting
         while not self.complete and (count := self._due()):
             following = self.batch_start + self._batch_size

@@ -78,6 +78,11 @@ class Ledger:
             )
             self._verification.start()
 
+    @property
+    def is_verified(self) -> bool:
+        """Whether no verification is running: only then does `sha256` answer without waiting."""
+        return self._verification is None or not self._verification.is_alive()
+
     def _verify(self, size: int, sha256: str, on_mismatch: Callable[[], None]) -> None:
         try:
             self._sum_up(size)

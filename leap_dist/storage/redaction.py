@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 from urllib.parse import quote, quote_plus
 
 from leap_dist.config import files
@@ -97,3 +100,51 @@ def _forms(value: str) -> Iterator[str]:
 def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an unexpected error with its traceback, but without secrets; a replacement for `sys.excepthook`."""
     print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+class RedactedStream(io.TextIOBase):
+    """A text stream that hides secrets in what is written through it, line by line.
+
+    Args:
+        stream: the stream to write to. It gets whole lines only, unless `flush` is called in the middle of one.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._line = ""
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> int:
+        """Write text; what follows the last line break is kept until the next call."""
+        with self._lock:
+            *lines, self._line = (self._line + text).split("\n")
+            if lines:
+                self._stream.write("".join(f"{line}\n" for line in redact_all(lines)))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what was kept and flush the stream."""
+        with self._lock:
+            if self._line:
+                self._stream.write(redact(self._line))
+                self._line = ""
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        """Return the stream's file descriptor, to which others may write past this object."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self._stream.isatty()
+
+
+def redact_output() -> None:
+    """Hide secrets in everything that Python code of this process prints or logs from now on.
+
+    Processes of Ray's actors call it: their output goes to files that Ray keeps under its temporary directory.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, RedactedStream):
+            setattr(sys, name, RedactedStream(stream))

@@ -680,3 +680,9 @@ def test_a_file_that_never_ends_is_refused_in_one_line(tmp_path, capsys, kind):
     tracemalloc.stop()
     assert peak < 2**24
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert listing.main(["~/nowhere"]) == 2
+    assert f"data_dir: {tmp_path}/nowhere has no folder" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -32,6 +33,7 @@ from leap_dist.protocol.messages import Contribution, Idle
 from leap_dist.protocol.task_queue import task
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.storage.checkpoint import CheckpointStore
+from leap_dist.storage.ledger import Ledger
 from leap_dist.storage.locks import RunDirectoryBusy
 
 OPTIMIZERS = [
@@ -591,3 +593,34 @@ def test_a_whole_contribution_counts_as_one_that_was_pushed_in_full(tmp_path):
     assert one.finished
     assert np.array_equal(one.snapshot()[1], other.snapshot()[1])
     assert one.status()["agent_steps"] == settings.total_tasks * settings.task_steps
+
+
+def test_nobody_waits_for_the_verification_of_a_long_ledger(tmp_path, monkeypatch):
+    """After a restart, what is pushed is durable at once; the meta-update follows when the ledger is verified."""
+    settings = config(meta__batch_size=2, meta_updates=4)
+    server = serve(tmp_path / "run", settings)
+    for _ in range(4):
+        finish(server, grant(server), server.snapshot()[1])
+    assert server.status()["meta_updates"] == 2
+    server.close()
+
+    verified, verify = threading.Event(), Ledger._verify
+
+    def slow(self, *arguments):
+        verified.wait(5)
+        verify(self, *arguments)
+
+    monkeypatch.setattr(Ledger, "_verify", slow)
+    monkeypatch.setattr("leap_dist.storage.ledger.VERIFIED_AT_ONCE", 0)
+    server = serve(tmp_path / "run", settings)
+    for _ in range(2):
+        finish(server, grant(server), server.snapshot()[1])
+    server.tick()
+    assert not verified.is_set()
+    assert server.status()["meta_updates"] == 2
+    verified.set()
+    server._state.ledger._verification.join(5)
+    server.tick()
+    assert server.status()["meta_updates"] == 3
+    assert len(ledger(tmp_path / "run")) == 6
+    server.close()

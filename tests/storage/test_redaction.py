@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import sys
+import traceback
 from unittest import mock
 from urllib.parse import quote, quote_plus
 
@@ -12,9 +15,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from leap_dist.config.loading import fields, resolve
+from leap_dist.driver.actors import ServerProcess, WorkerActor
+from leap_dist.driver.clients import AggregatorActor
 from leap_dist.envs.games import available
 from leap_dist.storage import auth_token, manifest
-from leap_dist.storage.redaction import print_exception, redact, redact_all
+from leap_dist.storage.redaction import RedactedStream, print_exception, redact, redact_all, redact_output
 
 VARIABLES = ["RAY_AUTH_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "MY_SECRET", "wandb_api_key"]
 AROUND = st.text(st.characters(exclude_categories=("C",)), max_size=30)
@@ -161,3 +166,31 @@ def test_the_manifest_holds_no_secret_of_the_command_line(monkeypatch):
     monkeypatch.setattr(manifest.sys, "argv", arguments)
     command = manifest.describe(resolve("smoke"))["command"]
     assert command == ["launch.py", "train", "--run-dir", "s3://***@store/x", "--config", "***.yaml"]
+
+
+def test_what_an_actor_prints_holds_no_secret(monkeypatch, capsys):
+    """Ray keeps it in files. A line counts as a whole, in however many pieces it is written."""
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # so that they are put back
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    redact_output()
+    redact_output()  # of two actors in one process
+    print("the token is hf_01234", end="")
+    print("56789, and that was it")
+    print("no line break: hf_0123456789", end="", flush=True)
+    try:
+        raise ValueError("hf_0123456789")
+    except ValueError:
+        traceback.print_exc()
+        print("failed with hf_0123456789", file=sys.stderr)
+    sys.stderr.flush()
+    out, err = capsys.readouterr()
+    assert out == "the token is ***, and that was it\nno line break: ***"
+    assert "hf_0123456789" not in err
+    assert "failed with ***" in err
+    assert not isinstance(sys.stdout._stream, RedactedStream)
+
+
+def test_every_actor_hides_secrets_in_what_it_prints():
+    for actor in (ServerProcess, WorkerActor, AggregatorActor):
+        assert inspect.getsource(actor.__init__).count("redact_output()") == 1
