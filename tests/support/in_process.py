@@ -11,6 +11,7 @@ from leap_dist.envs import atari_vector
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Idle
 from leap_dist.server.meta_server import MetaServer
+from leap_dist.tasks.task import family_of
 from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start
 
@@ -23,7 +24,10 @@ def train(settings: Config, run_dir: Path) -> MetaServer:
     try:
         run_dir.mkdir(exist_ok=True)
         manifest, initial = initialization(atari_vector.channels(settings.atari.frames), settings.seed, settings.scope)
-        server = MetaServer(settings, run_dir, manifest=manifest, initial=initial, session="another")
+        server = MetaServer(
+            settings, run_dir, manifest=manifest, initial=initial, session="another",
+            preprocessing=family_of(settings).preprocessing(settings),
+        )  # fmt: skip
         while not isinstance(lease := server.lease("w0", "i0"), Idle):
             run_task(lease, Start(server.snapshot()[1], server.head(lease.task.game)), settings, server)
         assert lease.finished
