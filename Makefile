@@ -13,7 +13,7 @@ help: ## list the targets
 	@sed -En 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-15s %s\n", $$1, $$2}'
 
 train: .venv/installed ## meta-train on three real Atari games on this machine (two minutes after the install)
-	$(BIN)/python launch.py train --preset quick $(ARGS)
+	$(BIN)/python launch.py train $(ARGS)
 
 test: .venv/installed-dev ## what has to pass before anything lands: linters, types, and every test but the slow ones
 	$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint types test-fast

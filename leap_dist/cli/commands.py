@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leap_dist.cli import console, parser
-from leap_dist.config import loading
+from leap_dist.cli import console, listings, parser, setting_flags
+from leap_dist.config import loading, registry
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
+from leap_dist.config.validation import did_you_mean
 from leap_dist.driver.signals import check_stop
-from leap_dist.storage import location, reader, run_directory
 from leap_dist.telemetry.escaping import printable_tree
 
-if TYPE_CHECKING:  # slow to import
+# Everything else is imported where it is used, so that mistakes in flags are answered at once.
+if TYPE_CHECKING:
     from leap_dist.evaluation.initializations import Arm
     from leap_dist.storage.location import Run
 
@@ -27,9 +29,9 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
     if parsed.resume:
         return _resumed_training(parsed)
     preset, loaded = file_settings(parsed)
-    preset = preset or "paper"
+    preset = preset or setting_flags.DEFAULT_PRESET["train"]
     config = loading.resolve(preset, loaded, parser.settings(parsed))
-    from leap_dist.storage import location, remote_run, run_directory  # slow to import, so the settings come first
+    from leap_dist.storage import location, remote_run, run_directory
 
     if parsed.run_dir:
         return config, remote_run.open_run(location.location(parsed.run_dir), resume=False)
@@ -63,10 +65,13 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     given = parser.settings(parsed)
     preset, loaded = file_settings(parsed)
     # The file may be one for training: settings without a meaning for evaluations are ignored.
-    loaded = {name: value for name, value in loaded.items() if parser.is_for_evaluations(name)}
+    loaded = {name: value for name, value in loaded.items() if setting_flags.is_for_evaluations(name)}
     for name, value in given.items():
         loading.parse_value(name, value)
-    from leap_dist.evaluation import initializations  # after the settings were checked, because it is slow to import
+    if "games" in given:
+        require_games(given["games"], given.get("tasks"))
+    require_initializations(parsed.init)
+    from leap_dist.evaluation import initializations
     from leap_dist.storage import run_directory
 
     labels, files = initializations.read(parsed.init)
@@ -77,6 +82,41 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     if run_directory.exists(out) and not run_directory.holds_evaluation(out):
         raise ConfigError(f"out: {out} holds a training run; choose another")
     return config, arms, out
+
+
+def require_initializations(specs: Sequence[str]) -> None:
+    """Raise ConfigError if a file that --init names is missing, before anything slow is imported."""
+    for spec in specs:
+        label, equals, path = spec.partition("=")
+        named = path if equals and "://" not in label else spec
+        if named != "scratch" and not re.match("[A-Za-z0-9+.-]+:", named):  # a URL, or pretrained:NAME
+            require_initialization(Path(named), "give an init.safetensors, a run directory, or scratch")
+
+
+def require_initialization(path: Path, hint: str = "give an init.safetensors or a run directory") -> Path:
+    """Return the path of the file that a run directory or a file itself stands for.
+
+    Raises ConfigError, with the nearest run that has one, if there is no such file.
+    """
+    file = path / "init.safetensors" if path.is_dir() else path
+    try:
+        file.stat()
+    except OSError as error:
+        near = did_you_mean(str(path), map(str, (found.parent for found in Path().glob("*/*/init.safetensors"))))
+        raise ConfigError(f"init: {path} cannot be read ({error.strerror}){near or f'; {hint}'}") from None
+    return file
+
+
+def require_games(games: str | None, tasks: str | None) -> None:
+    """Raise ConfigError if a name of --games is none of any kind of tasks, or of `tasks` if it is known."""
+    errors = []
+    for kind in (tasks,) if tasks else ("atari", "omniglot", "multi-cv"):
+        try:
+            registry.expand(kind, loading.parse_value("games", games or "all"), seed=0, pretraining=1)
+            return
+        except ValueError as error:
+            errors.append(str(error))
+    raise ConfigError(f"games: {errors[0]}")
 
 
 def file_settings(parsed: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
@@ -94,8 +134,10 @@ def timestamp() -> str:
 def evaluate(parsed: argparse.Namespace) -> int:
     """Compare initializations on held-out tasks."""
     config, arms, out = evaluation(parsed)
+    from leap_dist.cli import plan, results
     from leap_dist.driver import driver, reporting
     from leap_dist.evaluation import initializations, runs
+    from leap_dist.storage import run_directory
 
     planned = runs.plan(arms, config, parsed.seeds, initializations.first_seed(parser.settings(parsed), config))
     runs.missing(planned, config, out)  # raises errors before anything is written
@@ -104,13 +146,12 @@ def evaluate(parsed: argparse.Namespace) -> int:
     with run_directory.claimed(out):
         run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
         initializations.write(out, arms)
-        console.print_notes(initializations.notes(arms, config))
+        results.print_notes(initializations.notes(arms, config))
         missing, _ = runs.missing(planned, config, out)
-        if len(missing) < len(planned):
-            print(f"{len(planned) - len(missing)} of {len(planned)} runs are in {out} already")
+        plan.print_evaluation(config, planned, len(missing), out)
         outcome = reporting.evaluate(config, planned, out) if missing else "done"
         if any(out.glob("runs/*/*/*.json")):
-            console.print_evaluation(out)
+            results.print_evaluation(out)
     if outcome != "done":
         print(f"\n{outcome}: the same command continues with the missing runs")
     return console.EXIT_CODES[outcome]
@@ -118,11 +159,12 @@ def evaluate(parsed: argparse.Namespace) -> int:
 
 def study(parsed: argparse.Namespace) -> int:
     """Compare meta-learners on Omniglot or Multi-CV."""
-    from leap_dist.study import plan, run
+    from leap_dist.cli import results
+    from leap_dist.study import plan
 
     preset, loaded = file_settings(parsed)
     planned = plan.make(
-        preset=preset or "paper",
+        preset=preset or setting_flags.DEFAULT_PRESET["study"],
         given={**loaded, **parser.settings(parsed)},
         arms=[arm for text in parsed.arms for arm in text.split(",")],
         groups=[group for text in parsed.groups for group in text.split(",")],
@@ -130,9 +172,11 @@ def study(parsed: argparse.Namespace) -> int:
         of_arms=plan.parse_of_arms(parsed.of_arms),
         test_steps=parsed.test_steps,
     )
+    from leap_dist.study import run
+
     outcome = run.run(planned, parsed.out, lambda text: print(text, flush=True))
     if outcome == "done":
-        console.print_study(parsed.out)
+        results.print_study(parsed.out)
     else:
         print(f"\n{outcome}: the same command continues with what is missing")
     return console.EXIT_CODES[outcome]
@@ -140,8 +184,11 @@ def study(parsed: argparse.Namespace) -> int:
 
 def status(parsed: argparse.Namespace) -> int:
     """Show the state of a run, an evaluation or a study."""
+    from leap_dist.cli import results
+    from leap_dist.storage import location, reader, run_directory
+
     where = location.location(parsed.run_dir)
-    if console.holds_study(where):
+    if results.holds_study(where):
         from leap_dist.study import spec
 
         found = spec.progress(Path(where))
@@ -170,21 +217,24 @@ def status(parsed: argparse.Namespace) -> int:
 
 def plot(parsed: argparse.Namespace) -> int:
     """Draw the picture of a run, or the report of an evaluation or study, again."""
+    from leap_dist.cli import results
+    from leap_dist.storage import location, reader, run_directory
+
     where = location.location(parsed.run_dir)
     if reader.is_remote(where) and parsed.out is None:
         raise ConfigError("out: name a file with --out, because the run is at a URL")
-    if console.holds_study(where):
-        console.print_study(Path(where))
+    if results.holds_study(where):
+        results.print_study(Path(where))
         return 0
     with reader.local_copy(where, "config.yaml", "ledger.jsonl") as run_dir:
         if not run_directory.exists(run_dir):
             raise ConfigError(f"run-dir: {run_dir} holds no run")
         run_directory.refuse_links(run_dir)
         if run_directory.holds_evaluation(run_dir):
-            console.print_evaluation(run_dir)
+            results.print_evaluation(run_dir)
             return 0
         try:
-            print(console.draw_progress(run_dir, parsed.out or run_dir / "progress.png", run_dir.name))
+            print(results.draw_progress(run_dir, parsed.out or run_dir / "progress.png", run_dir.name))
         except OSError as error:
             raise ConfigError(f"run-dir: the picture of {run_dir} cannot be drawn: {error}") from None
     return 0
@@ -192,9 +242,16 @@ def plot(parsed: argparse.Namespace) -> int:
 
 def export(parsed: argparse.Namespace) -> int:
     """Write an initialization in the format of another library."""
+    from leap_dist.storage import location, reader
+
+    if parsed.to not in parser.LIBRARIES:
+        near = did_you_mean(parsed.to, parser.LIBRARIES)
+        raise ConfigError(f"to: {parsed.to[:80]!r} is none of {', '.join(parser.LIBRARIES)}{near}")
+    where = location.location(parsed.init)
+    if isinstance(where, Path):
+        where = require_initialization(where)
     from leap_dist.weights.export import export as write
 
-    where = location.location(parsed.init)
     init = reader.cached_initialization(where) if isinstance(where, location.Url) else where
     with location.translated_errors(init, str(where)):
         names = write(init, parsed.to, parsed.out, linear_seed=parsed.linear_seed)
@@ -208,4 +265,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": status,
     "plot": plot,
     "export": export,
+    "games": lambda _: listings.games(),
+    "presets": lambda _: listings.presets(),
+    "weights": lambda _: listings.weights(),
 }

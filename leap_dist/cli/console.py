@@ -5,134 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from leap_dist.config import loading, registry
-from leap_dist.config.loading import ConfigError
-from leap_dist.config.settings import Config
-from leap_dist.storage import location, reader
-from leap_dist.storage.ledger import Ledger
 from leap_dist.storage.redaction import redact
 from leap_dist.telemetry.escaping import printable
-
-
-def print_training(run: location.Run, outcome: str, summary: dict[str, Any]) -> None:
-    """Draw progress.png, and print the result of a training run and where its files are.
-
-    The summary is the last one that was shown, not the one on disk: after a full disk, that may be older or missing.
-    """
-    try:
-        draw_progress(run.folder, run.folder / "progress.png", run.folder.name if run.remote is None else run.shown)
-        picture = f"{run.shown}/progress.png"
-    except OSError as error:
-        picture = f"could not be written: {error}"
-    print(
-        f"\n{outcome}: {summary['tasks']} of {summary['tasks_wanted']} tasks, {summary['meta_updates']} meta-updates, "
-        f"{summary['contributions_applied']} contributions, {summary['agent_steps']:,} "
-        f"{registry.for_summary(summary).step_unit} in {summary['wall_seconds']:.0f} s"
-    )
-    _print_files(
-        ("initialization", f"{run.shown}/init.safetensors"),
-        ("picture", picture),
-        ("ledger", f"{run.shown}/ledger.jsonl"),
-        ("curves", _tensorboard_command(f"{run.shown}/tensorboard")),
-    )
-    if outcome != "done":
-        _print_files(("to continue", f"{command()} train --run-dir {shlex.quote(run.shown)} --resume"))
-        _print_files(*(("reason", alert) for alert in summary["alerts"][-3:] if outcome == "failed"))
-
-
-def print_profiles(run: location.Run) -> None:
-    """Print how each worker spent its time. The operators are in the files only."""
-    for path in sorted((run.folder / "profile").glob("*.txt")):
-        name, shares, *_ = path.read_text().split("\n\n")
-        print(f"\n{name}\n{shares}")
-    print()
-    _print_files(("traces", f"{run.shown}/profile/*.trace.json.gz   (open with ui.perfetto.dev or chrome://tracing)"))
-
-
-def draw_progress(run_dir: Path, path: Path, name: str) -> Path:
-    """Draw the picture of a run from its ledger. Raises OSError."""
-    from leap_dist.telemetry import pictures  # matplotlib is slow to import
-
-    lines, _ = Ledger(run_dir / "ledger.jsonl").read(0)
-    pictures.progress_picture(lines, path, f"Leap meta-training: {name}")
-    return path
-
-
-def print_evaluation(out: Path) -> None:
-    """Build the report of an evaluation, and print where it is. Raises ConfigError."""
-    from leap_dist.evaluation import scoring
-    from leap_dist.evaluation.report.build import build
-
-    print_notes(_build(lambda folder: build(folder, scoring.of_tasks(_tasks_of(folder))), out))
-    print()
-    _print_files(*_evaluation_files(out))
-
-
-def _evaluation_files(out: Path) -> Iterator[tuple[str, str]]:
-    page = out / "report.html"
-    yield "report", f"{page}   (and report.md)" if page.exists() else f"{out / 'report.md'}"
-    yield "pictures", f"{out / 'figures'}"
-    yield "numbers", f"{out / 'results.csv'}, {out / 'results.json'}"
-    if (out / "tensorboard").exists():
-        yield "curves", _tensorboard_command(str(out / "tensorboard"))
-
-
-def _tasks_of(out: Path) -> str:
-    """Return the kind of tasks of an evaluation; the default if its configuration cannot be read."""
-    try:
-        return str(loading.read_yaml(out / "config.yaml").get("tasks", Config.tasks))
-    except ConfigError:
-        return Config.tasks
-
-
-def holds_study(where: location.Location) -> bool:
-    """Return whether a study was started in a directory."""
-    return not reader.is_remote(where) and (Path(where) / "study.json").exists()
-
-
-def print_study(out: Path) -> None:
-    """Build the tables and figures of a study, and print where they are. Raises ConfigError."""
-    from leap_dist.study.report import build
-
-    print_notes(_build(build, out))
-    print()
-    _print_files(
-        ("tables", f"{out / 'table.md'}"),
-        ("pictures", f"{out / 'figures'}"),
-        ("numbers", f"{out / 'results.csv'}, {out / 'results.json'}"),
-    )
-
-
-def _build(build: Callable[[Path], list[str]], out: Path) -> list[str]:
-    try:
-        return build(out)
-    except OSError as error:
-        raise ConfigError(f"out: the report in {out} cannot be written: {error}") from None
-
-
-def print_notes(notes: Iterable[str]) -> None:
-    """Print each note as a line of its own to standard error."""
-    for note in notes:
-        notice("note", note)
-
-
-def _print_files(*rows: tuple[str, str]) -> None:
-    for title, text in rows:
-        print(f"  {title:<15} {printable(text)}")
-
-
-def _tensorboard_command(logdir: str) -> str:
-    """Return the command that shows `logdir`, with the TensorBoard of this Python environment."""
-    path = Path(sys.executable).with_name("tensorboard")
-    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return shlex.join([str(path), "--logdir", logdir])
-
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 EXIT_CODES = {"done": 0, "failed": FAILED, "interrupted": INTERRUPTED}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from leap_dist.cli import commands, console, parser
+from leap_dist.cli import console, parser
 from leap_dist.config.loading import ConfigError
 from leap_dist.driver.errors import RunFailed
 from leap_dist.driver.signals import check_stop, stop_signal
@@ -31,10 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     try:
-        if parsed.command == "train":
-            return train(parsed)
         from leap_dist.cli import commands
 
+        if parsed.command == "train":
+            return train(parsed)
         return commands.COMMANDS[parsed.command](parsed)
     except ConfigError as error:
         console.complain(str(error))
@@ -52,8 +52,10 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def train(parsed: argparse.Namespace) -> int:
     """Meta-train an initialization."""
+    from leap_dist.cli import commands
+
     config, run = commands.training(parsed)
-    from leap_dist.cli import console
+    from leap_dist.cli import plan, results
     from leap_dist.driver import driver, reporting
     from leap_dist.storage import run_directory
 
@@ -63,8 +65,9 @@ def train(parsed: argparse.Namespace) -> int:
         patience = run_directory.ORPHAN_SECONDS if parsed.resume else 0.0
         run_directory.prepare(run.folder, config, patience=patience)
         run.publish()
+        plan.print_training(config, run)
         outcome, summary = reporting.train(config, run, profile=parsed.profile)
-        console.print_training(run, outcome, summary)
+        results.print_training(run, outcome, summary)
         if parsed.profile:
-            console.print_profiles(run)
+            results.print_profiles(run)
     return console.EXIT_CODES[outcome]

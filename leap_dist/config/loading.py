@@ -70,12 +70,10 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
         ConfigError: a preset, field or game is unknown, a value has the wrong type or is out of range, or settings do
             not go together.
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"preset: no preset {_display(preset)}{did_you_mean(preset, PRESETS)}")
     given: dict[str, Any] = {}
     for override in overrides:
         given.update({name.replace("-", "_"): value for name, value in override.items()})
-    values: dict[str, Any] = _preset_values(preset, given)
+    values: dict[str, Any] = preset_values(preset, given)
     chosen = {name: {**values, **given}.get(name, getattr(Config, name)) for name in ("meta_learner", "mode")}
     for name, choice, settings in DEFAULTS:
         if chosen[name] == choice:
@@ -99,8 +97,13 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     return config
 
 
-def _preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a preset for the kind of tasks in `given`. Raises ConfigError."""
+def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in which a preset differs from the defaults, for the kind of tasks in `given`.
+
+    Raises ConfigError if there is no such preset.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"preset: no preset {_display(preset)}{did_you_mean(preset, PRESETS)}")
     tasks = parse_value("tasks", given.get("tasks", Config.tasks))
     if tasks not in TASKS:
         return dict(PRESETS[preset])

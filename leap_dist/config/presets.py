@@ -168,9 +168,9 @@ DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 PRESET_HELP = {
     "smoke": "a few seconds, to check that everything runs",
-    "quick": "a few minutes on a laptop: three games, ten meta-updates",
-    "fast": "common A2C settings: 16 environments, sign rewards, four gray frames",
-    "paper": "appendix E of the paper: a million steps per task, batches of 16 tasks",
-    "paper-5m": "the same with five million steps per task, as in the camera-ready version",
+    "quick": "minutes on a laptop, to see how it works: three games, short tasks",
+    "fast": "to try ideas: A2C settings that learn, 24 games, hours to days",
+    "paper": "to repeat the paper (appendix E) on a cluster; slow to learn",
+    "paper-5m": "the camera-ready version: five million steps per task",
 }
-"""One line about each preset, for the help."""
+"""One line about each preset, for the help: what it is for."""

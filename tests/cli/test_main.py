@@ -10,10 +10,12 @@ import pytest
 from commands import no_ray, refused  # noqa: F401
 from toy_data_sets import write_part
 
-from leap_dist.cli import commands, console, parser
+from leap_dist.cli import commands, parser, results, setting_flags
 from leap_dist.cli.main import main
 from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.presets import PRESETS
+from leap_dist.config.settings import Config
 from leap_dist.driver import driver, placement
 from leap_dist.storage import auth_token, location, run_directory
 from leap_dist.storage.locks import RunDirectoryBusy, RunLock
@@ -41,7 +43,7 @@ from leap_dist.storage.locks import RunDirectoryBusy, RunLock
         (["--agent.learning-rate", "nan"], r"agent.learning_rate: 'nan' is not a number"),
         (["--meta.learning-rate", "0"], r"meta.learning_rate: 0 is too small; it must be greater than 0"),
         (["--leap.stabilize", "perhaps"], r"leap.stabilize: 'perhaps' is neither true nor false"),
-        (["--task-steps", "10"], r"task_steps: 10 is less than 2 rollouts .* use at least 320"),
+        (["--task-steps", "10"], r"task_steps: 10 is less than 2 rollouts .* use at least 160"),
         (["--agent.learning-rat", "1"], r"--agent.learning-rat: no such flag; did you mean --agent.learning-rate\?"),
         (["--learning-rate", "1"], r"--learning-rate: no such flag; did you mean --(agent|meta).learning-rate\?"),
         (["--agent.lr", "1e-3"], r"--agent.lr: no such flag; did you mean --agent.learning-rate\?"),
@@ -110,11 +112,9 @@ def test_missing_config_file(capsys, tmp_path):
 
 
 def test_no_command_and_unknown_command(capsys):
-    assert "train | evaluate | study | status | plot | export" in refused(capsys)
+    assert refused(capsys).startswith("name a command: train, evaluate, ")
     assert refused(capsys, "trian") == "trian: no such command; did you mean train?"
-    assert refused(capsys, "xyzzy") == (
-        "xyzzy: no such command; choose from train, evaluate, study, status, plot, export"
-    )
+    assert refused(capsys, "xyzzy") == f"xyzzy: no such command; choose from {', '.join(parser.NAMES)}"
 
 
 def test_a_run_directory_that_cannot_be_written(capsys, tmp_path):
@@ -258,21 +258,99 @@ def test_a_flag_of_yes_or_no_alone_means_yes(arguments, insecure):
     assert config.insecure is insecure
 
 
-def test_help_shows_every_setting(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
+def printed(capsys, *arguments: str) -> str:
+    """What a command prints that ends with code 0."""
+    try:
+        code = main(list(arguments))
+    except SystemExit as ended:  # --help
+        code = ended.code
+    assert code == 0
+    return capsys.readouterr().out
+
+
+def test_the_whole_help_shows_every_setting(capsys):
+    text = printed(capsys, "train", "--help-all")
+    for name, _, _ in loading.fields():
+        assert f"--{name.replace('_', '-')}" in text
     for flag in (
-        "--preset",
         "--mode {sync,buffered,async,fedasync,delayed-nesterov,stream}",
         "--agent.learning-rate X",
         "--meta.batch-size N",
-        "--insecure [yes|no]",
+        "--insecure, --no-insecure",
     ):
         assert flag in text
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "study"])
+def test_the_help_of_a_command_is_one_screen(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = printed(capsys, command, "--help").splitlines()
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for name in setting_flags.SHOWN[command]:
+        assert f"--{name.replace('_', '-')}" in text
     assert "exit codes" in text
-    assert "paper-5m" in text
+    assert "--server.lease-seconds" not in text
+    if command == "train":
+        assert all(f"\n  {preset} " in text for preset in PRESETS)
+
+
+def defaults(text: str) -> dict[str, str]:
+    """The default that a help text states for each flag."""
+    found = re.findall(r"^  --(\S+)(?:(?!^  -).)*?\(default:\s+(.*?)\)$", text, re.MULTILINE | re.DOTALL)
+    return {flag: " ".join(default.split()) for flag, default in found}
+
+
+def test_the_help_of_a_command_shows_its_own_defaults(capsys):
+    train = defaults(printed(capsys, "train", "--help"))
+    assert (train["task-steps"], train["agent.envs"], train["games"]) == ("10000", "16", "assault,asterix,ms_pacman")
+    paper = defaults(printed(capsys, "train", "--help", "--preset", "paper"))
+    assert (paper["task-steps"], paper["agent.envs"], paper["games"]) == ("1000000", "32", "seed24")
+    omniglot = defaults(printed(capsys, "train", "--help", "--tasks=omniglot", "--preset=paper"))
+    assert (omniglot["meta-updates"], omniglot["games"]) == ("1000", "pretraining")
+    evaluate = defaults(printed(capsys, "evaluate", "--help-all"))
+    assert (evaluate["games"], evaluate["seeds"]) == ("breakout,qbert,space_invaders", "5")
+    assert {evaluate[name] for name in ("task-steps", "agent.envs", "atari.frames")} == {"as the first --init"}
+    assert (evaluate["workers"], evaluate["worker.device"]) == (str(Config.workers), "auto")
+    study = defaults(printed(capsys, "study", "--help"))
+    assert (study["tasks"], study["meta-updates"], study["seeds"]) == ("omniglot", "1000", "3")
+
+
+def test_bare_train_is_the_preset_for_a_laptop():
+    config, run = commands.training(parser.parse(["train"]))
+    assert config.preset == "quick"
+    assert run.folder.name.startswith("quick-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], True),
+        (["--no-leap.stabilize"], False),
+        (["--leap.stabilize"], True),
+        (["--leap.stabilize", "no"], False),
+        (["--leap.stabilize", "true"], True),
+    ],
+)
+def test_a_switch_has_a_positive_and_a_negative_form(arguments, expected):
+    config, _ = commands.training(parser.parse(["train", *arguments]))
+    assert config.leap.stabilize is expected
+
+
+def test_mistakes_with_a_switch_get_one_line(capsys):
+    line = refused(capsys, "train", "--no-insecure", "yes please")
+    assert line == "--no-insecure: takes no value; leave out 'yes please'"
+    assert refused(capsys, "train", "--insecure", "--no-insecure") == "--no-insecure: given twice; give it once"
+    assert "did you mean --no-insecure?" in refused(capsys, "train", "--no-insecur")
+    assert refused(capsys, "train", "--no-workers") == "--no-workers: no such flag; did you mean --workers?"
+
+
+@pytest.mark.parametrize("command", ["status", "plot"])
+def test_a_place_is_named_alone_or_with_a_flag(capsys, command):
+    assert parser.parse([command, "runs/x"]).run_dir == parser.parse([command, "--run-dir", "runs/x"]).run_dir
+    assert refused(capsys, command) == f"{command}: names no place; say, for example, {command} runs/mine"
+    assert "once" in refused(capsys, command, "a", "--run-dir", "b")
 
 
 def test_status(capsys, tmp_path):
@@ -331,7 +409,7 @@ def test_too_few_gpus():
 )
 def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words):
     counts = {"tasks": 8, "tasks_wanted": 8, "meta_updates": 4, "contributions_applied": 8, "agent_steps": 1600}
-    console.print_training(location.Run(tmp_path), "done", {**counts, "wall_seconds": 14.2, "alerts": [], **more})
+    results.print_training(location.Run(tmp_path), "done", {**counts, "wall_seconds": 14.2, "alerts": [], **more})
     assert f"done: 8 of 8 tasks, 4 meta-updates, {words}\n" in capsys.readouterr().out
     assert (tmp_path / "progress.png").exists()
 

@@ -39,7 +39,7 @@ def killed_and_gone_on(launch, environment, tmp_path) -> tuple[list[str], Launch
     assert 1 <= len(before) < 7
     again = launch("killed", *comparison, "--workers", "2")
     assert again.end() == 0, again.log.read_text()
-    found = re.search(r"(\d) of 8 runs are in .* already", again.log.read_text())
+    found = re.search(r"(\d) of 8 are done", again.log.read_text())
     assert found, again.log.read_text()
     assert int(found[1]) >= len(before)  # a server outlives its driver by a moment
     after = results(killed.run_dir)

@@ -349,7 +349,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return "failed"
 
     monkeypatch.setattr(driver, "train", train)
-    monkeypatch.setattr("leap_dist.cli.console.print_training", lambda *_: None)
+    monkeypatch.setattr("leap_dist.cli.results.print_training", lambda *_: None)
     return state
 
 

@@ -1,0 +1,60 @@
+"""Texts of the help: what each command is for, with examples."""
+
+from leap_dist.config.presets import PRESET_HELP
+
+MAIN = """\
+Meta-learn initializations with Leap, on Atari games, Omniglot or Multi-CV.
+
+  {command} train                       three Atari games, a few minutes
+  {command} status RUN                  how is it going?
+  {command} evaluate --init RUN --init scratch   does it help on new games?
+  {command} export RUN --to sb3 --out policy     use it in another library
+
+COMMAND --help has the flags that people use, COMMAND --help-all all of them.
+"""
+
+TRAIN = """\
+Meta-train an initialization: workers learn games from it, and the server pulls
+it forward along their paths.
+
+examples:
+  {command} train
+  {command} train --preset fast --games pong freeway --run-dir runs/mine
+  {command} train --preset paper --address auto --run-dir s3://bucket/x
+  {command} train --run-dir runs/mine --resume --meta-updates 200
+
+presets (`{command} presets` has the details):
+""" + "".join(f"  {name:<9} {text}\n" for name, text in PRESET_HELP.items())
+
+EVALUATE = """\
+Train new agents from each initialization, on the same games with the same
+seeds, and compare how they learn.
+
+examples:
+  {command} evaluate --init runs/mine --init scratch --out reports/mine
+  {command} evaluate --init leap=runs/a --init tuned=runs/b/init.safetensors \\
+      --init scratch --games breakout qbert --seeds 3 --out reports/three
+
+The agents get the settings of the run of the first --init, unless --preset,
+--config or flags say otherwise. The same command continues an interrupted
+evaluation; with other initializations or games, or more seeds, it adds to it.
+"""
+
+STUDY = """\
+Meta-train with every meta-learner on the same tasks and budget, and test each
+initialization on held-out tasks.
+
+examples:
+  {command} study --tasks omniglot --out studies/omniglot
+  {command} study --tasks omniglot --arms leap none --groups 10 --out studies/a
+  {command} study --tasks multi-cv --games mnist svhn cifar10 --out studies/b
+  {command} plot studies/omniglot        (tables and figures of the results)
+
+The same command continues an interrupted study; with other arms or groups, or
+more seeds, it adds to it. Several processes may work on one study.
+"""
+
+EXIT_CODES = """\
+exit codes: 0 done; 1 could not go on (the summary says why); 2 bad input;
+            130 interrupted, and everything accepted is saved
+"""

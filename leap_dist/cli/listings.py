@@ -1,0 +1,125 @@
+"""The commands that list what can be named on the command line: games, presets, and initializations."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Any
+
+from leap_dist.cli import console
+from leap_dist.config import loading
+from leap_dist.config.presets import DEFAULTS, PRESET_HELP, PRESETS, TASKS
+from leap_dist.config.settings import Config
+from leap_dist.envs.games import CRASHING, SETS, available, reference_scores
+
+_ORIGIN = {
+    "seed24": "meta-training games of the paper's first version, which holds out three",
+    "camera25": "meta-training games of the camera-ready version, which holds out two",
+}
+HELD_OUT = {"seed24": ("breakout", "qbert", "space_invaders"), "camera25": ("breakout", "space_invaders")}
+"""Games that are kept for evaluation, by the set of games for training."""
+
+
+def games() -> int:
+    """Print the sets of games, and a line for each game with its sets and reference scores."""
+    print("Sets of games, which --games takes as it takes games:\n")
+    for name, members in SETS.items():
+        _print_wrapped(f"{name:<10}", f"{len(members)} {_ORIGIN[name]} ({', '.join(HELD_OUT[name])}).")
+    print()
+    _print_wrapped(
+        "",
+        "Scores are mean returns of random play and of a person over episodes with 30 no-op starts, as published "
+        "with DQN Zoo. A human-normalized score is 0 for the first and 1 for the second.",
+    )
+    print(f"\n{'game':<20} {'seed24':<9} {'camera25':<9} {'random':>10} {'human':>10}")
+    scores = reference_scores()
+    for game in available():
+        roles = [_role(game, name) for name in SETS]
+        numbers = [f"{scores[game][kind]:,.1f}" if game in scores else "-" for kind in ("random", "human")]
+        print(f"{game:<20} {roles[0]:<9} {roles[1]:<9} {numbers[0]:>10} {numbers[1]:>10}")
+    print()
+    _print_wrapped("", f"Cannot be played, because they crash the emulator: {', '.join(CRASHING)}.")
+    return 0
+
+
+def _role(game: str, name: str) -> str:
+    return "train" if game in SETS[name] else "held out" if game in HELD_OUT[name] else "-"
+
+
+def presets() -> int:
+    """Print each preset, what it is for, and the settings that differ from those of `paper`."""
+    print(f"Presets of Atari games (--preset NAME). `{console.command()} train` alone takes quick.")
+    for name, values in PRESETS.items():
+        _print_preset(name, PRESET_HELP[name], values)
+    for kind, known in TASKS.items():
+        print(f"\nPresets of --tasks {kind}, beside the settings of `paper` for Atari:")
+        for name, values in known.items():
+            _print_preset(name, "", {key: value for key, value in values.items() if key != "tasks"})
+    print("\nChoices that change other defaults:")
+    for setting, choice, values in DEFAULTS:
+        flag = setting.replace("_", "-")
+        _print_preset(f"--{flag} {choice}", "", values)
+    return 0
+
+
+def _print_preset(name: str, purpose: str, values: Mapping[str, Any]) -> None:
+    print(f"\n{name}{f': {purpose}' if purpose else ''}")
+    changed = {key: value for key, value in values.items() if value != loading.default(key)}
+    text = ", ".join(f"{key} {_shown(value)}" for key, value in changed.items())
+    _print_wrapped(
+        "   ", text or f"changes nothing: {Config.meta_updates} meta-updates of {Config().meta.batch_size} tasks"
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def weights() -> int:
+    """Print the initializations that come with the package."""
+    found = list(pretrained())
+    if not found:
+        print("No initialization comes with this version.")
+        _print_wrapped("", f"`{console.command()} train` makes one: runs/NAME/init.safetensors. --init takes its path.")
+        return 0
+    print("Initializations that come with the package; --init takes pretrained:NAME:\n")
+    for name, about in found:
+        _print_wrapped(f"{name:<20}", _about(about))
+    return 0
+
+
+def _about(metadata: Mapping[str, Any]) -> str:
+    games = metadata.get("games") or ()
+    parts = [f"{metadata.get('meta_learner', 'leap')} on {metadata.get('tasks', 'atari')}"]
+    parts += [f"{len(games)} tasks"] if games else []
+    parts += [f"preset {metadata['preset']}"] if "preset" in metadata else []
+    parts += [f"{metadata['version']} meta-updates"] if "version" in metadata else []
+    return ", ".join(parts)
+
+
+def pretrained(folder: Traversable | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and metadata of each initialization in the package, or in `folder`."""
+    place = folder or resources.files("leap_dist.weights").joinpath("pretrained")
+    if place.is_dir():
+        for file in sorted(place.iterdir(), key=lambda entry: entry.name):
+            if file.name.endswith(".safetensors"):
+                yield file.name.removesuffix(".safetensors"), _metadata(file)
+
+
+def _metadata(file: Traversable) -> dict[str, Any]:
+    """Return what the header of an init.safetensors says about the run that made it."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    about: dict[str, Any] = json.loads(json.loads(header["__metadata__"]["leap_dist"])["header"])
+    return about
+
+
+def _print_wrapped(first: str, text: str) -> None:
+    """Print a text over lines of at most 80 characters, indented below its first word."""
+    start = f"{first} " if first else ""
+    print(textwrap.fill(text, 80, initial_indent=start, subsequent_indent=" " * len(start)))

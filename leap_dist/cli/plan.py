@@ -1,0 +1,148 @@
+"""The plan that a start prints before its first step: what, where to, how long, how to stop, and how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from leap_dist.cli import console
+from leap_dist.config import registry
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.settings import Config
+from leap_dist.evaluation.runs import Run as EvaluationRun
+from leap_dist.storage import run_directory
+from leap_dist.storage.location import Run
+from leap_dist.telemetry.escaping import printable
+from leap_dist.worker import trial
+
+WORTH_A_TRIAL = 50_000
+"""Steps from which a plan is worth a trial of this machine's speed; less takes a minute at most."""
+
+
+def print_training(config: Config, run: Run) -> None:
+    """Print the plan of a training run, new or resumed."""
+    before: dict[str, Any] = {}
+    with contextlib.suppress(ConfigError):
+        before = run_directory.read_summary(run.folder)
+    _print(training(config, run.shown, before))
+
+
+def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the plan of a training run, a heading and then titles with texts.
+
+    Args:
+        config: the run's configuration.
+        shown: path or URL of the run.
+        before: summary of the run's earlier launches; empty for a new run.
+    """
+    unit = registry.for_config(config).step_unit
+    done = int(before.get("tasks", 0))
+    left = max(0, config.total_tasks - done)
+    batches = f"{config.meta_updates:,} meta-updates of {_count(config.meta.batch_size, 'task')}"
+    length = f"{batches}, {config.task_steps:,} {unit} each: {config.total_tasks * config.task_steps:,} in all"
+    if done:
+        length += f"; {done:,} of {config.total_tasks:,} tasks are done"
+    here = f"{console.command()} train --run-dir {shlex.quote(shown)} --resume"
+    return [
+        ("", f"{config.meta_learner} on {_names(config)}, preset {config.preset}, mode {config.mode}"),
+        ("to do", length),
+        ("duration", _duration(config, left * config.task_steps, before)),
+        ("directory", shown),
+        ("watch", f"{console.command()} status {shlex.quote(shown)}"),
+        ("stop", "Ctrl-C; what is accepted by then is kept"),
+        ("go on", here),
+    ]
+
+
+def print_evaluation(config: Config, runs: Sequence[EvaluationRun], missing: int, out: Path) -> None:
+    """Print the plan of an evaluation, of whose runs some are missing."""
+    _print(evaluation(config, runs, missing, out))
+
+
+def evaluation(config: Config, runs: Sequence[EvaluationRun], missing: int, out: Path) -> list[tuple[str, str]]:
+    """Return the plan of an evaluation, a heading and then titles with texts."""
+    arms = list(dict.fromkeys(run.arm.label for run in runs))
+    seeds = len({run.seed for run in runs})
+    unit = registry.for_config(config).step_unit
+    length = (
+        f"{_count(len(runs), 'agent')} ({len(arms)} × {_count(len(config.games), 'task')} × "
+        f"{_count(seeds, 'seed')}), {config.task_steps:,} {unit} each: {len(runs) * config.task_steps:,} in all"
+    )
+    if missing < len(runs):
+        length += f"; {len(runs) - missing} of {len(runs)} are done"
+    return [
+        ("", f"evaluation of {', '.join(arms)} on {_names(config)}, preset {config.preset}"),
+        ("to do", length),
+        ("duration", _duration(config, missing * config.task_steps, {})),
+        ("directory", str(out)),
+        ("watch", f"{console.command()} status {shlex.quote(str(out))}"),
+        ("stop", "Ctrl-C; finished agents are kept"),
+        ("go on", f"the same command with --out {shlex.quote(str(out))}"),
+    ]
+
+
+def _names(config: Config) -> str:
+    one = {"atari": "game", "omniglot": "alphabet", "multi-cv": "data set"}[config.tasks]
+    names = ", ".join(config.games)
+    return f"{_count(len(config.games), one)}" + (f" ({names})" if len(config.games) <= 5 else "")
+
+
+def _duration(config: Config, steps: int, before: dict[str, Any]) -> str:
+    """Return how long `steps` will take at the rate of earlier launches, or of a short trial."""
+    if not steps:
+        return "nothing is left to do"
+    rate, source = _rate_before(before), "at the rate so far"
+    if rate is None and steps < WORTH_A_TRIAL:
+        return "less than a minute, and some seconds to start"
+    if rate is None:
+        workers = _side_by_side(config)
+        with contextlib.suppress(Exception):  # the run itself will say what is wrong
+            rate = trial.steps_per_second(config)
+        if rate is None:
+            return "not known before the first tasks have ended; then, `status` says it"
+        source = f"at {_rounded(rate)} steps/s for each of {_count(workers, 'worker')}, as a trial on this machine says"
+        rate *= workers
+    return f"about {_words(steps / rate)}, {source}"
+
+
+def _rate_before(before: dict[str, Any]) -> float | None:
+    """Return the steps per second of earlier launches; None if they have made too few to say."""
+    steps, seconds = before.get("agent_steps", 0), before.get("wall_seconds", 0.0)
+    if not isinstance(steps, int) or not isinstance(seconds, int | float) or steps < WORTH_A_TRIAL or seconds < 10:
+        return None
+    return steps / seconds
+
+
+def _side_by_side(config: Config) -> int:
+    """Return how many workers train at the same time: as many as there are processors, on this machine."""
+    if config.address != "local":
+        return config.workers
+    processors = len(os.sched_getaffinity(0))
+    return max(1, min(config.workers, processors, int(processors / config.worker.cpus)))
+
+
+def _words(seconds: float) -> str:
+    """Return a duration in the unit that people would use."""
+    for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= 1.5 * size:
+            return f"{_rounded(seconds / size)} {unit}s"
+    return f"{max(10, round(seconds, -1)):.0f} seconds"
+
+
+def _rounded(value: float) -> str:
+    """Return a number with two significant digits."""
+    return f"{float(f'{value:.2g}'):,.12g}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _print(rows: Sequence[tuple[str, str]]) -> None:
+    for title, text in rows:
+        print(f"  {title:<10} {printable(text)}" if title else printable(text))
+    print(flush=True)

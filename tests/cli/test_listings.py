@@ -1,0 +1,63 @@
+"""The commands that list games, presets and initializations."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from initialization_files import written
+
+from leap_dist.cli import listings
+from leap_dist.cli.main import main
+from leap_dist.config import loading
+from leap_dist.config.presets import PRESETS, TASKS
+from leap_dist.envs import games
+
+
+@pytest.mark.parametrize("command", ["games", "presets", "weights"])
+def test_lists_fit_into_eighty_columns(capsys, command):
+    assert main([command]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_the_list_of_games_says_which_are_held_out_and_has_the_reference_scores(capsys):
+    main(["games"])
+    text = capsys.readouterr().out
+    rows = dict(re.findall(r"^([a-z0-9_]+) +(\S.*)$", text.partition("\ngame ")[2], re.MULTILINE))
+    assert rows.keys() >= set(games.available())
+    assert rows["breakout"].split() == ["held", "out", "held", "out", "1.7", "30.5"]
+    assert rows["qbert"].split()[:3] == ["held", "out", "train"]
+    assert rows["pong"].split() == ["train", "train", "-20.7", "14.6"]
+    assert rows["air_raid"].split() == ["train", "train", "-", "-"], "no published scores"
+    for name, members in games.SETS.items():
+        assert f"{name:<10} {len(members)} " in text
+
+
+def test_what_is_called_held_out_is_in_no_set():
+    for name, held_out in listings.HELD_OUT.items():
+        assert not set(held_out) & set(games.SETS[name])
+        assert {*held_out, *games.SETS[name]} == set(games.ACTIONS_OF_27)
+
+
+def test_the_list_of_presets_has_each_of_them_with_all_that_it_changes(capsys):
+    main(["presets"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, values in {**PRESETS, **TASKS["omniglot"], **TASKS["multi-cv"]}.items():
+        assert name in text
+        for setting, value in values.items():
+            if isinstance(value, float) and value != loading.default(setting):
+                assert f"{setting} {value}" in text, name
+
+
+def test_the_list_of_weights_says_where_they_come_from(capsys, monkeypatch, tmp_path):
+    assert main(["weights"]) == 0
+    made = written(tmp_path / "run")
+    (tmp_path / "here").mkdir()
+    Path(made).rename(tmp_path / "here" / "leap-small.safetensors")
+    found = list(listings.pretrained(tmp_path / "here"))
+    assert [name for name, _ in found] == ["leap-small"]
+    monkeypatch.setattr(listings, "pretrained", lambda: found)
+    capsys.readouterr()
+    assert main(["weights"]) == 0
+    assert "leap-small" in capsys.readouterr().out
