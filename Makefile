@@ -1,7 +1,7 @@
 # `make help` lists the targets. Each installs what it needs into .venv, from requirements*.txt and constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := install --quiet --disable-pip-version-check --no-compile # what is imported is compiled then, the rest never
+PIP := install $(shell test -t 2 || echo --quiet) --disable-pip-version-check --no-compile # what is imported is compiled then
 ARGS ?=
 PYTEST := $(BIN)/python -m pytest $(ARGS)
 
@@ -55,6 +55,7 @@ bench: .venv/installed .venv-sb3/installed .venv-rllib/installed ## agent steps 
 
 .venv/installed: requirements.txt constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the packages of requirements.txt into .venv (a minute, most of it for PyTorch)"
 	$(BIN)/pip $(PIP) -r requirements.txt
 	touch $@
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.config.validation import did_you_mean
 from leap_dist.driver.signals import check_stop
-from leap_dist.telemetry.escaping import printable_tree
+from leap_dist.telemetry.escaping import printable, printable_tree
 
 # Everything else is imported where it is used, so that mistakes in flags are answered at once.
 if TYPE_CHECKING:
@@ -102,8 +103,12 @@ def require_initialization(path: Path, hint: str = "give an init.safetensors or 
     try:
         file.stat()
     except OSError as error:
-        near = did_you_mean(str(path), map(str, (found.parent for found in Path().glob("*/*/init.safetensors"))))
-        raise ConfigError(f"init: {path} cannot be read ({error.strerror}){near or f'; {hint}'}") from None
+        others = [found.parent for found in Path().glob("*/*/init.safetensors")]
+        if path.suffix == ".safetensors":
+            others = list(path.parent.glob("*.safetensors"))
+        near = did_you_mean(str(path), map(str, others)) or f"; {hint}"
+        what = f"{path} holds no init.safetensors" if path.is_dir() else f"{path} cannot be read ({error.strerror})"
+        raise ConfigError(f"init: {what}{near}") from None
     return file
 
 
@@ -206,7 +211,8 @@ def status(parsed: argparse.Namespace) -> int:
     from leap_dist.telemetry import terminal
 
     try:
-        table = terminal.render(printable_tree(summary), now=time.time())
+        advice = results.next_step(summary, str(where))
+        table = terminal.render(printable_tree(summary), now=time.time(), advice=printable(advice))
     except Exception as error:  # the summary may hold anything
         raise ConfigError(
             f"run-dir: {where}/summary.json is damaged, or of another version: {str(error)[:200]}"
@@ -256,6 +262,7 @@ def export(parsed: argparse.Namespace) -> int:
     with location.translated_errors(init, str(where)):
         names = write(init, parsed.to, parsed.out, linear_seed=parsed.linear_seed)
     print(f"{parsed.out}: {', '.join(names)}")
+    print(f"to see that it works: cd {shlex.quote(str(parsed.out))} && python {parser.LIBRARIES[parsed.to]}")
     return 0
 
 

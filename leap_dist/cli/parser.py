@@ -18,8 +18,8 @@ from leap_dist.cli.help_texts import EVALUATE, EXIT_CODES, MAIN, STUDY, TRAIN
 from leap_dist.cli.setting_flags import DEFAULT_PRESET, Formatter, Once, add_settings
 from leap_dist.config.validation import did_you_mean
 
-LIBRARIES = ("sb3", "torch", "cleanrl")
-"""The libraries that an initialization can be written for."""
+LIBRARIES = {"sb3": "example.py", "torch": "load.py", "cleanrl": "agent.py"}
+"""The libraries that an initialization can be written for, each with the program in the export that shows it."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 

@@ -43,6 +43,33 @@ def print_training(run: location.Run, outcome: str, summary: dict[str, Any]) -> 
         _print_files(*(("reason", alert) for alert in summary["alerts"][-3:] if outcome == "failed"))
 
 
+def next_step(summary: dict[str, Any], shown: str) -> str:
+    """Return what the user may do next about a run or an evaluation in this state.
+
+    Args:
+        summary: its summary, in which the state "died" stands for a run without a driver.
+        shown: its path or URL.
+    """
+    name, state = shlex.quote(shown), summary["state"]
+    is_evaluation = summary.get("kind") == "evaluation"
+    again = f"the same command with --out {name}" if is_evaluation else f"train --run-dir {name} --resume"
+    again = again if is_evaluation else f"{console.command()} {again}"
+    if state == "died":
+        return f"its driver is gone, and everything accepted is kept; go on with: {again}"
+    if state == "failed":
+        return f"see the alerts; when their cause is gone, go on with: {again}"
+    if state == "interrupted":
+        return f"go on with: {again}"
+    if state == "done":
+        done = (
+            f"read {shown}/report.md" if is_evaluation else f"{console.command()} evaluate --init {name} --init scratch"
+        )
+        return done
+    if summary["quarantined"] or summary["quarantined_workers"]:
+        return "the run goes on without what is given up; docs/reliability.md says who is blamed for what"
+    return ""
+
+
 def print_profiles(run: location.Run) -> None:
     """Print how each worker spent its time. The operators are in the files only."""
     for path in sorted((run.folder / "profile").glob("*.txt")):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,14 @@ SERVER_START_SECONDS = 600.0
 """How long the server may take to start. It reads the whole run directory, and Ray restarts it when it is killed."""
 
 
+Announce = Callable[[str], None]
+"""Called with each phase of the start as it begins."""
+
+
+def _say_nothing(_: str) -> None:
+    """Announce nothing."""
+
+
 def check_prerequisites(config: Config) -> None:
     """Check what can be checked before Ray starts.
 
@@ -60,6 +68,7 @@ def train(
     profile: bool = False,
     remote: Remote | None = None,
     ledger_offset: int = 0,
+    announce: Announce = _say_nothing,
 ) -> str:
     """Meta-train until all meta-updates are done. Returns "done", "interrupted" or "failed".
 
@@ -74,6 +83,7 @@ def train(
         profile: whether to write every worker's profiler trace and time breakdown to `run_dir/profile`.
         remote: where the run is kept, when `run_dir` is only a working copy on this node.
         ledger_offset: offset in bytes of the first ledger line to record.
+        announce: called with each phase of the start as it begins.
 
     Raises RunDirectoryBusy or CorruptFile where the server cannot use the directory, ConfigError where there is no
     cluster or it lacks what the configuration asks for, ClusterError where the server does not start.
@@ -81,11 +91,17 @@ def train(
     run_dir, config = run_dir.absolute(), _with_absolute_data_dir(config)  # other processes start elsewhere
     movable = remote is None and config.server.storage == "shared"
     plan = _ServerPlan(SERVER, (config, run_dir, uuid.uuid4().hex, remote), run_dir, movable, ledger_offset)
-    return _operate(config, plan, record, wall_seconds_before, run_dir / "profile" if profile else None)
+    return _operate(config, plan, record, announce, wall_seconds_before, run_dir / "profile" if profile else None)
 
 
 def evaluate(
-    config: Config, runs: Sequence[Run], out: Path, record: Record, *, wall_seconds_before: float = 0.0
+    config: Config,
+    runs: Sequence[Run],
+    out: Path,
+    record: Record,
+    *,
+    wall_seconds_before: float = 0.0,
+    announce: Announce = _say_nothing,
 ) -> str:
     """Perform the missing runs of an evaluation in `out`. Signals, result and errors are those of `train`."""
     workers = min(config.workers, len(runs))
@@ -94,7 +110,7 @@ def evaluate(
     out, config = out.absolute(), _with_absolute_data_dir(config)
     movable = config.server.storage == "shared"
     plan = _ServerPlan(EVALUATION, (config, list(runs), out, uuid.uuid4().hex), out, movable)
-    return _operate(config, plan, record, wall_seconds_before)
+    return _operate(config, plan, record, announce, wall_seconds_before)
 
 
 def _with_absolute_data_dir(config: Config) -> Config:
@@ -131,20 +147,34 @@ class _ServerPlan(NamedTuple):
 
 
 def _operate(
-    config: Config, plan: _ServerPlan, record: Record, wall_seconds_before: float = 0.0, profiles: Path | None = None
+    config: Config,
+    plan: _ServerPlan,
+    record: Record,
+    announce: Announce,
+    wall_seconds_before: float = 0.0,
+    profiles: Path | None = None,
 ) -> str:
     """Run the server, the workers and the control loop until the work is done, in the current session or a new one."""
     progress = Progress(config, wall_seconds_before)
     if ray.is_initialized():
-        return _work(config, plan, record, progress, profiles)
+        return _work(config, plan, record, announce, progress, profiles)
+    local = config.address == "local"
+    announce("starting Ray on this machine" if local else f"joining the Ray cluster at {config.address}")
     try:
         with session(config):
-            return _work(config, plan, record, progress, profiles)
+            return _work(config, plan, record, announce, progress, profiles)
     except HeadLost as error:
         return error.outcome
 
 
-def _work(config: Config, plan: _ServerPlan, record: Record, progress: Progress, profiles: Path | None) -> str:
+def _work(
+    config: Config,
+    plan: _ServerPlan,
+    record: Record,
+    announce: Announce,
+    progress: Progress,
+    profiles: Path | None,
+) -> str:
     """Run the server, the workers and the control loop on the cluster that this process is connected to."""
     with stop_signal() as stop:
         stop.check()
@@ -155,8 +185,10 @@ def _work(config: Config, plan: _ServerPlan, record: Record, progress: Progress,
             pool = Pool(config, nodes, profiles, alerts)
             pool.require_capacity()
             if config.address != "local":
+                announce("checking the nodes")
                 data_dir = Path(config.data_dir) if config.is_supervised else None
                 pool.alerts += check_nodes(nodes.view.staying, plan.folder if plan.movable else None, data_dir, stop)
+            announce("starting the server")
             server = _start_server(plan, stop)
             pool.open(server)
             offset = plan.ledger_offset

@@ -62,6 +62,7 @@ def train(
                 profile=profile,
                 remote=run.remote,
                 ledger_offset=board.offset,
+                announce=table.begin,
             )
         except KeyboardInterrupt:  # before the first report, or by a second signal: nobody else says how the run ended
             with contextlib.suppress(OSError, ConfigError):
@@ -90,7 +91,7 @@ def evaluate(
                 observe(lines, summary)
 
         before = run_directory.wall_seconds(out)
-        return driver.evaluate(config, runs, out, record, wall_seconds_before=before)
+        return driver.evaluate(config, runs, out, record, wall_seconds_before=before, announce=table.begin)
 
 
 def _table(progress: bool) -> contextlib.AbstractContextManager[terminal.LiveTable | terminal.NoTable]:

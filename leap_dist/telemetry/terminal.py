@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +28,8 @@ _STYLES = {
     "failed": "bold red",
     "died": "bold red",
 }
+OLD_SECONDS = 30.0
+"""Age from which a summary of a live run is worth a remark."""
 _OVER = ("done", "interrupted", "failed", "died")
 
 
@@ -53,6 +56,10 @@ class LiveTable:
         self._due = -math.inf
         self._tasks: int | None = None
         self._alerts: list[str] = []
+        self._started = clock()
+        self._phases: list[tuple[float, str]] = []  # (seconds since the start, what began then)
+        self._first_tasks: int | None = None  # tasks that earlier launches have done
+        self._trains = False  # whether a first step was made
 
     def __enter__(self) -> LiveTable:
         if self._live is not None:
@@ -65,63 +72,160 @@ class LiveTable:
         if self._live is not None:
             self._live.stop()
 
+    def begin(self, phase: str) -> None:
+        """Say that a phase of the start begins. It ends when the next one begins."""
+        if self._phases and self._phases[-1][1] == phase:
+            return
+        self._phases.append((self._clock() - self._started, phase))
+        with contextlib.suppress(OSError):
+            if self._live is not None:
+                self._live.update(self._start(), refresh=True)
+            else:
+                print(f"{self._phases[-1][0]:5.1f} s  {phase}", file=self._console.file, flush=True)
+
     def show(self, summary: dict[str, Any]) -> None:
         """Show the driver's summary. Errors of the output are ignored: training goes on without it."""
         # Alerts quote other programs, whose messages may be colored.
         summary = {**summary, "alerts": [printable(alert) for alert in summary["alerts"]]}
+        self._first_tasks = summary["tasks"] if self._first_tasks is None else self._first_tasks
+        begun = summary["tasks"] > self._first_tasks or any(lease["steps"] for lease in summary["leases"])
+        self._trains = self._trains or begun or summary["state"] != "running"
+        if not self._trains and not summary["alerts"] and not summary.get("waiting"):
+            self.begin(_phase(summary))
+            return
         with contextlib.suppress(OSError):
             if self._live is not None:
-                self._live.update(render(summary), refresh=True)
+                self._live.update(render(summary, bar=True), refresh=True)
             elif self._clock() >= self._due or summary["tasks"] != self._tasks:
                 self._due = self._clock() + self._seconds
                 self._tasks = summary["tasks"]
                 self._print(summary)
 
+    def _start(self) -> Text:
+        """Return the phases so far, each with its duration, and the one that goes on."""
+        ends = [begun for begun, _ in self._phases[1:]]
+        done = [f"{end - begun:5.1f} s  {phase}\n" for end, (begun, phase) in zip(ends, self._phases, strict=False)]
+        return Text.assemble(("".join(done), "dim"), f"     …   {self._phases[-1][1]}")
+
     def _print(self, summary: dict[str, Any]) -> None:
         # Not with rich, which ends the process if the reader of a pipe is gone.
         new = [alert for alert in summary["alerts"] if alert not in self._alerts]
         self._alerts = summary["alerts"]
-        now = summary.get("waiting") or f"{_progress(summary)} | {_counts(summary)}"
+        now = summary.get("waiting") or _line(summary)
         for text in (now, *(f"  ! {alert}" for alert in new[-3:])):
             print(text, file=self._console.file, flush=True)
+
+
+def _phase(summary: dict[str, Any]) -> str:
+    """Return what a run does before its first step."""
+    if summary["leases"]:
+        return "loading games" if registry.for_summary(summary) is registry.RETURN else "loading data"
+    return f"starting {_count(summary['workers_wanted'], 'worker')}"
 
 
 class NoTable:
     """Shows nothing; used where a program calls the service and did not ask for its progress."""
 
+    def begin(self, phase: str) -> None:
+        """Do nothing."""
+
     def show(self, summary: dict[str, Any]) -> None:
         """Do nothing."""
 
 
-def render(summary: dict[str, Any], *, now: float | None = None) -> Group:
+def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = False, advice: str = "") -> Group:
     """Return the run's state, totals, latest alerts, and a row for every worker.
 
-    The workers come last because rich cuts off what does not fit into the terminal. `now` is the current time in
-    seconds since 1970, for a summary that was read from a file; without it, the summary is taken to be new.
+    The workers come last because rich cuts off what does not fit into the terminal.
+
+    Args:
+        summary: the driver's summary.
+        now: seconds since 1970, for a summary that was read from a file; None for a new one.
+        bar: whether to draw a progress bar.
+        advice: what the user may do next.
     """
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(no_wrap=True)
+    rows.add_column()
     what = "evaluation" if _is_evaluation(summary) else f"{summary['meta_learner']}, mode {summary['mode']}"
-    state = Text.assemble(
-        (summary["state"], _STYLES.get(summary["state"], "bold")),
-        f"  preset {summary['preset']}, {what}, updated ",
-        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["updated"])),
+    rows.add_row(
+        Text(summary["state"], style=_STYLES.get(summary["state"], "bold")), f"preset {summary['preset']}, {what}"
     )
-    waiting = [Text(summary["waiting"], style="yellow")] if summary.get("waiting") else []
-    parts: list[RenderableType] = [state, *waiting, Text(_progress(summary, now)), Text(_counts(summary))]
-    if not _is_evaluation(summary):
-        parts.append(_health(summary))
+    if summary.get("waiting"):
+        rows.add_row("waiting", Text(summary["waiting"], style="yellow"))
+    if bar and summary["tasks_wanted"]:
+        rows.add_row("", ProgressBar(total=summary["tasks_wanted"], completed=_done(summary), width=50))
+    for title, text in _facts(summary, now):
+        rows.add_row(title, text)
     if out := [*summary["quarantined"], *summary["quarantined_workers"]]:
-        parts.append(Text("quarantined after repeated failures: " + ", ".join(out), style="red"))
-    parts += [Text(f"! {alert}", style="yellow") for alert in summary["alerts"][-3:]]
-    return Group(*parts, _worker_table(summary))
+        rows.add_row("given up", Text(f"{', '.join(out)}: failed again and again", style="red"))
+    for alert in summary["alerts"][-3:]:
+        rows.add_row(Text("alert", style="yellow"), Text(alert, style="yellow"))
+    if advice:
+        rows.add_row("next", Text(advice))
+    parts: list[RenderableType] = [rows]
+    if summary["workers"] or summary["leases"]:
+        parts += ["", _worker_table(summary)]
+    return Group(*parts)
 
 
-def _progress(summary: dict[str, Any], now: float | None = None) -> str:
-    updates = "" if _is_evaluation(summary) else f", meta-updates {summary['meta_updates']}"
-    return (
-        f"{'runs' if _is_evaluation(summary) else 'tasks'} {summary['tasks']}/{summary['tasks_wanted']}{updates}"
-        f" | {registry.for_summary(summary).step_unit} {summary['agent_steps']:,}, {summary['steps_per_second']:,.0f}/s"
-        f" | elapsed {_duration(summary['wall_seconds'])}{_time_left(summary, now)}"
+def _facts(summary: dict[str, Any], now: float | None) -> Iterator[tuple[str, str]]:
+    """Yield titles and texts about the progress of a run, none longer than 64 characters while numbers are usual."""
+    yield _noun(summary) + "s", _progress(summary)
+    unit = registry.for_summary(summary).step_unit
+    rate = f", {summary['steps_per_second']:,.0f} per second" if summary["state"] not in _OVER else ""
+    yield "steps", f"{summary['agent_steps']:,} {unit}{rate}"
+    yield "time", f"{_duration(summary['wall_seconds'])} so far{_time_left(summary, now)}"
+    workers = f"{summary['workers_alive']} of {summary['workers_wanted']} up"
+    if summary["restarts"]:
+        workers += f", {_count(summary['restarts'], 'restart')}"
+    if summary["state"] not in _OVER:
+        yield "workers", workers
+    troubles = [text for text in _troubles(summary) if text]
+    if troubles:
+        yield "trouble", ", ".join(troubles)
+    age = 0.0 if now is None else now - summary["updated"]
+    if summary["state"] not in _OVER and age > OLD_SECONDS:
+        yield "reported", f"{_duration(age)} ago; a run reports twice a second"
+
+
+def _progress(summary: dict[str, Any]) -> str:
+    text = f"{summary['tasks']:,} of {summary['tasks_wanted']:,}"
+    if _is_evaluation(summary):
+        return text
+    waiting = summary["contributions_waiting"]
+    return f"{text}, {_count(summary['meta_updates'], 'meta-update')}" + (f", {waiting} in the next" if waiting else "")
+
+
+def _troubles(summary: dict[str, Any]) -> Iterator[str]:
+    """Yield counts of what went wrong, or "" where nothing did."""
+
+    def count(number: int, one: str, several: str) -> str:
+        return f"{number:,} {one if number == 1 else several}" if number else ""
+
+    if _is_evaluation(summary):
+        yield count(len(summary["given_up"]), "agent given up", "agents given up")
+        yield count(summary["leases_lost"], "begun again", "begun again")
+        return
+    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(summary["refused"].items()))
+    refused = sum(summary["refused"].values())
+    yield count(refused, f"contribution refused ({reasons})", f"contributions refused ({reasons})")
+    yield count(summary["server_restarts"], "server restart", "server restarts")
+    yield count(summary["leases_lost"], "lease lost", "leases lost")
+    yield count(summary["duplicates"], "duplicate", "duplicates")
+    yield count(summary["clipped"], "clipped", "clipped")
+    yield count(summary["all_zero"], "all-zero contribution", "all-zero contributions")
+
+
+def _line(summary: dict[str, Any]) -> str:
+    """Return the progress of a run as one line, of at most 80 characters while numbers are usual."""
+    updates = "" if _is_evaluation(summary) else f"{_count(summary['meta_updates'], 'meta-update')}, "
+    line = (
+        f"{_duration(summary['wall_seconds'])}  {summary['tasks']}/{summary['tasks_wanted']} {_noun(summary)}s, "
+        f"{updates}{summary['agent_steps']:,} steps, {summary['steps_per_second']:,.0f}/s{_time_left(summary, None)}"
     )
+    refused = 0 if _is_evaluation(summary) else sum(summary["refused"].values())
+    return line + (f", {refused} refused" if refused else "")
 
 
 def _time_left(summary: dict[str, Any], now: float | None) -> str:
@@ -129,46 +233,34 @@ def _time_left(summary: dict[str, Any], now: float | None) -> str:
     if summary["state"] in _OVER:
         return ""
     if summary["eta_seconds"] is None:
-        return ", ETA unknown"
-    age = 0.0 if now is None else now - summary["updated"]
-    return f", ETA {_duration(summary['eta_seconds'] - age)}"
+        return ", time left unknown"
+    left = summary["eta_seconds"] - (0.0 if now is None else now - summary["updated"])
+    return f", {_duration(left)} left" if left > 0 else ", overdue"
+
+
+def _done(summary: dict[str, Any]) -> float:
+    """Return the number of tasks that are done, running ones in part."""
+    return float(summary["tasks"] + sum(lease["steps"] / lease["steps_wanted"] for lease in summary["leases"]))
+
+
+def _noun(summary: dict[str, Any]) -> str:
+    return "agent" if _is_evaluation(summary) else "task"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _is_evaluation(summary: dict[str, Any]) -> bool:
     return summary.get("kind") == "evaluation"
 
 
-def _counts(summary: dict[str, Any]) -> str:
-    workers = f"workers {summary['workers_alive']}/{summary['workers_wanted']}, restarts {summary['restarts']}"
-    if _is_evaluation(summary):
-        return f"{len(summary['given_up'])} given up, {summary['leases_lost']} begun again | {workers}"
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary["refused"].items()))
-    return (
-        f"contributions: {summary['contributions_applied']} applied, {summary['contributions_waiting']} waiting, "
-        f"{sum(summary['refused'].values())} refused{f' ({reasons})' if reasons else ''} | {workers}"
-    )
-
-
-def _health(summary: dict[str, Any]) -> Text:
-    """Return a line with the age of the checkpoint and counts of trouble, dim while all are zero."""
-    troubles = (
-        (summary["server_restarts"], "server restart", "server restarts"),
-        (summary["leases_lost"], "lease lost", "leases lost"),
-        (summary["duplicates"], "duplicate", "duplicates"),
-        (summary["clipped"], "clipped", "clipped"),
-        (summary["all_zero"], "all zeros", "all zeros"),
-    )
-    counts = ", ".join(f"{count} {one if count == 1 else several}" for count, one, several in troubles)
-    style = "" if any(count for count, *_ in troubles) else "dim"
-    return Text(f"checkpoint {_duration(summary['checkpoint_age'])} old | {counts}", style=style)
-
-
 def _worker_table(summary: dict[str, Any]) -> Table:
     shown = registry.for_summary(summary)
     table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column("worker")
-    table.add_column(shown.task_noun)
-    for name in ("task done", shown.rate_unit, f"last {shown.name}", "silent"):
+    table.add_column("worker", no_wrap=True)
+    table.add_column(shown.task_noun, no_wrap=True, max_width=28)
+    for name in ("done", shown.rate_unit, f"last {shown.name}", "silent"):
         table.add_column(name, justify="right", no_wrap=True)
     leases = {lease["worker"]: lease for lease in summary["leases"]}
     states = {worker["name"]: worker["state"] for worker in summary["workers"]}

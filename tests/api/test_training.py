@@ -217,4 +217,4 @@ def test_progress_is_printed_only_if_wanted(settings, tmp_path, capsys):
     leap_dist.train(settings, run_dir=tmp_path / "quiet", progress=False)
     assert capsys.readouterr().out == ""
     leap_dist.train(settings, run_dir=tmp_path / "loud")
-    assert "meta-updates 3" in capsys.readouterr().out
+    assert "3 meta-updates" in capsys.readouterr().out

@@ -61,7 +61,15 @@ def train(
     return _work(server, config, start, record, wall_seconds_before, ledger_offset)
 
 
-def evaluate(config: Config, runs: Sequence[Run], out: Path, record: Any, *, wall_seconds_before: float = 0.0) -> str:
+def evaluate(
+    config: Config,
+    runs: Sequence[Run],
+    out: Path,
+    record: Any,
+    *,
+    wall_seconds_before: float = 0.0,
+    announce: Any = None,
+) -> str:
     server = EvaluationServer(config, list(runs), vectors([run.arm for run in runs]), out)
 
     def start(lease: Any) -> Start:

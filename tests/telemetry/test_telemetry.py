@@ -450,23 +450,27 @@ def test_the_table_shows_state_totals_alerts_and_workers() -> None:
         ["w2", "restarting"],
         ["w9", "pong", "0%", "4", "s"],
     ]
-    assert text.startswith("running  preset quick, leap, mode buffered, updated 20")
-    for part in (
-        "tasks 9/30, meta-updates 3 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03",
-        "contributions: 9 applied, 2 waiting, 11 refused (6 manifest, 5 stale) | workers 2/3, restarts 7",
-        "pitfall, w8",
-        "checkpoint 0:00:04 old | 2 server restarts, 4 leases lost, 1 duplicate, 3 clipped, 0 all zeros",
-        "! second [/]",
-        "! third",
-        "! fourth",
+    assert text.startswith("running   preset quick, leap, mode buffered")
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for expected in (
+        "tasks 9 of 30, 3 meta-updates, 2 in the next",
+        "steps 1,234,567 agent steps, 2,310 per second",
+        "time 0:00:10 so far, 1:02:03 left",
+        "workers 2 of 3 up, 7 restarts",
+        "given up pitfall, w8: failed again and again",
+        "alert second [/]",
+        "alert third",
+        "alert fourth",
     ):
-        assert part in text, part
+        assert expected in lines, expected
+    trouble = "11 contributions refused (6 manifest, 5 stale), 2 server restarts, 4 leases lost, 1 duplicate, 3 clipped"
+    assert f"trouble {trouble}" in " ".join(lines)
     assert "first" not in text
 
 
-def text_of(summary: dict[str, Any]) -> str:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(render(summary))
+def text_of(summary: dict[str, Any], width: int = 120, **more: Any) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(render(summary, **more))
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
@@ -474,11 +478,11 @@ def test_the_table_speaks_of_examples_and_errors_where_tasks_are_supervised() ->
     leases = [lease("w0", "greek", curve=[batches(4000, 0.95), batches(8000, 0.123)]), lease("w1", "n_ko", curve=[])]
     text = text_of(summary(measure="error", leases=leases))
     assert [row.split() for row in text.splitlines()][-3:] == [
-        ["worker", "data", "set", "task", "done", "examples/s", "last", "error", "silent"],
+        ["worker", "data", "set", "done", "examples/s", "last", "error", "silent"],
         ["w0", "greek", "75%", "1,500", "12.3%", "4", "s"],
         ["w1", "n_ko", "75%", "1,500", "4", "s"],
     ]
-    assert "tasks 9/30, meta-updates 3 | examples 1,234,567, 2,310/s | elapsed" in text
+    assert "1,234,567 examples, 2,310 per second" in text
     for word in ("return", "agent steps", "game"):
         assert word not in text, word
 
@@ -486,25 +490,30 @@ def test_the_table_speaks_of_examples_and_errors_where_tasks_are_supervised() ->
 @pytest.mark.parametrize(
     ("values", "words", "last"),
     [
-        ({"measure": "error"}, ("examples 1,234,567", "examples/s", "last error"), "12.3%"),
-        ({"measure": "return"}, ("agent steps 1,234,567", "steps/s", "last return"), "0.1"),
-        ({}, ("agent steps 1,234,567", "steps/s", "last return"), "0.1"),  # a summary of an earlier version
+        ({"measure": "error"}, ("1,234,567 examples", "examples/s", "last error"), "12.3%"),
+        ({"measure": "return"}, ("1,234,567 agent steps", "steps/s", "last return"), "0.1"),
+        ({}, ("1,234,567 agent steps", "steps/s", "last return"), "0.1"),  # a summary of an earlier version
     ],
 )
 def test_the_table_of_an_evaluation_does_too(values: dict[str, Any], words: tuple[str, ...], last: str) -> None:
     held = lease("w0", "greek", arm="leap", seed=7, curve=[batches(8000, 0.123)])
     text = text_of(summary(kind="evaluation", given_up=[], leases=[held], **values))
-    assert "runs 9/30 | " in text
+    assert "agents    9 of 30\n" in "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
     for word in words:
         assert word in text, word
     assert text.splitlines()[-1].split() == ["w0", "greek,", "leap,", "seed", "7", "75%", "1,500", last, "4", "s"]
 
 
-def test_a_file_gets_lines_about_examples() -> None:
-    out = io.StringIO()
-    with LiveTable(Console(file=out, width=40)) as table:
-        table.show(summary(measure="error"))
-    assert " | examples 1,234,567, 2,310/s | " in out.getvalue()
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_the_table_fits_into_eighty_columns_and_numbers_are_whole(kind: str) -> None:
+    leases = [lease(f"w{n}", "a_very_long_name_of_an_alphabet_indeed", arm="leap", seed=7) for n in range(3)]
+    told = summary(kind=kind, given_up=[], leases=leases, alerts=["w0 died: " + "and so on, " * 20])
+    text = text_of(told, 80, now=told["updated"] + 40, bar=True, advice="leap-dist train --run-dir runs/x --resume")
+    assert max(map(len, text.splitlines())) <= 80
+    assert [row.split()[-5:] for row in text.splitlines()[-3:]] == 3 * [["75%", "1,500", "540.0", "4", "s"]]
+    assert "…" in text, "the name is cut, not the numbers"
+    assert "reported" in text
+    assert "leap-dist train --run-dir runs/x --resume" in text
 
 
 @pytest.mark.parametrize("state", ["starting", "stopping", "done", "interrupted", "failed", "died"])
@@ -513,13 +522,28 @@ def test_the_table_shows_a_run_that_has_just_begun_or_is_over(state: str) -> Non
     console.print(render(summary(state=state, eta_seconds=None, refused={})))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.startswith(f"{state}  ")
-    assert ("ETA" in text) == (state in ("starting", "stopping"))
-    assert "0 refused |" in text
+    assert ("left" in text) == (state in ("starting", "stopping"))
+    assert "refused" not in text
 
 
 def test_counts_of_one_are_singular() -> None:
-    text = text_of(summary(server_restarts=1, leases_lost=1, duplicates=2))
-    assert "1 server restart, 1 lease lost, 2 duplicates" in text
+    counts = {"server_restarts": 1, "leases_lost": 1, "duplicates": 2, "clipped": 0, "meta_updates": 1, "restarts": 1}
+    text = text_of(summary(refused={"stale": 1}, **counts))
+    assert "1 contribution refused (1 stale), 1 server restart, 1 lease lost, 2 duplicates\n" in trimmed(text)
+    assert "1 meta-update," in text
+    assert "2 of 3 up, 1 restart\n" in trimmed(text)
+
+
+def test_where_nothing_went_wrong_nothing_is_said_about_it() -> None:
+    counts = dict.fromkeys(("server_restarts", "leases_lost", "duplicates", "clipped", "all_zero", "restarts"), 0)
+    text = text_of(summary(refused={}, quarantined_workers=[], **counts))
+    titles = {line.partition("  ")[0] for line in text.splitlines()}
+    assert titles == {"running", "tasks", "steps", "time", "workers"}
+    assert "restart" not in text
+
+
+def trimmed(text: str) -> str:
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 def test_the_time_left_goes_on_passing_and_ends_with_the_run() -> None:
@@ -527,13 +551,15 @@ def test_the_time_left_goes_on_passing_and_ends_with_the_run() -> None:
         console = Console(file=io.StringIO(), width=120)
         told = summary(state=state, eta_seconds=60.0)
         console.print(render(told, now=told["updated"] + seconds))
-        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+        return trimmed(console.file.getvalue())  # type: ignore[attr-defined]
 
-    assert "elapsed 0:00:10, ETA 0:01:00\n" in shown(0)
-    assert "elapsed 0:00:10, ETA 0:00:15\n" in shown(45)
-    assert "elapsed 0:00:10, ETA 0:00:00\n" in shown(3600)
+    assert "0:00:10 so far, 0:01:00 left\n" in shown(0)
+    assert "0:00:10 so far, 0:00:15 left\n" in shown(45)
+    assert "0:00:10 so far, overdue\n" in shown(3600)
+    assert "1:00:00 ago" in shown(3600)
+    assert "ago" not in shown(20)
     for state in ("done", "interrupted", "failed", "died"):
-        assert "elapsed 0:00:10\n" in shown(3600, state)
+        assert "0:00:10 so far\n" in shown(3600, state)
 
 
 def test_a_terminal_gets_a_table_that_is_redrawn() -> None:
@@ -555,22 +581,71 @@ def test_a_file_gets_lines_now_and_then() -> None:
             out.seek(0)
             out.truncate()
             clock.now += seconds
-            table.show(summary(**values))
+            table.show(summary(leases=[lease("w0", "pong")], **values))
             return out.getvalue().splitlines()
 
         (line,) = lines(0)
-        assert line.startswith(
-            "tasks 9/30, meta-updates 3 | agent steps 1,234,567, 2,310/s | elapsed 0:00:10, ETA 1:02:03 | "
-        )
+        assert line == "0:00:10  9/30 tasks, 3 meta-updates, 1,234,567 steps, 2,310/s, 1:02:03 left, 11 refused"
         assert "\x1b" not in line
         assert lines(9) == []
         assert len(lines(1)) == 1
         assert lines(9) == []
-        assert [text[:26] for text in lines(0, tasks=8, meta_updates=4)] == ["tasks 8/30, meta-updates 4"]
+        assert [text[:19] for text in lines(0, tasks=8, meta_updates=4)] == ["0:00:10  8/30 tasks"]
         assert lines(9, tasks=8, alerts=["one", "two"]) == []
         assert lines(1, tasks=8, alerts=["one", "two"])[1:] == ["  ! one", "  ! two"]
         assert lines(10, tasks=8, alerts=["one", "two", "3", "4", "5", "6"])[1:] == ["  ! 4", "  ! 5", "  ! 6"]
         assert len(lines(10, tasks=8, alerts=["one", "two", "3", "4", "5", "6"])) == 1
+
+
+def start(out: Console) -> None:
+    """The start of a run with two workers, one second for each phase."""
+    clock = Clock()
+    begun = clock.now
+    with LiveTable(out, clock=clock) as table:
+        table.begin("starting Ray on this machine")
+        for second, told in enumerate(
+            (
+                summary(tasks=0, workers_wanted=2),
+                summary(tasks=0, workers_wanted=2),
+                summary(tasks=0, leases=[lease("w0", "pong", steps=0)]),
+                summary(tasks=0, leases=[lease("w0", "pong", steps=80)]),
+                summary(tasks=0, leases=[lease("w0", "pong", steps=0)]),  # the next task begins
+            ),
+            start=1,
+        ):
+            clock.now = begun + second
+            table.show(told)
+
+
+def test_every_phase_of_the_start_is_a_line_as_it_begins() -> None:
+    out = io.StringIO()
+    start(Console(file=out, width=40))
+    first, second, third, *lines = out.getvalue().splitlines()
+    assert (first, second, third) == (
+        "  0.0 s  starting Ray on this machine",
+        "  1.0 s  starting 2 workers",
+        "  3.0 s  loading games",
+    )
+    assert len(lines) == 1
+    assert lines[0].startswith("0:00:10  0/30 tasks"), "a run that trains has begun for good"
+
+
+def test_on_a_terminal_the_phases_give_way_to_the_table() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, force_interactive=True)
+    start(console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.index("…   starting Ray") < text.index("1.0 s  starting Ray") < text.index("…   loading games")
+    assert text.index("loading games") < text.index("0 of 30")
+    assert "━" in text, "a progress bar"
+
+
+def test_a_run_that_waits_for_nodes_or_has_alerts_says_so_before_its_first_step() -> None:
+    out = io.StringIO()
+    with LiveTable(Console(file=out, width=40)) as table:
+        table.show(summary(tasks=0, waiting="waiting for nodes"))
+        table.show(summary(tasks=0, alerts=["no room"]))
+    assert "waiting for nodes\n" in out.getvalue()
+    assert "  ! no room" not in out.getvalue(), "the next line is due in ten seconds"
 
 
 class _Gone(io.StringIO):
@@ -583,4 +658,5 @@ def test_an_output_that_is_gone_is_ignored() -> None:
     with pytest.raises(BrokenPipeError):
         print("fails", file=out)
     with LiveTable(Console(file=out)) as table:
-        table.show(summary())
+        table.begin("starting")
+        table.show(summary(leases=[lease("w0", "pong")]))

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 
 from leap_dist import load_encoder
 from leap_dist.cli import main as launch
+from leap_dist.cli.parser import LIBRARIES
 from leap_dist.config.loading import resolve
 from leap_dist.envs import atari_vector
 from leap_dist.storage import run_directory
@@ -270,6 +271,44 @@ def test_the_example_runs_on_its_own(exported):
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert (folder / "a2c-Pong.zip").exists()
+    assert done.stdout.splitlines()[-1] == "Pong: 160 steps, no episode ended; the agent is in a2c-Pong.zip"
+    done = subprocess.run(
+        [*command[:2], "Pogn"], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("example.py: Pogn: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("to", "words"), [("torch", "become features (1, 256)"), ("cleanrl", "(actor): Linear")])
+def test_the_other_libraries_have_something_to_see_too(exported, to, words):
+    _, folder, _ = exported(to)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
+    command = [sys.executable, LIBRARIES[to]]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
+
+
+def test_the_command_line_knows_every_library_and_its_program():
+    assert LIBRARIES.keys() == TARGETS.keys()
+    for name, program in LIBRARIES.items():
+        assert program in {Path(path).name for path in TARGETS[name].code}
+
+
+def test_the_command_takes_a_run_directory_and_says_what_to_do_next(tmp_path, monkeypatch, capsys):
+    written(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert launch.main(["export", "run", "--to", "torch", "--out", "policy"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "to see that it works: cd policy && python load.py"
+    assert (tmp_path / "policy" / "encoder.safetensors").exists()
+
+
+def test_the_command_suggests_the_nearest_run(tmp_path, monkeypatch, capsys):
+    written(tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, "export", "runs/mime", "--to", "torch", "--out", "policy")
+    assert line == "init: runs/mime cannot be read (No such file or directory); did you mean runs/mine?"
 
 
 @pytest.mark.parametrize("path", sorted(EXPORTS.rglob("*.py")), ids=lambda path: path.name)
@@ -380,11 +419,15 @@ def test_of_a_whole_model_the_encoder_is_exported(tmp_path):
 @pytest.mark.parametrize(
     ("init", "to", "out", "line"),
     [
-        ("run", "sb3", "new", "init: run is a directory; did you mean run/init.safetensors?"),
-        (".", "sb3", "new", "init: . is a directory; it is the init.safetensors in a run directory"),
-        ("run/ini.safetensors", "sb3", "new", "init: there is no run/ini.safetensors; "),
-        ("no/init.safetensors", "sb3", "new", "init: there is no no/init.safetensors; "),
-        ("run/config.yaml/x", "sb3", "new", "init: run/config.yaml/x cannot be read (Not a directory); choose another"),
+        (".", "sb3", "new", "init: . holds no init.safetensors; give an init.safetensors or a run directory"),
+        (
+            "run/ini.safetensors",
+            "sb3",
+            "new",
+            "init: run/ini.safetensors cannot be read (No such file or directory); did you mean run/init.safetensors?",
+        ),
+        ("no/init.safetensors", "sb3", "new", "init: no/init.safetensors cannot be read (No such file or directory); "),
+        ("run/config.yaml/x", "sb3", "new", "init: run/config.yaml/x cannot be read (Not a directory); give an init"),
         ("run/config.yaml", "sb3", "new", "init: run/config.yaml: config.yaml is not a leap-dist file, or "),
         ("damaged", "sb3", "new", "init: damaged: damaged is damaged: its checksum does not match"),
         ("run/init.safetensors", "sb", "new", "to: 'sb' is none of sb3, torch, cleanrl; did you mean sb3?"),

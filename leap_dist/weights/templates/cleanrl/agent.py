@@ -1,9 +1,10 @@
 """CleanRL's Atari agent with this encoder as its network: copy the class to ppo_atari.py, or import it.
 
-All names are CleanRL's: network.N, actor, critic, get_value, get_action_and_value.
+All names are CleanRL's: network.N, actor, critic, get_value, get_action_and_value. `python agent.py` shows the agent.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from safetensors.torch import load_file
@@ -50,3 +51,7 @@ class Agent(nn.Module):
         policy = Categorical(logits=self.actor(features))
         chosen = policy.sample() if action is None else action
         return chosen, policy.log_prob(chosen), policy.entropy(), self.critic(features)
+
+
+if __name__ == "__main__":
+    print(Agent(SimpleNamespace(single_action_space=SimpleNamespace(n=18))))

@@ -1,10 +1,10 @@
-"""Load the encoder with only torch and safetensors: `encoder = load()`."""
+"""Load the encoder with only torch and safetensors: `encoder = load()`. `python load.py` shows it."""
 
 from collections import OrderedDict
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import nn, zeros
 
 WEIGHTS = Path(__file__).with_name("encoder.safetensors")
 
@@ -27,3 +27,11 @@ def load(path: str | Path = WEIGHTS) -> nn.Sequential:
     encoder = nn.Sequential(OrderedDict(layers))
     encoder.load_state_dict(tensors)
     return encoder
+
+
+if __name__ == "__main__":
+    encoder = load()
+    channels = encoder.get_parameter("conv1.weight").shape[1]
+    features = encoder(zeros(1, channels, 84, 84))
+    print(encoder)
+    print(f"frames (1, {channels}, 84, 84) become features {tuple(features.shape)}")
