@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,8 @@ def print_evaluation(out: Path) -> None:
     from leap_dist.evaluation.report.build import build
 
     print_notes(_build(lambda folder: build(folder, scoring.of_tasks(_tasks_of(folder))), out))
+    print()
+    print(textwrap.fill(json.loads((out / "results.json").read_text())["conclusion"], 80))
     print()
     _print_files(*_evaluation_files(out))
 

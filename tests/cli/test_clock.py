@@ -16,7 +16,7 @@ from leap_dist.telemetry.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 SHOWN = {
-    "progress.py": 1, "manifest.py": 1, "terminal.py": 1, "commands.py": 2, "event_file.py": 3,
+    "progress.py": 1, "manifest.py": 1, "commands.py": 2, "training.py": 1, "evaluating.py": 1, "event_file.py": 3,
     "nodes.py": 1,
 }  # fmt: skip
 """Files that read the wall clock: for the times in summary, manifest, table and TensorBoard, for the age of a summary

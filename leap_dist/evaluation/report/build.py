@@ -23,6 +23,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.evaluation import statistics
 from leap_dist.evaluation.initializations import describe_arms
 from leap_dist.evaluation.report import figures, tensorboard, text
+from leap_dist.evaluation.report.conclusion import conclusion
 from leap_dist.evaluation.report.document import Verbatim, markdown, page
 from leap_dist.evaluation.results import Cell, Results, compute
 from leap_dist.evaluation.runs import load_all
@@ -157,6 +158,7 @@ def _returns_numbers(results: Results) -> dict[str, Any]:
     """Return results.json of an evaluation of games; its rows are in results.csv."""
     names = ("arms", "baseline", "budget", "targets", "counted", "excluded", "thresholds", "overall", "warnings")
     return {
+        "conclusion": conclusion(results),
         **{name: getattr(results, name) for name in names},
         "window": statistics.WINDOW,
         "grid": statistics.grid(results.budget),
@@ -179,6 +181,7 @@ def _returns_cell(cell: Cell) -> dict[str, Any]:
 def _errors_numbers(results: Results) -> dict[str, Any]:
     """Return results.json of an evaluation of classifiers; its rows are in results.csv."""
     return {
+        "conclusion": conclusion(results),
         **{name: getattr(results, name) for name in ("arms", "baseline", "counted", "warnings")},
         "unit": UNIT,
         "games": _each(

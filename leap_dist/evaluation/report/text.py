@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from leap_dist.evaluation import statistics
+from leap_dist.evaluation.report.conclusion import conclusion
 from leap_dist.evaluation.report.document import Block, Bullets, Heading, Paragraph, Picture, Table, Verbatim
 from leap_dist.evaluation.results import Cell, Results
 from leap_dist.evaluation.statistics import Interval
@@ -41,6 +42,7 @@ def blocks(
     configuration: list[Block] = [Heading("Configuration"), *attached]
     return [
         Heading(title(results), 1),
+        Paragraph(conclusion(results)),
         Paragraph(_scope(results)),
         *(wrong if warnings else []),
         *_initializations(described),

@@ -1,0 +1,87 @@
+"""What an evaluation has shown, in words: the first paragraph of its report."""
+
+from __future__ import annotations
+
+from leap_dist.evaluation.results import Results
+from leap_dist.evaluation.statistics import Interval
+
+ENOUGH_SEEDS = 5
+"""Smallest number of seeds whose result is stated without a warning."""
+
+OPEN = "not told apart"
+"""Verdict on two arms whose difference may be zero."""
+
+
+def conclusion(results: Results) -> str:
+    """Return what can be said of all arms together, and first of all whether there are enough seeds to say it."""
+    seeds = fewest_seeds(results)
+    if not results.overall:
+        return "Nothing can be concluded: there is no game or task with results of every initialization."
+    found = f"{_scores(results)}{_verdict(results, seeds)}"
+    if seeds >= ENOUGH_SEEDS:
+        return found[0].upper() + found[1:]
+    few = "One seed is" if seeds == 1 else f"{seeds} seeds are"
+    return f"{few} too few to conclude anything; run at least {ENOUGH_SEEDS} (--seeds {ENOUGH_SEEDS}). So far, {found}"
+
+
+def fewest_seeds(results: Results) -> int:
+    """Return the smallest number of seeds of any arm on any game that counts; 0 if none counts."""
+    cells = [cell for game in results.counted for cell in results.cells[game].values()]
+    return min((len(set(cell.seeds)) for cell in cells), default=0)
+
+
+def _scores(results: Results) -> str:
+    """Return the score of each arm: "after 1M agent steps leap's IQM is 0.31 [0.22, 0.40], scratch's 0.27 …"."""
+    games = results.scoring.human_normalized
+    value, aggregate = ("final", "iqm") if games else (next(iter(results.scoring.values)), "mean")
+    name = "IQM" if games else f"mean {value.replace('_', ' ')}"
+    shown = [
+        f"{arm}'s {_interval(overall.aggregates[value][aggregate], percent=not games)}"
+        for arm, overall in results.overall.items()
+    ]
+    first, *others = shown
+    first = first.replace("'s ", f"'s {name} is ", 1)
+    return f"after {_budget(results.budget)} {results.scoring.metric.step_unit} {', '.join([first, *others])}"
+
+
+def _verdict(results: Results, seeds: int) -> str:
+    """Return which arms are told apart from the baseline, in words that follow their scores."""
+    if not results.against:
+        return "; there is nothing to compare it with."
+    if seeds < ENOUGH_SEEDS:
+        return "."
+    by_verdict: dict[str, list[str]] = {}
+    for arm, found in results.against.items():
+        by_verdict.setdefault(_compared(results, found.intervals), []).append(arm)
+    if list(by_verdict) == [OPEN]:
+        return f": {OPEN}."
+    parts = []
+    for verdict, arms in by_verdict.items():
+        those = " and ".join(arms)
+        if verdict == OPEN:
+            parts.append(f"{those} and {results.baseline} are {OPEN}")
+        else:
+            parts.append(f"{those} {'is' if len(arms) == 1 else 'are'} {verdict} than {results.baseline}")
+    return f": {'; '.join(parts)}."
+
+
+def _compared(results: Results, intervals: dict[str, Interval]) -> str:
+    """Return the verdict on an arm, from the interval of its paired difference to the baseline."""
+    games = results.scoring.human_normalized
+    interval = intervals.get("final" if games else next(iter(results.scoring.values)))
+    if interval is None or interval.low <= 0 <= interval.high:
+        return OPEN
+    return "better" if (interval.low > 0) == games else "worse"
+
+
+def _interval(interval: Interval, *, percent: bool) -> str:
+    point, low, high = (f"{100 * x:.1f} %" if percent else f"{x:.2f}" for x in interval)
+    return point if low == high else f"{point} [{low}, {high}]"
+
+
+def _budget(steps: int) -> str:
+    """Return a number of steps as people say it: 1M, 200k, 1,234."""
+    for size, letter in ((1_000_000, "M"), (1000, "k")):
+        if steps >= size and steps % (size // 10) == 0:
+            return f"{steps / size:,.12g}{letter}"
+    return f"{steps:,}"

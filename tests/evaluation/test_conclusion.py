@@ -1,0 +1,116 @@
+"""What an evaluation says first: its conclusion in words, or that there are too few seeds for one."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from leap_dist.evaluation import results as comparison
+from leap_dist.evaluation.report.conclusion import conclusion
+from leap_dist.evaluation.report.document import markdown
+from leap_dist.evaluation.report.text import blocks
+from leap_dist.evaluation.runs import RunResult
+from leap_dist.evaluation.scoring import ERRORS, RETURNS
+
+FEW = 200
+"""Bootstrap samples."""
+
+
+def play(arm: str, game: str, seed: int, level: float, noise: float = 0.5, budget: int = 200_000) -> RunResult:
+    """Episodes with returns around `level`; the noise differs between arms and seeds."""
+    random = np.random.default_rng([seed, *arm.encode(), *game.encode()])
+    ended = np.linspace(1000, budget, 100).astype(np.int64)
+    return RunResult(arm, game, seed, budget, 2.0, ended, np.full(100, level + random.normal(0, noise)), ())
+
+
+def classify(arm: str, seed: int, error: float) -> RunResult:
+    ended, curve = np.arange(20, 2001, 20), ({"steps": 2000, "test_error": error + seed / 1000, "train_error": 0.0},)
+    return RunResult(arm, "greek", seed, 2000, 2.0, ended, np.full(100, 0.5), curve)
+
+
+def of_levels(
+    levels: dict[str, float], seeds: int, games: tuple[str, ...] = ("breakout", "pong"), **more: float
+) -> str:
+    runs = [
+        play(arm, game, seed, level, **more) for arm, level in levels.items() for game in games for seed in range(seeds)
+    ]
+    return conclusion(comparison.compute(RETURNS.score_all(runs)[0], RETURNS, repetitions=FEW))
+
+
+INTERVAL = r"-?\d\.\d\d \[-?\d\.\d\d, -?\d\.\d\d\]"
+
+
+def test_arms_whose_difference_may_be_zero_are_not_told_apart():
+    text = of_levels({"leap": 10.0, "scratch": 10.0}, 5, noise=3.0)
+    assert re.fullmatch(
+        rf"After 200k agent steps leap's IQM is {INTERVAL}, scratch's {INTERVAL}: not told apart\.", text
+    ), text
+
+
+@pytest.mark.parametrize(
+    ("levels", "verdict"),
+    [
+        ({"leap": 14.0, "scratch": 8.0}, ": leap is better than scratch."),
+        ({"leap": 8.0, "scratch": 14.0}, ": leap is worse than scratch."),
+        ({"leap": 14.0, "fomaml": 13.0, "scratch": 8.0}, ": leap and fomaml are better than scratch."),
+        (
+            {"leap": 14.0, "fomaml": 2.0, "scratch": 8.0},
+            ": leap is better than scratch; fomaml is worse than scratch.",
+        ),
+        ({"leap": 14.0}, "; there is nothing to compare it with."),
+    ],
+)
+def test_the_verdict_names_the_better_one(levels, verdict):
+    assert of_levels(levels, 5).endswith(verdict), of_levels(levels, 5)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "start"), [(1, "One seed is too few"), (2, "2 seeds are too few"), (4, "4 seeds are")]
+)
+def test_under_five_seeds_the_first_words_say_so_and_there_is_no_verdict(seeds, start):
+    text = of_levels({"leap": 14.0, "scratch": 8.0}, seeds)
+    assert text.startswith(start)
+    assert "run at least 5 (--seeds 5). So far, after 200k agent steps leap's IQM is " in text
+    assert not re.search("better|worse|told apart", text)
+
+
+def test_one_game_with_few_seeds_is_enough_for_the_warning():
+    games = [("pong", seed) for seed in range(5)] + [("breakout", 0)]
+    runs = [play(arm, game, seed, 10.0) for arm in ("leap", "scratch") for game, seed in games]
+    assert conclusion(comparison.compute(RETURNS.score_all(runs)[0], RETURNS, repetitions=FEW)).startswith(
+        "One seed is"
+    )
+
+
+def test_where_no_game_counts_nothing_is_concluded():
+    assert of_levels({"leap": 1.0, "scratch": 1.0}, 5, games=("air_raid",)).startswith("Nothing can be concluded")
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"), [((0.1, 0.3), "leap is better than scratch."), ((0.3, 0.1), "leap is worse than scratch.")]
+)
+def test_of_errors_less_is_better(errors, verdict):
+    runs = [
+        classify(arm, seed, error) for arm, error in zip(("leap", "scratch"), errors, strict=True) for seed in range(5)
+    ]
+    text = conclusion(comparison.compute(ERRORS.score_all(runs)[0], ERRORS, repetitions=FEW))
+    assert text.startswith("After 2k examples leap's mean test error is ")
+    assert text.endswith(verdict)
+    assert " %" in text
+
+
+@pytest.mark.parametrize(
+    ("budget", "shown"), [(1_000_000, "1M"), (2_500_000, "2.5M"), (50_000, "50k"), (1234, "1,234")]
+)
+def test_budgets_are_as_people_say_them(budget, shown):
+    assert f"fter {shown} agent steps" in of_levels({"leap": 1.0, "scratch": 1.0}, 5, budget=budget)
+
+
+def test_the_report_begins_with_it():
+    runs = [play(arm, "pong", seed, 10.0) for arm in ("leap", "scratch") for seed in range(2)]
+    results = comparison.compute(RETURNS.score_all(runs)[0], RETURNS, repetitions=FEW)
+    pictures = dict.fromkeys(("curves.png", "profiles.png", "aggregates.png", "improvement.png"), b"")
+    _, first, *_ = markdown(blocks(results, [], [], pictures, [], FEW)).split("\n\n")
+    assert first.startswith("2 seeds are too few to conclude anything")
