@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leap_dist.cli import console, listings, parser, setting_flags
-from leap_dist.config import loading, registry
+from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.config.validation import did_you_mean
@@ -69,8 +69,8 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     loaded = {name: value for name, value in loaded.items() if setting_flags.is_for_evaluations(name)}
     for name, value in given.items():
         loading.parse_value(name, value)
-    if "games" in given:
-        require_games(given["games"], given.get("tasks"))
+    if set(parsed.init) == {"scratch"} or "tasks" in given:  # otherwise the file says what kind of tasks it is for
+        loading.resolve(preset or "paper", loaded, given)
     require_initializations(parsed.init)
     from leap_dist.evaluation import initializations
     from leap_dist.storage import run_directory
@@ -110,18 +110,6 @@ def require_initialization(path: Path, hint: str = "give an init.safetensors or 
         what = f"{path} holds no init.safetensors" if path.is_dir() else f"{path} cannot be read ({error.strerror})"
         raise ConfigError(f"init: {what}{near}") from None
     return file
-
-
-def require_games(games: str | None, tasks: str | None) -> None:
-    """Raise ConfigError if a name of --games is none of any kind of tasks, or of `tasks` if it is known."""
-    errors = []
-    for kind in (tasks,) if tasks else ("atari", "omniglot", "multi-cv"):
-        try:
-            registry.expand(kind, loading.parse_value("games", games or "all"), seed=0, pretraining=1)
-            return
-        except ValueError as error:
-            errors.append(str(error))
-    raise ConfigError(f"games: {errors[0]}")
 
 
 def file_settings(parsed: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:

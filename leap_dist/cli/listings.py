@@ -51,7 +51,7 @@ def _role(game: str, name: str) -> str:
 
 def presets() -> int:
     """Print each preset, what it is for, and the settings that differ from those of `paper`."""
-    print(f"Presets of Atari games (--preset NAME). `{console.command()} train` alone takes quick.")
+    print(f"Presets of Atari games. `{console.command()} train` alone takes quick.")
     for name, values in PRESETS.items():
         _print_preset(name, PRESET_HELP[name], values)
     for kind, known in TASKS.items():

@@ -86,9 +86,8 @@ def evaluation(config: Config, runs: Sequence[EvaluationRun], missing: int, out:
 
 
 def _names(config: Config) -> str:
-    one = {"atari": "game", "omniglot": "alphabet", "multi-cv": "data set"}[config.tasks]
-    names = ", ".join(config.games)
-    return f"{_count(len(config.games), one)}" + (f" ({names})" if len(config.games) <= 5 else "")
+    count = _count(len(config.games), registry.for_config(config).task_noun)
+    return count + (f" ({', '.join(config.games)})" if len(config.games) <= 5 else "")
 
 
 def _duration(config: Config, steps: int, before: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ FOR_EVALUATIONS = {
 """Settings, and whole sections of settings, that have a meaning for evaluations."""
 
 _SHORT = {
-    "tasks": "atari, omniglot or multi-cv",
+    "tasks": "atari, omniglot, multi-cv, gymnasium, images",
     "games": "see `{command} games`",
     "meta_updates": "number of meta-updates",
     "meta.batch_size": "tasks in a meta-update",
