@@ -30,6 +30,10 @@ if TYPE_CHECKING:  # what a type checker sees; at run time the names are importe
     from leap_dist.server.meta_server import MetaServer as MetaServer
     from leap_dist.storage.atomic import CorruptFile as CorruptFile
     from leap_dist.storage.locks import RunDirectoryBusy as RunDirectoryBusy
+    from leap_dist.weights.hub import from_pretrained as from_pretrained
+    from leap_dist.weights.hub import push_to_hub as push_to_hub
+    from leap_dist.weights.hub import save_pretrained as save_pretrained
+    from leap_dist.weights.initialization import Initialization as Initialization
     from leap_dist.weights.initialization import load_encoder as load_encoder
     from leap_dist.weights.initialization import load_network as load_network
     from leap_dist.weights.initialization import read_initialization as read_initialization
@@ -42,13 +46,14 @@ _LIBRARY = {
     "ConfigError": "leap_dist.config.loading",
     "Contribution": "leap_dist.protocol.messages",
     "CorruptFile": "leap_dist.storage.atomic",
+    "Initialization": "leap_dist.weights.initialization",
     "Interrupted": "leap_dist.api.errors",
     "Lease": "leap_dist.protocol.messages",
+    "LiveRun": "leap_dist.api.callbacks",
     "Manifest": "leap_dist.nn.flat_vector",
     "MetaServer": "leap_dist.server.meta_server",
     "MetaSettings": "leap_dist.config.settings",
     "MetaUpdate": "leap_dist.api.callbacks",
-    "LiveRun": "leap_dist.api.callbacks",
     "PullForward": "leap_dist.leap.pull_forward",
     "Report": "leap_dist.api.evaluating",
     "Run": "leap_dist.api.training",
@@ -57,10 +62,13 @@ _LIBRARY = {
     "TaskResult": "leap_dist.api.callbacks",
     "evaluate": "leap_dist.api.evaluating",
     "flatten": "leap_dist.nn.flat_vector",
+    "from_pretrained": "leap_dist.weights.hub",
     "load_encoder": "leap_dist.weights.initialization",
     "load_network": "leap_dist.weights.initialization",
     "load_vector": "leap_dist.nn.flat_vector",
+    "push_to_hub": "leap_dist.weights.hub",
     "read_initialization": "leap_dist.weights.initialization",
+    "save_pretrained": "leap_dist.weights.hub",
     "train": "leap_dist.api.training",
 }
 

@@ -147,7 +147,7 @@ def parse_value(name: str, value: Any) -> Any:
     if kind is str:
         if not isinstance(value, str):
             raise ConfigError(f"{name}: {_display(value)} is not text")
-        return os.path.expanduser(value) if name == "data_dir" else value
+        return os.path.expanduser(value) if name in ("data_dir", "init") else value
     return _number(name, value, kind, field.metadata)
 
 

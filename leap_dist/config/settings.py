@@ -282,6 +282,9 @@ class Config:
     meta_learner: Literal["leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none"] = setting(
         "leap", "algorithm that turns the training of a task into a contribution"
     )
+    init: str = setting(
+        "", "initialization to start from: a file, a run directory, a URL or pretrained:NAME; empty: a random one"
+    )
     sampling: Literal["shuffled", "replacement"] = setting(
         "shuffled", "order of tasks: each game once before any is repeated (shuffled), or drawn with replacement"
     )

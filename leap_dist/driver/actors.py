@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.exceptions import ObjectLostError, RayError
@@ -107,10 +108,18 @@ class ServerProcess:
 class ServerActor(ServerProcess):
     """A MetaServer in a Ray actor."""
 
-    def _make(self, config: Config, run_dir: Path, session: str, remote: Remote | None = None) -> MetaServer:
+    def _make(
+        self,
+        config: Config,
+        run_dir: Path,
+        session: str,
+        remote: Remote | None = None,
+        start: np.ndarray | None = None,
+    ) -> MetaServer:
         self._snapshots: dict[int, ray.ObjectRef[Any]] = {}
         family = family_of(config)
         manifest, initial = family.initialization(config, config.seed, config.scope)
+        initial = initial if start is None else start  # φ₀ of a new run; otherwise the checkpoint counts
         work, preprocessing, replica = time.process_time, family.preprocessing(config), connect(remote, run_dir)
         more: dict[str, Any] = {"work": work, "preprocessing": preprocessing, "replica": replica}
         return MetaServer(config, run_dir, manifest=manifest, initial=initial, session=session, **more)

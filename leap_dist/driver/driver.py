@@ -34,8 +34,10 @@ from leap_dist.driver.signals import INTERRUPTED, StopSignal, stop_signal
 from leap_dist.driver.waiting import first_answer
 from leap_dist.evaluation.runs import Run
 from leap_dist.storage.replica import Remote
+from leap_dist.storage.run_directory import has_begun
 from leap_dist.tasks.task import family_of
 from leap_dist.telemetry.progress import Progress
+from leap_dist.weights.warm_start import initial_vector
 
 SERVER_START_SECONDS = 600.0
 """How long the server may take to start. It reads the whole run directory, and Ray restarts it when it is killed."""
@@ -90,7 +92,8 @@ def train(
     """
     run_dir, config = run_dir.absolute(), _with_absolute_data_dir(config)  # other processes start elsewhere
     movable = remote is None and config.server.storage == "shared"
-    plan = _ServerPlan(SERVER, (config, run_dir, uuid.uuid4().hex, remote), run_dir, movable, ledger_offset)
+    initial = None if has_begun(run_dir) else initial_vector(config)
+    plan = _ServerPlan(SERVER, (config, run_dir, uuid.uuid4().hex, remote, initial), run_dir, movable, ledger_offset)
     return _operate(config, plan, record, announce, wall_seconds_before, run_dir / "profile" if profile else None)
 
 

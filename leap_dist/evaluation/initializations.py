@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from leap_dist.config import loading as configuration
+from leap_dist.config import pretrained
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.presets import PRESETS, TASKS
 from leap_dist.config.registry import DATA_SETS, OWN
@@ -41,7 +42,7 @@ class Arm:
 
     label: str
     source: str
-    """Absolute path or URL of the file, or `scratch`."""
+    """Absolute path or URL of the file, `pretrained:NAME`, or `scratch`."""
     scope: str
     """Name of the set of parameters that the file holds; see `ActorCritic.parameters_of`."""
     sha256: str = ""
@@ -62,13 +63,14 @@ class InitFile:
     path: Path
     content: Initialization
     source: str
-    """Absolute path or URL, as reports show it."""
+    """Absolute path, URL or `pretrained:NAME`, as reports show it."""
 
 
 def read(specs: Sequence[str]) -> tuple[list[str], list[InitFile]]:
     """Return the labels in order, and the files of all arms but those that start from `scratch`.
 
-    A spec is `scratch`, PATH or LABEL=PATH, where PATH may also be a run directory or a URL. Raises ConfigError if a
+    A spec is `scratch`, PATH or LABEL=PATH, where PATH may also be a run directory, a URL or `pretrained:NAME`, or an
+    encoder of another library (`leap_dist.weights.foreign`). Raises ConfigError if a
     label is invalid or occurs twice, and if a file is not a complete initialization.
     """
     labels: list[str] = []
@@ -181,7 +183,9 @@ def vectors(chosen: Sequence[Arm]) -> dict[str, np.ndarray]:
 
 
 def _vector(arm: Arm) -> np.ndarray:
-    if is_url(arm.source):
+    if pretrained.is_name(arm.source):
+        content = _read(pretrained.path_of(arm.source))
+    elif is_url(arm.source):
         with tempfile.TemporaryDirectory(prefix="leap-dist-read-") as folder:  # at exit, a server may be killed
             content = _read(reader.fetch_initialization(Url(arm.source), Path(folder)))
     else:
@@ -241,7 +245,7 @@ def _parse(spec: str) -> tuple[str, Path | None, str]:
         if spec == SCRATCH:
             return SCRATCH, None, SCRATCH
         label, path = "", spec
-    location = reader.cached_initialization(Url(path)) if is_url(path) else Path(path)
+    location = reader.cached_initialization(Url(path)) if is_url(path) else pretrained.path_of(path)
     if location.is_dir():
         location /= "init.safetensors"
     if not label:
@@ -252,7 +256,7 @@ def _parse(spec: str) -> tuple[str, Path | None, str]:
         raise ConfigError(f"init: {error}; say LABEL=PATH") from None
     if path == SCRATCH:
         return label, None, SCRATCH
-    return label, location, path if is_url(path) else str(location.absolute())
+    return label, location, path if is_url(path) or pretrained.is_name(path) else str(location.absolute())
 
 
 def _read(path: Path) -> Initialization:

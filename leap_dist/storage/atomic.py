@@ -158,6 +158,15 @@ def pack(tensors: dict[str, np.ndarray], header: dict[str, Any]) -> bytes:
     return save(tensors, {"leap_dist": entry})
 
 
+def is_packed(data: bytes) -> bool:
+    """Return whether bytes are, or were, a file of `pack`, and not a safetensors file of another program."""
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return not isinstance(header, dict) or "leap_dist" in header.get("__metadata__", {})
+    except DECODE_ERRORS:
+        return True
+
+
 def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the tensors and the header that `pack` was given.
 

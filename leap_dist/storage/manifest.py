@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -12,10 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from leap_dist.config import pretrained
+from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.protocol import schema
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, read_regular, write_atomic
-from leap_dist.storage.redaction import redact_all
+from leap_dist.storage.redaction import redact, redact_all
 
 PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tensorboard")
 """Packages whose versions are recorded."""
@@ -76,6 +79,7 @@ def describe(config: Config) -> dict[str, Any]:
         "host": platform.node(),
         "command": redact_all([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": config.seed,
+        **({"init": _initialization(config.init)} if config.init else {}),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "hardware": {
@@ -86,6 +90,16 @@ def describe(config: Config) -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def _initialization(source: str) -> dict[str, str | None]:
+    """Return the source of the initialization that the run started from, and the SHA-256 of a file on this machine."""
+    try:
+        path = pretrained.path_of(source)
+        data = (path / "init.safetensors" if path.is_dir() else path).read_bytes()
+    except (ConfigError, OSError):  # a URL, or a file that has been removed since the run began
+        return {"source": redact(source), "sha256": None}
+    return {"source": source, "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _read(run_dir: Path) -> dict[str, Any]:

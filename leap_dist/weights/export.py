@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import save
 
 from leap_dist.config import loading as configuration
+from leap_dist.config import pretrained
 from leap_dist.config.files import create_new
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
@@ -85,6 +86,7 @@ def export(init: Path, to: str, out: Path, *, linear_seed: int | None = None) ->
         raise ConfigError(f"to: {to[:80]!r} is none of {', '.join(TARGETS)}{hint}")
     if linear_seed is not None and not 0 <= linear_seed < 2**31:
         raise ConfigError(f"linear-seed: {linear_seed} is out of range; use 0 to {2**31 - 1}")
+    init = pretrained.path_of(str(init))
     initialization = _read(init)
     if initialization.scope == "convolutions" and linear_seed is None:
         raise ConfigError(

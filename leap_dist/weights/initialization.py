@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from leap_dist.config import pretrained
 from leap_dist.envs.atari_vector import channels
 from leap_dist.nn import convnet
 from leap_dist.nn.actor_critic import FRAME_SIZE, SCALE, Encoder, initialize
 from leap_dist.nn.flat_vector import Manifest, load_vector
 from leap_dist.protocol import schema
-from leap_dist.storage.atomic import CorruptFile, read_packed, unpack
+from leap_dist.storage.atomic import CorruptFile, is_packed, read_packed, unpack
 from leap_dist.tasks.task import family_named
+from leap_dist.weights import foreign
 
 _ORDER = {
     "gray4": "oldest frame first",
@@ -133,6 +135,27 @@ class Initialization:
         load_vector(parameters, self.vector(Manifest.of(parameters)))
         return encoder
 
+    def network(self, classes: int | None = None, *, head_seed: int | None = None) -> convnet.ConvNet:
+        """Return a new network with these parameters, for tasks that are classification; see `load_network`.
+
+        Raises ValueError if the tasks were environments, or if a new head is needed and no seed is given.
+        """
+        if self.tasks in ENVIRONMENTS:
+            raise ValueError("this initialization is for environments; see load_encoder")
+        given = self.metadata["preprocessing"]
+        network = convnet.ConvNet(given["channels"], given["size"], classes or given["classes"])
+        shared, local = network.parameters_of(self.scope)
+        if network.head.out_features != given["classes"]:
+            shared, local = network.parameters_of("encoder")
+        if local and head_seed is None:
+            raise ValueError(
+                "this initialization has no head for these classes; give head_seed=0, or any other, for a fresh one"
+            )
+        if local:
+            convnet.initialize(network, torch.Generator().manual_seed(head_seed or 0))
+        load_vector(shared, self.vector(Manifest.of(shared)))
+        return network
+
 
 class InitializedEncoder(Encoder):
     """An `Encoder` with a description of the observations that it expects."""
@@ -146,7 +169,7 @@ def load_encoder(path: str | Path, *, linear_seed: int | None = None) -> Initial
     """Load the encoder of an init.safetensors: (N, C, 84, 84) float32 in [0, 1] → (N, 256), with `.preprocessing`.
 
     Args:
-        path: path of the file; links are followed.
+        path: path of the file, or `pretrained:NAME`; links are followed.
         linear_seed: seed of the linear layer; used only if the file holds nothing but the convolutions.
 
     Raises:
@@ -161,7 +184,7 @@ def load_network(path: str | Path, classes: int | None = None, *, head_seed: int
     """Load the network of a supervised run: (N, channels, size, size) float32 → logits (N, classes).
 
     Args:
-        path: path of the init.safetensors; links are followed.
+        path: path of the init.safetensors, or `pretrained:NAME`; links are followed.
         classes: number of outputs of the head; None for that of the run's tasks.
         head_seed: seed of a new head; used only if the file has no head with this number of outputs.
 
@@ -170,35 +193,31 @@ def load_network(path: str | Path, classes: int | None = None, *, head_seed: int
         CorruptFile: if it is damaged, of a newer format, or something else.
         ValueError: if it is for Atari games, or a new head is needed and no seed is given.
     """
-    found = read_initialization(path)
-    if found.tasks in ENVIRONMENTS:
-        raise ValueError("this initialization is for environments; see load_encoder")
-    given = found.metadata["preprocessing"]
-    network = convnet.ConvNet(given["channels"], given["size"], classes or given["classes"])
-    shared, local = network.parameters_of(found.scope)
-    if network.head.out_features != given["classes"]:
-        shared, local = network.parameters_of("encoder")
-    if local and head_seed is None:
-        raise ValueError(
-            "this initialization has no head for these classes; give head_seed=0, or any other, for a fresh one"
-        )
-    if local:
-        convnet.initialize(network, torch.Generator().manual_seed(head_seed or 0))
-    load_vector(shared, found.vector(Manifest.of(shared)))
-    return network
+    return read_initialization(path).network(classes, head_seed=head_seed)
 
 
 def read_initialization(path: str | Path) -> Initialization:
-    """Read an init.safetensors; links are followed. Raises OSError, or CorruptFile that says what is wrong."""
-    path = Path(path)
+    """Read an init.safetensors; links are followed.
+
+    `path` may also be `pretrained:NAME`, or an encoder that another library has saved as safetensors. Raises OSError,
+    CorruptFile that says what is wrong, or ConfigError if there is no initialization of that name.
+    """
+    path = pretrained.path_of(str(path))
     data = read_packed(Path(os.path.realpath(path)))
-    found, metadata = unpack(data, path.name)
+    found, metadata = _foreign(data, path.name) if not is_packed(data) else unpack(data, path.name)
     tensors = dict(sorted(found.items()))  # the order in which they are read differs between processes
     try:
         _check(tensors, metadata)
     except ValueError as error:
         raise CorruptFile(f"{path.name} is no initialization that this version can read: {error}") from None
     return Initialization(tensors, metadata, hashlib.sha256(data).hexdigest())
+
+
+def _foreign(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        return foreign.read(data)
+    except ValueError as error:
+        raise CorruptFile(f"{name} is no initialization that this version can read: {error}") from None
 
 
 def _manifest(metadata: Mapping[str, Any]) -> Manifest:

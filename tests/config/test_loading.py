@@ -687,7 +687,7 @@ def valid(name: str) -> st.SearchStrategy[Any]:
             max(low, above), high if math.isfinite(high) else None, allow_nan=False, allow_infinity=False
         )
         return bounded.filter(lambda value: value > above)
-    if name == "data_dir":
+    if name in ("data_dir", "init"):
         return st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters=":"), min_size=1)
     assert name == "address"
     host = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="@"), min_size=1)
@@ -823,6 +823,7 @@ CONTEXT = {
 
 OTHER_VALUES = {
     "games": "pong",
+    "init": "runs/other",
     "task_steps": 5_000,
     "mode": "sync",
     "seed": 5,

@@ -16,8 +16,10 @@ from leap_dist.evaluation.runs import Run
 from leap_dist.evaluation.server import EvaluationServer
 from leap_dist.protocol.messages import Idle
 from leap_dist.server.meta_server import MetaServer
+from leap_dist.storage import run_directory
 from leap_dist.tasks.task import family_of
 from leap_dist.telemetry.progress import Progress
+from leap_dist.weights.warm_start import initial_vector
 from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start
 
@@ -51,6 +53,8 @@ def train(
 ) -> str:
     family = family_of(config)
     manifest, initial = family.initialization(config, config.seed, config.scope)
+    start_vector = None if run_directory.has_begun(run_dir) else initial_vector(config)
+    initial = initial if start_vector is None else start_vector
     server = MetaServer(
         config, run_dir, manifest=manifest, initial=initial, session="s", preprocessing=family.preprocessing(config)
     )

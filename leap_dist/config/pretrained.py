@@ -1,0 +1,71 @@
+"""The initializations that come with the package, which are named `pretrained:NAME` wherever one is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.validation import did_you_mean
+
+PREFIX = "pretrained:"
+ROOT = Path(__file__).parents[1] / "pretrained"
+"""Directory with one folder for each initialization; see its README.md."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """An initialization that comes with the package."""
+
+    name: str
+    folder: Path
+    summary: str
+    """What it was meta-learned on, in one line."""
+    license: str
+    """SPDX identifier of the license of the weights."""
+    sha256: str
+    """SHA-256 of the weights, hexadecimal."""
+
+    @property
+    def path(self) -> Path:
+        """Path of the weights."""
+        return self.folder / "init.safetensors"
+
+
+def available(root: Path | None = None) -> Iterator[Pretrained]:
+    """Yield the initializations in order of their names. Raises ConfigError for a damaged installation."""
+    for folder in sorted(path.parent for path in (root or ROOT).glob("*/manifest.json")):
+        try:
+            about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            yield Pretrained(folder.name, folder, *(str(about[name]) for name in ("summary", "license", "sha256")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"pretrained: {folder / 'manifest.json'} is damaged ({error}); install again") from None
+
+
+def is_name(source: str) -> bool:
+    """Return whether a source is the name of such an initialization, and not a path or URL."""
+    return source.startswith(PREFIX)
+
+
+def path_of(source: str) -> Path:
+    """Return the path of the weights for `pretrained:NAME`, and the path itself for anything else.
+
+    Raises ConfigError, with the nearest name, if there is none of this name, or if its weights were changed.
+    """
+    if not is_name(source):
+        return Path(source)
+    name, known = source.removeprefix(PREFIX), {one.name: one for one in available()}
+    if name not in known:
+        there = f"; there are {', '.join(known)}" if known else "; no initialization comes with this version"
+        raise ConfigError(f"init: no pretrained {name[:80]!r}{did_you_mean(name, known) or there}")
+    found = known[name]
+    try:
+        digest = hashlib.sha256(found.path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"init: {source} cannot be read ({error.strerror}); install the package again") from None
+    if digest != found.sha256:
+        raise ConfigError(f"init: the weights of {source} are not those of the release; install the package again")
+    return found.path

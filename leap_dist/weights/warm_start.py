@@ -1,0 +1,49 @@
+"""Starting a run from an initialization that exists already, instead of a random one (setting `init`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from leap_dist.config import pretrained
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.settings import Config
+from leap_dist.storage import reader
+from leap_dist.storage.atomic import CorruptFile
+from leap_dist.storage.location import Url
+from leap_dist.storage.objects import is_url
+from leap_dist.tasks.task import family_of
+from leap_dist.weights.initialization import read_initialization
+
+
+def initial_vector(config: Config) -> np.ndarray | None:
+    """Return φ₀ of a new run, flat float32, if `config.init` names one; None for a random one.
+
+    Raises ConfigError if the file cannot be read, or its parameters are not those of the run's network.
+    """
+    if not config.init:
+        return None
+    path = locate(config.init)
+    try:
+        found = read_initialization(path)
+    except OSError as error:
+        raise ConfigError(
+            f"init: {config.init} cannot be read ({error.strerror}); give an init.safetensors, a run directory, a URL "
+            "or pretrained:NAME"
+        ) from None
+    except CorruptFile as error:
+        raise ConfigError(f"init: {error}") from None
+    manifest, _ = family_of(config).initialization(config, config.seed, config.scope)
+    try:
+        return found.vector(manifest)
+    except ValueError as error:
+        raise ConfigError(f"init: {config.init} does not fit this run's network: {error}") from None
+
+
+def locate(source: str) -> Path:
+    """Return the path of the file that a source means. Raises ConfigError for an unknown name or URL."""
+    if is_url(source):
+        return reader.cached_initialization(Url(source))
+    path = pretrained.path_of(source)
+    return path / "init.safetensors" if path.is_dir() else path

@@ -1,0 +1,295 @@
+"""Initializations that come with the package, warm starts, encoders of other libraries, and model cards."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import in_process_driver
+import numpy as np
+import pytest
+import torch
+import yaml
+from initialization_files import written
+from safetensors.torch import save_file
+from toy_data_sets import write_part
+
+import leap_dist
+from leap_dist.config import pretrained
+from leap_dist.config.loading import ConfigError, resolve
+from leap_dist.evaluation import initializations
+from leap_dist.storage.atomic import unpack
+from leap_dist.weights import hub
+from leap_dist.weights.export import export
+from leap_dist.weights.warm_start import initial_vector
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with two initializations, `leap-atari` and `leap-pong`. Returns the file of the first."""
+    root = tmp_path / "pretrained"
+    written(tmp_path / "run")
+    hub.save_pretrained(tmp_path / "run", root / "leap-atari", summary="A toy.")
+    hub.save_pretrained(written(tmp_path / "other", "rgb1"), root / "leap-pong", license="mit")
+    monkeypatch.setattr(pretrained, "ROOT", root)
+    return tmp_path / "run" / "init.safetensors"
+
+
+def test_the_package_tells_what_comes_with_it_and_each_has_all_that_belongs_to_it():
+    for one in pretrained.available():
+        assert one.path == pretrained.path_of(f"pretrained:{one.name}")
+        assert {"README.md", "LICENSE", "config.yaml"} <= {path.name for path in one.folder.iterdir()}
+        assert leap_dist.read_initialization(f"pretrained:{one.name}").metadata["version"] > 0
+
+
+def test_names_are_taken_wherever_an_initialization_is_asked_for(shipped, tmp_path):
+    images = torch.rand(2, 4, 84, 84)
+    expected = leap_dist.load_encoder(shipped)(images)
+    assert torch.equal(leap_dist.load_encoder("pretrained:leap-atari")(images), expected)
+    assert torch.equal(leap_dist.from_pretrained("pretrained:leap-atari").encoder()(images), expected)
+    labels, files = initializations.read(["pretrained:leap-atari", "own=pretrained:leap-atari", "scratch"])
+    assert labels == ["leap-atari", "own", "scratch"]
+    settings = initializations.settings(files, {}, None)
+    assert settings["agent.envs"] == 4, "those of the run that made it, from its config.yaml"
+    config = initializations.resolve({"games": "pong"}, {}, settings)
+    arms = initializations.arms(labels, files, config)
+    assert [arm.source for arm in arms] == ["pretrained:leap-atari", "pretrained:leap-atari", "scratch"]
+    vectors = initializations.vectors(arms)
+    assert np.array_equal(vectors["own"], initial_vector(resolve("smoke", {"init": "pretrained:leap-atari"})))
+    assert "README.md" in export(Path("pretrained:leap-atari"), "torch", tmp_path / "exported")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        leap_dist.load_encoder,
+        leap_dist.from_pretrained,
+        lambda name: initializations.read([name]),
+        lambda name: initial_vector(resolve("smoke", {"init": name})),
+        lambda name: export(Path(name), "torch", Path("nowhere")),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_one(shipped, ask):
+    with pytest.raises(ConfigError, match=r"^init: no pretrained 'leap-atrai'; did you mean leap-atari\?$"):
+        ask("pretrained:leap-atrai")
+    with pytest.raises(ConfigError, match=r"no pretrained 'x'; there are leap-atari, leap-pong$"):
+        ask("pretrained:x")
+
+
+def test_without_any_the_answer_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "ROOT", tmp_path)
+    with pytest.raises(ConfigError, match=r"no pretrained 'leap'; no initialization comes with this version$"):
+        leap_dist.load_encoder("pretrained:leap")
+
+
+def test_changed_weights_and_damaged_manifests_are_refused(shipped):
+    folder = pretrained.ROOT / "leap-atari"
+    (folder / "init.safetensors").write_bytes((pretrained.ROOT / "leap-pong" / "init.safetensors").read_bytes())
+    with pytest.raises(ConfigError, match="are not those of the release; install the package again"):
+        leap_dist.load_encoder("pretrained:leap-atari")
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"manifest.json is damaged"):
+        list(pretrained.available())
+
+
+# --- warm start ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_starts_from_another_one_s_initialization_and_says_so(tmp_path, monkeypatch):
+    in_process_driver.install(monkeypatch)
+    write_part(tmp_path / "data", "mnist")
+    settings: dict[str, Any] = {
+        "preset": "smoke", "tasks": "multi-cv", "games": ("mnist",), "data_dir": str(tmp_path / "data"),
+        "task_steps": 64, "meta_updates": 1, "worker.device": "cpu", "worker.precision": "float32",
+    }  # fmt: skip
+    first = leap_dist.train(settings, run_dir=tmp_path / "first", progress=False)
+    start = tmp_path / "first" / "init.safetensors"
+
+    class Stop(leap_dist.Callback):
+        def on_report(self, run: leap_dist.LiveRun) -> None:
+            run.stop()
+
+    again = {**settings, "init": str(tmp_path / "first"), "seed": 7, "meta_updates": 2}
+    second = leap_dist.train(again, run_dir=tmp_path / "second", callbacks=[Stop()], progress=False)
+    begun, _ = unpack((tmp_path / "second/checkpoints/000000/init.safetensors").read_bytes(), "init.safetensors")
+    assert all(np.array_equal(begun[name], wanted) for name, wanted in first.initialization.tensors.items())
+    session = json.loads((tmp_path / "second" / "manifest.json").read_text())["sessions"][0]
+    assert session["init"] == {"source": str(tmp_path / "first"), "sha256": first.initialization.sha256}
+    assert yaml.safe_load((tmp_path / "second" / "config.yaml").read_text())["init"] == str(tmp_path / "first")
+
+    start.unlink()  # a run that has begun does not need it any more
+    resumed = leap_dist.train(run_dir=second.path, resume=True, progress=False)
+    assert resumed.outcome == "done"
+    assert resumed.config.init == str(tmp_path / "first")
+    with pytest.raises(ConfigError, match="these settings cannot change during a run: init"):
+        leap_dist.train({"init": ""}, run_dir=second.path, resume=True)
+
+
+def test_the_vector_is_that_of_the_file_and_a_file_that_does_not_fit_is_refused(shipped, tmp_path):
+    found = leap_dist.read_initialization(shipped)
+    config = resolve("smoke", {"init": str(shipped)})
+    assert np.array_equal(initial_vector(config), found.vector(found.manifest))
+    assert initial_vector(resolve("smoke")) is None
+    with pytest.raises(ConfigError, match=r"does not fit this run's network: .*conv1.weight: \(16, 4, 8, 8\) instead"):
+        initial_vector(resolve("smoke", {"init": str(shipped), "atari.frames": "rgb1"}))
+    with pytest.raises(ConfigError, match=r"init: nowhere cannot be read \(No such file"):
+        initial_vector(resolve("smoke", {"init": "nowhere"}))
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ConfigError, match="text is"):
+        initial_vector(resolve("smoke", {"init": str(tmp_path / "text")}))
+
+
+# --- other libraries -----------------------------------------------------------------------------------------------
+
+
+def layers(names: tuple[str, str, str], encoder: Any) -> dict[str, torch.Tensor]:
+    own = encoder.state_dict()
+    return {
+        f"{name}.{kind}": own[f"{layer}.{kind}"].contiguous()
+        for name, layer in zip(names, ("conv1", "conv2", "linear"), strict=True)
+        for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("features_extractor.conv1", "features_extractor.conv2", "features_extractor.linear"),
+        ("policy.features_extractor.cnn.0", "policy.features_extractor.cnn.2", "policy.features_extractor.linear.0"),
+        ("network.0", "network.2", "network.5"),
+        ("conv1", "conv2", "linear"),
+    ],
+)
+def test_encoders_of_other_libraries_are_arms(shipped, tmp_path, names):
+    encoder = leap_dist.load_encoder(shipped)
+    heads = {"actor.weight": torch.zeros(4, 256), "action_net.bias": torch.zeros(4)}
+    save_file({**layers(names, encoder), **heads}, tmp_path / "agent.safetensors")
+    images = torch.rand(2, 4, 84, 84)
+    assert torch.equal(leap_dist.load_encoder(tmp_path / "agent.safetensors")(images), encoder(images))
+    labels, files = initializations.read([str(tmp_path / "agent.safetensors"), "scratch"])
+    config = initializations.resolve({"games": "pong"}, {}, initializations.settings(files, {}, None))
+    assert config.atari.frames == "gray4"
+    arms = initializations.arms(labels, files, config)
+    assert np.array_equal(
+        initializations.vectors(arms)["agent"], leap_dist.read_initialization(shipped).vector(files[0].content.manifest)
+    )
+
+
+def test_other_networks_are_refused_with_their_shapes(tmp_path):
+    nature = {
+        "features_extractor.cnn.0": (32, 4, 8, 8), "features_extractor.cnn.2": (64, 32, 4, 4),
+        "features_extractor.cnn.4": (64, 64, 3, 3), "features_extractor.linear.0": (512, 3136),
+    }  # fmt: skip
+    tensors = {f"{name}.weight": torch.zeros(shape) for name, shape in nature.items()}
+    tensors |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in nature.items()}
+    save_file(tensors, tmp_path / "nature.safetensors")
+    with pytest.raises(leap_dist.CorruptFile, match=r"is \(32, 4, 8, 8\), not \(16, 'C', 8, 8\): only the paper's"):
+        leap_dist.load_encoder(tmp_path / "nature.safetensors")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(leap_dist.CorruptFile, match=r"no encoder of .* is among its tensors \(weight\)"):
+        leap_dist.load_encoder(tmp_path / "other.safetensors")
+
+
+# --- cards and the Hub ---------------------------------------------------------------------------------------------
+
+RESULTS = {
+    "arms": ["leap", "scratch"],
+    "cells": {"breakout": {"leap": {"seeds": [0, 1, 2], "final": {"point": 12.5, "low": 11.0, "high": 14.0}}}},
+}
+
+
+def front(card: str) -> dict[str, Any]:
+    match = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    assert match
+    found: dict[str, Any] = yaml.safe_load(match[1])
+    return found
+
+
+def test_a_folder_has_weights_card_license_and_settings(shipped, tmp_path):
+    folder = leap_dist.save_pretrained(shipped, tmp_path / "model", results=RESULTS, summary="A toy.")
+    assert {path.name for path in folder.iterdir()} == {
+        "init.safetensors", "README.md", "manifest.json", "LICENSE", "config.yaml"
+    }  # fmt: skip
+    assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert (folder / "config.yaml").read_bytes() == (shipped.parent / "config.yaml").read_bytes()
+    about = front((folder / "README.md").read_text())
+    assert about["license"] == "apache-2.0"
+    assert about["model-index"][0]["results"][0]["dataset"] == {"name": "breakout", "type": "atari"}
+    assert about["model-index"][0]["results"][0]["metrics"][0]["value"] == 12.5
+    again = leap_dist.from_pretrained(folder)
+    assert again.metadata == leap_dist.read_initialization(shipped).metadata
+    assert all(np.array_equal(again.tensors[name], found) for name, found in
+               leap_dist.read_initialization(shipped).tensors.items())  # fmt: skip
+    with pytest.raises(ConfigError, match="is not empty"):
+        leap_dist.save_pretrained(again, folder)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"license": "Apache 2.0"}, "license: 'Apache 2.0' is no identifier; did you mean apache-2.0?"),
+        ({"results": "nowhere.json"}, "results: nowhere.json cannot be read"),
+        ({"results": RESULTS, "arm": "other"}, "results: no arm 'other'; there are leap, scratch"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(shipped, tmp_path, more, message):
+    with pytest.raises(ConfigError) as caught:
+        leap_dist.save_pretrained(shipped, tmp_path / "model", **more)
+    assert message in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+class Hub:
+    """What the functions use of huggingface_hub, as a folder on this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.errors = self
+
+    HfHubHTTPError = RuntimeError
+
+    def create_repo(self, repo_id: str, *, private: bool, token: str | None, exist_ok: bool) -> None:
+        (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, token: str | None) -> str:
+        for path in Path(folder_path).iterdir():
+            (self.root / repo_id / path.name).write_bytes(path.read_bytes())
+        return f"https://huggingface.co/{repo_id}/commit/1"
+
+    def hf_hub_download(self, repo_id: str, filename: str, *, revision: str | None, token: str | None) -> str:
+        if not (self.root / repo_id).exists():
+            raise self.HfHubHTTPError("404 Client Error.\n\nRepository Not Found")
+        return str(self.root / repo_id / filename)
+
+
+def test_up_and_down(shipped, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "_hub", lambda: Hub(tmp_path / "hub"))
+    address = leap_dist.push_to_hub(shipped, "me/leap-toy", license="mit", results=RESULTS)
+    assert address == "https://huggingface.co/me/leap-toy/commit/1"
+    card = (tmp_path / "hub" / "me/leap-toy" / "README.md").read_text()
+    assert front(card)["model-index"][0]["name"] == "leap-toy"
+    assert 'leap_dist.from_pretrained("me/leap-toy")' in card
+    found = leap_dist.from_pretrained("me/leap-toy")
+    assert np.array_equal(found.vector(found.manifest), initial_vector(resolve("smoke", {"init": str(shipped)})))
+    with pytest.raises(ConfigError, match="me/other is neither a folder nor a repository that can be read: 404 Client"):
+        leap_dist.from_pretrained("me/other")
+
+
+def test_without_the_extra_the_answer_names_it(shipped, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConfigError, match=r'huggingface_hub is not installed; pip install "leap-dist\[hub\]"'):
+        leap_dist.push_to_hub(shipped, "me/leap-toy")
+
+
+def test_the_hub_s_own_reader_understands_the_card(shipped, tmp_path):
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="optional extra")
+    folder = leap_dist.save_pretrained(shipped, tmp_path / "leap-toy", results=RESULTS)
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("breakout", "mean_return", 12.5)
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "leap-dist")
