@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
-from collections.abc import Iterator, Mapping
-from importlib import resources
-from importlib.resources.abc import Traversable
+from collections.abc import Mapping
 from typing import Any
 
 from leap_dist.cli import console
-from leap_dist.config import loading
+from leap_dist.config import loading, pretrained
 from leap_dist.config.presets import DEFAULTS, PRESET_HELP, PRESETS, TASKS
 from leap_dist.config.settings import Config
 from leap_dist.envs.games import CRASHING, SETS, available, reference_scores
@@ -82,41 +79,15 @@ def _shown(value: Any) -> str:
 
 def weights() -> int:
     """Print the initializations that come with the package."""
-    found = list(pretrained())
+    found = list(pretrained.available())
     if not found:
         print("No initialization comes with this version.")
         _print_wrapped("", f"`{console.command()} train` makes one: runs/NAME/init.safetensors. --init takes its path.")
         return 0
     print("Initializations that come with the package; --init takes pretrained:NAME:\n")
-    for name, about in found:
-        _print_wrapped(f"{name:<20}", _about(about))
+    for one in found:
+        _print_wrapped(f"{one.name:<20}", f"{one.summary} License: {one.license}.")
     return 0
-
-
-def _about(metadata: Mapping[str, Any]) -> str:
-    games = metadata.get("games") or ()
-    parts = [f"{metadata.get('meta_learner', 'leap')} on {metadata.get('tasks', 'atari')}"]
-    parts += [f"{len(games)} tasks"] if games else []
-    parts += [f"preset {metadata['preset']}"] if "preset" in metadata else []
-    parts += [f"{metadata['version']} meta-updates"] if "version" in metadata else []
-    return ", ".join(parts)
-
-
-def pretrained(folder: Traversable | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and metadata of each initialization in the package, or in `folder`."""
-    place = folder or resources.files("leap_dist.weights").joinpath("pretrained")
-    if place.is_dir():
-        for file in sorted(place.iterdir(), key=lambda entry: entry.name):
-            if file.name.endswith(".safetensors"):
-                yield file.name.removesuffix(".safetensors"), _metadata(file)
-
-
-def _metadata(file: Traversable) -> dict[str, Any]:
-    """Return what the header of an init.safetensors says about the run that made it."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    about: dict[str, Any] = json.loads(json.loads(header["__metadata__"]["leap_dist"])["header"])
-    return about
 
 
 def _print_wrapped(first: str, text: str) -> None:

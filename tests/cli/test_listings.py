@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from initialization_files import written
 
 from leap_dist.cli import listings
 from leap_dist.cli.main import main
-from leap_dist.config import loading
+from leap_dist.config import loading, pretrained
 from leap_dist.config.presets import PRESETS, TASKS
 from leap_dist.envs import games
+from leap_dist.weights import hub
 
 
 @pytest.mark.parametrize("command", ["games", "presets", "weights"])
@@ -52,12 +52,8 @@ def test_the_list_of_presets_has_each_of_them_with_all_that_it_changes(capsys):
 
 def test_the_list_of_weights_says_where_they_come_from(capsys, monkeypatch, tmp_path):
     assert main(["weights"]) == 0
-    made = written(tmp_path / "run")
-    (tmp_path / "here").mkdir()
-    Path(made).rename(tmp_path / "here" / "leap-small.safetensors")
-    found = list(listings.pretrained(tmp_path / "here"))
-    assert [name for name, _ in found] == ["leap-small"]
-    monkeypatch.setattr(listings, "pretrained", lambda: found)
-    capsys.readouterr()
+    assert "No initialization comes with this version" in capsys.readouterr().out
+    hub.save_pretrained(written(tmp_path / "run"), tmp_path / "here" / "leap-small", summary="A toy.", license="mit")
+    monkeypatch.setattr(pretrained, "ROOT", tmp_path / "here")
     assert main(["weights"]) == 0
-    assert "leap-small" in capsys.readouterr().out
+    assert re.search(r"^leap-small +A toy. License: mit.$", capsys.readouterr().out, re.MULTILINE)
