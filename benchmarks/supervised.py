@@ -31,8 +31,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.harness import Report, interleaved, parser
+from leap_dist.config.image_settings import SupervisedSettings
 from leap_dist.config.loading import resolve
-from leap_dist.config.settings import LeapSettings, SupervisedSettings, WorkerSettings
+from leap_dist.config.settings import LeapSettings, WorkerSettings
 from leap_dist.leap import meta_learners
 from leap_dist.nn.convnet import initialization
 from leap_dist.nn.device import prepare

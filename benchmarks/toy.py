@@ -70,6 +70,10 @@ class ToyLearner:
         """Call `backward`, because nothing is held out."""
         return self.backward()
 
+    def interim(self, beat: Callable[[], None]) -> dict[str, float]:
+        """Return nothing: its loss is all there is to measure."""
+        return {}
+
     def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
         """Return no final statistics."""
         return {}

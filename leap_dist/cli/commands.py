@@ -153,7 +153,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
 def study(parsed: argparse.Namespace) -> int:
     """Compare meta-learners on Omniglot or Multi-CV."""
     from leap_dist.cli import results
-    from leap_dist.study import plan
+    from leap_dist.study import plan, spec
 
     preset, loaded = file_settings(parsed)
     planned = plan.make(
@@ -164,6 +164,7 @@ def study(parsed: argparse.Namespace) -> int:
         seeds=parsed.seeds,
         of_arms=plan.parse_of_arms(parsed.of_arms),
         test_steps=parsed.test_steps,
+        existing=spec.Study.read(parsed.out) if (parsed.out / "study.json").exists() else None,
     )
     from leap_dist.study import run
 

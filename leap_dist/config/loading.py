@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from leap_dist.config import files, registry
-from leap_dist.config.presets import DEFAULTS, PRESETS, TASKS
+from leap_dist.config.presets import DEFAULTS, OF_META_LEARNERS, PRESETS, TASKS
 from leap_dist.config.settings import Config
 from leap_dist.config.validation import conflicts, did_you_mean
 
@@ -80,6 +80,9 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
             # Learning rates chosen for one optimizer do not suit another.
             other = given.get("meta.optimizer", settings["meta.optimizer"]) != settings["meta.optimizer"]
             values.update({n: v for n, v in settings.items() if not (other and n.startswith("meta."))})
+    tasks = str({**values, **given}.get("tasks", Config.tasks))
+    own = OF_META_LEARNERS.get((tasks, preset), {}).get(str(chosen["meta_learner"]), {})
+    values.update({n: v for n, v in own.items() if not (n.startswith("meta.") and "meta.optimizer" in given)})
     values.update(given)
     if values.setdefault("preset", preset) != preset:
         raise ConfigError(f"preset: {_display(values['preset'])} is not {preset!r}, on which the settings are based")
@@ -102,9 +105,12 @@ def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError if there is no such preset.
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"preset: no preset {_display(preset)}{did_you_mean(preset, PRESETS)}")
+    known = dict.fromkeys([*PRESETS, *(name for presets in TASKS.values() for name in presets)])
+    if preset not in known:
+        raise ConfigError(f"preset: no preset {_display(preset)}{did_you_mean(preset, known)}")
     tasks = parse_value("tasks", given.get("tasks", Config.tasks))
+    if tasks not in TASKS and preset not in PRESETS:
+        raise ConfigError(f"preset: {preset} does not exist for tasks {tasks}; choose {', '.join(PRESETS)}")
     if tasks not in TASKS:
         return dict(PRESETS[preset])
     if preset not in TASKS[tasks]:
@@ -238,6 +244,17 @@ def fixed_settings(config: Config) -> dict[str, Any]:
 
 def _is_fixed(name: str) -> bool:
     return name not in _FREE_ON_RESUME and name.split(".")[0] not in _FREE_SECTIONS_ON_RESUME
+
+
+def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in a file of a run. Newer settings that it lacks have their defaults, not a preset's.
+
+    A file without `tasks` is returned as it is: no run of images has written it.
+    """
+    if "tasks" not in saved:
+        return dict(saved)
+    missing = {name: default(name) for name in _FIELDS if name not in saved and name != "preset"}
+    return {**missing, **saved}
 
 
 def default(name: str) -> Any:

@@ -83,7 +83,26 @@ _OWN_IMAGES: dict[str, Any] = {**_MULTI_CV, "tasks": "images", "games": (), "ser
 
 TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "omniglot": {
-        "paper": {**_OMNIGLOT, "meta_updates": 1000},
+        "paper": {
+            **_OMNIGLOT,
+            "meta_updates": 1000,
+            "task_steps": 10_000,  # at most 500 updates, the axis of figure 3
+            "supervised.rotations": 36,
+            "supervised.network": "norm-pool",
+            "supervised.patience_steps": 100,
+            "early_stopping.interval": 50,
+            "worker.push_interval": 10_000,
+        },
+        "authors": {
+            **_OMNIGLOT,
+            "meta_updates": 1000,
+            "sampling": "shuffled",
+            "supervised.augmentation": "affine",
+            "supervised.split": "first",
+            "supervised.polarity": "black-ink",
+            "supervised.resampling": "nearest",
+            "supervised.network": "authors",
+        },
         "quick": {**_OMNIGLOT, "meta_updates": 20, "meta.batch_size": 5},
         "smoke": {
             **_OMNIGLOT,
@@ -143,7 +162,17 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-"""Presets of other tasks than Atari games: `paper` is appendices C to E, `quick` is shorter, `smoke` the shortest."""
+"""Presets of other tasks than Atari games: `paper` is what appendices C to E say, `authors` what the published code
+does, `quick` is shorter, `smoke` the shortest. docs/studies.md gives the source of each setting."""
+
+OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("omniglot", "paper"): {
+        "reptile": {"meta.learning_rate": 0.01},
+        "finetune-multi": {"supervised.learning_rate": 0.01, "supervised.test_learning_rate": 0.01},
+        "finetune-single": {"supervised.learning_rate": 0.01, "supervised.test_learning_rate": 0.01},
+    },
+}
+"""What a preset says of single meta-learners, by tasks and preset. It takes precedence over DEFAULTS."""
 
 DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     # Adam and momentum are a known hazard with stale gradients, so single contributions are applied with plain SGD.

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from leap_dist.config.declaration import setting
+from leap_dist.config.image_settings import EarlyStoppingSettings, SupervisedSettings
 
 CURVE_POINTS = 20
 """Number of points in the curve of a supervised task."""
-
-
-def setting(
-    default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
-) -> Any:
-    """Declare a setting: a dataclass field with a help text and a range (low ≤ value ≤ high, value > above)."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
 
 
 @dataclass(frozen=True)
@@ -147,44 +141,6 @@ class GymnasiumSettings:
 
 
 @dataclass(frozen=True)
-class SupervisedSettings:
-    """The classifier for omniglot, multi-cv and images (appendices C and D)."""
-
-    batch: int = setting(20, "number of examples in a batch", low=1, high=100_000)
-    learning_rate: float = setting(0.1, "learning rate α of gradient descent", above=0)
-    augmentation: Literal["none", "affine", "rotations", "turned"] = setting(
-        "none",
-        "augmentation of images: none; a random rotation, shift and scale of each (affine); a random one of 36 "
-        "rotations of each (rotations); or one rotation for the whole task (turned)",
-    )
-    pretraining: int = setting(
-        20, "omniglot: number of alphabets in the set `pretraining`, drawn by seed", low=1, high=35
-    )
-    labels: Literal["fixed", "drawn"] = setting(
-        "fixed",
-        "omniglot: classes of characters, the same in every task of an alphabet (fixed), or drawn for each task so "
-        "that a head cannot memorize them (drawn)",
-    )
-    resampling: Literal["lanczos", "nearest"] = setting(
-        "lanczos", "omniglot: filter that resizes images from 105 × 105 to 28 × 28"
-    )
-    epochs: int = setting(
-        0, "end a task after this many passes over its images, if task_steps is not reached first; 0: no limit", low=0
-    )
-    patience: int = setting(
-        0,
-        "end a task after this many epochs without a new lowest error on its validation images; 0: never",
-        low=0,
-    )
-    validation: float = setting(
-        0.15,
-        "fraction of the training images of a task that is kept for validation if patience is not 0",
-        above=0,
-        high=0.5,
-    )
-
-
-@dataclass(frozen=True)
 class WorkerSettings:
     """Workers: device, arithmetic and reporting."""
 
@@ -303,6 +259,7 @@ class Config:
     atari: AtariSettings = AtariSettings()
     gymnasium: GymnasiumSettings = GymnasiumSettings()
     supervised: SupervisedSettings = SupervisedSettings()
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
     worker: WorkerSettings = WorkerSettings()
     server: ServerSettings = ServerSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -61,6 +61,8 @@ def conflicts(config: Config) -> Iterator[str]:
     yield from _address(config.address)
     yield from _data_dir(config.data_dir)
     yield from _running(config)
+    yield from _images(config)
+    yield from _early_stopping(config)
     yield from _meta_learner(config)
     yield from _endpoint(config)
     yield from _meta_optimizer(config)
@@ -128,6 +130,48 @@ _DIFFER = {
     "images": "data sets have different classes",
 }
 """Why tasks of a kind cannot share a head."""
+
+
+def _images(config: Config) -> Iterator[str]:
+    given = config.supervised
+    if given.patience and given.patience_steps:
+        yield (
+            f"supervised.patience_steps: {given.patience_steps} does not go with supervised.patience "
+            f"({given.patience} epochs), which ends a task too; use supervised.patience 0"
+        )
+    if config.tasks != "omniglot":
+        for name in ("rotations", "split", "held_out_images", "polarity"):
+            value, usual = getattr(given, name), getattr(Config.supervised, name)
+            if config.is_supervised and value != usual:
+                yield f"supervised.{name}: {value} is for tasks omniglot, not {config.tasks}; use {usual}"
+    elif given.split == "image" and not given.rotations:
+        yield "supervised.split: image divides the rotations of a drawing, but there are none; use drawing"
+    elif given.split == "image" and given.held_out_images == "upright":
+        yield "supervised.held_out_images: upright does not go with supervised.split image; use rotated"
+    elif given.held_out_images == "upright" and not given.rotations:
+        yield (
+            "supervised.held_out_images: upright has a meaning only with supervised.rotations, and they are 0; use "
+            "rotated"
+        )
+
+
+def _early_stopping(config: Config) -> Iterator[str]:
+    interval, steps = config.early_stopping.interval, config.early_stopping.task_steps
+    if interval and config.tasks != "omniglot":
+        yield (
+            f"early_stopping.interval: {interval} needs the validation alphabets of tasks omniglot, not "
+            f"{config.tasks}; use 0"
+        )
+    elif interval and config.meta.schedule != "constant":
+        yield (
+            f"meta.schedule: {config.meta.schedule} needs a known end, which early_stopping.interval {interval} does "
+            "not leave it; use constant"
+        )
+    if 0 < steps < config.steps_per_update:
+        yield (
+            f"early_stopping.task_steps: {steps} is less than a batch of {config.steps_per_update} examples; use at "
+            f"least {config.steps_per_update}, or 0"
+        )
 
 
 def _meta_learner(config: Config) -> Iterator[str]:

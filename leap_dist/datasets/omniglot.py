@@ -55,15 +55,17 @@ class Omniglot:
         """Names of the alphabets with enough characters for a task: 46 of the 50."""
         return tuple(name for name, drawings in self.drawings.items() if len(drawings) >= CLASSES)
 
-    def task(self, alphabet: str, seed: int) -> ClassificationProblem:
+    def task(self, alphabet: str, seed: int, *, first: bool = False) -> ClassificationProblem:
         """Return a task of 20 classes: a pure function of the arguments. Raises KeyError for an unknown alphabet.
 
-        The seed draws 20 of the characters, their order, and which five drawings of each are held out.
+        The seed draws 20 of the characters, their order, and which five drawings of each are held out; with `first` the
+        first five are held out.
         """
         drawings = self.drawings[alphabet]
         rng = np.random.default_rng((seed, zlib.crc32(alphabet.encode())))  # independent of other alphabets
         characters = rng.permutation(len(drawings))[:CLASSES]
-        order = rng.permuted(np.tile(np.arange(DRAWINGS), (CLASSES, 1)), axis=1)
+        order = np.tile(np.arange(DRAWINGS), (CLASSES, 1))
+        order = order if first else rng.permuted(order, axis=1)
         parts = np.split(order, [HELD_OUT_DRAWINGS], axis=1)
         test, train = (
             Split(
@@ -190,7 +192,7 @@ def rotated(split: Split, seed: int, count: int = ROTATIONS) -> Split:
     """Return every image rotated by `count` angles, drawn for it from 0° to 360°, as appendix C describes.
 
     Images (N, H, W, C) become (count · N, H, W, C), with the rotations of an image in a row. Interpolation is bilinear,
-    with zeros outside. (The authors' code draws a new affine transform for every batch instead.)
+    with zeros outside. (The authors' code draws a new affine transform for every image and visit instead.)
     """
     angles = np.random.default_rng(seed).uniform(0, 360, (len(split), count))
     images = np.empty((len(split), count, *split.images.shape[1:]), np.uint8)

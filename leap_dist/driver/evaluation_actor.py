@@ -25,8 +25,8 @@ class EvaluationActor(ServerProcess):
         return EvaluationServer(config, runs, initializations.vectors(list(chosen.values())), out, session=session)
 
     def _grant(self, lease: Lease) -> Grant:
-        vector, scope = self._server.start(lease)
-        return Grant(lease, ray.put(vector), Start(NO_VECTOR, scope=scope, evaluation=True))
+        vector, scope, rate = self._server.start(lease)
+        return Grant(lease, ray.put(vector), Start(NO_VECTOR, scope=scope, evaluation=True, learning_rate=rate))
 
 
 EVALUATION: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(EvaluationActor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver
-from leap_dist.evaluation.runs import Run
+from leap_dist.driver.errors import HeadLost
+from leap_dist.evaluation import early_stopping, initializations
+from leap_dist.evaluation.early_stopping import History, Measurement
+from leap_dist.evaluation.runs import Run, missing
 from leap_dist.storage import run_directory
 from leap_dist.storage.location import Run as TrainingRun
 from leap_dist.storage.redaction import redact
@@ -31,8 +35,81 @@ def train(
 ) -> tuple[str, dict[str, Any]]:
     """Meta-train in a prepared directory with TensorBoard and, with `progress`, a table on standard output.
 
-    Returns "done", "interrupted" or "failed", and the last summary. Raises what `driver.train` raises.
+    With early stopping, training pauses for each measurement. Returns "done", "interrupted" or "failed", and the last
+    summary. Raises what `driver.train` raises.
     """
+    if not config.early_stopping.interval:
+        return _train(config, run, config, profile, progress, observers)
+    if run.remote is not None:
+        raise ConfigError(
+            f"early_stopping.interval: {config.early_stopping.interval} needs a run directory on disk, because "
+            "validation results are not kept at a URL; use 0"
+        )
+
+    def train_until(end: int) -> tuple[str, dict[str, Any]]:
+        return _train(replace(config, meta_updates=end), run, config, profile, progress, observers)
+
+    def measure(end: int, history: History) -> str:
+        return _measure(config, run.folder, end, history, progress)
+
+    try:
+        with driver.shared_session(config):
+            return _train_with_validation(config, run.folder, train_until, measure)
+    except HeadLost as error:
+        return error.outcome, run_directory.read_summary(run.folder)
+
+
+def _train_with_validation(
+    config: Config,
+    run_dir: Path,
+    train_until: Callable[[int], tuple[str, dict[str, Any]]],
+    measure: Callable[[int, History], str],
+) -> tuple[str, dict[str, Any]]:
+    """Train from measurement to measurement, until the run is complete or the validation error stops improving."""
+    history, patience = History.read(run_dir), config.early_stopping.patience
+    summary: dict[str, Any] = {}
+    for end in early_stopping.ends(config, history):
+        if history.is_over(patience):
+            break
+        outcome, summary = train_until(end)
+        if outcome == "done":
+            outcome = measure(end, history)
+        if outcome != "done":
+            run_directory.write_summary(run_dir, summary := {**summary, "state": outcome})
+            return outcome, summary
+    if not summary:  # an earlier launch has done everything, but may not have said so
+        outcome, summary = train_until(max(one.meta_updates for one in history.measurements))
+        if outcome != "done":
+            return outcome, summary
+    summary |= {"state": "done", "early_stopping": history.describe(patience)}
+    run_directory.write_summary(run_dir, summary)
+    return "done", summary
+
+
+def _measure(config: Config, run_dir: Path, meta_updates: int, history: History, progress: bool) -> str:
+    """Measure the newest φ on the validation alphabets. Returns "done", "interrupted" or "failed"."""
+    settings, runs, arm = early_stopping.evaluation(config, run_dir)
+    folder = early_stopping.folder_of(run_dir, meta_updates)
+    run_directory.prepare(folder, settings, patience=run_directory.ORPHAN_SECONDS)
+    initializations.write(folder, [arm])
+    if missing(runs, settings, folder)[0]:
+        outcome = evaluate(settings, runs, folder, progress=progress)
+        if outcome != "done":
+            return outcome
+    history.add(run_dir, Measurement(meta_updates, early_stopping.error_of(folder)))
+    if progress and history.best is not None:
+        print(
+            f"validation after {meta_updates} meta-updates: error {100 * history.measurements[-1].error:.1f} %, "
+            f"lowest {100 * history.best.error:.1f} % after {history.best.meta_updates}",
+            flush=True,
+        )
+    return "done"
+
+
+def _train(
+    config: Config, run: TrainingRun, whole: Config, profile: bool, progress: bool, observers: Sequence[Observer]
+) -> tuple[str, dict[str, Any]]:
+    """Train until the meta-updates of `config` are made, which may be a part of those of the `whole` run."""
     run_dir = run.folder
     before = run_directory.wall_seconds(run_dir)
     board = tensorboard.TensorBoard(run_dir, agreement_interval=config.telemetry.agreement_interval)
@@ -44,6 +121,9 @@ def train(
 
         def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any], offset: int) -> None:
             summary = run.report(summary)
+            if whole.early_stopping.interval:
+                state = "running" if summary["state"] == "done" else summary["state"]
+                summary |= {"state": state, "tasks_wanted": max(whole.total_tasks, summary["tasks"])}
             summary["alerts"] = [*summary["alerts"], *board.alerts]
             latest.update(summary)
             board.record(lines, summary, clips, offset)

@@ -33,6 +33,8 @@ SCRATCH = "scratch"
 """Source of an arm that starts from a new random encoder with every seed."""
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")  # labels become names of folders
+_OF_RUNS = ("best.safetensors", "init.safetensors")
+"""Initializations in a run directory: the one that early stopping has chosen, if any, and the newest."""
 _HELD_OUT_GAMES = ("breakout", "qbert", "space_invaders")
 
 
@@ -48,6 +50,8 @@ class Arm:
     sha256: str = ""
     """SHA-256 of the file's bytes."""
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    learning_rate: float | None = None
+    """Learning rate of this arm's runs; None for that of the configuration."""
 
     def describe(self) -> dict[str, Any]:
         """Return the arm as JSON-compatible data, for arms.json."""
@@ -247,9 +251,9 @@ def _parse(spec: str) -> tuple[str, Path | None, str]:
         label, path = "", spec
     location = reader.cached_initialization(Url(path)) if is_url(path) else pretrained.path_of(path)
     if location.is_dir():
-        location /= "init.safetensors"
+        location = next((file for name in _OF_RUNS if (file := location / name).exists()), location / _OF_RUNS[-1])
     if not label:
-        label = location.absolute().parent.name if location.name == "init.safetensors" else location.stem
+        label = location.absolute().parent.name if location.name in _OF_RUNS else location.stem
     try:
         require_label(label)
     except ValueError as error:
@@ -273,9 +277,9 @@ def _read(path: Path) -> Initialization:
 def _trained_with(path: Path) -> dict[str, Any] | None:
     """Return the settings of the run that made a file, by dotted name; None if the file is in no run directory."""
     beside = path.parent / "config.yaml"
-    if path.name != "init.safetensors" or not beside.exists():
+    if path.name not in _OF_RUNS or not beside.exists():
         return None
-    return configuration.read_yaml(beside)
+    return configuration.completed(configuration.read_yaml(beside))
 
 
 def _arm(file: InitFile, config: Config) -> Arm:

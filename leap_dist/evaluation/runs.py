@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leap_dist.config.loading import ConfigError
+from leap_dist.config.loading import ConfigError, default
 from leap_dist.config.settings import Config
 from leap_dist.evaluation.initializations import Arm, describe_arms, require_label
 from leap_dist.protocol import schema
@@ -66,11 +66,13 @@ class Run(NamedTuple):
 
     def identity(self, config: Config) -> dict[str, Any]:
         """Return everything that determines the run, as data that survives a round trip through JSON."""
+        own = {} if self.arm.learning_rate is None else {"learning_rate": self.arm.learning_rate}
         return {
             "init": self.arm.sha256 or self.arm.source,
             "steps": config.task_steps,
             "precision": config.worker.precision,
             **family_of(config).identity(config, self.game),
+            **own,
         }
 
 
@@ -109,6 +111,8 @@ def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], 
 
 
 def _require_same(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> None:
+    newer = {name: default(name) for name in wanted if "." in name and name not in found}  # it had their defaults
+    found = {**newer, **found}
     for setting in sorted(wanted.keys() | found.keys()):
         if wanted.get(setting) != found.get(setting):
             raise ConfigError(
@@ -119,7 +123,7 @@ def _require_same(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]
 
 def _shared_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of an identity that the runs of all arms and games share."""
-    return {name: value for name, value in identity.items() if name not in ("init", "data")}
+    return {name: value for name, value in identity.items() if name not in ("init", "data", "learning_rate")}
 
 
 # Results ----------------------------------------------------------------------------------------------------------

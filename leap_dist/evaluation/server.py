@@ -104,13 +104,17 @@ class EvaluationServer:
             self._alert(f"no lease can be granted while the journal cannot be written: {error}")
             return Idle(finished=False)
 
-    def start(self, lease: Lease) -> tuple[np.ndarray, str]:
-        """Return the initial parameters of a run, flat float32, and the name of the set of parameters they are."""
+    def start(self, lease: Lease) -> tuple[np.ndarray, str, float | None]:
+        """Return what a run starts from.
+
+        That is the initial parameters, flat float32, the name of the set of parameters they are, and the arm's own
+        learning rate, None for the configured one.
+        """
         arm = self._runs[lease.task.index].arm
         vector = self._vectors.get(arm.label)
         if vector is None:
             _, vector = family_of(self._config).initialization(self._config, lease.task.seed, arm.scope)
-        return vector, arm.scope
+        return vector, arm.scope, arm.learning_rate
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
         """Extend a lease whose run is `steps` steps old. The answer's `proceed` is False if the lease has ended."""

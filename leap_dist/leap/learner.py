@@ -56,6 +56,12 @@ class Learner(Protocol):
     def progress(self) -> Progress:
         """Return what happened since the last call."""
 
+    def interim(self, beat: Callable[[], None]) -> dict[str, float]:
+        """Return metrics to be measured now in the course of an evaluation, by name; mostly none.
+
+        It is called at the points of the curve, and calls `beat` about once a second.
+        """
+
     def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
         """Return metrics that can only be computed after training, by name; for evaluations.
 

@@ -24,6 +24,7 @@ from leap_dist.storage.manifest import write_manifest
 CONTENT = (
     "config.yaml", "manifest.json", "checkpoints", "journal", "ledger.jsonl", "init.safetensors", "tensorboard",
     "ledger", "summary.json", "progress.png", ".lock", ".launch", "profile",
+    "best.safetensors", "validation.json", "validation",
     "arms.json", "runs", "figures", "report.md", "report.html", "results.csv", "results.json",
 )  # fmt: skip
 """Names that a training run or an evaluation uses in its directory."""
@@ -250,7 +251,7 @@ def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
         raise ConfigError(f"resume: {run_dir} holds no run; leave --resume out to start one there")
     if holds_evaluation(run_dir):
         raise ConfigError(f"resume: {run_dir} holds an evaluation; continue it by the same evaluate command")
-    saved = configuration.read_yaml(run_dir / "config.yaml")
+    saved = configuration.completed(configuration.read_yaml(run_dir / "config.yaml"))
     old = configuration.resolve(str(saved.get("preset")), saved)
     new = configuration.resolve(old.preset, saved, overrides)
     if changes := configuration.incompatibilities(old, new):

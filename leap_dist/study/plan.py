@@ -17,6 +17,9 @@ MOST = len(ALPHABETS) - HELD_OUT - 1
 """Maximum number of pretraining alphabets."""
 _CELL_SETTINGS = {"games", "seed", "supervised.pretraining", "agent", "atari"}
 """Settings and sections that differ between cells, or that studies do not use."""
+_OF_META_TRAINING = ("meta", "leap", "early_stopping")
+"""Settings that evaluations do not use start like this."""
+_TESTS, _NEW_ARM = "its tests", "an arm that is added"
 _CHANGEABLE = ("worker.precision", "worker.wire", "server.on_lost")
 """Settings that may be changed when a run is resumed, and that affect its results."""
 _COMMON = {
@@ -44,6 +47,8 @@ class Plan:
     study: Study
     preset: str
     """Preset that all settings start from."""
+    recorded: Mapping[str, Mapping[str, Any]]
+    """Settings of the study that is continued, by dotted name and by arm, _TESTS or _NEW_ARM; see `_recorded`."""
     given: Mapping[str, Any]
     """Settings of all arms, by dotted name."""
     of_arms: Mapping[str, Mapping[str, Any]]
@@ -61,14 +66,15 @@ class Plan:
     def training(self, cell: Cell) -> Config:
         """Return the configuration of a training run. Raises ConfigError."""
         settings = {**self.given, **self.of_arms.get(cell.arm, {}), "meta_learner": cell.arm, "seed": cell.seed}
-        return configuration.resolve(self.preset, settings, self._training_games(cell.group))
+        before = self.recorded.get(cell.arm, self.recorded.get(_NEW_ARM, {}))
+        return configuration.resolve(self.preset, before, settings, self._training_games(cell.group))
 
     def test(self, group: str, seed: int) -> Config:
         """Return the configuration of an evaluation, which is the same for all arms. Raises ConfigError."""
         held_out = {"games": ("held_out",) if self.study.tasks == "omniglot" else (group,)}
         fixed = {"meta_learner": "none", "mode": "buffered", "seed": seed, "task_steps": self.test_steps}
-        learning = {name: value for name, value in self.given.items() if not name.startswith(("meta", "leap"))}
-        return configuration.resolve(self.preset, learning, fixed, held_out)
+        learning = {name: value for name, value in self.given.items() if not name.startswith(_OF_META_TRAINING)}
+        return configuration.resolve(self.preset, self.recorded.get(_TESTS, {}), learning, fixed, held_out)
 
     def everything(self) -> Config:
         """Return a configuration with the tasks of all runs. Raises ConfigError."""
@@ -93,6 +99,7 @@ def make(
     seeds: int,
     of_arms: Mapping[str, Mapping[str, Any]],
     test_steps: int | None,
+    existing: Study | None = None,
 ) -> Plan:
     """Return a plan whose settings are valid for every run. Raises ConfigError.
 
@@ -104,6 +111,8 @@ def make(
         seeds: number of seeds, which are consecutive, starting with the setting `seed`.
         of_arms: settings of single arms, by arm and dotted name.
         test_steps: number of examples that a run of an evaluation trains on; by default, as in training.
+        existing: study to be continued. Its settings stand in for those that are not given, so the command that began
+            it continues it, whatever has become of the preset since.
     """
     if not 1 <= seeds <= 1000:
         raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
@@ -120,7 +129,8 @@ def make(
         for name in settings:
             if name in _COMMON:
                 raise ConfigError(f"with: {name} is the same for all arms of a study; give it for all")
-    first = configuration.resolve(preset, given)
+    recorded = {} if existing is None else _recorded(existing)
+    first = configuration.resolve(preset, recorded.get(_NEW_ARM, {}), given)
     groups = groups or (DEFAULT_GROUPS if tasks == "omniglot" else first.games)
     groups = groups if tasks == "omniglot" else [normalize(group) for group in groups]
     if tasks == "multi-cv" and len(first.games) < 2:
@@ -146,7 +156,9 @@ def make(
         batch_size=first.meta.batch_size,
         task_steps=first.task_steps,
     )
-    plan = Plan(study, preset, given, of_arms, first.task_steps if test_steps is None else test_steps)
+    if test_steps is None:
+        test_steps = first.task_steps if existing is None else existing.test.get("task_steps", first.task_steps)
+    plan = Plan(study, preset, recorded, given, of_arms, test_steps)
     runs = {cell: plan.training(cell) for cell in plan.cells()}
     tests = {(cell.group, cell.seed): plan.test(cell.group, cell.seed) for cell in runs}
     for cell, config in runs.items():
@@ -154,6 +166,30 @@ def make(
     found = {cell.arm: _settings(config) for cell, config in runs.items()}
     test = {name: value for name, value in _settings(next(iter(tests.values()))).items() if _applies_to_tests(name)}
     return dataclasses.replace(plan, study=dataclasses.replace(study, settings=found, test=test))
+
+
+def _recorded(study: Study) -> dict[str, dict[str, Any]]:
+    """Return the settings of a study by arm, those of its tests, and those that an arm which is added has to share.
+
+    Settings that are newer than the study have their defaults, and not the values that a preset has given them since.
+    """
+    budget = {"tasks": study.tasks, "meta_updates": study.meta_updates, "task_steps": study.task_steps}
+    budget |= {"meta.batch_size": study.batch_size} | ({"games": study.games} if study.games else {})
+    every = {name for settings in study.settings.values() for name in settings}
+    newer = {name: configuration.default(name) for name in _settings(Config()) if name not in every}
+    arms = {arm: {**newer, **settings, **budget} for arm, settings in study.settings.items() if settings}
+    shared = {
+        name: value
+        for name, value in next(iter(arms.values()), {}).items()
+        if all(other.get(name) == value for other in arms.values())
+        and not name.startswith(("meta", "leap.", "fomaml."))
+        # A preset may give every arm its own rate; studies older than that have one for all.
+        and (name in newer or not name.endswith("learning_rate") or "supervised.test_learning_rate" in newer)
+    }
+    learning = {name: value for name, value in newer.items() if name.startswith("supervised.")}
+    tests = {**learning, **study.test} if study.test else {}
+    tests.pop("task_steps", None)
+    return {**arms, _TESTS: tests, _NEW_ARM: {**shared, **budget}}
 
 
 def parse_of_arms(texts: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from leap_dist.config import loading as configuration
@@ -143,7 +144,8 @@ def _test(folder: Path, cells: list[Cell], plan: Plan, out: Path, say: Say) -> s
     group, seed, _ = cells[0]
     config = plan.test(group, seed)
     labels, files = initializations.read([_spec(cell, out) for cell in cells])
-    chosen = initializations.arms(labels, files, config)
+    rates = {cell.arm: plan.training(cell).supervised.test_learning_rate or None for cell in cells}
+    chosen = [replace(arm, learning_rate=rates[arm.label]) for arm in initializations.arms(labels, files, config)]
     planned = runs.plan(chosen, config, seeds=1)
     left, warnings = runs.missing(planned, config, folder)
     for warning in warnings:

@@ -18,3 +18,5 @@ class StartingPoint(NamedTuple):
     """Seed of the task's own parameters where they persist from task to task; None to derive it from the task's."""
     head_change: np.ndarray | None
     """Sum of what earlier tasks added to those parameters, flat float32; None if there is nothing to add."""
+    learning_rate: float | None = None
+    """Learning rate of the task, where an evaluation gives an arm its own; None for the configured one."""

@@ -30,6 +30,7 @@ FILES = (
     "summary",
     "arms",
     "transfer-run",
+    "validation",
     "transfer-report",
     "study",
     "study-report",

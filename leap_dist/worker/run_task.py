@@ -131,7 +131,7 @@ class _TaskRun:
             if rollout == rollouts:
                 break
             if self._curve.is_due(steps):
-                self._curve.add(steps)
+                self._curve.add(steps, self._learner.interim(self._beat(steps)) if self._evaluation else {})
             if self._notice.given and not self._notice.leaves_time_for(self._seconds_left(rollout, rollouts)):
                 if config.prefixes_count:
                     self._push(rollout, steps)
@@ -150,8 +150,8 @@ class _TaskRun:
                 if not ack.proceed:
                     return None
         meta_learner.finish()
-        if self._evaluation:
-            self._conclude(steps)
+        if self._evaluation and (more := self._learner.conclude(self._beat(steps))):
+            self._curve.add(steps, more)
         ack = self._push(rollouts, steps, final=True)
         if ack.durable:
             self._video.finish(self._lease)
@@ -187,17 +187,15 @@ class _TaskRun:
             shift *= np.float32(largest / size)
         self._meta_learner.shift(add_vector(self._learner.shared, shift))
 
-    def _conclude(self, steps: int) -> None:
-        """Add what can be measured only after training to the curve, and keep the lease meanwhile."""
-        self._renewed = self._clock()
+    def _beat(self, steps: int) -> Callable[[], None]:
+        """Return a function that keeps the lease during a long measurement, if it is called often enough."""
 
         def beat() -> None:
             if self._must_renew():
                 self._server.renew(self._lease.id, self._lease.incarnation, steps)
                 self._renewed = self._clock()
 
-        if more := self._learner.conclude(beat):
-            self._curve.add(steps, more)
+        return beat
 
     def _push(self, updates: int, steps: int, *, final: bool = False) -> Ack:
         """Push the contribution so far, in a new array."""

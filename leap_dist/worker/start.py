@@ -26,6 +26,8 @@ class Start:
     """Name of the set of parameters in `vector`; None for the configured one."""
     evaluation: bool = False
     """Whether the task only evaluates: then there is no meta-learning, and the final push lists every episode."""
+    learning_rate: float | None = None
+    """Learning rate that an evaluation gives this arm; None for the configured one."""
 
 
 def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatch | None = None) -> Learner:
@@ -37,5 +39,6 @@ def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatc
         start.scope or config.scope,
         head_seed=int(head_seed) if config.keeps_heads else None,
         head_change=start.head,
+        learning_rate=start.learning_rate,
     )
     return family_of(config).learner(config, lease, point, stopwatch or Stopwatch())

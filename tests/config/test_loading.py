@@ -12,7 +12,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 
-from leap_dist.config.loading import ConfigError, fields, fixed_settings, incompatibilities, read_yaml, resolve, to_yaml
+from leap_dist.config.loading import (
+    ConfigError,
+    completed,
+    fields,
+    fixed_settings,
+    incompatibilities,
+    read_yaml,
+    resolve,
+    to_yaml,
+)
 from leap_dist.config.presets import DEFAULTS, PRESET_HELP, PRESETS
 from leap_dist.config.settings import Config
 from leap_dist.envs.games import SETS, available
@@ -101,6 +110,90 @@ def test_presets_hold_the_published_values(preset, values):
     config = resolve(preset)
     assert {name: look_up(config, name) for name in values} == values
     assert config.preset == preset
+
+
+APPENDIX_C = {
+    "meta.batch_size": 20,
+    "sampling": "replacement",
+    "meta.optimizer": "sgd",
+    "meta.learning_rate": 0.1,
+    "supervised.learning_rate": 0.1,
+    "supervised.batch": 20,
+    "supervised.rotations": 36,
+    "supervised.augmentation": "none",
+    "supervised.split": "drawing",
+    "supervised.network": "norm-pool",
+    "task_steps": 500 * 20,  # the axis of figure 3
+}
+PUBLISHED_CODE = {
+    "meta.batch_size": 20,
+    "sampling": "shuffled",
+    "meta.learning_rate": 0.1,
+    "supervised.learning_rate": 0.1,
+    "supervised.rotations": 0,
+    "supervised.augmentation": "affine",
+    "supervised.split": "first",
+    "supervised.network": "authors",
+    "supervised.polarity": "black-ink",
+    "supervised.resampling": "nearest",
+    "supervised.patience_steps": 0,
+    "early_stopping.interval": 0,
+    "task_steps": 100 * 20,
+    "meta_updates": 1000,
+}
+
+
+@pytest.mark.parametrize(("preset", "values"), [("paper", APPENDIX_C), ("authors", PUBLISHED_CODE)])
+def test_presets_of_omniglot_hold_what_paper_and_code_say(preset, values):
+    config = resolve(preset, {"tasks": "omniglot"})
+    assert {name: look_up(config, name) for name in values} == values
+
+
+def test_the_papers_rates_of_single_meta_learners():
+    """Appendix C: finetuning 0.01 instead of 0.1 on a task, Reptile 0.01 for the initialization."""
+
+    def rates(preset: str, meta_learner: str, **more: Any) -> tuple[float, float, float]:
+        found = resolve(preset, {"tasks": "omniglot", "meta_learner": meta_learner, **more})
+        return found.supervised.learning_rate, found.supervised.test_learning_rate, found.meta.learning_rate
+
+    assert rates("paper", "leap") == (0.1, 0.0, 0.1)
+    assert rates("paper", "reptile") == (0.1, 0.0, 0.01)
+    assert rates("paper", "finetune-multi") == (0.01, 0.01, 1.0)
+    assert rates("paper", "finetune-multi", **{"supervised.learning_rate": 0.1}) == (0.1, 0.01, 1.0)
+    assert rates("paper", "reptile", **{"meta.optimizer": "adam"})[2] == 0.1, "a rate of SGD does not suit Adam"
+    assert rates("quick", "finetune-multi") == (0.1, 0.0, 1.0)
+    assert resolve("paper", {"meta_learner": "reptile"}).meta.learning_rate == 0.1, "of Atari games it says nothing"
+
+
+def test_a_preset_of_other_tasks_is_told_from_a_mistake():
+    with pytest.raises(ConfigError, match="preset: authors does not exist for tasks atari; choose paper, "):
+        resolve("authors")
+    with pytest.raises(ConfigError, match="preset: authors does not exist for tasks multi-cv"):
+        resolve("authors", {"tasks": "multi-cv"})
+    with pytest.raises(ConfigError, match="no preset 'autors'; did you mean authors"):
+        resolve("autors", {"tasks": "omniglot"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"supervised.patience": 1, "supervised.patience_steps": 9},
+            "patience_steps: 9 does not go with",
+        ),
+        ({"supervised.split": "image"}, "split: image divides the rotations of a drawing, but there are none"),
+        ({"supervised.held_out_images": "upright"}, "upright has a meaning only with supervised.rotations"),
+        (
+            {"supervised.split": "image", "supervised.rotations": 2, "supervised.held_out_images": "upright"},
+            "upright does not go with supervised.split image",
+        ),
+        ({"tasks": "multi-cv", "supervised.rotations": 2}, "rotations: 2 is for tasks omniglot, not multi-cv; use 0"),
+        ({"tasks": "multi-cv", "supervised.polarity": "black-ink"}, "polarity: black-ink is for tasks omniglot"),
+    ],
+)
+def test_settings_of_images_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve("quick", {"tasks": "omniglot", **changes})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -818,6 +911,8 @@ CONTEXT = {
     "fomaml.rollouts": {"task_steps": 10**9},
     "meta.endpoint_correction": {"leap.metric": "energy"},
     "min_workers": {"workers": 100_000},
+    "supervised.patience_steps": {"supervised.patience": 0},
+    "early_stopping.interval": {"tasks": "omniglot"},
 }
 """What else has to be set for a setting to have a meaning."""
 
@@ -882,6 +977,18 @@ OTHER_VALUES = {
     "supervised.validation": 0.25,
     "gymnasium.frames": "rgb4",
     "gymnasium.max_episode_steps": 12,
+    "supervised.rotations": 9,
+    "supervised.split": "first",
+    "supervised.held_out_images": "upright",
+    "supervised.polarity": "black-ink",
+    "supervised.network": "norm-pool",
+    "supervised.patience_steps": 40,
+    "supervised.validation_interval": 9,
+    "supervised.test_learning_rate": 0.5,
+    "supervised.test_interval": 9,
+    "early_stopping.interval": 9,
+    "early_stopping.patience": 9,
+    "early_stopping.task_steps": 5_000,
 }
 PLACEMENT = {
     "gymnasium.modules": ("here", "there.too"),
@@ -924,6 +1031,14 @@ def test_how_long_and_where_a_run_runs_may_change():
     assert all(look_up(old, name) != look_up(new, name) for name in PLACEMENT)
     assert incompatibilities(old, new) == []
     assert incompatibilities(old, old) == []
+
+
+def test_a_setting_that_a_file_lacks_has_its_default_and_not_a_presets():
+    """The file of a run that is older than the setting: the preset said nothing of it then."""
+    saved = {"preset": "paper", "tasks": "omniglot", "games": ["greek"], "supervised.batch": 20}
+    assert resolve("paper", saved).supervised.rotations == 36
+    assert resolve("paper", completed(saved)).supervised.rotations == 0
+    assert completed({**saved, "supervised.rotations": 9})["supervised.rotations"] == 9
 
 
 def test_all_changes_are_listed():

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leap_dist.evaluation.initializations import describe_arms
-from leap_dist.evaluation.runs import RunResult, load, load_all, save
+from leap_dist.config.loading import ConfigError, resolve
+from leap_dist.evaluation.initializations import Arm, describe_arms
+from leap_dist.evaluation.runs import RunResult, load, load_all, missing, plan, save
 from leap_dist.storage.atomic import CorruptFile, NewerFormat, json_digest
 from leap_dist.testing import failpoints
 
@@ -39,6 +40,32 @@ def assert_equal(one: RunResult, other: RunResult) -> None:
         np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
     assert one.ended.dtype == np.int64
     assert one.returns.dtype == np.float64
+
+
+def test_a_result_that_is_older_than_a_setting_was_made_with_its_default(tmp_path: Path):
+    config = resolve("smoke", {"tasks": "omniglot", "games": ("greek",)})
+    (planned,) = plan([Arm("leap", "a", "model", "ab" * 32)], config, 1)
+    identity = planned.identity(config)
+    old = {name: value for name, value in identity.items() if name not in ("supervised.rotations", "supervised.split")}
+    save(tmp_path, run(game="greek", seed=0), old)
+    assert missing([planned], config, tmp_path) == ([], [])
+    other = resolve("smoke", {"tasks": "omniglot", "games": ("greek",), "supervised.rotations": 9})
+    with pytest.raises(ConfigError, match=r"with supervised\.rotations 0, not 9"):
+        missing([planned], other, tmp_path)
+
+
+def test_arms_with_rates_of_their_own_are_told_apart_and_share_a_folder(tmp_path: Path):
+    config = resolve("smoke", {"tasks": "omniglot", "games": ("greek",)})
+    arms = [Arm("leap", "a", "model", "ab" * 32), Arm("tuned", "b", "encoder", "cd" * 32, learning_rate=0.01)]
+    usual, own = plan(arms, config, 1)
+    assert own.identity(config) == usual.identity(config) | {"init": "cd" * 32, "learning_rate": 0.01}
+    for one in (usual, own):
+        save(tmp_path, run(one.arm.label, "greek", 0), one.identity(config))
+    assert missing([usual], config, tmp_path) == ([], []), "the other arm's rate is its own"
+    assert missing([usual, own], config, tmp_path) == ([], [])
+    changed = [own._replace(arm=dataclasses.replace(own.arm, learning_rate=0.5))]
+    with pytest.raises(ConfigError, match=r"with learning_rate 0\.01, not 0\.5"):
+        missing(changed, config, tmp_path)
 
 
 @pytest.mark.parametrize("episodes", [3, 0])

@@ -341,7 +341,7 @@ class Inbox:
 
 def trained(server: EvaluationServer, run: Config) -> Contribution:
     lease = grant(server)
-    vector, scope = server.start(lease)
+    vector, scope, _ = server.start(lease)
     inbox = Inbox()
     run_task(lease, Start(vector, scope=scope, evaluation=True), run, inbox)
     assert all(one.episodes == () for one in inbox.pushed[:-1])

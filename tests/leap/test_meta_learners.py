@@ -97,6 +97,9 @@ class Noisy:
     def backward_held_out(self) -> Tensor:
         return self.backward()
 
+    def interim(self, beat: object) -> dict[str, float]:
+        return {}
+
     def conclude(self, beat: object) -> dict[str, float]:
         return {}
 

@@ -11,8 +11,8 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import ALPHABETS, expand
 from leap_dist.storage import run_directory
 from leap_dist.storage.locks import RunLock
-from leap_dist.study.plan import Plan, make, merge, parse_of_arms
-from leap_dist.study.spec import progress, progress_text
+from leap_dist.study.plan import Cell, Plan, make, merge, parse_of_arms
+from leap_dist.study.spec import Study, progress, progress_text
 
 
 def planned(**changes: Any) -> Plan:
@@ -95,9 +95,9 @@ def test_a_study_grows_by_arms_groups_and_seeds():
     ("change", "message"),
     [
         ({"given": {"supervised.learning_rate": 0.5}}, "learning_rate: the study there has 0.1 for tests, not 0.5"),
-        ({"given": {"task_steps": 1000}}, "task_steps: the study there has 2000, not 1000"),
+        ({"given": {"task_steps": 1000}}, "task_steps: the study there has 10000, not 1000"),
         ({"given": {"meta_updates": 9}}, "meta_updates: the study there has 1000, not 9"),
-        ({"test_steps": 400}, "task_steps: the study there has 2000 for tests, not 400"),
+        ({"test_steps": 400}, "task_steps: the study there has 10000 for tests, not 400"),
         ({"arms": ["fomaml"], "given": {"supervised.batch": 5}}, "batch: the study there has 20 for tests, not 5"),
         ({"given": {"worker.precision": "float32"}}, "precision: the study there has auto for tests, not float32"),
         ({"given": {"tasks": "multi-cv", "games": "mnist,svhn"}, "groups": []}, "tasks: the study there has omniglot"),
@@ -113,6 +113,63 @@ def test_data_sets_of_a_study_do_not_change():
     new = planned(given={"tasks": "multi-cv", "games": "mnist,svhn,gtsrb"}, groups=["mnist"]).study
     with pytest.raises(ConfigError, match="games: the study there has mnist svhn cifar10, not mnist svhn gtsrb"):
         merge(old, new)
+
+
+OLD = {
+    "task_steps": 2000,
+    "supervised.rotations": 0,
+    "supervised.network": "pool-norm",
+    "supervised.patience_steps": 0,
+    "early_stopping.interval": 0,
+}
+"""What the preset `paper` was before it followed appendix C."""
+NEW_NAMES = ("rotations", "split", "held_out_images", "polarity", "network", "patience_steps", "test_interval",
+             "validation_interval", "test_learning_rate")  # fmt: skip
+
+
+def an_old_study() -> Study:
+    study = planned(arms=["leap", "none"], given=OLD, test_steps=1000).study
+    for settings in (*study.settings.values(), study.test):
+        for name in list(settings):
+            if name.startswith("early_stopping.") or name in [f"supervised.{new}" for new in NEW_NAMES]:
+                del settings[name]
+    return study
+
+
+def test_the_command_that_began_a_study_continues_it_whatever_its_preset_has_become():
+    old = an_old_study()
+    assert "supervised.rotations" not in old.settings["leap"]
+    with pytest.raises(ConfigError, match="there has 2000, not 10000"):
+        merge(old, planned(arms=["leap", "none"]).study)
+    plan = planned(arms=["leap", "none", "finetune-multi"], seeds=3, existing=old)
+    both = merge(old, plan.study)
+    assert (both.task_steps, both.meta_updates, both.test["task_steps"], len(both.seeds)) == (2000, 1000, 1000, 3)
+    for cell in plan.cells():
+        config = plan.training(cell)
+        assert (config.supervised.rotations, config.task_steps, config.early_stopping.interval) == (0, 2000, 0)
+        assert (config.supervised.learning_rate, config.supervised.test_learning_rate) == (0.1, 0.0)
+    assert plan.training(Cell("4", 0, "finetune-multi")).meta.learning_rate == 1.0, "an arm that is added has its own"
+    assert plan.test("4", 0).supervised == replace(plan.training(Cell("4", 0, "leap")).supervised, pretraining=20)
+    with pytest.raises(ConfigError, match="rotations: the study there has 0 for tests, not 36"):
+        merge(old, planned(existing=old, given={"supervised.rotations": "36"}).study)
+
+
+def test_a_study_keeps_the_settings_with_which_it_was_begun():
+    begun = planned(given={"supervised.rotations": "9", "meta_updates": "7"}, of_arms={"leap": {"meta.momentum": 0.5}})
+    again = planned(arms=["reptile", "leap", "none", "fomaml"], existing=begun.study)
+    assert merge(begun.study, again.study).settings["leap"] == begun.study.settings["leap"]
+    assert again.training(Cell("4", 0, "leap")).meta.momentum == 0.5
+    assert again.training(Cell("4", 0, "reptile")).meta.learning_rate == 0.01
+    added = again.training(Cell("4", 0, "fomaml"))
+    assert (added.supervised.rotations, added.meta_updates, added.meta.learning_rate) == (9, 7, 0.5)
+    finetuned = planned(arms=["finetune-multi"], existing=begun.study).training(Cell("4", 0, "finetune-multi"))
+    assert (finetuned.supervised.learning_rate, finetuned.supervised.rotations) == (0.01, 9)
+
+
+def test_data_sets_of_a_study_that_is_continued_need_not_be_named_again():
+    begun = planned(given={"tasks": "multi-cv", "games": "mnist,svhn,cifar10"}, groups=["mnist"])
+    again = planned(given={"tasks": "multi-cv"}, groups=["svhn"], existing=begun.study)
+    assert merge(begun.study, again.study).groups == ("mnist", "svhn")
 
 
 def test_how_it_runs_may_change():

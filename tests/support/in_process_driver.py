@@ -77,7 +77,7 @@ def evaluate(
     server = EvaluationServer(config, list(runs), vectors([run.arm for run in runs]), out)
 
     def start(lease: Any) -> Start:
-        vector, scope = server.start(lease)
+        vector, scope, _ = server.start(lease)
         return Start(vector, scope=scope, evaluation=True)
 
     return _work(server, config, start, record, wall_seconds_before, 0)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from leap_dist.config.settings import SupervisedSettings, WorkerSettings
+from leap_dist.config.image_settings import SupervisedSettings
+from leap_dist.config.settings import WorkerSettings
 from leap_dist.tasks.images.classifier import Classifier
 from leap_dist.tasks.images.examples import Dataset, Examples
 

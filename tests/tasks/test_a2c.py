@@ -424,6 +424,7 @@ def test_the_learner_implements_the_protocol():
         "backward_held_out",
         "evaluate",
         "progress",
+        "interim",
         "conclude",
         "show",
         "close",

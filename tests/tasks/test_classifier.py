@@ -22,11 +22,11 @@ from toy_images import CLASSES, SETTINGS, SIDE, WORKER, classifier, dataset
 from leap_dist.config.settings import Config
 from leap_dist.evaluation.statistics import trapezoids as area_under
 from leap_dist.leap.learner import Learner
-from leap_dist.nn.convnet import ConvNet, initialization
+from leap_dist.nn.convnet import NETWORKS, ConvNet, initialization, initialize
 from leap_dist.nn.flat_vector import Manifest, flatten
 from leap_dist.protocol.messages import Ack, Contribution, Lease, Task
 from leap_dist.server.meta_server import MetaServer
-from leap_dist.tasks.images.classifier import Classifier, Curve
+from leap_dist.tasks.images.classifier import Classifier, Curve, Score
 from leap_dist.tasks.images.examples import BatchSampler, Dataset, Examples, ImageStore, Seeds, maps_for_test
 from leap_dist.worker import run_task as worker
 from leap_dist.worker.run_task import run_task
@@ -665,3 +665,74 @@ def test_the_helpers_data_is_what_it_says():
     assert isinstance(data, Dataset)
     assert Counter(data.train.labels.tolist()) == dict.fromkeys(range(CLASSES), 6)
     assert data.test.images.shape == (12, SIDE, SIDE, 1)
+
+
+# --- networks, patience in updates, tests in between -----------------------------------------------------------------
+
+
+def test_the_networks_differ_in_order_and_scales_only():
+    images = torch.randn(6, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for network in NETWORKS:
+        model = ConvNet(1, SIDE, CLASSES, network)
+        initialize(model, torch.Generator().manual_seed(3))
+        assert np.array_equal(
+            initialization(1, SIDE, CLASSES, 3, "model", network)[1], flatten(model.parameters()).numpy()
+        )
+        expected = images
+        for block in (model.block1, model.block2, model.block3, model.block4):
+            expected = block.conv(expected)
+            if network == "norm-pool":
+                expected = F.max_pool2d(F.relu(block.norm(expected)), 2)
+            else:
+                expected = F.relu(block.norm(F.max_pool2d(expected, 2)))
+        expected = model.head(expected.flatten(1))
+        assert torch.allclose(model(images), expected, atol=1e-5)
+        found[network] = model
+    usual, authors = found["pool-norm"], found["authors"]
+    assert torch.equal(usual.block2.conv.weight, authors.block2.conv.weight)
+    assert torch.equal(usual.head.weight, authors.head.weight)
+    assert set(usual.block1.norm.weight.tolist()) == {1.0}
+    scales = torch.cat([getattr(authors, f"block{number}").norm.weight for number in (1, 2, 3, 4)])
+    assert 0 <= scales.min() < 0.05
+    assert 0.95 < scales.max() < 1
+    assert abs(scales.mean() - 0.5) < 0.06
+    assert not torch.equal(found["norm-pool"](images), usual(images))
+
+
+def test_a_task_ends_after_so_many_updates_without_a_lower_validation_error(monkeypatch):
+    errors = iter([0.5, 0.4, 0.45, 0.3, 0.3, 0.35, 0.4])
+    data = replace(dataset(), validation=dataset(1).test)
+    settings = replace(SETTINGS, patience_steps=5, validation_interval=2)
+    learner = classifier(data, ENCODER, settings=settings)
+    monkeypatch.setattr(learner, "_score", lambda store: Score(next(errors), 0.0))
+    ended = []
+    for update in range(1, 100):
+        learner.backward()
+        learner.step()
+        if learner.done:
+            break
+        ended.append(update)
+    # Measured after 2, 4, …: the lowest error comes at 8, and three measurements (5 / 2, rounded up) bring none lower.
+    assert len(ended) + 1 == 14
+
+
+def test_validation_images_are_another_set_than_test_images():
+    data = replace(dataset(), validation=dataset(1).test)
+    learner = classifier(data, ENCODER, settings=replace(SETTINGS, patience_steps=5))
+    train(learner, 3)
+    assert learner._validation is not None
+    assert learner._score(learner._validation) != learner.test()
+
+
+def test_an_evaluation_may_test_in_between():
+    learner = classifier(dataset(), ENCODER, settings=replace(SETTINGS, test_interval=3))
+    found = []
+    for _ in range(7):
+        learner.backward()
+        learner.step()
+        found.append(learner.interim(lambda: None))
+        if found[-1]:
+            assert found[-1] == {"test_error": learner.test().error, "test_loss": learner.test().loss}
+    assert [bool(one) for one in found] == [False, False, True, False, False, True, False]
+    assert classifier(dataset(), ENCODER).interim(lambda: None) == {}

@@ -72,7 +72,7 @@ def work(server: Any, config: Config) -> list[Ack]:
     answers = []
     while not isinstance(lease := server.lease("w0", "i0"), Idle):
         if isinstance(server, EvaluationServer):
-            vector, scope = server.start(lease)
+            vector, scope, _ = server.start(lease)
             start = Start(vector, scope=scope, evaluation=True)
         else:
             start = Start(server.snapshot()[1], server.head(lease.task.game))

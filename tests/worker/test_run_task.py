@@ -58,6 +58,9 @@ class Quadratic:
     def progress(self):
         return Progress((1.0, 2.0), {"loss": 0.5})
 
+    def interim(self, beat):
+        return {}
+
     def conclude(self, beat):
         return {}
 

@@ -167,6 +167,10 @@ class A2C:
         returns, ends = self._episodes.take()
         return Progress(returns, means, ends)
 
+    def interim(self, beat: Callable[[], None]) -> dict[str, float]:
+        """Return nothing: scores come from training itself."""
+        return {}
+
     def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
         """Return nothing: the episodes say how well the agent plays."""
         return {}

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from leap_dist.config.settings import SupervisedSettings, WorkerSettings
+from leap_dist.config.image_settings import SupervisedSettings
+from leap_dist.config.settings import WorkerSettings
 from leap_dist.leap.learner import Progress
 from leap_dist.nn.convnet import ConvNet, initialize
 from leap_dist.nn.device import resolve_device, resolve_precision
@@ -104,7 +105,7 @@ class Classifier:
         device = torch.device(resolve_device(worker.device))
         self._seeds = Seeds.of(seed)
         _, side, _, channels = data.train.images.shape
-        self._model = ConvNet(channels, side, data.classes)
+        self._model = ConvNet(channels, side, data.classes, settings.network)
         initialize(self._model, torch.Generator().manual_seed(self._seeds.head if head_seed is None else head_seed))
         self._model.to(device)
         self.shared: Mapping[str, Tensor]
@@ -128,7 +129,12 @@ class Classifier:
         self._settings = settings
         self._fresh = BatchSampler(self._held_out.count, settings, self._seeds._replace(order=self._seeds.test))
         self._validation = None if data.validation is None else store(data.validation)
-        self._patience, self._scored = Patience(settings.patience), 0  # epochs
+        self._check_every = self._train.count  # examples between two measurements of the validation error
+        checks, self._scored, self._tested = settings.patience, 0, 0
+        if settings.patience_steps:
+            self._check_every = settings.validation_interval * settings.batch
+            checks = -(-settings.patience_steps // settings.validation_interval)
+        self._patience = Patience(checks)
         self._most = settings.epochs * self._train.count or math.inf
         self._on_image: Callable[[np.ndarray], None] | None = None
         self._seen = 0
@@ -171,10 +177,10 @@ class Classifier:
     @property
     def done(self) -> bool:
         """Whether all epochs are over, or the validation error has stopped improving."""
-        epochs = self._seen // self._train.count
-        if self._validation is not None and epochs > self._scored:
+        checks = self._seen // self._check_every
+        if self._validation is not None and checks > self._scored:
             self._patience.add(self._score(self._validation).error)
-            self._scored = epochs
+            self._scored = checks
         return self._seen >= self._most or self._patience.over
 
     @torch.no_grad()
@@ -210,6 +216,15 @@ class Classifier:
             beat()
         self._model.train()
         return Score(wrong / store.count, loss / store.count)
+
+    def interim(self, beat: Callable[[], None]) -> dict[str, float]:
+        """Return error and loss on the held-out images, if `test_interval` updates have passed since the last test."""
+        interval = self._settings.test_interval * self.steps_per_update
+        if not interval or self._seen - self._tested < interval:
+            return {}
+        self._tested = self._seen
+        test = self._score(self._held_out, beat)
+        return {"test_error": test.error, "test_loss": test.loss}
 
     def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
         """Return error and loss on the held-out images and the error on the training images, by name."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leap_dist.config.settings import SupervisedSettings
+from leap_dist.config.image_settings import SupervisedSettings
 from leap_dist.tasks.images.augmentation import DISTRIBUTIONS, draw_maps, transform
 
 

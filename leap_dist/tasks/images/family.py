@@ -10,22 +10,26 @@ from typing import Any
 
 import numpy as np
 
+from leap_dist.config.image_settings import SupervisedSettings
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import normalize
 from leap_dist.config.settings import Config
 from leap_dist.datasets import multicv, omniglot, own
-from leap_dist.datasets.splits import ClassificationProblem, Split, hold_out
+from leap_dist.datasets.splits import ClassificationProblem, Split
 from leap_dist.nn import convnet
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Lease
 from leap_dist.tasks.images.classifier import Classifier
-from leap_dist.tasks.images.examples import Dataset, Examples
+from leap_dist.tasks.images.division import divided, relabeled
+from leap_dist.tasks.images.examples import Dataset
 from leap_dist.tasks.starting_point import StartingPoint
 
 _LARGEST = 4096
 """Largest credible number of channels, pixels or classes in a file; more is damage."""
+_MAX_ROTATED = 35
+"""Number of alphabets whose rotated images a process keeps; with 36 rotations, each has 11 MB."""
 
 
 class Images:
@@ -52,6 +56,10 @@ class Images:
         """Return the data that the lease's task learns from. Raises ConfigError as `data` does."""
         return self.data(config, lease.task.game)
 
+    def dataset(self, config: Config, lease: Lease) -> Dataset:
+        """Return the images of the lease's task, divided and rotated as configured. Raises ConfigError likewise."""
+        return divided(self.task_data(config, lease), config.supervised, config.seed)
+
     def check(self, config: Config) -> None:
         """Read the data of all tasks once. Raises ConfigError where some is missing or damaged."""
         for name in config.games:
@@ -59,7 +67,8 @@ class Images:
 
     def initialization(self, config: Config, seed: int, scope: str) -> tuple[Manifest, np.ndarray]:
         """Return a fresh φ₀ of the convolutional network."""
-        return convnet.initialization(self._channels, self._size, self._classes, seed, scope)
+        network = config.supervised.network
+        return convnet.initialization(self._channels, self._size, self._classes, seed, scope, network)
 
     def identity(self, config: Config, game: str) -> dict[str, Any]:
         """Return the settings of supervised tasks, and the run's seed: it determines which images are held out."""
@@ -68,26 +77,35 @@ class Images:
         return settings | {"seed": config.seed}
 
     def preprocessing(self, config: Config) -> dict[str, Any]:
-        """Return the shape of the images and the size of a shared head."""
-        return {"channels": self._channels, "size": self._size, "classes": self._classes}
+        """Return the shape of the images, the size of a shared head, and the network unless it is the usual one."""
+        network = config.supervised.network
+        more = {} if network == SupervisedSettings.network else {"network": network}
+        return {"channels": self._channels, "size": self._size, "classes": self._classes, **more}
 
     def check_preprocessing(self, given: Any) -> None:
         """Raise ValueError if `given` does not describe images that a network can classify."""
-        schema.check(given, {"channels": int, "size": int, "classes": int}, "preprocessing")
-        if not all(1 <= number <= _LARGEST for number in given.values()) or given["size"] < convnet.SMALLEST:
+        numbers = {"channels": int, "size": int, "classes": int}
+        schema.check(given, numbers, "preprocessing")
+        if not all(1 <= given[name] <= _LARGEST for name in numbers) or given["size"] < convnet.SMALLEST:
             raise ValueError("its images are none")
+        if given.get("network", SupervisedSettings.network) not in convnet.NETWORKS:
+            raise ValueError(f"its network is none of {', '.join(convnet.NETWORKS)}")
 
     def network(self, given: dict[str, Any]) -> convnet.ConvNet:
         """Return a convolutional network."""
-        return convnet.ConvNet(given["channels"], given["size"], given["classes"])
+        network = given.get("network", SupervisedSettings.network)
+        return convnet.ConvNet(given["channels"], given["size"], given["classes"], network)
 
     def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> Classifier:
         """Make a classifier for the lease's alphabet or data set. Raises ConfigError if the data is not there."""
+        settings = config.supervised
+        if start.learning_rate is not None:
+            settings = dataclasses.replace(settings, learning_rate=start.learning_rate)
         return Classifier(
-            _dataset(self.task_data(config, lease), config),
+            self.dataset(config, lease),
             start.vector,
             seed=lease.task.seed,
-            settings=config.supervised,
+            settings=settings,
             worker=config.worker,
             scope=start.scope,
             head_seed=start.head_seed,
@@ -105,6 +123,7 @@ class Omniglot(Images):
 
     def __init__(self) -> None:
         super().__init__(channels=1, size=omniglot.SIZE, classes=omniglot.CLASSES)
+        self._rotated: dict[tuple[Any, ...], Dataset] = {}
 
     def data(self, config: Config, name: str) -> ClassificationProblem:
         """Return the alphabet called `name`. Raises ConfigError if it is not in `config.data_dir`."""
@@ -112,7 +131,7 @@ class Omniglot(Images):
         published = {normalize(alphabet): alphabet for alphabet in found.alphabets}
         if name not in published:
             raise ConfigError(f"data_dir: the Omniglot in {config.data_dir} has no alphabet {name}")
-        return found.task(published[name], config.seed)
+        return found.task(published[name], config.seed, first=config.supervised.split == "first")
 
     def task_data(self, config: Config, lease: Lease) -> ClassificationProblem:
         """Return the alphabet with its labels, permuted by the task's seed unless the labels are fixed."""
@@ -122,6 +141,20 @@ class Omniglot(Images):
         classes = np.random.default_rng(lease.task.seed).permutation(found.classes)
         train, test = (Split(part.images, classes[part.labels]) for part in (found.train, found.test))
         return dataclasses.replace(found, train=train, test=test)
+
+    def dataset(self, config: Config, lease: Lease) -> Dataset:
+        """Return the images of the lease's task. Rotations are made once in a process: that takes half a second."""
+        settings, name = config.supervised, lease.task.game
+        if not settings.rotations:
+            return super().dataset(config, lease)
+        key = (config.data_dir, config.seed, settings, name)
+        if key not in self._rotated:
+            while len(self._rotated) >= _MAX_ROTATED:
+                del self._rotated[next(iter(self._rotated))]
+            self._rotated[key] = divided(self.data(config, name), settings, config.seed)
+        if settings.labels == "fixed":
+            return self._rotated[key]
+        return relabeled(self._rotated[key], np.random.default_rng(lease.task.seed).permutation(self._classes))
 
 
 class MultiCV(Images):
@@ -192,22 +225,3 @@ def _data_set(data_dir: str, name: str) -> ClassificationProblem:
 @lru_cache(maxsize=8)
 def _own_data_set(data_dir: str, name: str) -> ClassificationProblem:
     return own.find(Path(data_dir), name)
-
-
-def _dataset(data: ClassificationProblem, config: Config) -> Dataset:
-    """Return the learner's view of the data, with images held out for validation if early stopping is on."""
-    train, validation = data.train, None
-    if config.supervised.patience:
-        train, validation = hold_out(data.train, config.supervised.validation, config.seed)
-    return Dataset(
-        _examples(train),
-        _examples(data.test),
-        data.classes,
-        mean=data.mean,
-        std=data.std,
-        validation=None if validation is None else _examples(validation),
-    )
-
-
-def _examples(split: Split) -> Examples:
-    return Examples(split.images, split.labels)

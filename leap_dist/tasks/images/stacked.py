@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
-from leap_dist.config.settings import LeapSettings, SupervisedSettings, WorkerSettings
+from leap_dist.config.image_settings import SupervisedSettings
+from leap_dist.config.settings import LeapSettings, WorkerSettings
 from leap_dist.nn.convnet import ConvNet, initialize
 from leap_dist.nn.device import resolve_device, resolve_precision
 from leap_dist.nn.flat_vector import flatten
@@ -124,7 +125,7 @@ class Stack:
             raise ValueError(f"tasks of several kinds cannot be stacked: {sorted(alike)}")
         self._settings = settings
         self._dtype = resolve_precision(worker.precision, device.type)
-        self._model = ConvNet(channels, side, tasks[0].classes)
+        self._model = ConvNet(channels, side, tasks[0].classes, settings.network)
         self._shapes = {name: parameter.shape for name, parameter in self._model.named_parameters()}
         own = [Seeds.of(seed) for seed in seeds]
         self._theta = self._start(own, vector, scope).to(device)

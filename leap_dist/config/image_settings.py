@@ -1,0 +1,91 @@
+"""Declarations of the settings of image classification: how a task is learned, and when meta-training ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from leap_dist.config.declaration import setting
+
+
+@dataclass(frozen=True)
+class SupervisedSettings:
+    """The classifier for omniglot, multi-cv and images (appendices C and D)."""
+
+    batch: int = setting(20, "number of examples in a batch", low=1, high=100_000)
+    learning_rate: float = setting(0.1, "learning rate α of gradient descent", above=0)
+    augmentation: Literal["none", "affine", "rotations", "turned"] = setting(
+        "none",
+        "augmentation of images: none; a random rotation, shift and scale of each (affine); a random one of 36 "
+        "rotations of each (rotations); or one rotation for the whole task (turned)",
+    )
+    pretraining: int = setting(
+        20, "omniglot: number of alphabets in the set `pretraining`, drawn by seed", low=1, high=35
+    )
+    labels: Literal["fixed", "drawn"] = setting(
+        "fixed",
+        "omniglot: classes of characters, the same in every task of an alphabet (fixed), or drawn for each task so "
+        "that a head cannot memorize them (drawn)",
+    )
+    resampling: Literal["lanczos", "nearest"] = setting(
+        "lanczos", "omniglot: filter that resizes images from 105 × 105 to 28 × 28"
+    )
+    rotations: int = setting(
+        0, "omniglot: number of fixed random rotations of each image; 0: the images as they are", low=0, high=360
+    )
+    split: Literal["drawing", "first", "image"] = setting(
+        "drawing",
+        "omniglot: how a task's test images are chosen: five drawings of each character with all their rotations, "
+        "drawn by seed (drawing) or the first five (first), or a quarter of all images, so that other rotations of a "
+        "test drawing are trained on (image)",
+    )
+    held_out_images: Literal["rotated", "upright"] = setting(
+        "rotated", "omniglot: test and validation images: rotated like the training images, or upright"
+    )
+    polarity: Literal["white-ink", "black-ink"] = setting(
+        "white-ink", "omniglot: white ink on black paper, or black ink on white paper"
+    )
+    network: Literal["pool-norm", "norm-pool", "authors"] = setting(
+        "pool-norm",
+        "order of layers after a convolution: pooling, batch norm, ReLU (pool-norm), or batch norm, ReLU, pooling "
+        "(norm-pool); authors is pool-norm with scales γ of batch norm drawn from [0, 1)",
+    )
+    epochs: int = setting(
+        0, "end a task after this many passes over its images, if task_steps is not reached first; 0: no limit", low=0
+    )
+    patience: int = setting(
+        0,
+        "end a task after this many epochs without a new lowest error on its validation images; 0: never",
+        low=0,
+    )
+    patience_steps: int = setting(
+        0, "the same in updates, for tasks whose epochs are long; use one of the two", low=0, high=10**9
+    )
+    validation_interval: int = setting(
+        25, "number of updates between two measurements of the validation error, with patience_steps", low=1
+    )
+    validation: float = setting(
+        0.15,
+        "fraction of the training images of a task that is kept for validation if there is a patience",
+        above=0,
+        high=0.5,
+    )
+    test_learning_rate: float = setting(
+        0.0, "learning rate in evaluations of what a run of a study has learned; 0: that of all arms", low=0
+    )
+    test_interval: int = setting(
+        0, "least number of updates between two tests within an evaluation's run; 0: test at its end only", low=0
+    )
+
+
+@dataclass(frozen=True)
+class EarlyStoppingSettings:
+    """Early stopping of meta-training on omniglot's validation alphabets (appendix C)."""
+
+    interval: int = setting(
+        0, "meta-updates between two measurements of the error on the validation alphabets; 0: none", low=0
+    )
+    patience: int = setting(
+        5, "stop after this many measurements without a new lowest error; 0: measure, but never stop", low=0
+    )
+    task_steps: int = setting(0, "examples that a measurement trains on for each alphabet; 0: task_steps", low=0)
