@@ -14,7 +14,7 @@ from leap_dist.config.settings import Config
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no", str: "TEXT", tuple[str, ...]: "NAME"}
 
-_ALIASES = {"server.on_lost": "--on-lost", "task_steps": "--steps"}
+_ALIASES = {"server.on_lost": "--on-lost", "task_steps": "--steps", "telemetry.tracker": "--tracker"}
 
 FOR_EVALUATIONS = {
     "tasks", "games", "data_dir", "workers", "min_workers", "wait_for_nodes", "task_steps", "seed", "address",
@@ -34,6 +34,7 @@ _SHORT = {
     "agent.learning_rate": "learning rate of the agents",
     "agent.envs": "parallel environments of an agent",
     "data_dir": "directory with one folder for each data set",
+    "init": "FILE, run directory or pretrained:NAME",
     "seed": "seed of everything random",
     "workers": "largest number of workers",
     "worker.device": "auto, cpu or cuda",

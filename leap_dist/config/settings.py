@@ -197,12 +197,16 @@ class ServerSettings:
 
 @dataclass(frozen=True)
 class TelemetrySettings:
-    """Videos and heat maps in TensorBoard (docs/monitoring.md)."""
+    """Videos and heat maps in TensorBoard, and other trackers (docs/monitoring.md)."""
 
     gif_interval: int = setting(5, "record a video of play at every N-th task of a game; 0: none", low=0)
     agreement_interval: int = setting(
         5, "least number of meta-updates between two heat maps of gradient agreement; 0: none", low=0
     )
+    tracker: Literal["none", "wandb", "mlflow", "trackio"] = setting(
+        "none", "experiment tracker that gets all curves too, besides TensorBoard"
+    )
+    project: str = setting("leap-dist", "project (or experiment) of the tracker")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from leap_dist.evaluation.runs import Run
 from leap_dist.storage.replica import Remote
 from leap_dist.storage.run_directory import has_begun
 from leap_dist.tasks.task import family_of
+from leap_dist.telemetry import trackers
 from leap_dist.telemetry.progress import Progress
 from leap_dist.weights.warm_start import initial_vector
 
@@ -56,6 +57,7 @@ def check_prerequisites(config: Config) -> None:
 
     Raises ConfigError where this machine lacks the GPUs or the data that the configuration asks for.
     """
+    trackers.check(config)
     family_of(config).check(config)
     if config.address == "local":
         gpus_per_worker(config, torch.cuda.device_count())

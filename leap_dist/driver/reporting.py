@@ -19,7 +19,7 @@ from leap_dist.evaluation.runs import Run, missing
 from leap_dist.storage import run_directory
 from leap_dist.storage.location import Run as TrainingRun
 from leap_dist.storage.redaction import redact
-from leap_dist.telemetry import tensorboard, terminal
+from leap_dist.telemetry import tensorboard, terminal, trackers
 
 Observer = Callable[[list[dict[str, Any]], dict[str, Any]], None]
 """Called about twice a second with the ledger's new lines, in whole meta-updates, and the summary."""
@@ -112,7 +112,9 @@ def _train(
     """Train until the meta-updates of `config` are made, which may be a part of those of the `whole` run."""
     run_dir = run.folder
     before = run_directory.wall_seconds(run_dir)
-    board = tensorboard.TensorBoard(run_dir, agreement_interval=config.telemetry.agreement_interval)
+    tracking = trackers.Tracking(config, run_dir, Path(run.shown).name)
+    interval = config.telemetry.agreement_interval
+    board = tensorboard.TensorBoard(run_dir, agreement_interval=interval, listener=tracking.event)
     board.begin(config)
     board.text("config", redact(f"```yaml\n{configuration.to_yaml(config)}```"))
     board.text("manifest", redact(f"```json\n{(run_dir / 'manifest.json').read_text()}\n```"))
@@ -124,7 +126,7 @@ def _train(
             if whole.early_stopping.interval:
                 state = "running" if summary["state"] == "done" else summary["state"]
                 summary |= {"state": state, "tasks_wanted": max(whole.total_tasks, summary["tasks"])}
-            summary["alerts"] = [*summary["alerts"], *board.alerts]
+            summary["alerts"] = [*summary["alerts"], *board.alerts, *tracking.alerts]
             latest.update(summary)
             board.record(lines, summary, clips, offset)
             with contextlib.suppress(OSError):  # a full disk does not stop training
@@ -151,6 +153,7 @@ def _train(
             raise
         finally:
             board.close()
+            tracking.finish(failed=latest.get("state") == "failed")
     return outcome, latest
 
 

@@ -91,16 +91,23 @@ class TensorBoard:
 
     Args:
         run_dir: the run directory. Event files of earlier launches are read, but never changed.
+        listener: called with what is written to the event files, each value once.
         agreement_interval: smallest number of meta-updates between two heat maps of agreement; 0 for none.
         clock: monotonic clock in seconds.
     """
 
     def __init__(
-        self, run_dir: Path, *, agreement_interval: int = 10, clock: Callable[[], float] = time.monotonic
+        self,
+        run_dir: Path,
+        *,
+        agreement_interval: int = 10,
+        clock: Callable[[], float] = time.monotonic,
+        listener: Callable[[Event], None] | None = None,
     ) -> None:
         self._root = run_dir / "tensorboard"
         self._agreement_interval = agreement_interval
         self._clock = clock
+        self._listener = listener
         self._retry_at = -math.inf
         self._position = projection.load(self._root)
         self._position_due = clock() + POSITION_SECONDS
@@ -195,6 +202,8 @@ class TensorBoard:
             self._files[event.run] = EventFile(self._root / event.run)
         self._files[event.run].add(Summary(value=fresh), event.step)
         last.update((value.tag, event.step) for value in fresh)
+        if self._listener is not None:
+            self._listener(Event(event.run, event.step, fresh))
 
     def _last_steps(self, run: str) -> dict[str, int]:
         if run not in self._last:

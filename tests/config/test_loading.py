@@ -780,7 +780,7 @@ def valid(name: str) -> st.SearchStrategy[Any]:
             max(low, above), high if math.isfinite(high) else None, allow_nan=False, allow_infinity=False
         )
         return bounded.filter(lambda value: value > above)
-    if name in ("data_dir", "init"):
+    if name in ("data_dir", "init", "telemetry.project"):
         return st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters=":"), min_size=1)
     assert name == "address"
     host = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="@"), min_size=1)
@@ -1015,6 +1015,8 @@ PLACEMENT = {
     "server.keep_checkpoints": 9,
     "telemetry.gif_interval": 3,
     "telemetry.agreement_interval": 3,
+    "telemetry.tracker": "wandb",
+    "telemetry.project": "another",
 }
 
 
