@@ -7,7 +7,6 @@ T is the length of an unroll and N the number of environments.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,28 +20,8 @@ from leap_dist.nn.actor_critic import network_for_game
 from leap_dist.nn.device import graph_for, resolve_device, resolve_precision
 from leap_dist.nn.flat_vector import add_vector, load_vector
 from leap_dist.nn.profiling import Stopwatch
+from leap_dist.tasks.atari.environments import Environments
 from leap_dist.tasks.atari.rollout import EpisodeTracker, Rollout, clip_rewards
-
-
-class Environments(Protocol):
-    """N copies of one environment, with the interface of `leap_dist.envs.atari_vector.Atari`."""
-
-    @property
-    def actions(self) -> list[int]:
-        """The actions, one for each output of the policy."""
-
-    @property
-    def lives(self) -> np.ndarray:
-        """Lives left in each copy, int (N,); constant where there is no such thing."""
-
-    def reset(self, seed: int) -> np.ndarray:
-        """Start a new episode in all copies, and return observations, uint8 (N, C, 84, 84)."""
-
-    def step(self, actions: np.ndarray) -> atari_vector.Step:
-        """Execute one action in each copy."""
-
-    def close(self) -> None:
-        """Release the environments."""
 
 
 class A2C:

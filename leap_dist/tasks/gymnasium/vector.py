@@ -15,7 +15,7 @@ _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 class GymnasiumVector:
-    """N environments of one ID. Implements `leap_dist.tasks.atari.a2c.Environments`.
+    """N environments of one ID. Implements `leap_dist.tasks.atari.environments.Environments`.
 
     Images are resized to 84 × 84 by area averaging, and stacked like those of Atari games: oldest first, zeros before
     the first. Where an episode ends, the next one begins at once.
