@@ -151,6 +151,9 @@ class WorkerSettings:
         "auto", "arithmetic of the network; auto: bfloat16 if the processor supports it in hardware"
     )
     threads: int = setting(1, "number of PyTorch threads per worker", low=1, high=256)
+    stack: int = setting(
+        1, "number of image tasks that a worker trains in lockstep; a GPU computes them together", low=1, high=1000
+    )
     cpus: float = setting(1.0, "number of CPUs that Ray reserves per worker", above=0)
     gpus: float = setting(
         0.0, "number of GPUs that Ray reserves per worker; with a fraction, workers share a GPU", low=0
@@ -272,7 +275,7 @@ class Config:
     def max_staleness(self) -> int:
         """Largest staleness τ at which contributions are accepted."""
         pushes = self.task_steps // self.worker.push_interval + 1 if self.mode == "stream" else 1
-        return self.meta.max_staleness or 4 * self.workers * pushes
+        return self.meta.max_staleness or 4 * self.workers * self.worker.stack * pushes
 
     @property
     def total_tasks(self) -> int:

@@ -97,6 +97,8 @@ def _running(config: Config) -> Iterator[str]:
         yield f"worker.labels: {error}; write, for example, pool=spot"
     if worker.device == "cpu" and worker.gpus > 0:
         yield f"worker.gpus: {worker.gpus} does not go with worker.device cpu; use worker.device cuda or worker.gpus 0"
+    if worker.stack > 1 and not config.is_supervised:
+        yield f"worker.stack: {worker.stack} is for tasks with images, not {config.tasks}; use 1 and more workers"
     steps = config.steps_per_update
     rollouts = max(2, config.held_back + 1)
     if config.task_steps < rollouts * steps:

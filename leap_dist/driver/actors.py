@@ -31,7 +31,7 @@ from leap_dist.storage.replica import Remote, connect
 from leap_dist.tasks.atari.video import Clip, NoVideo, VideoRecorder
 from leap_dist.tasks.task import family_of
 from leap_dist.worker.preemption import PreemptionNotice
-from leap_dist.worker.run_task import run_task
+from leap_dist.worker.run_stack import run_leases
 from leap_dist.worker.start import Start
 
 log = logging.getLogger(__name__)
@@ -172,15 +172,15 @@ class WorkerActor:
         prepare(worker.device, worker.threads, worker.gpus)  # must run in the thread that computes
         while not self._notice.given:
             with self._time("waiting"):
-                answer = self._client.call("lease", self._name, self._incarnation)
-                if isinstance(answer, Idle):
-                    if answer.finished:
+                grants, idle = self._client.lease(self._name, self._incarnation, worker.stack)
+                if not grants and idle is not None:
+                    if idle.finished:
                         break
-                    time.sleep(max(pause, answer.wait))
+                    time.sleep(max(pause, idle.wait))
                     pause = min(2 * pause, 0.5)
                     continue
             pause = 0.05
-            self._work(answer)
+            self._work(grants)
         return self._video.take_clips()
 
     @ray.method(concurrency_group="io")
@@ -195,24 +195,22 @@ class WorkerActor:
         recording, clips = self._profiler.take_recording(), self._video.take_clips()
         return WorkerHealth.of_this_process(self._time.seconds(), recording, clips)
 
-    def _work(self, grant: Grant) -> None:
-        lease = grant.lease
+    def _work(self, grants: list[Grant]) -> None:
         try:
             with self._time("waiting"):
-                start = replace(grant.start, vector=ray.get(grant.vector))
+                given = [(grant.lease, replace(grant.start, vector=ray.get(grant.vector))) for grant in grants]
         except ObjectLostError:
             return  # the server has restarted; its next lease comes with a new reference
-        try:
-            run_task(
-                lease, start, self._config, self._client, stopwatch=self._time, profiler=self._profiler,
-                video=self._video, notice=self._notice,
-            )  # fmt: skip
-        except RayError:
-            raise  # the server's trouble, not the task's
-        except Exception as error:  # the server counts failed tasks; the worker goes on
-            log.exception("task %s (%s) failed", lease.id, lease.task.game)
-            atari_vector.rebuild()  # emulators that this task has used may be broken
-            self._client.call("fail", lease.id, self._incarnation, f"{type(error).__name__}: {error}")
+        observers = self._time, self._profiler, self._video, self._notice
+        run_leases(given, self._config, self._client, self._fail, *observers)
+
+    def _fail(self, lease: Lease, error: Exception) -> None:
+        """Report a task that raised: the server counts failed tasks, and the worker goes on."""
+        if isinstance(error, RayError):
+            raise error  # the server's trouble, not the task's
+        log.error("task %s (%s) failed", lease.id, lease.task.game, exc_info=error)
+        atari_vector.rebuild()  # emulators that this task has used may be broken
+        self._client.call("fail", lease.id, lease.incarnation, f"{type(error).__name__}: {error}")
 
 
 # Ray never retries calls to the server, because it might run them twice and out of order; ServerClient retries them.

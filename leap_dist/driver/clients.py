@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from leap_dist.protocol.messages import Ack, Contribution, Renewal
+from leap_dist.protocol.messages import Ack, Contribution, Idle, Renewal
 from leap_dist.server.aggregator import Aggregator
 from leap_dist.storage.redaction import redact_output
 from leap_dist.testing import delivery_log
@@ -53,6 +53,17 @@ class ServerClient:
                     raise
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
+
+    def lease(self, worker: str, incarnation: str, most: int) -> tuple[list[Any], Idle | None]:
+        """Lease up to so many tasks, each under a name of its own, and return the server's answer if it has no more."""
+        grants: list[Any] = []
+        for number in range(most):
+            suffix = f"/{number}" if number else ""
+            answer = self.call("lease", worker + suffix, incarnation + suffix)
+            if isinstance(answer, Idle):
+                return grants, answer
+            grants.append(answer)
+        return grants, None
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
         """Extend the lease."""

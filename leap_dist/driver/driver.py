@@ -139,11 +139,6 @@ def session(config: Config) -> Iterator[None]:
             disconnect()
 
 
-def shared_session(config: Config) -> contextlib.AbstractContextManager[None]:
-    """Return a context like `session`, which does nothing inside of another one."""
-    return contextlib.nullcontext() if ray.is_initialized() else session(config)
-
-
 class _ServerPlan(NamedTuple):
     """Which server to start, and where."""
 

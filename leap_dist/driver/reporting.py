@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
@@ -53,7 +55,7 @@ def train(
         return _measure(config, run.folder, end, history, progress)
 
     try:
-        with driver.shared_session(config):
+        with _session(config):
             return _train_with_validation(config, run.folder, train_until, measure)
     except HeadLost as error:
         return error.outcome, run_directory.read_summary(run.folder)
@@ -175,6 +177,11 @@ def evaluate(
 
         before = run_directory.wall_seconds(out)
         return driver.evaluate(config, runs, out, record, wall_seconds_before=before, announce=table.begin)
+
+
+def _session(config: Config) -> contextlib.AbstractContextManager[None]:
+    """Return a context with one connection to Ray, which does nothing inside of another one."""
+    return contextlib.nullcontext() if ray.is_initialized() else driver.session(config)
 
 
 def _table(progress: bool) -> contextlib.AbstractContextManager[terminal.LiveTable | terminal.NoTable]:

@@ -19,7 +19,7 @@ import numpy as np
 from leap_dist.config.settings import Config
 from leap_dist.evaluation.run_queue import RunQueue
 from leap_dist.evaluation.runs import Run, missing, result_of, save
-from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Task
+from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Task, process_of
 from leap_dist.server.leases import ACCEPTED, LeaseBook, OpenLease, describe
 from leap_dist.storage.journal import Journal
 from leap_dist.storage.locks import RunLock
@@ -163,14 +163,14 @@ class EvaluationServer:
         for held in self._leases.expired():
             silence = f"{held.lease.worker} was not heard of for {held.lease.seconds:g} s"
             self._alert(f"{silence}: {self._runs[held.lease.task.index].name} is taken back")
-            self._silent.append(held.lease.incarnation)
+            self._silent.append(process_of(held.lease.incarnation))
             self._lose(held, "expired")
             self._blame(held, silence)
 
     def release(self, incarnation: str, *, crashed: bool = False) -> None:
         """End the leases of an incarnation that is gone. `crashed` says that its process died by itself."""
         for held in self._leases.all():
-            if held.lease.incarnation == incarnation:
+            if process_of(held.lease.incarnation) == incarnation:
                 self._lose(held, "worker-lost")
                 if crashed:
                     self._blame(held, "its process died", died=True)

@@ -57,6 +57,11 @@ class Lease:
         return lease
 
 
+def process_of(incarnation: str) -> str:
+    """Return the incarnation of a worker's process, which is that of a lease up to the "/" before its number."""
+    return incarnation.partition("/")[0]
+
+
 @dataclass(frozen=True)
 class Idle:
     """Answer to a worker for which there is no task now."""

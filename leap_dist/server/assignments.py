@@ -35,7 +35,7 @@ class Assignments:
         clock: Callable[[], float],
     ) -> None:
         self._seconds = config.server.lease_seconds
-        self._max_leases = max(MIN_LEASES, 2 * config.workers)
+        self._max_leases = max(MIN_LEASES, 2 * config.workers * config.worker.stack)
         self._backlog = backlog
         self._alert = alert
         self.quarantine = Quarantine()

@@ -17,7 +17,7 @@ import numpy as np
 
 from leap_dist.config.settings import Config
 from leap_dist.nn.flat_vector import Manifest
-from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Renewal
+from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Renewal, process_of
 from leap_dist.server.admission import BackPressure, ContributionValidator, RateLimiter
 from leap_dist.server.assignments import Assignments
 from leap_dist.server.contributions import LONG_WAIT_SECONDS, ContributionHandler
@@ -207,7 +207,7 @@ class MetaServer:
             crashed: whether its process died by itself, so that the game it played may be to blame.
         """
         for held in self._leases.all():
-            if held.lease.incarnation == incarnation:
+            if process_of(held.lease.incarnation) == incarnation:
                 self._lose(held, "worker-lost")
                 if crashed:
                     self._assignments.blame(held, "its process died", died=True)
@@ -244,7 +244,7 @@ class MetaServer:
         for held in self._leases.expired():
             silence = f"was not heard from for {held.lease.seconds:g} s"
             self._alert(f"{held.lease.worker} {silence}: its task ({held.lease.task.game}) is taken back")
-            self._silent.append(held.lease.incarnation)
+            self._silent.append(process_of(held.lease.incarnation))
             self._lose(held, "expired")
             self._assignments.blame(held, f"{held.lease.worker} {silence}")
         self._scheduler.update()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -64,12 +64,15 @@ def run_task(
         learner = make_learner(config, lease, start, stopwatch)
     try:
         observers = stopwatch, profiler or NoProfiler(), video or NoVideo()
-        return _TaskRun(lease, start, learner, config, server, clock, *observers, notice or PreemptionNotice()).train()
+        task = TaskRun(lease, start, learner, config, server, clock, *observers, notice or PreemptionNotice())
+        for _ in task.updates():
+            pass
+        return task.ack
     finally:
         learner.close()
 
 
-class _TaskRun:
+class TaskRun:
     """The state of one task while it is trained."""
 
     def __init__(
@@ -85,6 +88,7 @@ class _TaskRun:
         video: VideoRecorder | NoVideo,
         notice: PreemptionNotice,
     ) -> None:
+        self.ack: Ack | None = None  # what `run_task` returns
         self._notice = notice
         self._lease = lease
         self._learner = learner
@@ -104,8 +108,8 @@ class _TaskRun:
         self._quiet_until = self._started  # until then, the server wants no push but the final one
         self._longest_silence = lease.seconds / 4  # even then, the lease is renewed after this time
 
-    def train(self) -> Ack | None:
-        """Train the whole task. See `run_task`."""
+    def updates(self) -> Iterator[None]:
+        """Train the whole task, and yield before each gradient, so that those of several tasks can be made together."""
         config, learner, meta_learner = self._config, self._learner, self._meta_learner
         rollout, rollouts, interval = 0, config.rollouts_per_task, config.worker.push_interval
         steps, pushed = 0, 0
@@ -116,6 +120,7 @@ class _TaskRun:
             if rollout == first_filmed:
                 learner.show(self._video.add_frame)
             if rollout <= rollouts - config.held_back:
+                yield
                 loss = learner.backward()
                 with self._time("leap"):
                     meta_learner.observe(loss)
@@ -135,7 +140,7 @@ class _TaskRun:
             if self._notice.given and not self._notice.leaves_time_for(self._seconds_left(rollout, rollouts)):
                 if config.prefixes_count:
                     self._push(rollout, steps)
-                return None
+                return
             ack = None
             if steps // interval > pushed // interval and self._clock() >= self._quiet_until:
                 ack, pushed = self._push(rollout, steps), steps
@@ -148,14 +153,13 @@ class _TaskRun:
                 self._renewed = self._clock()
                 self._quiet_until = max(self._quiet_until, self._renewed + ack.wait)
                 if not ack.proceed:
-                    return None
+                    return
         meta_learner.finish()
         if self._evaluation and (more := self._learner.conclude(self._beat(steps))):
             self._curve.add(steps, more)
-        ack = self._push(rollouts, steps, final=True)
-        if ack.durable:
+        self.ack = self._push(rollouts, steps, final=True)
+        if self.ack.durable:
             self._video.finish(self._lease)
-        return ack
 
     def _seconds_left(self, done: int, rollouts: int) -> float:
         """Estimate the time to the end of the task from the speed so far."""

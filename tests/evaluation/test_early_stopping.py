@@ -109,7 +109,7 @@ class Training:
         self.tested: list[list[str]] = []
         monkeypatch.setattr(reporting, "_train", self.train)
         monkeypatch.setattr(reporting, "evaluate", self.evaluate)
-        monkeypatch.setattr(reporting.driver, "shared_session", lambda _: contextlib.nullcontext())
+        monkeypatch.setattr(reporting, "_session", lambda _: contextlib.nullcontext())
 
     def train(self, config: Config, run: Run, whole: Config, *_: Any) -> tuple[str, dict[str, Any]]:
         family = family_of(config)

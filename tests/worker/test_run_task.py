@@ -443,6 +443,7 @@ def test_a_shift_right_before_the_final_loss_drops_that_segments_loss_part(monke
     assert final.path.energy - before.path.energy == pytest.approx(last_step @ last_step, rel=1e-5)
 
 
+@pytest.mark.emulator
 def test_a_shift_moves_the_encoder_and_leaves_head_and_optimizer_as_they_are(monkeypatch):
     """The real learner."""
     manifest, phi = initialization(4, 0)

@@ -7,7 +7,7 @@ network's layers, the augmentation, the statistics that batch norm uses, and the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,17 @@ class Score(NamedTuple):
     """Fraction of the images that was classified wrongly."""
     loss: float
     """Mean cross-entropy."""
+
+
+class Prepared(NamedTuple):
+    """Loss and gradient of a batch."""
+
+    loss: Tensor
+    """Mean cross-entropy, shape ()."""
+    logits: Tensor
+    labels: Tensor
+    gradients: Sequence[Tensor]
+    """Gradients of all parameters, in the order of the network."""
 
 
 class Patience:
@@ -138,13 +149,17 @@ class Classifier:
         self._most = settings.epochs * self._train.count or math.inf
         self._on_image: Callable[[np.ndarray], None] | None = None
         self._seen = 0
+        self._prepared: Prepared | None = None
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits and labels of each batch
         self._past: list[np.ndarray] = []
 
     def backward(self) -> Tensor:
         """Set the gradient of a new batch's mean cross-entropy in `.grad`, and return the loss, shape ()."""
         with self.stopwatch("update"):
-            return self._backward(*self._batch())
+            if self._prepared is None:
+                return self._backward(*self._batch())
+            prepared, self._prepared = self._prepared, None
+            return self._set_gradient(prepared, in_curve=True)
 
     def backward_held_out(self) -> Tensor:
         """Do the same with a batch of held-out images, which is not a part of the curve."""
@@ -158,11 +173,41 @@ class Classifier:
         loss = F.cross_entropy(logits, labels)
         # The biases of convolutions do not take part in the graph; their gradient is zero.
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+        return self._set_gradient(Prepared(loss.detach(), logits.detach(), labels, gradients), in_curve=in_curve)
+
+    def _set_gradient(self, found: Prepared, *, in_curve: bool) -> Tensor:
+        for parameter, gradient in zip(self._parameters, found.gradients, strict=True):
             parameter.grad = gradient
         if in_curve:
-            self._recent.append((loss.detach(), logits.detach(), labels))
-        return loss.detach()
+            self._recent.append((found.loss, found.logits, found.labels))
+        return found.loss
+
+    # For `lockstep`, which computes the gradients of several classifiers at once -------------------------------------
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Everything in which classifiers must agree to be computed together."""
+        shapes = tuple(parameter.shape for parameter in self._parameters)
+        return shapes, self._targets[0].device, self._dtype, self._settings.batch, self._settings.network
+
+    @property
+    def model(self) -> ConvNet:
+        """The network."""
+        return self._model
+
+    def next_inputs(self) -> tuple[Tensor, Tensor]:
+        """Draw the next batch: the network's input, float32 (batch, C, S, S), and labels (batch,)."""
+        images, labels = self._batch()
+        return self._train.normalized(images), labels
+
+    def prepare(self, prepared: Prepared) -> None:
+        """Set what the next `backward` returns and sets as gradient, computed for the batch of `next_inputs`."""
+        self._prepared = prepared
+
+    def loss(self, model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean cross-entropy and logits, in the precision of the worker."""
+        logits = self._in_precision(model, inputs)
+        return F.cross_entropy(logits, labels), logits
 
     def step(self) -> None:
         """Apply θ ← θ − α ∇f. Gradients are dropped, not overwritten. Raises RuntimeError if one is missing."""
@@ -262,9 +307,13 @@ class Classifier:
         return images, labels
 
     def _logits(self, images: Tensor) -> Tensor:
+        """Return logits in float32."""
+        return self._in_precision(self._model, self._train.normalized(images))
+
+    def _in_precision(self, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         """Return logits in float32. Autocast is entered for each pass, because it caches copies of the weights."""
-        with torch.autocast(images.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
-            logits: Tensor = self._model(self._train.normalized(images))
+        with torch.autocast(inputs.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            logits: Tensor = model(inputs)
         return logits.float()
 
     def _settle(self) -> np.ndarray:
