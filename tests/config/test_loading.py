@@ -913,6 +913,7 @@ CONTEXT = {
     "min_workers": {"workers": 100_000},
     "supervised.patience_steps": {"supervised.patience": 0},
     "early_stopping.interval": {"tasks": "omniglot"},
+    "worker.stack": {"tasks": "omniglot"},
 }
 """What else has to be set for a setting to have a meaning."""
 
