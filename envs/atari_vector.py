@@ -136,6 +136,11 @@ class Atari:
         observations = self._observe(restarted=terminated | truncated)
         return Step(observations, np.array(rewards, np.float32), terminated, truncated, self.lives, final)
 
+    def screen(self) -> np.ndarray:
+        """Return the first environment's screen in color, uint8 (height, 160, 3), as the emulator shows it now."""
+        pixels: np.ndarray = self._ales[0].getScreenRGB()
+        return pixels
+
     def close(self) -> None:
         """Return the emulators to the pool. Closing twice is harmless."""
         put_back(self._game, self._emulators)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leap_dist.cli import console, listings, parser, setting_flags
+from leap_dist.cli import enjoy as watch
 from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
@@ -260,6 +261,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "study": study,
     "status": status,
     "plot": plot,
+    "enjoy": watch.enjoy,
     "export": export,
     "games": lambda _: listings.games(),
     "presets": lambda _: listings.presets(),

@@ -5,10 +5,11 @@ from leap_dist.config.presets import PRESET_HELP
 MAIN = """\
 Meta-learn initializations with Leap, on Atari games, Omniglot or Multi-CV.
 
-  {command} train                       three Atari games, a few minutes
-  {command} status RUN                  how is it going?
-  {command} evaluate --init RUN --init scratch   does it help on new games?
-  {command} export RUN --to sb3 --out policy     use it in another library
+  {command} train            three Atari games, a few minutes
+  {command} status RUN       how is it going?
+  {command} evaluate --init RUN --init scratch      does it help?
+  {command} enjoy REPORT --game qbert --out x.gif   how do the agents play?
+  {command} export RUN --to sb3 --out policy        use it elsewhere
 
 COMMAND --help has the flags that people use, COMMAND --help-all all of them.
 """
@@ -57,4 +58,18 @@ more seeds, it adds to it. Several processes may work on one study.
 EXIT_CODES = """\
 exit codes: 0 done; 1 could not go on (the summary says why); 2 bad input;
             130 interrupted, and everything accepted is saved
+"""
+
+ENJOY = """\
+Watch an agent play, and print its returns.
+
+examples:
+  {command} enjoy reports/mine --game qbert --out qbert.gif
+  {command} enjoy runs/mine --game breakout --steps 200000 --out breakout.gif
+  {command} enjoy scratch --game pong --steps 0
+
+An evaluation keeps the agent of its first seed for each initialization and
+game. A run or an initialization has no agent, only what agents start from; so
+an agent is trained from it for --steps first. Without --out, a terminal with
+24-bit colors shows the play, and anything else only the returns.
 """

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from leap_dist import __version__
 from leap_dist.cli import console
-from leap_dist.cli.help_texts import EVALUATE, EXIT_CODES, MAIN, STUDY, TRAIN
+from leap_dist.cli.help_texts import ENJOY, EVALUATE, EXIT_CODES, MAIN, STUDY, TRAIN
 from leap_dist.cli.setting_flags import DEFAULT_PRESET, Formatter, Once, add_settings
 from leap_dist.config.validation import did_you_mean
 
@@ -230,6 +230,23 @@ def _add_export(command: Callable[..., _Parser], _: Help) -> _Parser:
     return export
 
 
+def _add_enjoy(command: Callable[..., _Parser], _: Help) -> _Parser:
+    enjoy = command("watch an agent play, or film it", description=_text(ENJOY))
+    what = "run directory, init.safetensors, URL, `scratch`, or directory of an evaluation"
+    _add_place(enjoy, "init", "--init", "WHAT", what)
+    enjoy.add_argument("--game", metavar="NAME", help="game to play (default: breakout, or the evaluation's first)")
+    enjoy.add_argument("--arm", metavar="LABEL", help="initialization whose agent plays (default: the first one's)")
+    enjoy.add_argument("--out", type=_directory, metavar="FILE", help="film to write: NAME.gif or NAME.mp4")
+    for flag, default, text in (
+        ("--steps", 20_000, "agent steps of training before an agent from an initialization plays"),
+        ("--episodes", 1, "number of episodes"),
+        ("--seconds", 30, "longest film, in seconds of play"),
+        ("--seed", 0, "seed of the agent and of the episodes"),
+    ):
+        enjoy.add_argument(flag, type=_whole_number, default=default, metavar="N", help=f"{text} (default: {default})")
+    return enjoy
+
+
 def _add_games(command: Callable[..., _Parser], _: Help) -> _Parser:
     return command("list games, sets of games, and scores")
 
@@ -246,6 +263,7 @@ _COMMANDS: dict[str, Callable[[Callable[..., _Parser], Help], _Parser]] = {
     "train": _add_train,
     "evaluate": _add_evaluate,
     "status": _add_status,
+    "enjoy": _add_enjoy,
     "plot": _add_plot,
     "export": _add_export,
     "study": _add_study,

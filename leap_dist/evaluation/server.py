@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from leap_dist.config.settings import Config
+from leap_dist.evaluation.agents import AgentStore
 from leap_dist.evaluation.run_queue import RunQueue
 from leap_dist.evaluation.runs import Run, missing, result_of, save
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Task, process_of
@@ -70,6 +71,7 @@ class EvaluationServer:
         try:
             left, warnings = missing(self._runs, config, out)
             self._queue = RunQueue(self._runs, left)
+            self._agents = AgentStore(out, self._runs)
             journal, max_gap = Journal(out / "journal"), config.server.lease_seconds / 4
             self._leases = LeaseBook(journal, session, clock, max_gap)
             warnings += self._reopen_leases(journal, session)
@@ -229,6 +231,10 @@ class EvaluationServer:
         """Store the result of a run. Returns the refusal if that is not possible."""
         index = held.lease.task.index
         run = self._runs[index]
+        try:
+            self._agents.keep(run, contribution.steps, contribution.vector)
+        except OSError as error:  # a run without an agent to watch is still a result
+            self._alert(f"the agent of {run.name} could not be stored: {error}")
         try:
             save(self._out, result_of(run, contribution), run.identity(self._config))
         except ValueError as error:

@@ -31,6 +31,7 @@ FILES = (
     "arms",
     "transfer-run",
     "validation",
+    "transfer-agent",
     "transfer-report",
     "study",
     "study-report",

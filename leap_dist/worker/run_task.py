@@ -211,6 +211,8 @@ class TaskRun:
             without_vector = not (final or self._config.prefixes_count) and bool(vector.isfinite().all())
             if without_vector:
                 vector = vector.new_empty(0)
+            if final and self._evaluation and not self._config.is_supervised:  # the agent itself, to be watched
+                vector = flatten((*self._learner.shared.values(), *self._learner.local.values()))
         contribution = Contribution(
             lease=self._lease.id,
             worker=self._lease.worker,
@@ -228,7 +230,7 @@ class TaskRun:
             curve=tuple(self._curve.points),
             episodes=tuple(self._curve.episodes) if final else (),
         )
-        if self._config.wire_bits < 32:
+        if self._config.wire_bits < 32 and not self._evaluation:
             with self._time("leap"):
                 contribution = contribution.quantized(self._config.wire_bits)
         with self._time("waiting"):
