@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leap_dist.cli import console, listings, parser, setting_flags
+from leap_dist.cli import console, listings, named_files, parser, setting_flags
 from leap_dist.cli import enjoy as watch
 from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
@@ -72,7 +71,7 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
         loading.parse_value(name, value)
     if set(parsed.init) == {"scratch"} or "tasks" in given:  # otherwise the file says what kind of tasks it is for
         loading.resolve(preset or "paper", loaded, given)
-    require_initializations(parsed.init)
+    named_files.require_all(parsed.init)
     from leap_dist.evaluation import initializations
     from leap_dist.storage import run_directory
 
@@ -84,33 +83,6 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     if run_directory.exists(out) and not run_directory.holds_evaluation(out):
         raise ConfigError(f"out: {out} holds a training run; choose another")
     return config, arms, out
-
-
-def require_initializations(specs: Sequence[str]) -> None:
-    """Raise ConfigError if a file that --init names is missing, before anything slow is imported."""
-    for spec in specs:
-        label, equals, path = spec.partition("=")
-        named = path if equals and "://" not in label else spec
-        if named != "scratch" and not re.match("[A-Za-z0-9+.-]+:", named):  # a URL, or pretrained:NAME
-            require_initialization(Path(named), "give an init.safetensors, a run directory, or scratch")
-
-
-def require_initialization(path: Path, hint: str = "give an init.safetensors or a run directory") -> Path:
-    """Return the path of the file that a run directory or a file itself stands for.
-
-    Raises ConfigError, with the nearest run that has one, if there is no such file.
-    """
-    file = path / "init.safetensors" if path.is_dir() else path
-    try:
-        file.stat()
-    except OSError as error:
-        others = [found.parent for found in Path().glob("*/*/init.safetensors")]
-        if path.suffix == ".safetensors":
-            others = list(path.parent.glob("*.safetensors"))
-        near = did_you_mean(str(path), map(str, others)) or f"; {hint}"
-        what = f"{path} holds no init.safetensors" if path.is_dir() else f"{path} cannot be read ({error.strerror})"
-        raise ConfigError(f"init: {what}{near}") from None
-    return file
 
 
 def file_settings(parsed: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
@@ -230,7 +202,8 @@ def plot(parsed: argparse.Namespace) -> int:
             results.print_evaluation(run_dir)
             return 0
         try:
-            print(results.draw_progress(run_dir, parsed.out or run_dir / "progress.png", run_dir.name))
+            name = "progress-phone.png" if parsed.phone else "progress.png"
+            print(results.draw_progress(run_dir, parsed.out or run_dir / name, run_dir.name, phone=parsed.phone))
         except OSError as error:
             raise ConfigError(f"run-dir: the picture of {run_dir} cannot be drawn: {error}") from None
     return 0
@@ -245,7 +218,7 @@ def export(parsed: argparse.Namespace) -> int:
         raise ConfigError(f"to: {parsed.to[:80]!r} is none of {', '.join(parser.LIBRARIES)}{near}")
     where = location.location(parsed.init)
     if isinstance(where, Path):
-        where = require_initialization(where)
+        where = named_files.require(where)
     from leap_dist.weights.export import export as write
 
     init = reader.cached_initialization(where) if isinstance(where, location.Url) else where

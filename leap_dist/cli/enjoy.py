@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from leap_dist.cli import named_files
 from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.validation import did_you_mean
@@ -115,6 +116,7 @@ def _of_evaluation(parsed: argparse.Namespace, out: Path) -> _Chosen:
     arm, game, seed = found[0]
     values = loading.read_yaml(out / "config.yaml")
     config = loading.resolve(str(values.get("preset")), values)
+    _require_games(config, parsed.init)
     try:
         agent = agents.load(out, arm, game, seed)
     except OSError as error:
@@ -125,12 +127,10 @@ def _of_evaluation(parsed: argparse.Namespace, out: Path) -> _Chosen:
 
 def _trained(parsed: argparse.Namespace) -> _Chosen:
     """Train an agent from an initialization. Raises ConfigError if the initialization is not for games."""
-    from leap_dist.cli.commands import require_initializations
-
     if parsed.arm is not None:
         raise ConfigError(f"arm: {parsed.init} is no evaluation; leave --arm out")
     game = parsed.game or "breakout"
-    require_initializations([parsed.init])
+    named_files.require_all([parsed.init])
     from leap_dist.evaluation import initializations
     from leap_dist.protocol.messages import Lease, Task
     from leap_dist.worker.start import Start, make_learner
@@ -138,8 +138,7 @@ def _trained(parsed: argparse.Namespace) -> _Chosen:
     labels, files = initializations.read([parsed.init])
     given = {"games": game, "worker.device": "cpu"}
     config = initializations.resolve(given, {}, initializations.settings(files, given, None if files else "fast"))
-    if config.tasks != "atari":
-        raise ConfigError(f"init: {parsed.init} is for tasks {config.tasks}, and only agents of Atari games play")
+    _require_games(config, parsed.init)
     (arm,) = initializations.arms(labels, files, config)
     vector = initializations.vectors([arm]).get(arm.label)
     if vector is None:
@@ -157,6 +156,11 @@ def _trained(parsed: argparse.Namespace) -> _Chosen:
         learner.close()
     how = f"trained for {parsed.steps:,} agent steps from {arm.label}" if parsed.steps else f"{arm.label}, untrained"
     return _Chosen(f"an agent {how}", game, final, arm.scope, config)
+
+
+def _require_games(config: Config, shown: str) -> None:
+    if config.tasks != "atari":
+        raise ConfigError(f"init: {shown} is for tasks {config.tasks}, and only agents of Atari games play")
 
 
 def _train(learner: Learner, steps: int) -> None:

@@ -204,6 +204,7 @@ def _add_status(command: Callable[..., _Parser], _: Help) -> _Parser:
 def _add_plot(command: Callable[..., _Parser], _: Help) -> _Parser:
     plot = command("draw the picture, or the report, again")
     _add_place(plot, "run_dir", "--run-dir", "DIR", "directory of a run, an evaluation or a study")
+    plot.add_argument("--phone", nargs=0, default=False, help="draw a tall picture, into DIR/progress-phone.png")
     plot.add_argument("--out", type=_directory, metavar="FILE", help="picture of the run (default: DIR/progress.png)")
     return plot
 

@@ -81,12 +81,13 @@ def print_profiles(run: location.Run) -> None:
     _print_files(("traces", f"{run.shown}/profile/*.trace.json.gz   (open with ui.perfetto.dev or chrome://tracing)"))
 
 
-def draw_progress(run_dir: Path, path: Path, name: str) -> Path:
-    """Draw the picture of a run from its ledger. Raises OSError."""
+def draw_progress(run_dir: Path, path: Path, name: str, *, phone: bool = False) -> Path:
+    """Draw the picture of a run from its ledger, with `phone` one that is tall and narrow. Raises OSError."""
     from leap_dist.telemetry import pictures  # matplotlib is slow to import
 
     lines, _ = Ledger(run_dir / "ledger.jsonl").read(0)
-    pictures.progress_picture(lines, path, f"Leap meta-training: {name}")
+    format = pictures.PHONE if phone else pictures.SCREEN
+    pictures.progress_picture(lines, path, f"Leap meta-training: {name}", format)
     return path
 
 

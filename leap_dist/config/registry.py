@@ -174,7 +174,9 @@ class Metric:
         return sum(point["score"] * point["episodes"] for point in chosen) / episodes if episodes else None
 
 
-RETURN = Metric("return", "return", "agent steps", "steps/s", "game", "no episode finished yet", 1, "", None, 0.5)
+RETURN = Metric(
+    "return", "return (points)", "agent steps", "steps/s", "game", "no episode finished yet", 1, "", None, 0.5
+)
 ERROR = Metric(
     "error", "training error (%)", "examples", "examples/s", "data set", "no batch yet", 100, "%", 0.0, 0.0
 )  # an alphabet is a data set too

@@ -23,7 +23,7 @@ from leap_dist.storage.manifest import write_manifest
 
 CONTENT = (
     "config.yaml", "manifest.json", "checkpoints", "journal", "ledger.jsonl", "init.safetensors", "tensorboard",
-    "ledger", "summary.json", "progress.png", ".lock", ".launch", "profile",
+    "ledger", "summary.json", "progress.png", "progress-phone.png", ".lock", ".launch", "profile",
     "best.safetensors", "validation.json", "validation",
     "arms.json", "runs", "agents", "figures", "report.md", "report.html", "results.csv", "results.json",
 )  # fmt: skip

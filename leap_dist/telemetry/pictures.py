@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from leap_dist.config import registry
-from leap_dist.config.registry import Metric
+from leap_dist.config.registry import ERROR, RETURN, Metric
 from leap_dist.envs.games import reference_scores
 from leap_dist.storage.atomic import write_atomic
 
@@ -67,7 +68,33 @@ _SCORES_LEGEND = (
     Line2D([], [], color="0.3", linewidth=1.2, label="mean of a meta-update"),
 )
 _RANDOM_PLAY_LEGEND = Line2D([], [], label="random play", **_RANDOM_PLAY)
-_DOTS_PER_INCH = 120
+
+
+class _Format(NamedTuple):
+    """Sizes of a chart, for text that can still be read where people see it."""
+
+    panel: tuple[float, float]
+    """Width and height of a game's panel in inches."""
+    width: float
+    """Smallest width of the chart in inches."""
+    dots_per_inch: int
+    columns: tuple[int, int, int]
+    """Most panels side by side, for up to 12, up to 30, and more games."""
+    legend_below: bool
+    """Whether the legend of the lengths is below the panel instead of beside it."""
+
+
+SCREEN = _Format((2.1, 1.9), 6.3, 155, (4, 6, 8), legend_below=False)
+"""A chart that can be read at half its size, as on a web page."""
+PHONE = _Format((2.2, 1.7), 4.5, 240, (2, 2, 2), legend_below=True)
+"""A tall chart of 1,080 pixels across."""
+_PATHS = "Below: length of the path that training takes from the initialization (shorter is better)."
+_CAPTION = {
+    RETURN: f"Points: return of one task, over its second half (more is better). {_PATHS}",
+    ERROR: f"Points: training error of one task (less is better). {_PATHS}",
+}
+_SMALL, _NORMAL, _LARGE = 8, 9, 11
+"""Sizes of text in points."""
 
 
 class _Task(NamedTuple):
@@ -78,7 +105,7 @@ class _Task(NamedTuple):
     length: float
 
 
-def progress_picture(lines: list[dict[str, Any]], path: Path, title: str) -> None:
+def progress_picture(lines: list[dict[str, Any]], path: Path, title: str, format: _Format = SCREEN) -> None:
     """Draw the returns (or training errors) of all tasks, one panel for each game, and the lengths of their paths.
 
     Returns are means over the second half of a task, errors over all its batches. The PNG replaces `path` atomically.
@@ -91,17 +118,21 @@ def progress_picture(lines: list[dict[str, Any]], path: Path, title: str) -> Non
             score = drawn.task_score(line["curve"])
             tasks[line["game"]].append(_Task(line["version_after"], score, line["path"]["length"]))
     by_name = {game: tasks[game] for game in sorted(tasks)}
-    figure = _draw(by_name, drawn, title) if tasks else _empty(title)
+    figure = _draw(by_name, drawn, title, format) if tasks else _empty(title, format)
     _save(figure, path)
 
 
-def _draw(tasks: dict[str, list[_Task]], drawn: Metric, title: str) -> Figure:
-    columns = min(len(tasks), 4 if len(tasks) <= 12 else 6 if len(tasks) <= 30 else 8)
+def _draw(tasks: dict[str, list[_Task]], drawn: Metric, title: str, format: _Format) -> Figure:
+    few, some, many = format.columns
+    columns = min(len(tasks), few if len(tasks) <= 12 else some if len(tasks) <= 30 else many)
     rows = math.ceil(len(tasks) / columns)
-    heights = 2.0 * rows + 0.3, 3.4
-    size = max(8.0, 2.7 * columns), 0.4 + sum(heights)
-    figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, layout="constrained")
-    figure.suptitle(title, fontsize=12, parse_math=False)
+    legend_rows = math.ceil((len(tasks) + 1) / 2) if format.legend_below else 0
+    heights = format.panel[1] * rows + 0.4, 2.8 + 0.17 * legend_rows
+    width = max(format.width, format.panel[0] * columns)
+    caption = textwrap.fill(_CAPTION[drawn], round(14 * width))
+    size = width, 0.5 + sum(heights) + 0.15 * caption.count("\n")
+    figure = Figure(figsize=size, dpi=format.dots_per_inch, layout="constrained")
+    figure.suptitle(title, fontsize=_LARGE, parse_math=False)
     # Two subfigures, so that the legend beside the lower one takes no space from the upper one.
     (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
     last = max(task.version for of_game in tasks.values() for task in of_game)
@@ -109,19 +140,20 @@ def _draw(tasks: dict[str, list[_Task]], drawn: Metric, title: str) -> Figure:
         axes = upper.add_subplot(rows, columns, index + 1)
         _draw_scores(axes, game, of_game, drawn, COLOURS[index % len(COLOURS)], last)
     legend = _SCORES_LEGEND if tasks.keys().isdisjoint(reference_scores()) else (*_SCORES_LEGEND, _RANDOM_PLAY_LEGEND)
-    upper.legend(handles=legend, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    _draw_lengths(lower.add_subplot(), tasks, last)
+    upper.legend(handles=legend, loc="outside lower center", ncols=3, fontsize=_SMALL, frameon=False, columnspacing=1)
+    _draw_lengths(lower.add_subplot(), tasks, last, format)
+    lower.supxlabel(caption, fontsize=_SMALL, color="0.35")
     return figure
 
 
 def _draw_scores(axes: Axes, game: str, tasks: list[_Task], drawn: Metric, color: str, last: int) -> None:
-    axes.set_title(game, fontsize=9)
+    axes.set_title(game, fontsize=_NORMAL)
     _label(axes, drawn.axis_label, last, ticks=5)
     ended = [(task.version, drawn.scale * task.score) for task in tasks if task.score is not None]
     random_play = reference_scores().get(game, {}).get("random")
     if not ended:
         axes.set_yticks([])
-        axes.text(0.5, 0.5, drawn.no_score_text, transform=axes.transAxes, ha="center", va="center", fontsize=8)
+        axes.text(0.5, 0.5, drawn.no_score_text, transform=axes.transAxes, ha="center", va="center", fontsize=_SMALL)
         return
     if random_play is not None:
         axes.axhline(random_play, **_RANDOM_PLAY)
@@ -133,8 +165,8 @@ def _draw_scores(axes: Axes, game: str, tasks: list[_Task], drawn: Metric, color
         axes.set_ylim(bottom=drawn.minimum)
 
 
-def _draw_lengths(axes: Axes, tasks: dict[str, list[_Task]], last: int) -> None:
-    axes.set_title("length of the gradient paths", fontsize=10)
+def _draw_lengths(axes: Axes, tasks: dict[str, list[_Task]], last: int, format: _Format) -> None:
+    axes.set_title("length of the gradient paths", fontsize=_NORMAL)
     _label(axes, "path length (log scale)", last, ticks=10)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(LogFormatter())
@@ -148,12 +180,16 @@ def _draw_lengths(axes: Axes, tasks: dict[str, list[_Task]], last: int) -> None:
     for index, (game, points) in enumerate(drawn.items()):
         if points:
             axes.plot(*_means(points), label=game, alpha=0.8, markevery=every, **_style(index))
-    if everything := [point for points in drawn.values() for point in points]:
+    everything = [point for points in drawn.values() for point in points]
+    if everything and len(tasks) > 1:  # the mean of one game is the game
         axes.plot(
             *_means(everything), label="mean of all tasks", color="black", linewidth=2.2, marker=".", markevery=every
         )
-    if axes.lines:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=math.ceil(len(axes.lines) / 13), fontsize=7)
+    if len(axes.lines) > 1 and format.legend_below:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=_SMALL, frameon=False)
+    elif len(axes.lines) > 1:
+        columns = math.ceil(len(axes.lines) / 13)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=columns, fontsize=_SMALL, frameon=False)
 
 
 def _means(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
@@ -176,19 +212,19 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _label(axes: Axes, values: str, last: int, ticks: int) -> None:
-    axes.set_xlabel("meta-update", fontsize=7)
-    axes.set_ylabel(values, fontsize=7)
-    axes.tick_params(which="both", labelsize=7)
+    axes.set_xlabel("meta-update", fontsize=_SMALL)
+    axes.set_ylabel(values, fontsize=_SMALL)
+    axes.tick_params(which="both", labelsize=_SMALL)
     axes.set_xlim(0.5, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True, min_n_ticks=1))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _empty(title: str) -> Figure:
-    figure = Figure(figsize=(8.0, 3.0), dpi=_DOTS_PER_INCH)
-    figure.suptitle(title, fontsize=12, parse_math=False)
-    figure.text(0.5, 0.45, "no meta-update has been made yet", ha="center", va="center", fontsize=12, color="0.4")
+def _empty(title: str, format: _Format) -> Figure:
+    figure = Figure(figsize=(format.width, 3.0), dpi=format.dots_per_inch)
+    figure.suptitle(title, fontsize=_LARGE, parse_math=False)
+    figure.text(0.5, 0.45, "no meta-update has been made yet", ha="center", va="center", fontsize=_LARGE, color="0.4")
     return figure
 
 

@@ -365,7 +365,9 @@ def test_nothing_but_the_start_differs_between_arms(tmp_path):
     assert one.curve == same.curve == again.curve
     assert one.curve != scratch.curve
     assert one.episodes == same.episodes == again.episodes
-    assert one.vector.size == 0, "nothing is pulled forward"
+    assert one.vector.size, "the trained agent, to be watched"
+    assert np.array_equal(one.vector, same.vector)
+    assert not np.array_equal(one.vector, scratch.vector)
 
 
 @pytest.mark.emulator

@@ -38,11 +38,11 @@ def supervised(alphabet: str, version: int, error: float = 0.5) -> dict[str, Any
     return {**line(alphabet, version), "curve": points}
 
 
-def figure_of(lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Figure:
+def figure_of(lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, *format: Any) -> Figure:
     """What would have been saved."""
     saved: list[Figure] = []
     monkeypatch.setattr(pictures, "_save", lambda figure, path: saved.append(figure))
-    progress_picture(lines, Path("unused"), "a run")
+    progress_picture(lines, Path("unused"), "a run", *format)
     return saved[0]
 
 
@@ -73,7 +73,7 @@ def coloured(path: Path) -> tuple[tuple[int, ...], int]:
     return pixels.shape[:2], int((pixels.max(axis=2) - pixels.min(axis=2) > 60).sum())
 
 
-@pytest.mark.parametrize(("games", "least"), [(THREE, (600, 900)), (SETS["seed24"], (1200, 1800))])
+@pytest.mark.parametrize(("games", "least"), [(THREE, (800, 960)), (SETS["seed24"], (1200, 1800))])
 def test_it_is_a_png_with_curves(tmp_path: Path, games: tuple[str, ...], least: tuple[int, int]) -> None:
     progress_picture([line(game, version) for version in (1, 2, 3) for game in games], tmp_path / "run.png", "a run")
     size, ink = coloured(tmp_path / "run.png")
@@ -86,7 +86,7 @@ def test_it_is_a_png_with_curves(tmp_path: Path, games: tuple[str, ...], least: 
 def test_every_game_has_a_panel_with_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     figure = figure_of([line(game, 1) for game in SETS["seed24"]], monkeypatch)
     for game in SETS["seed24"]:
-        assert panel(figure, game).get_ylabel() == "return"
+        assert panel(figure, game).get_ylabel() == "return (points)"
     assert len(figure.axes) == 25
     assert all(axes.get_xlabel() == "meta-update" for axes in figure.axes)
     lengths = panel(figure, "length of the gradient paths")
@@ -95,6 +95,45 @@ def test_every_game_has_a_panel_with_labels(monkeypatch: pytest.MonkeyPatch) -> 
     legend = lengths.get_legend()
     assert legend is not None
     assert {text.get_text() for text in legend.get_texts()} == {*SETS["seed24"], "mean of all tasks"}
+
+
+@pytest.mark.parametrize("games", [THREE, SETS["seed24"]])
+def test_text_can_be_read_where_people_see_it(monkeypatch: pytest.MonkeyPatch, games: tuple[str, ...]) -> None:
+    """At 480 pixels across for up to three games, and on a phone at 360 points for any number: letters of 9 pixels."""
+    lines = [line(game, version) for version in (1, 2) for game in games]
+    for format, across in ((pictures.SCREEN, 480), (pictures.PHONE, 360)):
+        if format is pictures.SCREEN and len(games) > 3:
+            continue
+        figure = figure_of(lines, monkeypatch, format)
+        scale = across / figure.get_size_inches()[0] / 72
+        sizes = [text.get_fontsize() * scale for text in figure.findobj(Text) if text.get_text()]
+        assert min(sizes) >= 8.2
+        figure.draw_without_rendering()
+        titles = [panel(figure, game).title.get_window_extent() for game in games]
+        assert not [1 for at, one in enumerate(titles) for other in titles[at + 1 :] if one.overlaps(other)]
+
+
+def test_the_picture_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for lines, words in (([line("pong", 1)], "more is better"), ([supervised("greek", 1)], "less is better")):
+        caption = " ".join(" ".join(texts(figure_of(lines, monkeypatch))).split())
+        assert words in caption
+        assert "shorter is better" in caption
+
+
+def test_of_one_game_there_is_no_mean_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = panel(
+        figure_of([line("pong", version) for version in (1, 2)], monkeypatch), "length of the gradient paths"
+    )
+    assert len(lengths.lines) == 1
+    assert lengths.get_legend() is None
+
+
+def test_a_phone_gets_a_tall_picture(tmp_path: Path) -> None:
+    progress_picture([line(game, 1) for game in SETS["seed24"]], tmp_path / "run.png", "a run", pictures.PHONE)
+    (height, width), ink = coloured(tmp_path / "run.png")
+    assert width == 1080
+    assert height > 2 * width
+    assert ink > 300 * 24
 
 
 def test_games_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +226,7 @@ def test_lengths_that_a_logarithm_cannot_show_are_left_out(tmp_path: Path, lengt
 def test_an_empty_ledger_gives_a_picture_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     progress_picture([], tmp_path / "run.png", "a run")
     size, _ = coloured(tmp_path / "run.png")
-    assert size >= (300, 800)
+    assert size >= (300, 900)
     assert texts(figure_of([], monkeypatch)) == ["a run", "no meta-update has been made yet"]
 
 

@@ -1,0 +1,37 @@
+"""Files that the command line names, checked before anything slow is imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.validation import did_you_mean
+
+
+def require_all(specs: Sequence[str]) -> None:
+    """Raise ConfigError if a file that --init names is missing, before anything slow is imported."""
+    for spec in specs:
+        label, equals, path = spec.partition("=")
+        named = path if equals and "://" not in label else spec
+        if named != "scratch" and not re.match("[A-Za-z0-9+.-]+:", named):  # a URL, or pretrained:NAME
+            require(Path(named), "give an init.safetensors, a run directory, or scratch")
+
+
+def require(path: Path, hint: str = "give an init.safetensors or a run directory") -> Path:
+    """Return the path of the file that a run directory or a file itself stands for.
+
+    Raises ConfigError, with the nearest run that has one, if there is no such file.
+    """
+    file = path / "init.safetensors" if path.is_dir() else path
+    try:
+        file.stat()
+    except OSError as error:
+        others = [found.parent for found in Path().glob("*/*/init.safetensors")]
+        if path.suffix == ".safetensors":
+            others = list(path.parent.glob("*.safetensors"))
+        near = did_you_mean(str(path), map(str, others)) or f"; {hint}"
+        what = f"{path} holds no init.safetensors" if path.is_dir() else f"{path} cannot be read ({error.strerror})"
+        raise ConfigError(f"init: {what}{near}") from None
+    return file
