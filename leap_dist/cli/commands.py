@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leap_dist.cli import console, listings, named_files, parser, setting_flags
+from leap_dist.cli import completion, console, listings, named_files, parser, setting_flags
 from leap_dist.cli import enjoy as watch
 from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
@@ -239,4 +239,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "games": lambda _: listings.games(),
     "presets": lambda _: listings.presets(),
     "weights": lambda _: listings.weights(),
+    "completion": completion.completion,
 }

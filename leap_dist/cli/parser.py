@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -260,6 +260,20 @@ def _add_weights(command: Callable[..., _Parser], _: Help) -> _Parser:
     return command("list the initializations of this package")
 
 
+def _add_completion(command: Callable[..., _Parser], _: Help) -> _Parser:
+    text = "Print a script for tab completion.\n\nexample:\n  leap-dist completion bash >> ~/.bash_completion"
+    completion = command("print a script for tab completion", description=text)
+    completion.add_argument("shell", metavar="SHELL", help="bash, zsh or tcsh")
+    return completion
+
+
+def commands_of(whole: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parser of every command."""
+    for action in whole._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
+
+
 _COMMANDS: dict[str, Callable[[Callable[..., _Parser], Help], _Parser]] = {
     "train": _add_train,
     "evaluate": _add_evaluate,
@@ -271,6 +285,7 @@ _COMMANDS: dict[str, Callable[[Callable[..., _Parser], Help], _Parser]] = {
     "games": _add_games,
     "presets": _add_presets,
     "weights": _add_weights,
+    "completion": _add_completion,
 }
 NAMES = tuple(_COMMANDS)
 """The commands."""

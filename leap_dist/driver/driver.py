@@ -48,10 +48,6 @@ Announce = Callable[[str], None]
 """Called with each phase of the start as it begins."""
 
 
-def _say_nothing(_: str) -> None:
-    """Announce nothing."""
-
-
 def check_prerequisites(config: Config) -> None:
     """Check what can be checked before Ray starts.
 
@@ -72,7 +68,7 @@ def train(
     profile: bool = False,
     remote: Remote | None = None,
     ledger_offset: int = 0,
-    announce: Announce = _say_nothing,
+    announce: Announce = lambda _: None,
 ) -> str:
     """Meta-train until all meta-updates are done. Returns "done", "interrupted" or "failed".
 
@@ -106,7 +102,7 @@ def evaluate(
     record: Record,
     *,
     wall_seconds_before: float = 0.0,
-    announce: Announce = _say_nothing,
+    announce: Announce = lambda _: None,
 ) -> str:
     """Perform the missing runs of an evaluation in `out`. Signals, result and errors are those of `train`."""
     workers = min(config.workers, len(runs))

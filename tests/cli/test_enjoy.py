@@ -41,8 +41,8 @@ def evaluated(tmp_path_factory):
     initializations.write(out, arms)
     server = EvaluationServer(config, runs.plan(arms, config, 2), {}, out)
     while not isinstance(lease := server.lease("w0", "i0"), Idle):
-        vector, scope = server.start(lease)
-        run_task(lease, Start(vector, scope=scope, evaluation=True), config, server)
+        vector, scope, rate = server.start(lease)
+        run_task(lease, Start(vector, scope=scope, evaluation=True, learning_rate=rate), config, server)
     assert not server.alerts, server.alerts
     server.close()
     return out
