@@ -23,13 +23,13 @@ FOR_EVALUATIONS = {
 """Settings, and whole sections of settings, that have a meaning for evaluations."""
 
 _SHORT = {
-    "tasks": "atari, omniglot, multi-cv, gymnasium, images",
+    "tasks": "atari, omniglot, gymnasium, …",
     "games": "see `{command} games`",
     "meta_updates": "number of meta-updates",
     "meta.batch_size": "tasks in a meta-update",
     "task_steps": "agent steps in a task",
     "meta_learner": "leap, reptile, fomaml, …",
-    "mode": "sync, buffered, async, stream, …",
+    "mode": "sync, buffered, async, …",
     "meta.learning_rate": "learning rate of the meta-update",
     "agent.learning_rate": "learning rate of the agents",
     "agent.envs": "parallel environments of an agent",
@@ -171,4 +171,4 @@ def _defaults(command: str, preset: str, tasks: str) -> Callable[[str], str]:
 def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ",".join(value) or "none" if isinstance(value, list | tuple) else str(value)
+    return (",".join(value) if isinstance(value, list | tuple) else str(value)) or "none"
