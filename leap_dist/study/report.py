@@ -7,9 +7,12 @@ figures/*.png its pictures          results.json    every number, with its inter
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.evaluation import statistics
@@ -100,6 +103,30 @@ def _omniglot(results: Results) -> list[Block]:
         Paragraph(f"By number of pretraining alphabets. {spreads}"),
         _by_group(results, "auc"),
         *_beside_table_2(results),
+        *_in_between(results),
+    ]
+
+
+def _in_between(results: Results) -> list[Block]:
+    """Return a table of the test errors at the lengths at which every run was tested, if any run was in between."""
+    errors: defaultdict[tuple[str, str], list[dict[float, float]]] = defaultdict(list)
+    for row in results.rows:
+        tested = {point["steps"]: point["test_error"] for point in row.run.curve if "test_error" in point}
+        errors[row.group, row.run.arm].append(tested)
+    runs = [run for of_arm in errors.values() for run in of_arm]
+    steps = sorted(set(runs[0]).intersection(*runs)) if runs else []
+    if len(steps) < 2:
+        return []
+    rows = [
+        [group, arm, *(f"{100 * np.mean([run[step] for run in of_arm]):.1f}" for step in steps)]
+        for (group, arm), of_arm in errors.items()
+    ]
+    return [
+        Heading("Test error (%) by length of the test"),
+        Paragraph(
+            "Mean over runs after so many examples (`supervised.test_interval`), at lengths that all runs reach."
+        ),
+        Table(["pretraining alphabets", "arm", *(f"{step:,.0f}" for step in steps)], rows),
     ]
 
 

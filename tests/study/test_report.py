@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -817,3 +818,24 @@ def test_curves_of_an_evaluation_are_means_with_intervals(tmp_path: Path):
     assert [panel.title for panel in found] == ["greek", "latin", "mean of all tasks"]
     assert list(found[2].curves) == ["mine", "scratch"]
     assert found[2].curves["scratch"].point[-1] == pytest.approx(0.05)
+
+
+def test_errors_within_a_test_are_a_table_of_their_own(tmp_path: Path):
+    study = Study("omniglot", ("leap", "none"), ("4",), (0,), {}, 6, 2, 8)
+    study.write(tmp_path)
+    runs = []
+    for arm, offset in (("leap", 0.0), ("none", 0.2)):
+        for game, error, more in (("greek", 0.4, {}), ("latin", 0.2, {"steps": 6, "test_error": 0.9})):
+            whole = run(arm, game, 0, error / 2 + offset)
+            between = ({"steps": 4, "test_error": error + offset}, *([more] if more else []))
+            runs.append(dataclasses.replace(whole, curve=(whole.curve[0], *between, whole.curve[1])))
+    write(evaluation_of(tmp_path, "4", 0), runs)
+    report.build(tmp_path, FEW)
+    assert tables(tmp_path)["Test error (%) by length of the test"] == [
+        ["pretraining alphabets", "arm", "4", "8"],
+        ["4", "leap", "30.0", "15.0"],
+        ["4", "none", "50.0", "35.0"],
+    ], "6 is left out, because only some runs were tested there"
+    omniglot(tmp_path / "usual")
+    report.build(tmp_path / "usual", FEW)
+    assert "Test error (%) by length of the test" not in tables(tmp_path / "usual")
