@@ -6,7 +6,7 @@ ARGS ?=
 PYTEST := $(BIN)/python -m pytest $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-unit test-ray test-all lint types check format hooks bench clean
+.PHONY: help train test test-fast test-unit test-ray test-all lint types check format hooks docs bench clean
 
 help: ## list the targets
 	@echo "make TARGET [ARGS=...]    ARGS goes to the command that the target runs"; echo
@@ -50,6 +50,13 @@ hooks: .venv/installed-dev ## run the linters at every commit (pre-commit; nothi
 	$(BIN)/pip $(PIP) pre-commit==4.7.0
 	$(BIN)/pre-commit install
 
+docs: .venv-docs/installed ## build the documentation as a site in build/site, and fail on a link that leads nowhere
+	rm -rf build/pages && mkdir -p build/pages/tests
+	cp -r README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md LICENSE docs cluster build/pages/
+	cp tests/README.md build/pages/tests/
+	find leap_dist -name "*.py" -exec cp --parents {} build/pages/ \;
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+
 bench: .venv/installed .venv-sb3/installed .venv-rllib/installed ## agent steps per second beside Stable-Baselines3 and RLlib (an hour and a half)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
@@ -64,6 +71,11 @@ bench: .venv/installed .venv-sb3/installed .venv-rllib/installed ## agent steps 
 	$(BIN)/pip $(PIP) -r requirements-dev.txt
 	touch .venv/installed $@
 
+.venv-docs/installed: requirements-docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip $(PIP) -r requirements-docs.txt
+	touch $@
+
 .venv-sb3/installed: requirements-bench.txt constraints.txt
 	test -x .venv-sb3/bin/python || $(PYTHON) -m venv .venv-sb3
 	.venv-sb3/bin/pip $(PIP) -r requirements-bench.txt
@@ -75,4 +87,4 @@ bench: .venv/installed .venv-sb3/installed .venv-rllib/installed ## agent steps 
 	touch $@
 
 clean: ## remove environments and caches
-	rm -rf .venv .venv-sb3 .venv-rllib .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs .venv-sb3 .venv-rllib build .pytest_cache .mypy_cache .ruff_cache .hypothesis
