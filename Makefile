@@ -28,7 +28,7 @@ test-unit: .venv/installed-dev ## tests with neither Ray nor an emulator
 test-ray: .venv/installed-dev ## tests of the whole service on a real Ray, three side by side
 	$(PYTEST) tests/driver -m "ray and not slow" --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
-test-all: .venv/installed-dev ## before a release: the slow tests too, and property tests with all their examples
+test-all: .venv/installed-extras ## before a release: the slow tests too, and property tests with all their examples
 	$(MAKE) --no-print-directory lint types
 	$(PYTEST) -m "not ray" --hypothesis-profile full --numprocesses 2 --dist worksteal
 	$(PYTEST) -m ray --hypothesis-profile full --numprocesses 3 --dist loadgroup --no-loadscope-reorder
@@ -70,6 +70,10 @@ bench: .venv/installed .venv-sb3/installed .venv-rllib/installed ## agent steps 
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip $(PIP) -r requirements-dev.txt
 	touch .venv/installed $@
+
+.venv/installed-extras: requirements-extras.txt .venv/installed-dev
+	$(BIN)/pip $(PIP) -r requirements-extras.txt
+	touch $@
 
 .venv-docs/installed: requirements-docs.txt
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
