@@ -22,14 +22,19 @@ private_folder() {
 # shellcheck disable=SC2034 # used by the scripts that source this one, like "run" below
 port=$((20000 + ${SLURM_JOB_ID##*[!0-9]} % 10000))
 
-# Use --resume if the run directory holds a run, so that a requeued job continues it.
-# The run's own settings then apply, and the flags for starting a run are left out.
+# The same flags start the run and, when the job is requeued or submitted again, continue it.
 # shellcheck disable=SC2034
 go_on() {
-    local run_dir=$1
-    if [ -e "$run_dir/config.yaml" ]; then
-        run=(--run-dir "$run_dir" --resume)
-    else
-        run=(--run-dir "$@")
-    fi
+    run=(--resume auto --run-dir "$@")
+}
+# Put a job that ran out of time back into the queue, where it goes on by itself. $1 is the exit code of training.
+requeue_if_out_of_time() {
+    [ "$1" -eq 130 ] && [ -n "${LEAP_OUT_OF_TIME:-}" ] || return 0
+    scontrol requeue "$SLURM_JOB_ID" && echo "slurm: out of time; the job is requeued and goes on" >&2
+}
+# Whether the job's time is up, rather than somebody's patience: --signal comes at most four minutes before the end.
+is_out_of_time() {
+    local left
+    left=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %L 2> /dev/null) || return 1
+    case $left in 0:* | [0-3]:[0-5][0-9] | 0[0-3]:[0-5][0-9]) return 0 ;; *) return 1 ;; esac
 }

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from leap_dist.api import errors
 from leap_dist.api.callbacks import Callback, Dispatcher, LiveRun, MetaUpdate
@@ -66,7 +66,7 @@ def train(
     config: Given = None,
     *,
     run_dir: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
     profile: bool = False,
@@ -77,7 +77,7 @@ def train(
         config: a `Config`, the name of a preset, or settings by dotted name (with `preset` among them). By default the
             preset `quick`. To resume, give nothing, or the settings that change.
         run_dir: output directory or URL; by default a new directory below runs/.
-        resume: continue the run in `run_dir`, with its own settings.
+        resume: continue the run in `run_dir`, with its own settings; "auto": or start one there if it holds none.
         callbacks: called while the run goes on; see `Callback`.
         progress: show a live table on a terminal, and plain lines elsewhere.
         profile: write a trace and a time breakdown of each worker to the run directory.
@@ -119,12 +119,12 @@ def train(
         return result
 
 
-def _open(given: Given, run_dir: str | Path | None, resume: bool) -> tuple[Config, location.Run]:
+def _open(given: Given, run_dir: str | Path | None, resume: bool | Literal["auto"]) -> tuple[Config, location.Run]:
     """Return the configuration and the run, which is not entered yet. Raises ConfigError."""
     where = None if run_dir is None else location.location(str(run_dir))
-    if resume:
-        if where is None:
-            raise ConfigError("resume: name the run with run_dir")
+    if resume and where is None:
+        raise ConfigError("resume: name the run with run_dir")
+    if resume is True and where is not None:
         changed = settings(given) if isinstance(given, Mapping) else {}
         if given is not None and (not isinstance(given, Mapping) or "preset" in changed):
             raise ConfigError("resume: a run keeps its preset and config; give only the settings that change")
@@ -137,7 +137,11 @@ def _open(given: Given, run_dir: str | Path | None, resume: bool) -> tuple[Confi
     if where is None:
         driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
         where = run_directory.create_unique(Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
-    return config, remote_run.open_run(where, resume=False)
+    run = remote_run.open_run(where, resume=resume)
+    if run.continues:
+        with run.translated_errors():
+            config = run_directory.load_config(run.folder, values, preset=None if given is None else preset)
+    return config, run
 
 
 def _meta_updates_so_far(folder: Path) -> int:

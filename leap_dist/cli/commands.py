@@ -27,35 +27,29 @@ if TYPE_CHECKING:
 
 def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
     """Return the configuration and the run that `train` was asked for. Raises ConfigError."""
-    if parsed.resume:
-        return _resumed_training(parsed)
-    preset, loaded = file_settings(parsed)
-    preset = preset or setting_flags.DEFAULT_PRESET["train"]
-    config = loading.resolve(preset, loaded, parser.settings(parsed))
-    from leap_dist.storage import location, remote_run, run_directory
-
-    if parsed.run_dir:
-        return config, remote_run.open_run(location.location(parsed.run_dir), resume=False)
-    from leap_dist.driver import driver
-
-    driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
-    return config, remote_run.open_run(
-        run_directory.create_unique(Path("runs") / f"{preset}-{timestamp()}"), resume=False
-    )
-
-
-def _resumed_training(parsed: argparse.Namespace) -> tuple[Config, Run]:
-    if parsed.run_dir is None:
+    if parsed.resume and parsed.run_dir is None:
         raise ConfigError("resume: name the run with --run-dir")
-    if parsed.preset or parsed.config:
+    if parsed.resume is True and (parsed.preset or parsed.config):
         raise ConfigError("resume: a run keeps its preset and config; leave --preset and --config out")
-    from leap_dist.storage import location, manifest, remote_run, run_directory
+    preset, loaded = file_settings(parsed)
+    name, given = preset or setting_flags.DEFAULT_PRESET["train"], {**loaded, **parser.settings(parsed)}
+    if parsed.resume is not True:
+        config = loading.resolve(name, given)
+    from leap_dist.storage import location, manifest, remote_run, run_directory  # slow, so the settings come first
 
-    run = remote_run.open_run(location.location(parsed.run_dir), resume=True)
-    with run.translated_errors():
-        config = run_directory.load_config(run.folder, parser.settings(parsed))
-    for line in manifest.changed_packages(run.folder):
-        console.notice("warning", line)
+    if not parsed.run_dir:
+        from leap_dist.driver import driver
+
+        driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
+        where: location.Location = run_directory.create_unique(Path("runs") / f"{name}-{timestamp()}")
+    else:
+        where = location.location(parsed.run_dir)
+    run = remote_run.open_run(where, resume=parsed.resume)
+    if run.continues:
+        with run.translated_errors():
+            config = run_directory.load_config(run.folder, given, preset=preset)
+        for line in manifest.changed_packages(run.folder):
+            console.notice("warning", line)
     return config, run
 
 

@@ -118,7 +118,15 @@ def _add_train(command: Callable[..., _Parser], help: Help) -> _Parser:
     run = train.add_argument_group("the run")
     _add_preset(run, DEFAULT_PRESET["train"])
     run.add_argument("--run-dir", type=_location, metavar="DIR", help="directory or URL (default: runs/PRESET-TIME)")
-    run.add_argument("--resume", nargs=0, default=False, help="continue the run in --run-dir")
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        type=_auto,
+        const=True,
+        default=False,
+        metavar="auto",
+        help="continue the run in --run-dir; auto: or start it",
+    )
     run.add_argument("--profile", nargs=0, default=False, help="profile the workers, into DIR/profile")
     _add_settings(train, "train", help)
     return train
@@ -316,6 +324,12 @@ def _add_settings(parser: _Parser, command: str, help: Help) -> None:
     """Add the flags of the settings, and --help-all."""
     parser.add_argument("--help-all", action="help", help="show every setting, and exit")
     add_settings(parser, command, everything=help.everything, preset=help.preset, tasks=help.tasks)
+
+
+def _auto(text: str) -> str:
+    if text != "auto":
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not auto; give auto, or nothing")
+    return text
 
 
 def _whole_number(text: str) -> int:

@@ -97,6 +97,8 @@ def _duration(config: Config, steps: int, before: dict[str, Any]) -> str:
     rate, source = _rate_before(before), "at the rate so far"
     if rate is None and steps < WORTH_A_TRIAL:
         return "less than a minute, and some seconds to start"
+    if rate is None and config.workers == "auto" and config.address != "local":
+        return "it depends on the nodes; the line about workers says it once they have answered"
     if rate is None:
         workers = _side_by_side(config)
         with contextlib.suppress(Exception):  # the run itself will say what is wrong
@@ -118,10 +120,11 @@ def _rate_before(before: dict[str, Any]) -> float | None:
 
 def _side_by_side(config: Config) -> int:
     """Return how many workers train at the same time: as many as there are processors, on this machine."""
+    workers = config.total_tasks if config.workers == "auto" else config.workers
     if config.address != "local":
-        return config.workers
+        return workers
     processors = len(os.sched_getaffinity(0))
-    return max(1, min(config.workers, processors, int(processors / config.worker.cpus)))
+    return max(1, min(workers, processors, int(processors / config.worker.cpus)))
 
 
 def _words(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable, Container
-from typing import Any, get_args
+from typing import Any, Union, get_args, get_origin
 
 from leap_dist.cli import console
 from leap_dist.config import loading
@@ -14,7 +14,9 @@ from leap_dist.config.settings import Config
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no", str: "TEXT", tuple[str, ...]: "NAME"}
 
-_ALIASES = {"server.on_lost": "--on-lost", "task_steps": "--steps", "telemetry.tracker": "--tracker"}
+_ALIASES = {
+    "server.on_lost": "--on-lost", "task_steps": "--steps", "telemetry.tracker": "--tracker", "worker.mps": "--mps",
+}  # fmt: skip
 
 FOR_EVALUATIONS = {
     "tasks", "games", "data_dir", "workers", "min_workers", "wait_for_nodes", "task_steps", "seed", "address",
@@ -36,7 +38,7 @@ _SHORT = {
     "data_dir": "directory with one folder for each data set",
     "init": "FILE, run directory or pretrained:NAME",
     "seed": "seed of everything random",
-    "workers": "largest number of workers",
+    "workers": "number of workers; auto: what fits",
     "worker.device": "auto, cpu or cuda",
     "address": "Ray: local, auto or HOST:PORT",
 }
@@ -127,7 +129,7 @@ def add_settings(
         more: dict[str, Any] = {"action": "extend" if is_list else None, "nargs": "+" if is_list else None}
         if kind is bool:
             more = {"action": Switch, "nargs": "?", "const": "yes"}
-        metavar = _METAVARS.get(kind) or ("{" + ",".join(get_args(kind)) + "}" if everything else "NAME")
+        metavar = _metavar(kind) if everything or kind in _METAVARS or get_origin(kind) is Union else "NAME"
         add = groups[section].add_argument
         add(
             "--" + name.replace("_", "-"),
@@ -140,6 +142,13 @@ def add_settings(
         if name in _ALIASES:
             about = f"the same as --{name.replace('_', '-')}" if everything else argparse.SUPPRESS
             add(_ALIASES[name], dest=f"setting:{name}", metavar=metavar, help=about)
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Union:
+        number, word = get_args(kind)
+        return "|".join((_METAVARS[number], *get_args(word)))
+    return _METAVARS.get(kind) or "{" + ",".join(get_args(kind)) + "}"
 
 
 def _text(text: str, default: str) -> str:

@@ -10,9 +10,9 @@ import dataclasses
 import math
 import os
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -132,6 +132,11 @@ def _check(config: Config) -> None:
 def parse_value(name: str, value: Any) -> Any:
     """Convert a value to the type of a field and check its range. Raises ConfigError."""
     field, kind = _FIELDS[name]
+    if get_origin(kind) is Union:  # a number, or a word in its place
+        number, word = get_args(kind)
+        if isinstance(value, str) and value in get_args(word):
+            return value
+        return _number(name, value, number, field.metadata, get_args(word))
     if get_origin(kind) is Literal:
         choices = get_args(kind)
         if value not in choices:
@@ -157,16 +162,17 @@ def parse_value(name: str, value: Any) -> Any:
     return _number(name, value, kind, field.metadata)
 
 
-def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> int | float:
+def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any], words: Sequence[str] = ()) -> int | float:
     wanted = "a whole number" if kind is int else "a number"
+    wrong = f"is neither {', '.join(words)} nor {wanted}" if words else f"is not {wanted}"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(f"{name}: {_display(value)} is not {wanted}")
+        raise ConfigError(f"{name}: {_display(value)} {wrong}")
     try:
         number = _parse_number(value) if isinstance(value, str) else value
         if not math.isfinite(number) or (kind is int and number != int(number)):
             raise ValueError
     except (ValueError, OverflowError):
-        raise ConfigError(f"{name}: {_display(value)} is not {wanted}") from None
+        raise ConfigError(f"{name}: {_display(value)} {wrong}") from None
     if number < limits["low"]:
         raise ConfigError(f"{name}: {_display(number)} is too small; the smallest valid value is {limits['low']}")
     if number <= limits["above"]:
@@ -177,14 +183,14 @@ def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> int
 
 
 def _display(value: Any) -> str:
-    """Return a value as text of at most 80 characters for an error message."""
+    """Return a value as text of at most 70 characters for an error message."""
     if isinstance(value, int) and abs(value) >= 10**40:
         return "a number of more than 40 digits"
     try:
         text = str(value) if isinstance(value, int | float) else reprlib.repr(value)
     except ValueError:  # a number like that inside a list
         text = f"a {type(value).__name__} with a number too long to print"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= 70 else f"{text[:67]}..."
 
 
 def _parse_number(text: str) -> int | float:

@@ -21,6 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         **_FAST,
         "games": ("assault", "asterix", "ms_pacman"),  # fast to emulate, with episodes that end within a task
+        "workers": 2,  # so that it takes and shows the same on any machine
         "meta_updates": 10,
         "meta.batch_size": 3,
         "task_steps": 10_000,
@@ -30,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_FAST,
         "agent.envs": 4,
         "games": ("pong", "freeway"),
+        "workers": 2,
         "meta_updates": 2,
         "meta.batch_size": 2,
         "task_steps": 400,
@@ -103,9 +105,10 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
             "supervised.resampling": "nearest",
             "supervised.network": "authors",
         },
-        "quick": {**_OMNIGLOT, "meta_updates": 20, "meta.batch_size": 5},
+        "quick": {**_OMNIGLOT, "workers": 2, "meta_updates": 20, "meta.batch_size": 5},
         "smoke": {
             **_OMNIGLOT,
+            "workers": 2,
             "meta_updates": 2,
             "meta.batch_size": 2,
             "task_steps": 200,
@@ -117,9 +120,10 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "multi-cv": {
         "paper": _MULTI_CV,
-        "quick": {**_MULTI_CV, "meta_updates": 10, "meta.batch_size": 2, "task_steps": 8_000},
+        "quick": {**_MULTI_CV, "workers": 2, "meta_updates": 10, "meta.batch_size": 2, "task_steps": 8_000},
         "smoke": {
             **_MULTI_CV,
+            "workers": 2,
             "meta_updates": 2,
             "meta.batch_size": 2,
             "task_steps": 640,

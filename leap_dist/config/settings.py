@@ -10,6 +10,8 @@ from leap_dist.config.image_settings import EarlyStoppingSettings, SupervisedSet
 
 CURVE_POINTS = 20
 """Number of points in the curve of a supervised task."""
+EXPECTED_WORKERS = 16
+"""Number of workers for which limits are set while nobody has said how many run."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,11 @@ class WorkerSettings:
     gpus: float = setting(
         0.0, "number of GPUs that Ray reserves per worker; with a fraction, workers share a GPU", low=0
     )
+    mps: Literal["auto", "no"] = setting(
+        "auto",
+        "NVIDIA's MPS daemon, with which workers that share a GPU compute at the same time; auto: start one for a run "
+        "where the tool is installed and nobody else's runs",
+    )
     labels: tuple[str, ...] = setting(
         (), "labels that a node must have to run workers, such as pool=spot or pool!=stable"
     )
@@ -229,8 +236,12 @@ class Config:
         "images: names of files NAME.npz in data_dir",
     )
     data_dir: str = setting("data", "directory of the image data sets (docs/data.md, docs/own-tasks.md)")
-    workers: int = setting(
-        2, "largest number of workers; fewer run while the cluster has no room for all", low=1, high=100_000
+    workers: int | Literal["auto"] = setting(
+        "auto",
+        "number of workers; auto: as many as the nodes have processors and GPUs for, following nodes as they join and "
+        "leave. Fewer run while the cluster has no room for all",
+        low=1,
+        high=100_000,
     )
     min_workers: int = setting(1, "number of workers that must fit before training starts", low=1, high=100_000)
     meta_updates: int = setting(
@@ -272,10 +283,14 @@ class Config:
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
-    def max_staleness(self) -> int:
-        """Largest staleness τ at which contributions are accepted."""
+    def expected_workers(self) -> int:
+        """Number of workers for which limits are set before their real number is known."""
+        return EXPECTED_WORKERS if self.workers == "auto" else self.workers
+
+    def max_staleness(self, workers: int) -> int:
+        """Return the largest staleness τ at which contributions are accepted while this many workers run."""
         pushes = self.task_steps // self.worker.push_interval + 1 if self.mode == "stream" else 1
-        return self.meta.max_staleness or 4 * self.workers * self.worker.stack * pushes
+        return self.meta.max_staleness or 4 * workers * self.worker.stack * pushes
 
     @property
     def total_tasks(self) -> int:

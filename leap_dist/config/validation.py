@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from leap_dist.config import labels
 from leap_dist.config.settings import Config
 
+SMALLEST_SHARE = 0.0001
+"""Smallest fraction of a GPU that Ray can reserve."""
 GOOD = 0.6
 """Similarity from which a single suggestion is worth making."""
 
@@ -89,12 +91,13 @@ def _data_dir(data_dir: str) -> Iterator[str]:
 
 def _running(config: Config) -> Iterator[str]:
     worker, server = config.worker, config.server
-    if config.min_workers > config.workers:
+    if config.workers != "auto" and config.min_workers > config.workers:
         yield f"min_workers: {config.min_workers} is more than workers ({config.workers}); use at most {config.workers}"
     try:
         labels.parse(worker.labels)
     except ValueError as error:
         yield f"worker.labels: {error}; write, for example, pool=spot"
+    yield from _gpus(worker.gpus)
     if worker.device == "cpu" and worker.gpus > 0:
         yield f"worker.gpus: {worker.gpus} does not go with worker.device cpu; use worker.device cuda or worker.gpus 0"
     if worker.stack > 1 and not config.is_supervised:
@@ -173,6 +176,17 @@ def _early_stopping(config: Config) -> Iterator[str]:
         yield (
             f"early_stopping.task_steps: {steps} is less than a batch of {config.steps_per_update} examples; use at "
             f"least {config.steps_per_update}, or 0"
+        )
+
+
+def _gpus(gpus: float) -> Iterator[str]:
+    """Ray gives a worker whole GPUs, or a fraction of one, in steps of 1/10,000."""
+    if 0 < gpus < SMALLEST_SHARE:
+        yield f"worker.gpus: {gpus:g} is less than the smallest share of a GPU; use {SMALLEST_SHARE:g}"
+    if gpus > 1 and gpus != int(gpus):
+        yield (
+            f"worker.gpus: {gpus:g} is neither a share of one GPU nor a whole number of GPUs; use {int(gpus)} or "
+            f"{int(gpus) + 1}"
         )
 
 

@@ -19,6 +19,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver.actor_messages import NO_VECTOR, EndedWorker, Grant, WorkerHealth
 from leap_dist.driver.clients import ServerClient
+from leap_dist.driver.mps import PIPES
 from leap_dist.envs import atari_vector
 from leap_dist.nn.device import prepare
 from leap_dist.nn.profiling import NoProfiler, Profiler, Stopwatch
@@ -80,14 +81,17 @@ class ServerProcess:
         ack: Ack = self._server.fail(lease_id, incarnation, reason)
         return ack
 
-    def advance(self, offset: int, ended: list[EndedWorker]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-        """Take back the leases of workers that ended and do periodic work.
+    def advance(
+        self, offset: int, ended: list[EndedWorker], workers: int = 0
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+        """Take back the leases of workers that ended, take note of how many there should be, and do periodic work.
 
         Returns the status, the ledger's lines from byte `offset` on, and the offset to ask for next. Raises the error
         that keeps a restarted server from working.
         """
         if self._problem is not None:
             raise self._problem
+        self._server.expect(workers)
         for worker in ended:
             self._server.release(worker.incarnation, crashed=worker.crashed)
         self._server.tick()
@@ -148,9 +152,12 @@ class WorkerActor:
         incarnation: ID of this process of the worker.
         config: the run's configuration.
         profile: whether to profile a few updates of the first task.
+        mps_pipes: directory of the pipes of the node's MPS daemon; empty without one.
     """
 
-    def __init__(self, name: str, incarnation: str, config: Config, profile: bool) -> None:
+    def __init__(self, name: str, incarnation: str, config: Config, profile: bool, mps_pipes: str = "") -> None:
+        if mps_pipes:  # CUDA reads it when it starts, which is later
+            os.environ[PIPES] = mps_pipes
         redact_output()
         self._name = name
         self._incarnation = incarnation
@@ -206,8 +213,8 @@ class WorkerActor:
 
     def _fail(self, lease: Lease, error: Exception) -> None:
         """Report a task that raised: the server counts failed tasks, and the worker goes on."""
-        if isinstance(error, RayError):
-            raise error  # the server's trouble, not the task's
+        if isinstance(error, RayError | torch.AcceleratorError):
+            raise error  # the server's trouble; or nothing computes on the GPU in this process any more
         log.error("task %s (%s) failed", lease.id, lease.task.game, exc_info=error)
         atari_vector.rebuild()  # emulators that this task has used may be broken
         self._client.call("fail", lease.id, lease.incarnation, f"{type(error).__name__}: {error}")

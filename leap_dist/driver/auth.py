@@ -32,11 +32,15 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from leap_dist.config.loading import ConfigError
 from leap_dist.storage import auth_token
 
+_ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER
+"""Whether this system can be part of a cluster, as Ray found it."""
 PROBE_SECONDS = 10.0
 """Time limit for a cluster's answer."""
 
 
-_token_before: str | None = None
+_CHANGED = ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+_before: dict[str, str | None] = {}
+"""The values of the variables that a local cluster changes, while there is one."""
 
 
 def prepare_local() -> None:
@@ -44,8 +48,7 @@ def prepare_local() -> None:
 
     Nobody but its own processes needs that token, so it is made for this one cluster. `restore` must follow.
     """
-    global _token_before
-    _token_before = os.environ.get("RAY_AUTH_TOKEN")
+    _before.update({name: os.environ.get(name) for name in _CHANGED})
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     _set_mode("token")
     # Ray listens on every interface, whatever address it is given, unless this system cannot be part of a cluster. The
@@ -55,11 +58,15 @@ def prepare_local() -> None:
 
 
 def restore() -> None:
-    """Forget the token of a local cluster that has ended."""
-    if _token_before is None:
-        os.environ.pop("RAY_AUTH_TOKEN", None)
-    else:
-        os.environ["RAY_AUTH_TOKEN"] = _token_before
+    """Forget the token of a local cluster that has ended, and let this process join another cluster."""
+    for name, value in _before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _before.clear()
+    _read_mode()
+    ray_constants.ENABLE_RAY_CLUSTER = _ENABLE_RAY_CLUSTER
 
 
 def prepare_to_join(address: str, *, insecure: bool) -> str:
@@ -114,6 +121,11 @@ def _listed(versions: dict[str, str]) -> str:
 def _set_mode(mode: str) -> None:
     """Set the authentication mode of this process and its children, even if Ray has read another one before."""
     os.environ["RAY_AUTH_MODE"] = mode
+    _read_mode()
+
+
+def _read_mode() -> None:
+    """Let Ray's native code read the environment again."""
     RayConfig.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 

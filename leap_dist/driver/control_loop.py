@@ -166,7 +166,7 @@ class ControlLoop:
         """
         ended = list(self._pool.ended)
         try:
-            answer = self._server.advance.remote(self._offset, ended)
+            answer = self._server.advance.remote(self._offset, ended, self._pool.wanted)
             if last_seconds is None:
                 status, lines, offset = result_of(answer, AWAY_SECONDS, self._stop)
             else:
@@ -216,8 +216,10 @@ class ControlLoop:
         stopping = self._stop.message if self._stop.asked else ""  # a finished run winds down without a word
         more = {
             "alerts": redact_all([*self._status["alerts"], *self._pool.alerts]),
+            "plan": self._pool.plan(self._status),
             "waiting": {"waiting": self._pool.waiting, "stopping": stopping}.get(state, ""),
             "workers": self._pool.describe(),
+            "mps": self._pool.mps,
             "workers_alive": self._pool.alive,
             "workers_wanted": self._pool.wanted,
             "restarts": self._pool.restarts,

@@ -9,17 +9,15 @@ When the driver dies, all actors die with it, and `--resume` continues from the 
 from __future__ import annotations
 
 import contextlib
+import math
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver.actors import SERVER
 from leap_dist.driver.cluster import abandon, connect, disconnect
@@ -30,8 +28,8 @@ from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.placement import fit_resources, gpus_per_worker
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.preflight import check_nodes
-from leap_dist.driver.signals import INTERRUPTED, StopSignal, stop_signal
-from leap_dist.driver.waiting import first_answer
+from leap_dist.driver.server_start import ServerPlan, start_server
+from leap_dist.driver.signals import INTERRUPTED, stop_signal
 from leap_dist.evaluation.runs import Run
 from leap_dist.storage.replica import Remote
 from leap_dist.storage.run_directory import has_begun
@@ -39,10 +37,6 @@ from leap_dist.tasks.task import family_of
 from leap_dist.telemetry import trackers
 from leap_dist.telemetry.progress import Progress
 from leap_dist.weights.warm_start import initial_vector
-
-SERVER_START_SECONDS = 600.0
-"""How long the server may take to start. It reads the whole run directory, and Ray restarts it when it is killed."""
-
 
 Announce = Callable[[str], None]
 """Called with each phase of the start as it begins."""
@@ -91,7 +85,10 @@ def train(
     run_dir, config = run_dir.absolute(), _with_absolute_data_dir(config)  # other processes start elsewhere
     movable = remote is None and config.server.storage == "shared"
     initial = None if has_begun(run_dir) else initial_vector(config)
-    plan = _ServerPlan(SERVER, (config, run_dir, uuid.uuid4().hex, remote, initial), run_dir, movable, ledger_offset)
+    is_sync = config.mode == "sync"
+    most = math.ceil((config.meta.batch_size if is_sync else config.total_tasks) / config.worker.stack)
+    arguments = config, run_dir, uuid.uuid4().hex, remote, initial
+    plan = ServerPlan(SERVER, arguments, run_dir, movable, most, is_sync, ledger_offset)
     return _operate(config, plan, record, announce, wall_seconds_before, run_dir / "profile" if profile else None)
 
 
@@ -105,12 +102,12 @@ def evaluate(
     announce: Announce = lambda _: None,
 ) -> str:
     """Perform the missing runs of an evaluation in `out`. Signals, result and errors are those of `train`."""
-    workers = min(config.workers, len(runs))
+    workers = config.workers if config.workers == "auto" else min(config.workers, len(runs))
     server = replace(config.server, gather_seconds=0.0)  # there is nothing to gather
-    config = replace(config, workers=workers, min_workers=min(config.min_workers, workers), server=server)
+    config = replace(config, workers=workers, min_workers=min(config.min_workers, len(runs)), server=server)
     out, config = out.absolute(), _with_absolute_data_dir(config)
     movable = config.server.storage == "shared"
-    plan = _ServerPlan(EVALUATION, (config, list(runs), out, uuid.uuid4().hex), out, movable)
+    plan = ServerPlan(EVALUATION, (config, list(runs), out, uuid.uuid4().hex), out, movable, len(runs), one_kind=True)
     return _operate(config, plan, record, announce, wall_seconds_before)
 
 
@@ -135,21 +132,9 @@ def session(config: Config) -> Iterator[None]:
             disconnect()
 
 
-class _ServerPlan(NamedTuple):
-    """Which server to start, and where."""
-
-    actor: Any
-    arguments: tuple[Any, ...]
-    folder: Path
-    movable: bool
-    """Whether other nodes share the folder, so that the server may restart there."""
-    ledger_offset: int = 0
-    """Offset in bytes of the first ledger line to record."""
-
-
 def _operate(
     config: Config,
-    plan: _ServerPlan,
+    plan: ServerPlan,
     record: Record,
     announce: Announce,
     wall_seconds_before: float = 0.0,
@@ -170,7 +155,7 @@ def _operate(
 
 def _work(
     config: Config,
-    plan: _ServerPlan,
+    plan: ServerPlan,
     record: Record,
     announce: Announce,
     progress: Progress,
@@ -182,15 +167,12 @@ def _work(
         nodes = Nodes()
         pool = server = None
         try:
-            config, alerts = fit_resources(config, list(nodes.view.staying.values()))
-            pool = Pool(config, nodes, profiles, alerts)
+            checks, usable = check_nodes(config, nodes, plan.folder if plan.movable else None, stop, announce)
+            config, alerts = fit_resources(config, usable, one_kind=plan.one_kind)
+            pool = Pool(config, nodes, profiles, alerts, checks=checks, most_workers=plan.most_workers)
             pool.require_capacity()
-            if config.address != "local":
-                announce("checking the nodes")
-                data_dir = Path(config.data_dir) if config.is_supervised else None
-                pool.alerts += check_nodes(nodes.view.staying, plan.folder if plan.movable else None, data_dir, stop)
             announce("starting the server")
-            server = _start_server(plan, stop)
+            server = start_server(plan, stop)
             pool.open(server)
             offset = plan.ledger_offset
             outcome = ControlLoop(server, pool, nodes, progress, record, plan.folder, stop, offset).run()
@@ -206,18 +188,3 @@ def _work(
                 nodes.close()
                 if server is not None:
                     ray.kill(server)
-
-
-def _start_server(plan: _ServerPlan, stop: StopSignal) -> Any:
-    """Start the server, on the driver's own node if possible: the folder certainly exists there.
-
-    Raises the error that keeps the server from working, ClusterError where it does not start in time.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=plan.movable)
-    server = plan.actor.options(scheduling_strategy=here).remote(*plan.arguments)
-    problem = first_answer(server.problem, SERVER_START_SECONDS, stop)
-    if isinstance(problem, OSError):
-        raise ConfigError(f"run-dir: {plan.folder} cannot be used: {problem}")
-    if problem is not None:
-        raise problem
-    return server

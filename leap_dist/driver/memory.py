@@ -18,6 +18,8 @@ from leap_dist.config.settings import Config
 
 WORKER_BYTES = 300 * 2**20
 """What a worker takes at least: PyTorch, Ray, and a few environments."""
+WORKER_GPU_BYTES = 3 * 2**29
+"""What a worker takes of a GPU's memory at least: CUDA's own, and the graphs and activations of a few environments."""
 ADVICE = "lower --workers or --agent.envs"
 
 # By default Ray kills several processes at once, the server among them. Its older policy kills one at a time, of those
@@ -35,9 +37,10 @@ def prepare_monitor() -> None:
 def fit(config: Config, available: float | None = None) -> tuple[Config, list[str]]:
     """Return the configuration with no more workers than this machine has memory for, and a line that says so.
 
-    `available` is the memory in bytes; by default it is read. A cluster's nodes are not judged.
+    `available` is the memory in bytes; by default it is read. A cluster's nodes are not judged, and a number that
+    follows the nodes' resources needs no correction.
     """
-    if config.address != "local":
+    if config.address != "local" or config.workers == "auto":  # placement.Need.room counts the memory itself
         return config, []
     available = _available_bytes() if available is None else available
     fits = max(1, int(min(available / WORKER_BYTES, config.workers)))

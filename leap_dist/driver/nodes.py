@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -25,6 +27,8 @@ class Node(NamedTuple):
     labels: dict[str, str]
     host: str
     """Address of the node."""
+    gpu_bytes: float = math.inf
+    """Free memory of each of its GPUs, or of the one with the least; infinite where it is not known."""
 
 
 class View(NamedTuple):
@@ -49,6 +53,12 @@ class Nodes:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="nodes", daemon=True)
         self._thread.start()
+
+    @functools.cached_property
+    def own(self) -> str | None:
+        """Ray's ID of the node that this process runs on."""
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     @property
     def head_is_gone(self) -> bool:

@@ -2,50 +2,145 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ray
 import yaml
-from ray.autoscaler.sdk import request_resources
 
 from leap_dist.config import labels
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
+from leap_dist.config.validation import SMALLEST_SHARE
 from leap_dist.driver import memory
 from leap_dist.driver.nodes import Node
 
-log = logging.getLogger(__name__)
-
 UNLIMITED = sys.maxsize
+MANY_PROCESSORS = 8
+"""Number of processors from which the node of the server and the driver keeps one for them."""
+
+
+class Room(NamedTuple):
+    """How many workers a node has room for, and what each of them gets there."""
+
+    workers: int
+    device: Literal["cpu", "cuda"]
+    """Device on which they compute."""
+    gpus: float
+    """GPUs that Ray reserves for each."""
+    limit: str
+    """What keeps further workers from the node."""
 
 
 class Need(NamedTuple):
     """Resources and labels that one worker requires of its node."""
 
     cpus: float
-    gpus: float
+    gpus: float | None
+    """GPUs on a node that has some; None for the largest share that leaves no processor of the node idle."""
     labels: dict[str, str]
     """Conditions in Ray's syntax; see leap_dist.config.labels."""
+    device: str = "cuda"
+    """Where workers compute if they get a GPU. With "auto", nodes without one take workers too, on processors."""
+    fills: bool = False
+    """Whether a node gets as many workers as its memory holds, rather than a number that somebody asked for."""
 
     @classmethod
     def of(cls, config: Config) -> Need:
         """Return what a worker with this configuration requires."""
-        return cls(config.worker.cpus, config.worker.gpus, labels.parse(config.worker.labels))
+        worker = config.worker
+        gpus = worker.gpus or (0.0 if worker.device == "cpu" else None)
+        return cls(worker.cpus, gpus, labels.parse(worker.labels), worker.device, config.workers == "auto")
 
     def fits(self, resources: Mapping[str, float], node_labels: Mapping[str, str] | None) -> int:
         """Return how many workers fit on a node. Pass None for labels that are not known; they are assumed to match."""
+        return self.room(resources, node_labels).workers
+
+    def on(self, node: Node, *, hosts_server: bool = False) -> Room:
+        """Return how many workers a node of the cluster has room for; see `room`."""
+        return self.room(node.resources, node.labels, gpu_bytes=node.gpu_bytes, hosts_server=hosts_server)
+
+    def room(
+        self,
+        resources: Mapping[str, float],
+        node_labels: Mapping[str, str] | None,
+        *,
+        gpu_bytes: float = math.inf,
+        hosts_server: bool = False,
+    ) -> Room:
+        """Return how many workers a node has room for.
+
+        Args:
+            resources: what the node has in all, in Ray's names and units.
+            node_labels: its labels, or None where they are not known; they are then assumed to match.
+            gpu_bytes: free memory of each of its GPUs.
+            hosts_server: whether the server and the driver run there. They use a few hundredths of a processor, so that
+                workers may have all of a small node; a large one keeps one for them.
+        """
         if node_labels is not None and not labels.match(self.labels, node_labels):
-            return 0
-        cpus = resources.get("CPU", 0) / self.cpus
-        return int((min(cpus, resources.get("GPU", 0) / self.gpus) if self.gpus else cpus) + 1e-9)
+            return Room(0, "cpu", 0.0, "labels")
+        processors = resources.get("CPU", 0.0)
+        kept = 1.0 if self.fills and hosts_server and processors >= MANY_PROCESSORS else 0.0
+        bounds = [(_whole((processors - kept) / self.cpus), "processors")]
+        if self.fills:
+            by_memory = _whole(resources.get("memory", math.inf) / memory.WORKER_BYTES)
+            bounds.append((max(1, by_memory), "memory"))  # one is tried in any case
+        most, limit = min(bounds)
+        if self.gpus == 0:
+            return Room(max(0, most), "cpu", 0.0, limit)
+        devices = _whole(resources.get("GPU", 0.0))
+        on_gpus, gpus, gpu_limit = self._on_gpus(devices, most, gpu_bytes)
+        if self.device == "auto" and on_gpus == 0:
+            return Room(max(0, most), "cpu", 0.0, limit)
+        limit = gpu_limit if on_gpus < most else limit
+        return Room(max(0, min(most, on_gpus)), "cpu" if self.device == "cpu" else "cuda", gpus, limit)
+
+    def _on_gpus(self, devices: int, most: int, gpu_bytes: float) -> tuple[int, float, str]:
+        """Return how many workers GPUs can take, the GPUs that each gets, and what limits their number.
+
+        Ray takes a share from one device, never from two, so each holds a whole number of workers.
+        """
+        if not devices:
+            return 0, self.gpus or 0.0, "GPUs"
+        by_memory = _whole(gpu_bytes / memory.WORKER_GPU_BYTES)
+        if self.gpus is None:
+            each = max(1, min(-(-most // devices), by_memory))
+            return devices * each, share_of(each), "GPU memory"
+        if self.gpus > 1:
+            return _whole(devices / self.gpus), self.gpus, "worker.gpus"
+        return devices * _whole(1 / self.gpus), self.gpus, "worker.gpus"
 
     def __str__(self) -> str:
-        return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs{' and ' + _shown(self.labels) if self.labels else ''}"
+        return f"{self.cpus:g} CPUs, {self.gpus or 0:g} GPUs{' and ' + _shown(self.labels) if self.labels else ''}"
+
+
+def share_of(workers: int) -> float:
+    """Return the share of a GPU for each of this many workers, in the steps in which Ray counts."""
+    steps = round(1 / SMALLEST_SHARE)
+    return math.floor(steps / workers) / steps
+
+
+def candidates(need: Need, nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """Return the nodes that have room for workers, whether or not they are fit for them."""
+    return {name: node for name, node in nodes.items() if need.on(node).workers}
+
+
+def waits_for_nodes(config: Config) -> bool:
+    """Return whether to wait for nodes that nobody has announced. None can join a cluster on this machine alone."""
+    return config.wait_for_nodes and config.address != "local"
+
+
+def others_may_come(config: Config) -> bool:
+    """Return whether nodes may join that are not there yet."""
+    return waits_for_nodes(config) or autoscaler_groups(config.address) is not None
+
+
+def _whole(number: float) -> int:
+    return UNLIMITED if math.isinf(number) else int(number + 1e-9)
 
 
 class Group(NamedTuple):
@@ -80,9 +175,10 @@ def total_with_autoscaler(name: str, nodes: Sequence[Node], address: str) -> flo
 
 
 def gpus_per_worker(config: Config, total_gpus: float) -> float:
-    """Return the GPUs to reserve for a worker: as configured, or else an even share of the total, which may be 0.
+    """Return the GPUs to reserve for a worker: as configured, or else an even share of the total.
 
-    With `wait_for_nodes`, GPUs that are missing may come with later nodes.
+    0 means that there are none, or that each node's own number of processors decides. With `wait_for_nodes`, GPUs that
+    are missing may come with later nodes.
 
     Raises ConfigError where the configuration asks for GPUs and there are too few.
     """
@@ -90,31 +186,52 @@ def gpus_per_worker(config: Config, total_gpus: float) -> float:
     if wanted.device == "cpu" or (wanted.device == "auto" and not wanted.gpus and not total_gpus):
         return 0.0
     if total_gpus < max(wanted.gpus, 1e-9):
-        if config.wait_for_nodes and config.address != "local":
+        if waits_for_nodes(config):
             return wanted.gpus or 1.0
         field = "worker.gpus" if wanted.gpus else "worker.device"
         value = f"{wanted.gpus:g}" if wanted.gpus else wanted.device
         raise ConfigError(f"{field}: {value} asked for, but there are {total_gpus:g} GPUs; use --worker.device cpu")
-    return wanted.gpus or min(1.0, total_gpus / config.workers)
+    if wanted.gpus or config.workers == "auto":
+        return wanted.gpus
+    return share_of(math.ceil(config.workers / total_gpus))
 
 
-def fit_resources(config: Config, nodes: Sequence[Node]) -> tuple[Config, list[str]]:
+def fit_resources(config: Config, nodes: Sequence[Node], *, one_kind: bool = False) -> tuple[Config, list[str]]:
     """Return the configuration with what its workers get on these nodes, and alerts where that is less than asked for.
+
+    Nodes with GPUs and nodes without both get workers unless the configuration names a device. With `one_kind`, all
+    workers compute on the same kind of device, so that where a task runs makes no difference to its bits.
 
     Raises ConfigError where there are too few GPUs.
     """
     config, alerts = memory.fit(config)
-    gpus = gpus_per_worker(config, total_with_autoscaler("GPU", nodes, config.address))
-    return replace(config, worker=replace(config.worker, device="cuda" if gpus else "cpu", gpus=gpus)), alerts
+    total = total_with_autoscaler("GPU", nodes, config.address)
+    gpus, device = gpus_per_worker(config, total), config.worker.device
+    if device == "auto" and one_kind:
+        device = "cuda" if total else "cpu"
+    return replace(config, worker=replace(config.worker, device=device, gpus=gpus)), alerts
 
 
-def ask_autoscaler(need: Need, workers: int) -> None:
-    """Ask the autoscaler, if there is one, for room for `workers` workers. The request holds until the next one."""
-    bundle = {"CPU": need.cpus, **({"GPU": need.gpus} if need.gpus else {})}
-    try:
-        request_resources(bundles=[bundle] * workers, bundle_label_selectors=[need.labels] * workers or None)
-    except Exception as error:  # Ray has retried already; nodes that join anyway are used all the same
-        log.warning("the autoscaler could not be asked for nodes: %s", error)
+def bundles(
+    need: Need, wanted: int, rooms: Sequence[Room], groups: Sequence[Group]
+) -> tuple[list[dict[str, float]], list[dict[str, str]]]:
+    """Return the resources, and the labels, of `wanted` workers, as an autoscaler takes them: one entry for each.
+
+    The current nodes' rooms come first, then what groups of nodes may add. What fits nowhere gets what one worker
+    needs at least.
+    """
+    found: list[Room] = [*rooms]
+    found += [
+        room for group in groups for room in [need.room(group.resources, group.labels)] * min(group.max_count, wanted)
+    ]
+    found.sort(key=lambda room: room.device != "cuda")  # GPUs first
+    resources: list[dict[str, float]] = []
+    for room in found:
+        gpus = {"GPU": room.gpus} if room.gpus else {}
+        resources += [{"CPU": need.cpus, **gpus}] * min(room.workers, wanted - len(resources))
+    rest = {"GPU": need.gpus or 1.0} if need.device == "cuda" and need.gpus != 0 else {}
+    resources += [{"CPU": need.cpus, **rest}] * (wanted - len(resources))
+    return resources, [need.labels] * wanted
 
 
 def explain_lack(need: Need, least: int, fit: int, nodes: Sequence[Node], autoscaled: bool) -> str:
@@ -131,7 +248,7 @@ def explain_lack(need: Need, least: int, fit: int, nodes: Sequence[Node], autosc
             f"{', '.join(there)[:200] or 'no such label'}; choose one of those{wait}"
         )
     largest = {name: max((node.resources.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU")}
-    field = "worker.gpus" if need.gpus > largest["GPU"] else "worker.cpus"
+    field = "worker.gpus" if (need.gpus or 0) > largest["GPU"] else "worker.cpus"
     have = f"up to {largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs"
     return f"{field}: no room for a worker with {need} {where}, which have {have}; ask for less{wait}"
 

@@ -1,25 +1,41 @@
-"""The pool of workers: as many as the configuration asks for and fit, replaced when they die."""
+"""The pool of workers: as many as the configuration asks for and fit, placed on nodes, replaced when they die."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
-from leap_dist.driver import memory
+from leap_dist.driver import memory, mps, plan
 from leap_dist.driver.actor_messages import EndedWorker, WorkerHealth
 from leap_dist.driver.actors import WORKER
 from leap_dist.driver.clients import Aggregators
 from leap_dist.driver.nodes import Nodes
-from leap_dist.driver.placement import Need, ask_autoscaler, autoscaler_groups, explain_lack, max_workers
+from leap_dist.driver.placement import (
+    UNLIMITED,
+    Group,
+    Need,
+    Room,
+    autoscaler_groups,
+    bundles,
+    candidates,
+    explain_lack,
+    max_workers,
+    others_may_come,
+    waits_for_nodes,
+)
+from leap_dist.driver.preflight import NoChecks
+from leap_dist.driver.resource_requests import Request, ResourceRequest
 from leap_dist.driver.waiting import last_line
 from leap_dist.driver.worker_slot import WorkerSlot
 from leap_dist.nn.profiling import breakdown
@@ -35,26 +51,41 @@ START_SECONDS = 60.0
 class Pool:
     """Keeps the wanted number of workers running, as far as they fit, and replaces those that die.
 
-    No worker starts before `config.min_workers` fit.
+    With `workers` "auto", the wanted number is what fits on the current nodes. No worker starts before
+    `config.min_workers` fit.
 
     Args:
         config: the run's configuration.
         nodes: the cluster's nodes.
+        checks: decides which nodes may get workers.
+        most_workers: number of workers beyond which some would never have a task.
         profiles: directory for every worker's profiler trace and time breakdown, or None.
         alerts: what the user should know already.
     """
 
-    def __init__(self, config: Config, nodes: Nodes, profiles: Path | None = None, alerts: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        nodes: Nodes,
+        profiles: Path | None = None,
+        alerts: Iterable[str] = (),
+        *,
+        checks: NoChecks | None = None,
+        most_workers: int = UNLIMITED,
+    ) -> None:
         self._config = config
+        self._checks = checks or NoChecks()
+        self._most = most_workers
         self._need = Need.of(config)
         self._profiles = profiles
         self._server: Any = None
         self._nodes = nodes
+        self._daemons = mps.Daemons(config)
         self._aggregators = Aggregators(config.server.gather_seconds)
         self._slots: list[WorkerSlot] = []
         self._begun = False
         self._reported_capacity: int | None = None
-        self._asked_autoscaler = False
+        self._request: ResourceRequest | None = None
         self.restarts = 0
         self.ended: list[EndedWorker] = []
         """Workers that ended and whose leases the server has not been told to take back yet."""
@@ -64,30 +95,45 @@ class Pool:
     def require_capacity(self) -> None:
         """Ask the autoscaler for nodes. Raises ConfigError where too few workers fit and no further nodes can come."""
         fits, least, groups = self.capacity(), self._config.min_workers, autoscaler_groups(self._config.address)
-        wait = self._config.wait_for_nodes and self._config.address != "local"  # no node can join a local cluster
-        self._asked_autoscaler = groups is not None or wait
         most = max(fits, max_workers(self._need, groups)) if groups is not None else fits
-        if most < least and not (wait and groups is None):
+        if most < least and not (waits_for_nodes(self._config) and groups is None):
             nodes = list(self._nodes.view.staying.values())
             raise ConfigError(explain_lack(self._need, least, most, nodes, groups is not None))
-        if self._asked_autoscaler:
-            ask_autoscaler(self._need, self.wanted)
+        if others_may_come(self._config):
+            self._request = ResourceRequest(self._bundles(groups or []))
         elif fits < self.wanted:
             self.alerts.append(f"{self.wanted} workers asked for, {fits} fit; a lower worker.cpus shares processors")
+
+    def _bundles(self, groups: Sequence[Group]) -> Request:
+        """Return what the wanted workers need; with "auto", those that fit now and on nodes that may be added.
+
+        Where nobody has limited the number of nodes, "auto" asks for as many workers as a batch has tasks.
+        """
+        if self._config.workers != "auto":
+            wanted = self._config.workers
+        else:
+            limited = [group for group in groups if group.max_count < UNLIMITED]
+            wanted = max(1, self.capacity() + max_workers(self._need, limited))
+            if len(limited) < len(groups):
+                wanted = max(wanted, self._config.meta.batch_size)
+            wanted = min(wanted, self._most)
+        return Request(*bundles(self._need, wanted, list(self._hosts().values()), groups))
 
     def open(self, server: Any) -> None:
         """Let `reconcile` start workers for `server` from now on."""
         self._server = server
 
     def close(self) -> None:
-        """Withdraw the request to the autoscaler."""
-        if self._asked_autoscaler:
-            ask_autoscaler(self._need, 0)
+        """End checks and MPS daemons, and withdraw the request to the autoscaler."""
+        self._checks.close()
+        self._daemons.close()
+        if self._request is not None:
+            self._request.close()
 
     @property
     def wanted(self) -> int:
-        """Number of workers that the configuration asks for."""
-        return self._config.workers
+        """Number of workers that should run."""
+        return min(self._most, self.capacity()) if self._config.workers == "auto" else self._config.workers
 
     @property
     def waiting(self) -> str:
@@ -102,27 +148,44 @@ class Pool:
 
     def reconcile(self) -> None:
         """Start, check and replace workers so that they match the current nodes. Never blocks."""
+        self._checks.follow(candidates(self._need, self._nodes.view.staying))
+        self.alerts += self._checks.alerts
+        self._checks.alerts.clear()
         now, hosts = time.monotonic(), self._hosts()
-        fits = sum(hosts.values())
+        fits = sum(room.workers for room in hosts.values())
         self._record_capacity(fits)
         self._vacate(self._nodes.view.leaving)
         self._aggregators.follow(hosts, self._server)
+        self._daemons.follow(hosts)
         if self._begun:
-            for number in range(len(self._slots), min(fits, self.wanted)):
-                self._slots.append(WorkerSlot(f"w{number}"))
-        free = fits - sum(slot.run is not None and slot.gone_by is None for slot in self._slots)
+            self._resize(min(fits, self.wanted))
         for slot in self._slots:
             if slot.run is not None:
                 self._check(slot, slot.run)
-            elif not (slot.done or slot.quarantined) and now >= slot.not_before and free > 0:
-                free -= 1
-                self._start(slot)
+            elif not (slot.done or slot.quarantined) and now >= slot.not_before and (host := self._host(hosts)):
+                self._start(slot, host, hosts[host])
+
+    def _resize(self, count: int) -> None:
+        """Add slots up to `count`. Where the number follows the nodes, empty ones beyond it are removed."""
+        for number in range(len(self._slots), count):
+            self._slots.append(WorkerSlot(f"w{number}"))
+        while self._config.workers == "auto" and len(self._slots) > max(count, 1) and self._slots[-1].is_idle:
+            self._slots.pop()
+
+    def _host(self, hosts: Mapping[str, Room]) -> str | None:
+        """Return the node for the next worker: one with GPUs before others, then the one with most room; or None."""
+        taken = Counter(slot.host for slot in self._slots if slot.run is not None)
+        ready = {name: room for name, room in hosts.items() if not self._daemons.is_undecided(name)}
+        free = {name: room.workers - taken[name] for name, room in ready.items()}
+        best = max(ready, key=lambda name: (free[name] > 0, hosts[name].device == "cuda", free[name]), default=None)
+        return best if best is not None and free[best] > 0 else None
 
     def _record_capacity(self, fits: int) -> None:
         self._begun = self._begun or fits >= self._config.min_workers
         fits = min(fits, self.wanted)
         if self._reported_capacity is not None and fits != self._reported_capacity:
-            self.alerts.append(f"{fits} of {self.wanted} workers fit now, {self._reported_capacity} did before")
+            of = "" if self._config.workers == "auto" else f" of {self.wanted}"
+            self.alerts.append(f"{fits}{of} workers fit now, {self._reported_capacity} did before")
         self._reported_capacity = fits
 
     def handle_status(self, status: dict[str, Any]) -> None:
@@ -138,12 +201,23 @@ class Pool:
 
     def capacity(self) -> int:
         """Return how many workers fit on the nodes that are not about to leave."""
-        return sum(self._hosts().values())
+        return sum(room.workers for room in self._hosts().values())
 
-    def _hosts(self) -> dict[str, int]:
-        """Return how many workers fit on each node, without the nodes that have no room for any."""
-        nodes = self._nodes.view.staying.items()
-        return {name: fits for name, node in nodes if (fits := self._need.fits(node.resources, node.labels))}
+    def _hosts(self) -> dict[str, Room]:
+        """Return the room on each node that may get workers, without the nodes that have none."""
+        nodes = self._checks.passed(candidates(self._need, self._nodes.view.staying))
+        rooms = {name: self._need.on(node, hosts_server=name == self._nodes.own) for name, node in nodes.items()}
+        return {name: room for name, room in rooms.items() if room.workers}
+
+    def plan(self, status: Mapping[str, Any]) -> str:
+        """Return the plan for what is left of the run, in one line."""
+        tasks = max(0, status["tasks_wanted"] - status["tasks"])
+        return plan.describe(self._config, [*self._hosts().values()], self.wanted, tasks * self._config.task_steps)
+
+    @property
+    def mps(self) -> dict[str, str]:
+        """State of the MPS daemon on each node whose workers share GPUs, by Ray's ID."""
+        return dict(self._daemons.states)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the state of every worker as JSON-compatible dicts."""
@@ -180,19 +254,20 @@ class Pool:
         """Number of workers whose process has answered."""
         return sum(slot.pid is not None for slot in self._slots)
 
-    def _start(self, slot: WorkerSlot) -> None:
-        need = self._need
+    def _start(self, slot: WorkerSlot, host: str, room: Room) -> None:
         worker = WORKER.options(
-            num_cpus=need.cpus,
-            num_gpus=need.gpus,
-            label_selector=need.labels or None,
+            num_cpus=self._need.cpus,
+            num_gpus=room.gpus,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(host, soft=False),
             # The pool restarts workers itself. But a local Ray kills what may not be restarted last; see memory.py.
             max_restarts=-1 if self._config.address == "local" else 0,
         )
         incarnation = uuid.uuid4().hex
         profile = self._profiles is not None and slot.operators is None
-        actor = worker.remote(slot.name, incarnation, self._config, profile)
-        slot.fill(actor, incarnation, actor.run.remote(self._server, self._aggregators.handles))
+        settings = replace(self._config.worker, device=room.device, gpus=room.gpus)
+        pipes = self._daemons.pipes.get(host, "")
+        actor = worker.remote(slot.name, incarnation, replace(self._config, worker=settings), profile, pipes)
+        slot.fill(actor, incarnation, actor.run.remote(self._server, self._aggregators.handles), host, room.device)
 
     def _check(self, slot: WorkerSlot, run: ray.ObjectRef[Any]) -> None:
         """Read the slot's health report and the result of its worker, if they have arrived."""

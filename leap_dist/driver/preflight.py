@@ -1,13 +1,13 @@
-"""Check every node before training starts: shared storage, installed packages, data sets."""
+"""Check every node before it gets workers, when it joins and again while it is left out."""
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-from collections.abc import Iterator, Mapping
-from importlib import metadata
+import time
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -15,114 +15,202 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.config import files
 from leap_dist.config.loading import ConfigError
-from leap_dist.driver.nodes import Node
+from leap_dist.config.settings import Config
+from leap_dist.driver import node_report
+from leap_dist.driver.errors import ClusterError
+from leap_dist.driver.node_report import Answer, Question, Verdict
+from leap_dist.driver.nodes import Node, Nodes
+from leap_dist.driver.placement import Need, candidates, others_may_come
 from leap_dist.driver.signals import StopSignal
-from leap_dist.driver.waiting import wait_for
 
 ANSWER_SECONDS = 60.0  # the first process on a node takes a while to start
-PACKAGES = ("torch", "numpy", "ale-py", "gymnasium", "safetensors")
-"""Packages whose versions influence what a worker computes."""
+AGAIN_SECONDS = 60.0
+"""Time after which a node that is left out is asked again."""
+OF_INPUT = ("run-dir:", "data_dir:")
+"""How lines begin that are about what the user asked for, not about a node."""
 
 
-class Answer(NamedTuple):
-    """What a node reported about itself."""
+class NoChecks:
+    """Every node is good: the one that this process runs on, without a GPU that torch might not be able to use."""
 
-    content: str | None
-    """Content of the probe file, or None where the node cannot read it."""
-    versions: dict[str, str | None]
-    """Installed version by package, or None where the package is missing."""
-    has_data: bool
-    """Whether the directory of the data sets exists."""
+    alerts: list[str] = []  # noqa: RUF012  (nobody adds to it)
+
+    def follow(self, nodes: Mapping[str, Node]) -> None:
+        """Do nothing."""
+
+    def passed(self, nodes: Mapping[str, Node]) -> dict[str, Node]:
+        """Return all nodes."""
+        return dict(nodes)
+
+    def wait(self, nodes: Mapping[str, Node], stop: StopSignal, *, others_may_come: bool) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
-def check_nodes(nodes: Mapping[str, Node], folder: Path | None, data_dir: Path | None, stop: StopSignal) -> list[str]:
-    """Check every node. Returns warnings about what does not keep training from starting.
+class NodeChecks(NoChecks):
+    """Asks each node about itself when it joins, and decides whether it gets workers.
 
     Args:
-        nodes: the nodes by Ray's ID.
+        config: the run's configuration.
         folder: an existing directory that all nodes must share, or None.
-        data_dir: a directory that all nodes must have, or None.
-        stop: ends the wait for answers.
-
-    Raises ConfigError where a node does not share the folder, or lacks a package or the data; Stopped.
     """
-    here = {name: metadata.version(name) for name in PACKAGES}
-    with _probe(folder) as (path, content):
-        answers, silent = _ask(list(nodes), path, "/" if data_dir is None else str(data_dir), stop)
-    warnings = [f"{nodes[name].host} has not answered for {ANSWER_SECONDS:.0f} s" for name in silent]
-    for name, answer in answers.items():
-        host = nodes[name].host
-        if folder is not None and answer.content != content:
-            raise ConfigError(
-                f"run-dir: {folder} is not shared with node {host}; put it on storage that every node has, give a URL, "
-                "or say --server.storage node, with which only this node can resume the run"
-            )
-        if not answer.has_data:
-            raise ConfigError(f"data_dir: node {host} has no {data_dir}; put the data sets there, or on shared storage")
-        if missing := [package for package in PACKAGES if answer.versions[package] is None]:
-            raise ConfigError(
-                f"address: node {host} lacks {', '.join(missing)}; install this project's requirements.txt there"
-            )
-        if other := [package for package in PACKAGES if answer.versions[package] != here[package]]:
-            theirs = ", ".join(f"{package} {answer.versions[package]} (here {here[package]})" for package in other)
-            warnings.append(f"node {host} has {theirs}: the bits may differ")
-    return warnings
 
+    def __init__(self, config: Config, folder: Path | None) -> None:
+        self._folder = folder
+        self._device = config.worker.device
+        self._games = config.games if config.tasks == "atari" else ()
+        self._data_dir = config.data_dir if config.is_supervised else ""
+        self._content = secrets.token_hex(16)
+        self._probe: Path | None = None
+        self._asked: dict[str, tuple[Any, float]] = {}  # reference to the answer, and when it was asked, by node
+        self._verdicts: dict[str, tuple[Verdict, float]] = {}  # with the time, by node
+        self._said: set[str] = set()
+        self.alerts = []
+        """What the user should know and has not been told yet."""
 
-@contextlib.contextmanager
-def _probe(folder: Path | None) -> Iterator[tuple[str, str]]:
-    """Create a probe file in the folder for the duration of the context; yields its path and content."""
-    content = secrets.token_hex(16)
-    if folder is None:
-        yield "", content
-        return
-    path = folder / f".probe-{content[:8]}"
-    try:
-        with files.create_new(path) as file:
-            file.write(content.encode())
-    except OSError as error:
-        raise ConfigError(f"run-dir: {folder} cannot be written ({error.strerror}); choose another") from None
-    try:
-        yield str(path), content
-    finally:
-        path.unlink(missing_ok=True)
+    def follow(self, nodes: Mapping[str, Node]) -> None:
+        """Ask the nodes that are new, or were left out a while ago, and take the answers that have come. Never blocks.
 
+        Raises ConfigError where the probe file cannot be written.
+        """
+        now = time.monotonic()
+        self._asked = {name: asked for name, asked in self._asked.items() if name in nodes}
+        self._verdicts = {name: verdict for name, verdict in self._verdicts.items() if name in nodes}
+        for name, node in nodes.items():
+            verdict, decided = self._verdicts.get(name, (None, -AGAIN_SECONDS))
+            due = verdict is None or (_is_to_be_asked_again(verdict, node) and now - decided >= AGAIN_SECONDS)
+            if due and name not in self._asked:
+                self._asked[name] = (self._ask(name, node), now)
+        for name, (reference, asked) in list(self._asked.items()):
+            if ray.wait([reference], timeout=0)[0]:
+                del self._asked[name]
+                self._take(name, nodes[name], reference)
+            elif now - asked > ANSWER_SECONDS:
+                del self._asked[name]
+                ray.cancel(reference, force=True)
+                self._decide(name, Verdict(None, [_silent(nodes[name], f"for {ANSWER_SECONDS:.0f} s")]))
+        if not self._asked:
+            self._remove_probe()
 
-def _ask(names: list[str], path: str, data_dir: str, stop: StopSignal) -> tuple[dict[str, Answer], list[str]]:
-    """Return the answer of each node, and the nodes that did not answer in time or went away meanwhile."""
+    def passed(self, nodes: Mapping[str, Node]) -> dict[str, Node]:
+        """Return the nodes that may get workers, with the resources that workers can use."""
+        verdicts = {name: self._verdicts[name][0].node for name in nodes if name in self._verdicts}
+        return {name: node for name, node in verdicts.items() if node is not None}
 
-    # Defined here so that Ray ships the whole function: a node needs none of our code to answer.
-    def report(path: str, data_dir: str, packages: tuple[str, ...]) -> tuple[str | None, dict[str, str | None], bool]:
-        import importlib.metadata
-        import pathlib
+    def wait(self, nodes: Mapping[str, Node], stop: StopSignal, *, others_may_come: bool) -> None:
+        """Wait until every node has been judged.
 
-        versions: dict[str, str | None] = {}
-        for package in packages:
+        Raises ConfigError or ClusterError, with the first node's line, where none passed and `others_may_come` is
+        not set; Stopped.
+        """
+        try:
+            self.follow(nodes)
+            while not all(name in self._verdicts for name in nodes):
+                stop.wait(0.1)
+                stop.check()
+                self.follow(nodes)
+        except BaseException:
+            self.close()
+            raise
+        if nodes and not self.passed(nodes) and not others_may_come:
+            line = next(iter(self._verdicts.values()))[0].lines[0]
+            raise (ConfigError if line.startswith(OF_INPUT) else ClusterError)(line)
+
+    def _ask(self, name: str, node: Node) -> Any:
+        gpus = self._device != "cpu" and node.resources.get("GPU", 0) > 0
+        question = Question(self._probe_path(), self._data_dir, self._games, node_report.GPU_SCRIPT if gpus else "")
+        remote: Any = ray.remote(num_cpus=0, max_retries=0)(_shipped(node_report.report))
+        here = NodeAffinitySchedulingStrategy(name, soft=False)
+        return remote.options(scheduling_strategy=here).remote(tuple(question), node_report.PACKAGES)
+
+    def _take(self, name: str, node: Node, reference: Any) -> None:
+        try:
+            answer = Answer(*ray.get(reference))
+        except RayError as error:
+            self._decide(name, Verdict(None, [_silent(node, f"({type(error).__name__})")]))
+            return
+        verdict = node_report.judge(
+            node,
+            answer,
+            content=self._content,
+            folder=self._folder,
+            data_dir=self._data_dir,
+            device=self._device,
+        )
+        self._decide(name, verdict)
+
+    def _decide(self, name: str, verdict: Verdict) -> None:
+        self._verdicts[name] = verdict, time.monotonic()
+        lines = verdict.lines if verdict.node is not None else [f"{verdict.lines[0]}. The node is left out"]
+        self.alerts += [line for line in lines if line not in self._said]
+        self._said.update(lines)
+
+    def _probe_path(self) -> str:
+        """Return the path of the probe file, and create it if it does not exist; "" where nothing is to be shared."""
+        if self._folder is None:
+            return ""
+        if self._probe is None:
+            path = self._folder / f".probe-{self._content[:8]}"
             try:
-                versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                versions[package] = None
-        has_data = pathlib.Path(data_dir).is_dir()
-        try:
-            return pathlib.Path(path).read_text(), versions, has_data
-        except OSError:
-            return None, versions, has_data
+                with files.create_new(path) as file:
+                    file.write(self._content.encode())
+            except OSError as error:
+                raise ConfigError(
+                    f"run-dir: {self._folder} cannot be written ({error.strerror}); choose another"
+                ) from None
+            self._probe = path
+        return str(self._probe)
 
-    remote: Any = ray.remote(num_cpus=0, max_retries=0)(report)
-    asked = {
-        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(
-            path, data_dir, PACKAGES
-        ): name
-        for name in names
-    }
-    done = wait_for(list(asked), ANSWER_SECONDS, stop)
-    silent = [reference for reference in asked if reference not in done]
-    for reference in silent:
-        ray.cancel(reference, force=True)
-    answers, gone = {}, [asked[reference] for reference in silent]
-    for reference in done:
-        try:
-            answers[asked[reference]] = Answer(*ray.get(reference))
-        except RayError:
-            gone.append(asked[reference])
-    return answers, gone
+    def _remove_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.unlink(missing_ok=True)
+            self._probe = None
+
+    def close(self) -> None:
+        """Remove the probe file."""
+        self._remove_probe()
+
+
+def _shipped(function: Any) -> Any:
+    """Return a copy of a function that Ray ships as a whole, so that a node needs none of our code to run it."""
+    copy = types.FunctionType(function.__code__, {"__builtins__": __builtins__}, function.__name__)
+    copy.__module__ = "__main__"
+    return copy
+
+
+def _is_to_be_asked_again(verdict: Verdict, node: Node) -> bool:
+    """Return whether a node, or its GPUs, are left out."""
+    return verdict.node is None or verdict.node.resources.get("GPU") != node.resources.get("GPU")
+
+
+def _silent(node: Node, how: str) -> str:
+    return f"address: node {node.host} has not answered {how}; look into Ray's logs there"
+
+
+def check_nodes(
+    config: Config, nodes: Nodes, folder: Path | None, stop: StopSignal, announce: Callable[[str], None]
+) -> tuple[NoChecks, list[Node]]:
+    """Check the nodes that have room for workers. Returns the checks, and the nodes that may get workers.
+
+    `folder` is a directory that the nodes of a cluster must share, or None. Raises ConfigError or ClusterError where no
+    node can be used and no other may come; Stopped.
+    """
+    there = candidates(Need.of(config), nodes.view.staying)
+    checks = checks_for(config, there, folder)
+    if isinstance(checks, NodeChecks):
+        announce("checking the nodes")
+    checks.wait(there, stop, others_may_come=others_may_come(config))
+    return checks, list((checks.passed(there) if there else nodes.view.staying).values())
+
+
+def checks_for(config: Config, nodes: Mapping[str, Node], folder: Path | None) -> NoChecks:
+    """Return the checks that a run needs: none on this machine alone, unless it has a GPU that may be used.
+
+    `folder` is a directory that the nodes of a cluster must share, or None.
+    """
+    if config.address != "local":
+        return NodeChecks(config, folder)
+    may_use_gpu = config.worker.device != "cpu" and any(node.resources.get("GPU") for node in nodes.values())
+    return NodeChecks(config, None) if may_use_gpu else NoChecks()

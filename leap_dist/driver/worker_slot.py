@@ -31,7 +31,12 @@ class WorkerSlot:
     """Result of the actor's `run`; None while no actor fills the slot."""
     health: ray.ObjectRef[Any] | None = None
     pid: int | None = None
+    host: str | None = None
+    """Ray's ID of the node that the actor was placed on."""
+    device: str = ""
+    """Device on which the actor computes."""
     node: str | None = None
+    """Ray's ID of the node, once the actor has answered."""
     memory_bytes: int | None = None
     readings: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=READINGS))
     """Readings of the worker's stopwatch, oldest first."""
@@ -49,9 +54,9 @@ class WorkerSlot:
     done: bool = False
     quarantined: bool = False
 
-    def fill(self, actor: Any, incarnation: str, run: ray.ObjectRef[Any]) -> None:
-        """Let a new actor work in this slot. `run` is the result of its `run`."""
-        self.actor, self.incarnation = actor, incarnation
+    def fill(self, actor: Any, incarnation: str, run: ray.ObjectRef[Any], host: str, device: str) -> None:
+        """Let a new actor work in this slot, on this node and device. `run` is the result of its `run`."""
+        self.actor, self.incarnation, self.host, self.device = actor, incarnation, host, device
         self.readings.clear()
         self.late_reported = False
         self.started = time.monotonic()
@@ -77,6 +82,11 @@ class WorkerSlot:
         self.actor = self.run = self.health = self.pid = self.node = self.memory_bytes = self.gone_by = None
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no actor fills the slot, and nothing about it has to be remembered."""
+        return self.run is None and not self.done and not self.quarantined
+
+    @property
     def state(self) -> str:
         """State of the worker, in one or two words."""
         if self.quarantined:
@@ -96,6 +106,7 @@ class WorkerSlot:
             "state": self.state,
             "pid": self.pid,
             "node": self.node,
+            "device": self.device,
             "memory_bytes": self.memory_bytes,
             "time_share": shares(self.readings[-1], self.readings[0]) if self.readings else {},
         }

@@ -160,6 +160,9 @@ class EvaluationServer:
         """Whether every run is made or given up."""
         return not self._queue.waiting and not len(self._leases)
 
+    def expect(self, workers: int) -> None:
+        """Take note of the number of workers, as MetaServer does. Nothing here depends on it."""
+
     def tick(self) -> None:
         """End the leases that are past their deadline."""
         for held in self._leases.expired():

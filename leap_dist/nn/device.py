@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -105,7 +108,8 @@ class CapturedGraph:
     the function itself; then it is recorded, and every later call is a single launch.
 
     The function must read its inputs from tensors that keep their addresses, and neither wait for the device nor draw
-    random numbers. Every call returns new tensors, which the caller may keep.
+    random numbers. Every call returns new tensors, which the caller may keep. Where the recording fails, every call
+    runs the function itself.
     """
 
     WARM_UP = 3
@@ -125,6 +129,11 @@ class CapturedGraph:
         if self._calls <= self.WARM_UP:
             return self._graph.warm_up(self._function)
         if self._results is None:
-            self._results = self._graph.record(self._function)
+            try:
+                self._results = self._graph.record(self._function)
+            except RuntimeError as error:  # a driver, or an operation, that cannot be captured
+                log.warning("work on the GPU runs step by step, because it cannot be captured as a graph: %s", error)
+                self._graph = None
+                return self._function()
         self._graph.launch()
         return [result.clone() for result in self._results]

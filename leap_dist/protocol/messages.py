@@ -153,6 +153,8 @@ class Contribution:
     """Learning curve from the start of the task."""
     episodes: tuple[Episode, ...] = ()
     """All episodes of the task, in the final contribution of an evaluation's task."""
+    device: str = ""
+    """Kind of device on which the task was trained, "cpu" or "cuda"; empty where nobody said."""
     packed: Quantized | None = None
     """Quantized form of `vector`, which is sent and stored instead of it, if the run quantizes."""
 
@@ -222,6 +224,7 @@ class Contribution:
     @classmethod
     def from_parts(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Contribution:
         """Invert `header` and `arrays`. Raises ValueError if a part is missing, unknown or of a wrong type."""
+        header = {"device": "", **header}  # written before it was recorded
         schema.check(header, _HEADER, "contribution")
         path = _construct(PathStatistics, header["path"])
         curve = tuple(_construct(CurvePoint, point) for point in header["curve"])

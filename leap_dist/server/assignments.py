@@ -35,7 +35,9 @@ class Assignments:
         clock: Callable[[], float],
     ) -> None:
         self._seconds = config.server.lease_seconds
-        self._max_leases = max(MIN_LEASES, 2 * config.workers * config.worker.stack)
+        self._stack = config.worker.stack
+        self.workers = config.expected_workers
+        """Number of workers that the run has, or the largest that it has had."""
         self._backlog = backlog
         self._alert = alert
         self.quarantine = Quarantine()
@@ -49,9 +51,13 @@ class Assignments:
         # The driver calls every other second. If nobody called for longer, it was the server that stood still.
         self.leases = LeaseBook(backlog.journal, session, clock, max_gap=self._seconds / 4)
 
+    def expect(self, workers: int) -> None:
+        """Adapt limits to the number of workers. They never fall: what is under way was begun with the higher ones."""
+        self.workers = max(self.workers, workers)
+
     def must_wait(self, worker: str) -> bool:
         """Return whether a worker gets no lease now: it is in quarantine, or too many leases are open already."""
-        return len(self.leases) >= self._max_leases or worker in self.quarantine.workers
+        return len(self.leases) >= max(MIN_LEASES, 2 * self.workers * self._stack) or worker in self.quarantine.workers
 
     def grant(self, worker: str, incarnation: str, version: int, limit: int | None) -> Lease | None:
         """Lease the next task with an index below `limit` to a worker; None if there is no such task.

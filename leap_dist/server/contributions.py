@@ -162,7 +162,7 @@ class ContributionHandler:
         # In `stream` mode the end of a lost lease adds nothing to φ, so it cannot be stale.
         adds = self._config.mode != "stream" or contribution.seq > held.seq
         staleness = self._state.version - contribution.base_version
-        if adds and self._config.mode != "sync" and staleness > self._config.max_staleness:
+        if adds and self._config.mode != "sync" and staleness > self._config.max_staleness(self._assignments.workers):
             self._assignments.take_back(held, "stale")
             return self._refuse("stale", proceed=False)
         if self._scheduler.congested:

@@ -218,6 +218,11 @@ class MetaServer:
         with self._pressure.call():
             return self._status()
 
+    def expect(self, workers: int) -> None:
+        """Adapt the limits on leases and staleness to the number of workers, where `workers` is "auto"."""
+        if self._config.workers == "auto":
+            self._assignments.expect(workers)
+
     def ledger(self, offset: int) -> tuple[list[dict[str, Any]], int]:
         """Return the next page of the ledger from byte `offset` on, and the offset after it. See `Ledger.read`."""
         return self._state.ledger.read(offset)

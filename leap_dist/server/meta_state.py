@@ -256,6 +256,7 @@ class MetaState:
                 "visit": a.lease.task.visit,
                 "lease": a.lease.id,
                 "worker": a.lease.worker,
+                "device": a.contribution.device,
                 "seq": a.contribution.seq,
                 "final": a.contribution.final,
                 "lease_version": a.lease.version,

@@ -40,6 +40,8 @@ class Run:
 
     remote: Remote | None = None
     """Where the server keeps a replica of the run; None for a plain directory."""
+    continues = False
+    """Whether this launch continues a run that an earlier one has begun."""
 
     def __init__(self, folder: Path, *, new: bool = False) -> None:
         self.folder = folder

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -87,6 +88,7 @@ def describe(config: Config) -> dict[str, Any]:
             "system": f"{platform.system()} {platform.release()}",
             "processors": os.cpu_count(),
             "bfloat16": torch.cpu._is_avx512_bf16_supported(),
+            "mps": config.worker.mps if shutil.which("nvidia-cuda-mps-control") else "not installed",
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.storage import locks, replica, run_directory
@@ -219,20 +219,25 @@ class RemoteRun(Run):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def open_run(where: Location, *, resume: bool) -> Run:
-    """Open the run to start or, with `resume`, to continue.
+def open_run(where: Location, *, resume: bool | Literal["auto"]) -> Run:
+    """Open the run to start or, with `resume`, to continue; "auto" continues a run that has begun, and starts others.
 
     Raises ConfigError if a new run exists already, or a run to resume does not.
     """
     if isinstance(where, Url):
         remote = RemoteRun(where)
-        if remote.fetch_config() and not resume:
+        begun = remote.fetch_config()
+        remote.continues = begun if resume == "auto" else resume
+        if begun and not resume:
             raise ConfigError(run_directory.already_exists(remote.shown))
-        if resume and not run_directory.exists(remote.folder):
+        if resume is True and not run_directory.exists(remote.folder):
             raise ConfigError(f"resume: {remote.shown} holds no run; leave --resume out to start one there")
         return remote
     if holds_objects(where):
         raise ConfigError(f"run-dir: {where} holds a run that belongs to a URL; use file://{where.resolve()}")
-    if not resume and run_directory.has_begun(where):
+    begun = run_directory.has_begun(where)
+    if not resume and begun:
         raise ConfigError(run_directory.already_exists(str(where)))
-    return Run(where, new=not resume)
+    run = Run(where, new=not resume)
+    run.continues = begun if resume == "auto" else resume
+    return run

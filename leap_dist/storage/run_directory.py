@@ -244,8 +244,12 @@ def _refuse_link(run_dir: Path, path: Path) -> None:
         )
 
 
-def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
-    """Return the configuration to resume with. Raises ConfigError without a run, or if a fixed setting would change."""
+def load_config(run_dir: Path, overrides: dict[str, Any], *, preset: str | None = None) -> Config:
+    """Return the configuration to resume with.
+
+    Raises ConfigError without a run, or if a fixed setting would change. So would one of its settings, if `preset` is
+    another one than the run's.
+    """
     refuse_links(run_dir)
     if not exists(run_dir):
         raise ConfigError(f"resume: {run_dir} holds no run; leave --resume out to start one there")
@@ -253,6 +257,8 @@ def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
         raise ConfigError(f"resume: {run_dir} holds an evaluation; continue it by the same evaluate command")
     saved = configuration.completed(configuration.read_yaml(run_dir / "config.yaml"))
     old = configuration.resolve(str(saved.get("preset")), saved)
+    if preset is not None and preset != old.preset:
+        raise ConfigError(f"resume: the run has preset {old.preset}, not {preset}; use another directory, or its own")
     new = configuration.resolve(old.preset, saved, overrides)
     if changes := configuration.incompatibilities(old, new):
         raise ConfigError("resume: these settings cannot change during a run: " + "; ".join(changes))

@@ -60,6 +60,7 @@ class LiveTable:
         self._phases: list[tuple[float, str]] = []  # (seconds since the start, what began then)
         self._first_tasks: int | None = None  # tasks that earlier launches have done
         self._trains = False  # whether a first step was made
+        self._plan = ""
 
     def __enter__(self) -> LiveTable:
         if self._live is not None:
@@ -111,6 +112,11 @@ class LiveTable:
         # Not with rich, which ends the process if the reader of a pipe is gone.
         new = [alert for alert in summary["alerts"] if alert not in self._alerts]
         self._alerts = summary["alerts"]
+        # How long it takes changes all the time; what it is done with does not.
+        plan = summary.get("plan", "") if summary["state"] == "running" else ""
+        if plan and plan.partition(";")[0] != self._plan:
+            self._plan = plan.partition(";")[0]
+            print(plan, file=self._console.file, flush=True)
         now = summary.get("waiting") or _line(summary)
         for text in (now, *(f"  ! {alert}" for alert in new[-3:])):
             print(text, file=self._console.file, flush=True)
@@ -153,6 +159,8 @@ def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = Fal
     )
     if summary.get("waiting"):
         rows.add_row("waiting", Text(summary["waiting"], style="yellow"))
+    if summary.get("plan") and summary["state"] == "running":
+        rows.add_row("plan", Text(summary["plan"].removeprefix("plan: "), style="dim"))
     if bar and summary["tasks_wanted"]:
         rows.add_row("", ProgressBar(total=summary["tasks_wanted"], completed=_done(summary), width=50))
     for title, text in _facts(summary, now):

@@ -229,6 +229,7 @@ class TaskRun:
             path=path,
             curve=tuple(self._curve.points),
             episodes=tuple(self._curve.episodes) if final else (),
+            device=vector.device.type,
         )
         if self._config.wire_bits < 32 and not self._evaluation:
             with self._time("leap"):

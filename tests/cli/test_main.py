@@ -36,7 +36,7 @@ from leap_dist.storage.locks import RunDirectoryBusy, RunLock
         (["--games", "maze_craze"], r"games: 'maze_craze' is a two-player game .*"),
         (["--games", "warlords"], r"games: 'warlords' is a two-player game .*"),
         (["--mode", "asink"], r"mode: 'asink' is none of sync, buffered, async, .*; did you mean async\?"),
-        (["--workers", "two"], r"workers: 'two' is not a whole number"),
+        (["--workers", "two"], r"workers: 'two' is neither auto nor a whole number"),
         (["--workers", "0"], r"workers: 0 is too small; the smallest valid value is 1"),
         (["--seed", "-1"], r"seed: -1 is too small; the smallest valid value is 0"),
         (["--agent.discount", "1.5"], r"agent.discount: 1.5 is too large; the largest valid value is 1"),
@@ -60,7 +60,7 @@ from leap_dist.storage.locks import RunDirectoryBusy, RunLock
         (["--data-dir", "~nobody-here/x"], r"data_dir: '~nobody-here/x' is in a home directory that is not known; .*"),
         (["--worker.device", "cuda"], r"worker.device: cuda asked for, but there are 0 GPUs; use --worker.device cpu"),
         (["--worker.gpus", "0.5"], r"worker.gpus: 0.5 asked for, but there are 0 GPUs; use --worker.device cpu"),
-        (["--min-workers", "3"], r"min_workers: 3 is more than workers \(2\); use at most 2"),
+        (["--workers", "2", "--min-workers", "3"], r"min_workers: 3 is more than workers \(2\); use at most 2"),
         (
             ["--worker.labels", "spot"],
             r"worker.labels: spot is neither LABEL=VALUE nor LABEL!=VALUE; write, .*",
@@ -80,6 +80,8 @@ from leap_dist.storage.locks import RunDirectoryBusy, RunLock
         (["--address", "ray://head:10001"], r"address: takes no URL, user or password; use local, auto or HOST:PORT"),
         (["--insecure", "perhaps"], r"insecure: 'perhaps' is neither true nor false"),
         (["--resume"], r"resume: name the run with --run-dir"),
+        (["--resume", "auto"], r"resume: name the run with --run-dir"),
+        (["--resume", "yes"], r"--resume: 'yes' is not auto; give auto, or nothing"),
         (["--workers"], r"--workers: expected one argument"),
     ],
 )
@@ -94,7 +96,7 @@ def test_bad_flags(capsys, monkeypatch, arguments, pattern):
     [
         ("modes: sync", r"modes: no such setting; did you mean mode\?"),
         ("meta: {learning_rat: 1}", r"meta.learning_rat: no such setting; did you mean meta.learning_rate\?"),
-        ("workers: [1, 2]", r"workers: \[1, 2\] is not a whole number"),
+        ("workers: [1, 2]", r"workers: \[1, 2\] is neither auto nor a whole number"),
         ("games: 3", r"games: 3 is not a list of names"),
         ("preset: nope", r"preset: no preset 'nope'.*"),
         ("- a\n- b", r"config: .* holds a list, not settings by name"),
@@ -174,6 +176,33 @@ def test_resume_refuses_what_would_change_the_run(capsys, tmp_path):
     assert "seed: 0 -> 5" in line
     assert "games: ('pong', 'freeway') -> ('pong',)" in line
     assert "keeps its preset" in refused(capsys, "train", "--resume", "--run-dir", str(tmp_path), "--preset", "quick")
+
+
+def launched(run_dir, *arguments):
+    """The configuration and the run of `train --resume auto`, and whether an earlier launch has begun it."""
+    parsed = parser.parse(["train", "--resume", "auto", "--run-dir", str(run_dir), *arguments])
+    config, run = commands.training(parsed)
+    return config, run.continues
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_resume_auto_starts_a_run_or_continues_it(capsys, tmp_path, scheme):
+    command = [f"{scheme}{tmp_path / 'run'}", "--preset", "smoke", "--meta-updates", "3", "--workers", "1"]
+    started, continues = launched(*command)
+    assert not continues
+    run_directory.prepare(tmp_path / "run", started)
+    assert launched(*command) == (started, False), "the launch ended before anything was trained"
+
+    (tmp_path / "run" / "checkpoints" / "000001").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "000001" / "state.json").write_text("{}")
+    assert launched(*command) == (started, True)
+    longer, continues = launched(command[0], "--meta-updates", "9")
+    assert (longer.preset, longer.workers, longer.meta_updates, continues) == ("smoke", 1, 9, True)
+    for more, line in (
+        (["--seed", "5"], "resume: these settings cannot change during a run: seed: 0 -> 5"),
+        (["--preset", "quick"], "resume: the run has preset smoke, not quick; use another directory, or its own"),
+    ):
+        assert refused(capsys, "train", "--resume", "auto", "--run-dir", command[0], *more) == line
 
 
 def test_resume_lets_length_and_placement_change(tmp_path):

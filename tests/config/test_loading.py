@@ -210,8 +210,8 @@ def test_every_preset_resolves_and_is_described(preset):
 def test_derived_values():
     assert resolve("paper").rollouts_per_task == 6_250, "a million steps of 32 environments × 5"
     assert resolve("paper", {"task_steps": 500}).rollouts_per_task == 3, "500 // 160"
-    assert resolve("paper", {"workers": 6}).max_staleness == 24, "four times the workers"
-    assert resolve("paper", {"workers": 6, "meta.max_staleness": 5}).max_staleness == 5
+    assert resolve("paper").max_staleness(6) == 24, "four times the workers"
+    assert resolve("paper", {"meta.max_staleness": 5}).max_staleness(6) == 5
 
 
 # --- what is accepted ----------------------------------------------------------------------------------------------
@@ -223,6 +223,7 @@ def test_derived_values():
         ("workers", "3", 3),
         ("workers", "3.0", 3),
         ("workers", 3.0, 3),
+        ("workers", "auto", "auto"),
         ("task_steps", "1_000_000", 1_000_000),
         ("task_steps", "2e6", 2_000_000),
         ("task_steps", "9007199254740993", 9_007_199_254_740_993),  # 2**53 + 1 is no float
@@ -283,7 +284,10 @@ def test_limits_are_inclusive_where_they_say_so():
         ({"": 3}, ["no such setting"]),
         ({"xyzzy": 3}, ["xyzzy: no such setting"]),
         # wrong types
-        ({"workers": "many"}, ["workers: 'many'", "whole number"]),
+        ({"workers": "many"}, ["workers: 'many' is neither auto nor a whole number"]),
+        ({"workers": "Auto"}, ["workers: 'Auto' is neither auto nor a whole number"]),
+        ({"worker.gpus": 1.5}, ["worker.gpus: 1.5 is neither a share of one GPU nor a whole number", "use 1 or 2"]),
+        ({"worker.gpus": 0.00005}, ["worker.gpus: 5e-05 is less than the smallest share of a GPU; use 0.0001"]),
         ({"workers": 2.5}, ["workers: 2.5", "whole number"]),
         ({"workers": "2.5"}, ["workers: '2.5'", "whole number"]),
         ({"workers": [2]}, ["workers: [2]", "whole number"]),
@@ -771,6 +775,8 @@ def valid(name: str) -> st.SearchStrategy[Any]:
         return st.lists(st.from_regex(r"[a-z]{1,4}(\.[a-z]{1,4})?", fullmatch=True), max_size=3)
     if name == "worker.labels":
         return st.lists(st.from_regex(r"[a-z]{1,4}!?=[a-z0-9]{1,4}", fullmatch=True), max_size=3)
+    if name == "workers":
+        return st.just("auto") | st.integers(1, 100_000)
     if kind is bool:
         return st.booleans()
     if kind is int:
@@ -1009,6 +1015,7 @@ PLACEMENT = {
     "server.gather_seconds": 3.0,
     "worker.cpus": 3.0,
     "worker.gpus": 0.5,
+    "worker.mps": "no",
     "worker.push_interval": 999,
     "worker.wire": "int8",
     "worker.heartbeat_seconds": 1.0,

@@ -122,6 +122,9 @@ def test_every_local_cluster_has_a_token_of_its_own_and_leaves_the_users_alone(m
         seen.add(os.environ["RAY_AUTH_TOKEN"])
         auth.restore()
         assert os.environ["RAY_AUTH_TOKEN"] == "the-users-own"
+        assert os.environ["RAY_AUTH_MODE"] == "disabled"
+        assert ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR not in os.environ
+        assert ray_constants.ENABLE_RAY_CLUSTER, "this process may join a cluster afterwards"
     assert len(seen) == 2
     assert all(len(bytes.fromhex(token)) == 32 for token in seen)
 

@@ -136,6 +136,25 @@ def test_a_killed_driver_is_resumed_with_curves_neither_lost_nor_doubled(
     assert curves(run.run_dir) == curves(undisturbed)
 
 
+@pytest.mark.slow
+def test_a_job_that_is_killed_twice_and_restarted_by_the_same_command_ends_with_one_complete_run(
+    launch: Callable[..., Launch], undisturbed: Path
+) -> None:
+    command = [*SYNC, "--workers", "2", "--resume", "auto"]
+    for least in (1, 2):
+        run = launch("restarted", *command)
+        run.wait_for(lambda s, least=least: s["state"] == "running" and s["meta_updates"] >= least and playing(s))
+        run.process.kill()
+        run.process.wait()
+    run = launch("restarted", *command)
+    assert run.end() == 0, run.log.read_text()
+    assert run.summary()["meta_updates"] == 5
+    same_result(run.run_dir, undisturbed)
+    assert curves(run.run_dir) == curves(undisturbed)
+    assert launch("restarted", *command).end() == 0, "a complete run has nothing left to do"
+    same_result(run.run_dir, undisturbed)
+
+
 def interrupted_twice(launch: Callable[..., Launch]) -> Launch:
     """Interrupt a run once, then resume it and interrupt it twice. Return the first launch."""
     run = launch("interrupt", *SYNC, "--workers", "2")

@@ -16,6 +16,7 @@ from leap_dist.driver import cluster, memory
 from leap_dist.driver import pool as pool_module
 from leap_dist.driver.actors import SERVER, WORKER
 from leap_dist.driver.nodes import Nodes, View
+from leap_dist.driver.placement import Room
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.worker_slot import WorkerSlot
 
@@ -29,6 +30,7 @@ def test_no_more_workers_start_than_there_is_memory_for() -> None:
         "lower --workers or --agent.envs"
     )
     assert memory.fit(config, 0.0)[0].workers == 1, "one is tried all the same"
+    assert memory.fit(resolve("paper"), 0.0)[1] == [], "what follows the resources needs no correction"
     assert memory.fit(config, 100.0 * memory.WORKER_BYTES) == (config, [])
     assert memory.fit(resolve("smoke", {"workers": 8, "address": "auto"}), 0.0)[1] == [], "nodes are not judged"
 
@@ -51,6 +53,8 @@ def test_the_memory_that_is_free_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
 
 class Nobody(Nodes):
     """No nodes, and no thread that reads them."""
+
+    own = None
 
     def __init__(self) -> None:
         self.view = View({}, {})
@@ -75,7 +79,7 @@ def test_a_local_ray_may_restart_workers_and_kills_one_at_a_time(monkeypatch: py
     monkeypatch.setattr(pool_module, "WORKER", Options())
     for address in ("local", "auto"):
         pool = Pool(resolve("smoke", {"address": address}), Nobody())
-        pool._start(WorkerSlot("w0"))
+        pool._start(WorkerSlot("w0"), 56 * "a", Room(1, "cpu", 0.0, "processors"))
     assert [options["max_restarts"] for options in asked if "max_restarts" in options] == [-1, 0]
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from leap_dist.config import labels
 from leap_dist.config.loading import resolve
+from leap_dist.driver.memory import WORKER_BYTES
 from leap_dist.driver.nodes import Node
 from leap_dist.driver.placement import (
     UNLIMITED,
     Group,
     Need,
+    Room,
     _ray_up_groups,
     autoscaler_groups,
+    bundles,
     explain_lack,
     fit_resources,
     max_workers,
+    share_of,
     total_with_autoscaler,
 )
 
@@ -61,6 +66,74 @@ def test_a_node_has_to_meet_every_condition():
 )
 def test_workers_on_a_node(cpus, gpus, resources, fit):
     assert Need(cpus, gpus, {}).fits(resources, {}) == fit
+
+
+@pytest.mark.parametrize(
+    ("gpus", "devices", "fit"),
+    [
+        (0.3, 2, 6),  # three on each: no worker gets 0.1 of one device and 0.2 of another
+        (0.6, 4, 4),
+        (0.51, 1, 1),
+        (1 / 3, 1, 3),
+        (0.0001, 1, 64),  # the processors are fewer
+        (2.0, 4, 2),
+        (2.0, 3, 1),
+        (3.0, 2, 0),
+    ],
+)
+def test_a_gpu_holds_a_whole_number_of_workers(gpus, devices, fit):
+    assert Need(1.0, gpus, {}).fits({"CPU": 64.0, "GPU": devices}, {}) == fit
+
+
+GB = 2.0**30
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources", "gpu_gb", "expected"),
+    [
+        ({}, {"CPU": 2.0}, 0, Room(2, "cpu", 0.0, "processors")),
+        ({}, {"CPU": 64.0}, 0, Room(63, "cpu", 0.0, "processors")),  # one for server and driver
+        ({"worker.cpus": 0.5}, {"CPU": 4.0}, 0, Room(8, "cpu", 0.0, "processors")),
+        ({}, {"CPU": 64.0, "memory": 3.5 * WORKER_BYTES}, 0, Room(3, "cpu", 0.0, "memory")),
+        ({}, {"CPU": 4.0, "memory": 1.0}, 0, Room(1, "cpu", 0.0, "memory")),
+        ({}, {"CPU": 17.0, "GPU": 1.0}, 80, Room(16, "cuda", 0.0625, "processors")),
+        ({}, {"CPU": 65.0, "GPU": 8.0}, 80, Room(64, "cuda", 0.125, "processors")),
+        ({}, {"CPU": 17.0, "GPU": 3.0}, 80, Room(16, "cuda", 0.1666, "processors")),
+        ({}, {"CPU": 65.0, "GPU": 1.0}, 16, Room(10, "cuda", 0.1, "GPU memory")),
+        ({"worker.gpus": 0.25}, {"CPU": 65.0, "GPU": 2.0}, 80, Room(8, "cuda", 0.25, "worker.gpus")),
+        ({"worker.device": "cpu"}, {"CPU": 17.0, "GPU": 2.0}, 80, Room(16, "cpu", 0.0, "processors")),
+        ({"worker.device": "cuda"}, {"CPU": 17.0}, 80, Room(0, "cuda", 0.0, "GPUs")),
+        ({"worker.gpus": 2}, {"CPU": 17.0, "GPU": 1.0}, 80, Room(16, "cpu", 0.0, "processors")),
+    ],
+)
+def test_as_many_workers_as_a_node_has_room_for(settings, resources, gpu_gb, expected):
+    need = Need.of(resolve("paper", settings))
+    assert need.room(resources, {}, gpu_bytes=gpu_gb * GB, hosts_server=True) == expected
+
+
+def test_where_a_number_was_asked_for_no_processor_is_kept():
+    need = Need.of(resolve("paper", {"workers": 64}))
+    assert need.room({"CPU": 64.0}, {}, hosts_server=True).workers == 64
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 6, 7, 16, 60, 99, 128])
+def test_shares_of_a_gpu_for_so_many_workers_are_what_ray_can_count(workers):
+    share = share_of(workers)
+    assert workers * share <= 1
+    assert Need(0.001, share, {}).fits({"CPU": 1.0, "GPU": 1.0}, {}) == workers
+    assert round(share * 10_000) == pytest.approx(share * 10_000, abs=1e-9)
+
+
+def test_what_an_autoscaler_is_asked_for():
+    """GPUs first, then processors; what fits nowhere as what one worker needs at least."""
+    need = Need.of(resolve("paper", {"worker.labels": "pool=spot"}))
+    groups = [Group({"CPU": 2.0}, None, 1), Group({"CPU": 4.0, "GPU": 2.0}, None, 1)]
+    resources, selectors = bundles(need, 9, [Room(1, "cpu", 0.0, "processors")], groups)
+    assert resources == [{"CPU": 1.0, "GPU": 0.5}] * 4 + [{"CPU": 1.0}] * 5
+    assert selectors == [{"pool": "spot"}] * 9
+    assert bundles(need, 0, [], []) == ([], [])
+    on_gpus = Need.of(resolve("paper", {"worker.device": "cuda", "worker.gpus": 0.5}))
+    assert bundles(on_gpus, 2, [], [])[0] == [{"CPU": 1.0, "GPU": 0.5}] * 2
 
 
 SPOT = Need(1.0, 0.5, {"pool": "spot"})
@@ -140,7 +213,20 @@ def test_a_run_on_the_head_alone_has_nothing_of_the_clusters_autoscaler(tmp_path
 
 def test_workers_get_a_share_of_the_gpus_there_are():
     config = resolve("smoke", {"workers": 4})
-    with_gpus, alerts = fit_resources(config, [Node({"CPU": 8.0, "GPU": 2.0}, {}, "10.0.0.1")])
-    assert (with_gpus.worker.device, with_gpus.worker.gpus, alerts) == ("cuda", 0.5, [])
+    nodes = [Node({"CPU": 8.0, "GPU": 2.0}, {}, "10.0.0.1"), STABLE]
+    with_gpus, alerts = fit_resources(config, nodes)
+    assert (with_gpus.worker.device, with_gpus.worker.gpus, alerts) == ("auto", 0.5, [])
+    assert [Need.of(with_gpus).on(node)[:3] for node in nodes] == [(4, "cuda", 0.5), (4, "cpu", 0.0)]
+    three, _ = fit_resources(replace(config, workers=3), nodes)
+    assert Need.of(three).on(nodes[0]).workers >= 3, "a share of 2/3 of a GPU would be one worker each"
     without, _ = fit_resources(config, [STABLE])
-    assert (without.worker.device, without.worker.gpus) == ("cpu", 0.0)
+    assert Need.of(without).on(STABLE)[:3] == (4, "cpu", 0.0)
+
+
+def test_where_a_task_runs_makes_no_difference_if_all_workers_use_the_same_kind_of_device():
+    config, gpu = resolve("paper"), Node({"CPU": 8.0, "GPU": 2.0}, {}, "10.0.0.1")
+    for nodes, device in (([gpu, STABLE], "cuda"), ([STABLE], "cpu")):
+        one, _ = fit_resources(config, nodes, one_kind=True)
+        assert one.worker.device == device
+        rooms = [Need.of(one).on(node) for node in (gpu, STABLE)]
+        assert {room.device for room in rooms if room.workers} == {device}

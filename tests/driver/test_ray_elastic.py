@@ -61,8 +61,9 @@ def test_from_one_node_to_four_and_back_to_one_changes_nothing(
     nodes = [cluster.add_node(num_cpus=1, labels={"pool": "spot"})]
     cluster.add_node(num_cpus=4, labels={"pool": "stable"})
     more = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}
-    settings = ["--workers", "4", "--min-workers", "2", "--worker.cpus", "1", "--worker.labels", "pool=spot"]
-    run = launch("elastic", *SYNC, *settings, "--wait-for-nodes", "--address", cluster.address, **more)
+    settings = ["--workers", "4", "--min-workers", "2", "--worker.labels", "pool=spot"]
+    sync = ["1" if before == "--worker.cpus" else word for before, word in zip(["", *SYNC], SYNC, strict=False)]
+    run = launch("elastic", *sync, *settings, "--wait-for-nodes", "--address", cluster.address, **more)
     waiting = run.wait_for(lambda summary: summary["state"] == "waiting" and summary)
     assert waiting["workers"] == []
     assert waiting["waiting"] == (

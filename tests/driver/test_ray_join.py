@@ -242,6 +242,51 @@ def test_what_cannot_fit_is_said_at_once(
     assert refused(start(joined, launch, "room", *arguments)) == line
 
 
+def requested(asked: GcsClient) -> Any:
+    found = asked.internal_kv_get(b"autoscaler_resource_request", namespace=None)
+    return json.loads(found) if found else None
+
+
+def wait_until_requested(asked: GcsClient, bundles: list[dict[str, float]], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while requested(asked) != bundles:
+        assert time.monotonic() < deadline, requested(asked)
+        time.sleep(0.1)
+
+
+ASK = """
+import sys, time
+from leap_dist.config.loading import resolve
+from leap_dist.driver import cluster
+from leap_dist.driver.resource_requests import Request, ResourceRequest
+cluster.connect(resolve("smoke", {"address": sys.argv[1]}))
+request = ResourceRequest(Request([{"CPU": float(sys.argv[2])}], [{}]), lease_seconds=float(sys.argv[3]))
+sys.stdin.readline()
+request.close()
+cluster.disconnect()
+"""
+"""A driver that asks for one node of so many processors until it gets a line."""
+
+
+def test_two_runs_share_a_cluster_and_one_that_is_killed_takes_its_request_back(
+    joined: Joined, asked: GcsClient
+) -> None:
+    def start_asking(processors: int, lease_seconds: float) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", ASK, joined.address, str(processors), str(lease_seconds)]
+        return subprocess.Popen(command, cwd=ROOT, env=joined.environment, stdin=subprocess.PIPE)
+
+    killed = start_asking(3, 4.0)
+    wait_until_requested(asked, [{"CPU": 3.0}])
+    other = start_asking(5, 60.0)
+    wait_until_requested(asked, [{"CPU": 3.0}, {"CPU": 5.0}])
+    killed.kill()
+    killed.wait()
+    wait_until_requested(asked, [{"CPU": 5.0}])
+    other.communicate(b"\n", timeout=60)
+    assert other.returncode == 0
+    assert requested(asked) == []
+
+
 @pytest.mark.slow
 def test_an_autoscaler_is_asked_and_waited_for_and_released(
     joined: Joined, launch: Callable[..., Launch], asked: GcsClient
@@ -252,10 +297,6 @@ def test_an_autoscaler_is_asked_and_waited_for_and_released(
     space = GCS_AUTOSCALER_STATE_NAMESPACE.encode()
     key = GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode()
     asked.internal_kv_put(key, config.SerializeToString(), True, namespace=space)
-
-    def requested() -> Any:
-        found = asked.internal_kv_get(b"autoscaler_resource_request", namespace=None)
-        return json.loads(found) if found else None
 
     try:
         line = refused(start(joined, launch, "beyond", "--workers", "99", "--min-workers", "20"))
@@ -268,10 +309,10 @@ def test_an_autoscaler_is_asked_and_waited_for_and_released(
         assert summary["waiting"] == (
             "waiting for nodes: 4 workers with 0.5 CPUs, 0 GPUs fit on the 2 there are, 7 must"
         )
-        assert requested() == [{"CPU": 0.5}] * 9
+        wait_until_requested(asked, [{"CPU": 0.5}] * 9)
         run.process.send_signal(signal.SIGINT)
         assert run.end() == 130
         assert "waiting for nodes: 4 workers" in run.log.read_text()
-        assert requested() == []
+        assert requested(asked) == []
     finally:
         asked.internal_kv_del(key, False, namespace=space)

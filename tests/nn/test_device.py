@@ -11,8 +11,10 @@ import torch
 from a2c_learners import AGENT, ATARI, WORKER, parameters, playing
 from graph_twin import TapeGraph
 
+from leap_dist.config.settings import AgentSettings
 from leap_dist.leap.pull_forward import PullForward
 from leap_dist.nn import device
+from leap_dist.nn.actor_critic import ActorCritic, Encoder
 from leap_dist.nn.device import CapturedGraph, CudaGraph, graph_for, prepare, resolve_device, resolve_precision
 from leap_dist.tasks.atari import a2c, rollout
 
@@ -140,3 +142,39 @@ def test_the_twin_notices_what_a_gpu_would_not_see():
 
 def test_the_device_module_is_what_a2c_uses():
     assert a2c.graph_for is device.graph_for
+
+
+@pytest.mark.parametrize(
+    ("unroll", "graph"), [(3, None), (rollout.LONGEST_CAPTURED + 1, None), (rollout.LONGEST_CAPTURED + 1, TapeGraph)]
+)
+def test_without_graphs_nothing_of_an_unroll_stays_on_the_host(unroll, graph):
+    """On the device "meta", which holds no numbers but refuses tensors of another device, as a GPU does."""
+    agent = AgentSettings(envs=2, unroll=unroll)
+    model = ActorCritic(Encoder(4), 6).to("meta")
+    generator = torch.Generator()
+    unrolled = rollout.Rollout(model, agent, actions=6, dtype=torch.bfloat16, generator=generator, graph=graph)
+    frames = np.zeros((2, 4, 84, 84), np.uint8)
+    unrolled.set_frames(frames)
+    for step in range(unroll):
+        unrolled._act[step]()  # `act` would read the actions back, and there are none
+        unrolled.set_frames(frames)
+    parts, gradients = unrolled.gradients()
+    assert {tensor.device.type for tensor in (parts, *gradients, unrolled.loss())} == {"meta"}
+
+
+def test_what_cannot_be_captured_runs_step_by_step(caplog):
+    class Refused(TapeGraph):
+        def record(self, function):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    source = torch.zeros(2)
+    captured = CapturedGraph(lambda: [source + 1], Refused)
+    results = []
+    for i in range(CapturedGraph.WARM_UP + 3):
+        source.fill_(float(i))
+        results.append(captured()[0].tolist())
+    assert results == [[i + 1.0] * 2 for i in range(CapturedGraph.WARM_UP + 3)]
+    assert [record.message for record in caplog.records] == [
+        "work on the GPU runs step by step, because it cannot be captured as a graph: operation not permitted when "
+        "stream is capturing"
+    ]

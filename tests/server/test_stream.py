@@ -422,10 +422,10 @@ def test_a_failed_lease_is_forgotten_over_a_restart_too(tmp_path):
 
 
 def test_the_limit_of_staleness_grows_with_the_pushes_of_a_task():
-    assert config(mode="async", workers=3).max_staleness == 4 * 3
-    assert config(mode="stream", workers=3, task_steps=400, worker__push_interval=100).max_staleness == 4 * 3 * 5
-    assert config(mode="stream", workers=3, task_steps=399, worker__push_interval=100).max_staleness == 4 * 3 * 4
-    assert config(mode="stream", workers=3, meta__max_staleness=7).max_staleness == 7
+    assert config(mode="async").max_staleness(3) == 4 * 3
+    assert config(mode="stream", task_steps=400, worker__push_interval=100).max_staleness(3) == 4 * 3 * 5
+    assert config(mode="stream", task_steps=399, worker__push_interval=100).max_staleness(3) == 4 * 3 * 4
+    assert config(mode="stream", meta__max_staleness=7).max_staleness(3) == 7
 
 
 @pytest.mark.parametrize("final", [False, True])

@@ -320,7 +320,7 @@ def test_the_server_of_a_working_copy_stays_on_the_driver_s_machine(monkeypatch:
     """Where else would the folder be."""
     import ray
 
-    from leap_dist.driver import driver
+    from leap_dist.driver import server_start
     from leap_dist.driver.signals import StopSignal
 
     class Actor:
@@ -335,9 +335,10 @@ def test_the_server_of_a_working_copy_stays_on_the_driver_s_machine(monkeypatch:
             return self
 
     monkeypatch.setattr(ray, "get_runtime_context", lambda: type("Here", (), {"get_node_id": lambda _: "0" * 56})())
-    monkeypatch.setattr(driver, "first_answer", lambda *_: None)
+    monkeypatch.setattr(server_start, "first_answer", lambda *_: None)
     for movable in (True, False):
-        server = driver._start_server(driver._ServerPlan(Actor(), (), Path(), movable=movable), StopSignal())
+        plan = server_start.ServerPlan(Actor(), (), Path(), movable=movable, most_workers=1, one_kind=False)
+        server = server_start.start_server(plan, StopSignal())
         assert (server.chosen.node_id, server.chosen.soft) == ("0" * 56, movable)
 
 

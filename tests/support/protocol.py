@@ -201,6 +201,6 @@ def drive(server: MetaServer, workers: Sequence[Worker], turns: int | None = Non
 
 
 def ledger(run_dir: Path) -> list[dict[str, Any]]:
-    """The ledger without what names workers and leases, which differ between runs that do the same."""
+    """The ledger without what names workers, devices and leases, which differ between runs that do the same."""
     lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("lease", "worker", "seconds")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("lease", "worker", "device", "seconds")} for line in lines]

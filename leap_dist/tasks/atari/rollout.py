@@ -107,7 +107,8 @@ class Rollout:
         self._agent = agent
         self._generator = generator
         self._recorder = Recorder(model.encoder, steps, envs, dtype)
-        device, channels = generator.device, model.encoder.conv1.in_channels
+        weight = model.encoder.conv1.weight
+        device, channels = weight.device, weight.shape[1]
 
         pinned = device.type == "cuda"  # copies from page-locked memory are asynchronous
         frames = torch.zeros(envs, channels, FRAME_SIZE, FRAME_SIZE, dtype=torch.uint8, pin_memory=pinned)
@@ -116,9 +117,10 @@ class Rollout:
         self.discounts: np.ndarray
         self.rewards, self.discounts = outcome.numpy()
         """(T, N) each. The caller fills them in before it asks for the loss."""
-        self._staged = (frames, outcome) if graph else None
+        # What the host fills in is copied where the device cannot read it, or where a graph refers to fixed addresses.
+        self._staged = (frames, outcome) if graph or device.type != "cpu" else None
         self._frames = torch.zeros_like(frames, device=device)
-        self._outcome = torch.zeros_like(outcome, device=device) if graph else outcome
+        self._outcome = outcome if self._staged is None else torch.zeros_like(outcome, device=device)
         self._noise = torch.zeros(steps, envs, actions, device=device)
         self._actions = torch.zeros(steps, envs, dtype=torch.int64, device=device)
         self._last_value = torch.zeros(envs, device=device)

@@ -1,0 +1,212 @@
+"""NVIDIA's MPS daemon, by which workers that share a GPU compute at the same time instead of taking turns.
+
+One daemon per node with GPUs, with directories of its own, for our workers only. It changes no setting of the card, and
+ends with the run: the actor that holds it is its parent, and the kernel ends it with its parent. Where the tool is
+missing, somebody's daemon runs already, or CUDA does not work through ours, workers go on without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from leap_dist.config.settings import Config
+from leap_dist.driver.node_report import GPU_SCRIPT
+from leap_dist.driver.placement import Room
+
+TOOL = "nvidia-cuda-mps-control"
+PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
+"""Environment variables by which CUDA finds the daemon."""
+START_SECONDS = 10.0
+TRY_SECONDS = 60.0
+"""Time limit for a first computation through the daemon."""
+END_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1  # prctl.h
+
+
+class Daemon:
+    """The daemon of this machine. `folder` is its directory of pipes, or None where there is no daemon of ours."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> str:
+        """Start the daemon. Returns "" if CUDA works through it, or else why workers go on without."""
+        tool = shutil.which(TOOL)
+        if tool is None:
+            return f"{TOOL} is not installed"
+        if runs_already():
+            return "somebody's daemon runs already"
+        self.folder = Path(tempfile.mkdtemp(prefix="leap-mps-"))
+        try:
+            self._process = subprocess.Popen(
+                [tool, "-f"],
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                preexec_fn=_end_with_parent,
+            )
+            problem = self._wait() or self._try()
+        except OSError as error:
+            problem = str(error)
+        if problem:
+            self.stop()
+        return problem
+
+    def environment(self) -> dict[str, str]:
+        """Return this process's environment, with the daemon's directories."""
+        return {**os.environ, PIPES: str(self.folder), LOGS: str(self.folder)}
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the daemon runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the daemon and remove its directories."""
+        if self.is_running and self._process is not None:
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                tool = shutil.which(TOOL) or TOOL
+                subprocess.run([tool], input=b"quit -t 2\n", env=self.environment(), timeout=END_SECONDS, check=False)
+                self._process.wait(END_SECONDS)
+            if self.is_running:
+                self._process.kill()
+                self._process.wait()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder = None
+
+    def _wait(self) -> str:
+        """Wait until the daemon listens. Returns "" or what is wrong."""
+        assert self.folder is not None
+        deadline = time.monotonic() + START_SECONDS
+        while self.is_running and time.monotonic() < deadline:
+            if (self.folder / "control").exists():
+                return ""
+            time.sleep(0.02)
+        return "the daemon does not start" if self.is_running else "the daemon ended at once"
+
+    def _try(self) -> str:
+        """Compute something through the daemon, in another process. Returns "" or what is wrong."""
+        command = [sys.executable, "-c", GPU_SCRIPT]
+        try:
+            done = subprocess.run(
+                command, env=self.environment(), capture_output=True, text=True, timeout=TRY_SECONDS, check=True
+            )
+            gpus, problem = json.loads(done.stdout.strip().splitlines()[-1])
+        except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+            return f"CUDA does not work through it: {type(error).__name__}"
+        return f"CUDA does not work through it: {problem or 'no GPU'}" if problem or not gpus else ""
+
+
+def runs_already() -> bool:
+    """Return whether a daemon, or a server of one, runs on this machine, whoever has started it."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "comm").read_text().startswith("nvidia-cuda-mps"):  # cut off after 15 bytes
+                return True
+    return False
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class DaemonActor:
+    """A Daemon in a Ray actor on its node."""
+
+    def __init__(self) -> None:
+        self._daemon = Daemon()
+
+    def start(self) -> tuple[str, str]:
+        """Start the daemon. Returns the directory of its pipes, or "" and why there is none."""
+        problem = self._daemon.start()
+        return ("", problem) if problem else (str(self._daemon.folder), "")
+
+    def is_running(self) -> bool:
+        """Return whether the daemon runs."""
+        return self._daemon.is_running
+
+    def stop(self) -> None:
+        """End the daemon."""
+        self._daemon.stop()
+
+
+DAEMON: Any = ray.remote(num_cpus=0, max_restarts=0)(DaemonActor)
+
+
+class Daemons:
+    """The daemons of all nodes whose GPUs are shared by workers. Never blocks, except in `close`.
+
+    Args:
+        config: the run's configuration.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._wanted = config.worker.mps == "auto"
+        self._actors: dict[str, tuple[Any, Any]] = {}  # actor and its next answer, by node
+        self.pipes: dict[str, str] = {}
+        """Directory of the pipes by node, for those whose daemon has started."""
+        self.states: dict[str, str] = {}
+        """In a few words, by node: "running", or why there is no daemon."""
+
+    def follow(self, hosts: Mapping[str, Room]) -> None:
+        """Start a daemon on each new node whose workers share GPUs, and take note of those that have ended."""
+        if not self._wanted:
+            return
+        for name, room in hosts.items():
+            if name not in self._actors and room.device == "cuda" and room.gpus < 1:
+                there = NodeAffinitySchedulingStrategy(name, soft=False)
+                actor = DAEMON.options(scheduling_strategy=there).remote()
+                self._actors[name] = actor, actor.start.remote()
+        for name, (actor, answer) in list(self._actors.items()):
+            if name not in hosts:
+                self._forget(name)
+            elif answer is not None and ray.wait([answer], timeout=0)[0]:
+                self._take(name, actor, answer)
+
+    def is_undecided(self, host: str) -> bool:
+        """Return whether a node's daemon is still starting, so that workers there have to wait for a moment."""
+        return host in self._actors and host not in self.states
+
+    def close(self) -> None:
+        """End all daemons."""
+        with contextlib.suppress(RayError):
+            ray.get([actor.stop.remote() for actor, _ in self._actors.values()], timeout=3 * END_SECONDS)
+        for name in list(self._actors):
+            self._forget(name)
+
+    def _take(self, name: str, actor: Any, answer: Any) -> None:
+        try:
+            found = ray.get(answer)
+        except RayError as error:
+            found = "", f"lost ({type(error).__name__})"
+        if isinstance(found, tuple):
+            self.pipes[name], problem = found
+            self.states[name] = problem or "running"
+        elif not found:
+            self.pipes[name], self.states[name] = "", "the daemon has ended"
+        runs = bool(self.pipes[name])
+        self._actors[name] = actor, actor.is_running.remote() if runs else None
+
+    def _forget(self, name: str) -> None:
+        ray.kill(self._actors.pop(name)[0])
+        self.pipes.pop(name, None)
+        self.states.pop(name, None)

@@ -1,0 +1,202 @@
+"""What a node reports about itself, and whether it can run workers: GPUs, emulator, packages, storage."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from leap_dist.driver.memory import WORKER_GPU_BYTES
+from leap_dist.driver.nodes import Node
+
+EQUAL = ("torch", "ray")
+"""Packages whose versions must be the same on all nodes, up to the build, as must Python's."""
+PACKAGES = (*EQUAL, "numpy", "ale-py", "gymnasium", "safetensors")
+"""Packages that a worker needs, and whose versions influence what it computes."""
+
+GPU_SCRIPT = """
+import json
+gpus, problem = [], ""
+try:
+    import torch
+    torch.cuda.init()
+    for index in range(torch.cuda.device_count()):
+        torch.ones(8, device=f"cuda:{index}").sum().item()  # fails where torch has no code for this GPU
+        gpus.append([torch.cuda.get_device_name(index), *torch.cuda.mem_get_info(index)])
+except Exception as error:
+    problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
+print(json.dumps([gpus, problem]))
+"""
+"""Prints the name, free bytes and total bytes of each GPU that torch can use, and why it cannot use one."""
+
+
+class Question(NamedTuple):
+    """What a node is asked."""
+
+    path: str
+    """A probe file in the run directory; empty if the node need not share it."""
+    data_dir: str
+    """Directory of the data sets; empty if none is needed."""
+    games: tuple[str, ...]
+    """Atari games whose ROMs are needed."""
+    gpu_script: str
+    """Program that lists the GPUs; empty if the node's GPUs are not needed."""
+
+
+class Answer(NamedTuple):
+    """What a node reported about itself."""
+
+    content: str | None
+    """Content of the probe file, or None where the node cannot read it."""
+    unwritable: str
+    """Why the node cannot write next to the probe file; empty if it can."""
+    python: str
+    versions: dict[str, str | None]
+    """Installed version by package, or None where the package is missing."""
+    has_data: bool
+    """Whether the directory of the data sets exists."""
+    emulator: str
+    """Why the emulator or a ROM is missing; empty if all are there."""
+    gpus: list[tuple[str, int, int]]
+    """Name, free bytes and total bytes of each GPU that torch can use."""
+    gpu_problem: str
+    """Why torch can use no further GPU; empty if nothing failed."""
+
+
+class Verdict(NamedTuple):
+    """Whether a node can run workers."""
+
+    node: Node | None
+    """The node with the resources that workers can use there, or None if it is left out."""
+    lines: list[str]
+    """What the user should know: why it is left out, or what is different there."""
+
+
+def report(question: tuple[Any, ...], packages: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return the fields of an Answer about the machine that this runs on. It needs no module of ours."""
+    import importlib.metadata
+    import json
+    import os
+    import pathlib
+    import platform
+    import subprocess
+    import sys
+
+    path, data_dir, games, gpu_script = question
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    content, unwritable = None, ""
+    if path:
+        try:
+            content = pathlib.Path(path).read_text()
+            beside = pathlib.Path(f"{path}-{os.getpid()}-{os.urandom(4).hex()}")
+            beside.touch()
+            beside.unlink()
+        except OSError as error:
+            unwritable = error.strerror or str(error)
+    emulator = ""
+    if games:
+        try:
+            import ale_py  # noqa: F401  (its native library may not load)
+            from ale_py import roms
+
+            missing = [game for game in games if not roms.get_rom_path(game)]
+            emulator = f"no ROM of {missing[0]}" if missing else ""
+        except Exception as error:
+            emulator = f"{type(error).__name__}: {error}"
+    gpus: list[tuple[str, int, int]] = []
+    gpu_problem = ""
+    if gpu_script:  # in a process of its own, because CUDA keeps hundreds of megabytes until its process ends
+        try:
+            command = [sys.executable, "-c", gpu_script]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+            found, gpu_problem = json.loads(done.stdout.strip().splitlines()[-1])
+            gpus = [(str(name), int(free), int(total)) for name, free, total in found]
+        except Exception as error:
+            gpu_problem = f"torch does not start: {type(error).__name__}"
+    python = platform.python_version()
+    has_data = not data_dir or pathlib.Path(data_dir).is_dir()
+    return content, unwritable, python, versions, has_data, emulator, gpus, gpu_problem
+
+
+def judge(node: Node, answer: Answer, *, content: str, folder: Path | None, data_dir: str, device: str) -> Verdict:
+    """Decide from its answer whether a node can run workers.
+
+    Args:
+        node: the node.
+        answer: what it reported.
+        content: what the probe file holds.
+        folder: directory that it must share, or None.
+        data_dir: directory of the data sets that it must have; empty if none is needed.
+        device: worker.device of the run.
+    """
+    host = node.host
+    if folder is not None and answer.content != content:
+        return _left_out(
+            f"run-dir: {folder} is not shared with node {host}; put it on storage that every node has, give a URL, "
+            "or say --server.storage node, with which only this node can resume the run"
+        )
+    if folder is not None and answer.unwritable:
+        return _left_out(
+            f"run-dir: {folder} cannot be written from node {host} ({answer.unwritable}); give it the rights, or say "
+            "--server.storage node"
+        )
+    if not answer.has_data:
+        return _left_out(f"data_dir: node {host} has no {data_dir}; put the data sets there, or on shared storage")
+    if missing := [package for package in PACKAGES if answer.versions[package] is None]:
+        return _left_out(
+            f"address: node {host} lacks {', '.join(missing)}; install this project's requirements.txt there"
+        )
+    here = {"Python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    there = {"Python": answer.python, **answer.versions}
+    if other := [name for name in ("Python", *EQUAL) if _release(there[name]) != _release(here[name])]:
+        return _left_out(f"address: node {host} has {_listed(other, there, here)}; install the same there")
+    if answer.emulator:
+        return _left_out(
+            f"address: node {host} cannot start the emulator ({answer.emulator[:200]}); install ale-py "
+            f"{here['ale-py']} there"
+        )
+    different = [name for name in PACKAGES if there[name] != here[name]]
+    lines = [f"node {host} has {_listed(different, there, here)}: the bits may differ"] if different else []
+    if device == "cpu" or not node.resources.get("GPU"):
+        return Verdict(node, lines)
+    return _with_gpus(node, answer, lines, device)
+
+
+def _with_gpus(node: Node, answer: Answer, lines: list[str], device: str) -> Verdict:
+    """Judge the GPUs of a node. Where they may be missing, it is used for its processors."""
+    wanted = int(node.resources["GPU"])
+    full = [(name, free, total) for name, free, total in answer.gpus if free < WORKER_GPU_BYTES]
+    if len(answer.gpus) < wanted:
+        reason = answer.gpu_problem or f"torch sees {len(answer.gpus)} of {wanted}, as when they are divided by MIG"
+        advice = "see cluster/README.md for the driver and the build of torch that fit"
+    elif full:
+        name, free, total = full[0]
+        reason = f"{free / 2**30:.1f} of {total / 2**30:.0f} GB of a {name} are free"
+        advice = "end what uses it"
+    else:
+        return Verdict(node._replace(gpu_bytes=min(free for _, free, _ in answer.gpus)), lines)
+    line = f"worker.device: GPUs of node {node.host} cannot be used ({reason[:300]}); {advice}"
+    if device == "cuda":
+        return Verdict(None, [f"{line}, or use --worker.device cpu"])
+    resources = {**node.resources, "GPU": 0.0}
+    return Verdict(node._replace(resources=resources), [*lines, f"{line}. Its processors are used meanwhile"])
+
+
+def _left_out(line: str) -> Verdict:
+    return Verdict(None, [line])
+
+
+def _release(version: str | None) -> str:
+    """Return a version without its build, such as +cpu."""
+    return (version or "").partition("+")[0]
+
+
+def _listed(names: Sequence[str], there: dict[str, Any], here: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {there[name]} (here {here[name]})" for name in names)

@@ -1,0 +1,55 @@
+"""The plan of a run in one line: its nodes, its workers, what limits them, and how long it may take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+
+from leap_dist.config.settings import Config
+from leap_dist.driver.placement import Room
+
+STEPS_PER_SECOND = {"cpu": 1_600.0, "cuda": 1_700.0}
+"""Agent steps per second of one worker on Atari, by device: on one core, and on a GPU that the emulator keeps waiting.
+
+From docs/performance.md. Machines differ by a factor of two, and games by as much.
+"""
+
+
+def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int) -> str:
+    """Return the plan.
+
+    Args:
+        config: the run's configuration.
+        rooms: the room on each node that may get workers.
+        wanted: number of workers that should run.
+        steps_left: agent steps to the end of the run.
+    """
+    places: Counter[str] = Counter()
+    for room in sorted(rooms, key=lambda room: room.device != "cuda"):  # in the order in which they are filled
+        places[room.device] += min(room.workers, wanted - places.total())
+    workers = places.total()
+    nodes = f"{len(rooms)} node{'' if len(rooms) == 1 else 's'}"
+    text = f"plan: {nodes}, {workers} worker{'' if workers == 1 else 's'}"
+    if places["cuda"]:
+        text += f" ({places['cuda']} on GPUs, {places['cpu']} on processors)"
+    text += f", limited by {_limit(config, rooms, workers)}"
+    if config.is_supervised or not workers:
+        return text
+    rate = sum(STEPS_PER_SECOND[device] * count for device, count in places.items())
+    left = timedelta(seconds=round(steps_left / rate))
+    return f"{text}; about {_rounded(rate):,.0f} agent steps/s, {left} to the end"
+
+
+def _limit(config: Config, rooms: Sequence[Room], workers: int) -> str:
+    """Return what keeps further workers from starting."""
+    if config.workers != "auto" and workers >= config.workers:
+        return "--workers"
+    if workers < sum(room.workers for room in rooms):
+        return "meta.batch_size, because mode sync waits for each batch" if config.mode == "sync" else "the tasks left"
+    return " and ".join(dict.fromkeys(room.limit for room in rooms)) or "nodes"
+
+
+def _rounded(rate: float) -> float:
+    """Return a rate with two digits that count."""
+    return round(rate, 2 - len(str(int(rate))))

@@ -1,0 +1,225 @@
+"""NVIDIA's MPS daemon for our own workers, with a program that pretends to be it; no GPU is needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leap_dist.config.loading import resolve
+from leap_dist.driver import mps
+from leap_dist.driver.mps import Daemon, Daemons
+from leap_dist.driver.placement import Room
+
+FAKE = f"""#!{sys.executable}
+import os, pathlib, signal, sys
+folder = pathlib.Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"])
+if sys.argv[1:] == ["-f"]:
+    BEGIN
+    (folder / "pid").write_text(str(os.getpid()))
+    (folder / "control").touch()
+    signal.pause()
+elif sys.stdin.read().startswith("quit"):
+    os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
+"""
+WORKS = 'print(\'[[["H100", 1, 2]], ""]\')'
+GPU, WHOLE, CPU = (
+    Room(4, "cuda", 0.25, "worker.gpus"),
+    Room(1, "cuda", 1.0, "worker.gpus"),
+    Room(4, "cpu", 0.0, "processors"),
+)
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The program on the PATH, and a GPU with which CUDA works."""
+    path = tmp_path / mps.TOOL
+    path.write_text(FAKE.replace("BEGIN", ""))
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(mps, "GPU_SCRIPT", WORKS)
+    monkeypatch.setattr(mps, "runs_already", lambda: False)
+    return path
+
+
+def test_a_daemon_runs_with_directories_of_its_own_and_leaves_nothing(tool: Path) -> None:
+    daemon = Daemon()
+    assert daemon.start() == ""
+    folder = daemon.folder
+    assert folder is not None
+    assert daemon.is_running
+    assert folder.stat().st_mode & 0o077 == 0, "nobody else gets in"
+    assert {daemon.environment()[name] for name in (mps.PIPES, mps.LOGS)} == {str(folder)}
+    assert mps.PIPES not in os.environ, "this process goes on as it was"
+    daemon.stop()
+    assert not daemon.is_running
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("begin", "script", "problem"),
+    [
+        ("sys.exit(1)", WORKS, "the daemon ended at once"),
+        ("signal.pause()", WORKS, "the daemon does not start"),
+        ("", "print('[[], \"out of memory\"]')", "CUDA does not work through it: out of memory"),
+        ("", "print('[[], \"\"]')", "CUDA does not work through it: no GPU"),
+        ("", "raise SystemExit(3)", "CUDA does not work through it: CalledProcessError"),
+    ],
+)
+def test_where_it_does_not_work_nothing_is_left_of_it(
+    tool: Path, monkeypatch: pytest.MonkeyPatch, begin: str, script: str, problem: str
+) -> None:
+    tool.write_text(FAKE.replace("BEGIN", begin))
+    monkeypatch.setattr(mps, "GPU_SCRIPT", script)
+    monkeypatch.setattr(mps, "START_SECONDS", 0.5 if "does not start" in problem else 30.0)
+    monkeypatch.setattr(mps, "END_SECONDS", 0.2)
+    daemon = Daemon()
+    assert daemon.start() == problem
+    assert (daemon.folder, daemon.is_running) == (None, False)
+
+
+def test_somebody_elses_daemon_is_left_alone_and_a_missing_tool_is_no_error(
+    tool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mps, "runs_already", lambda: True)
+    assert Daemon().start() == "somebody's daemon runs already"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert Daemon().start() == "nvidia-cuda-mps-control is not installed"
+
+
+def test_a_running_daemon_is_recognized_by_its_name(tmp_path: Path) -> None:
+    assert not mps.runs_already()
+    program = tmp_path / mps.TOOL
+    program.symlink_to("/bin/sleep")
+    process = subprocess.Popen([program, "60"])
+    deadline = time.monotonic() + 20
+    while not mps.runs_already() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert mps.runs_already()
+    process.kill()
+    process.wait()
+
+
+HOLDER = """
+import sys
+from leap_dist.driver import mps
+mps.GPU_SCRIPT, mps.runs_already = sys.argv[1], lambda: False
+daemon = mps.Daemon()
+assert daemon.start() == "", "it does not start"
+print((daemon.folder / "pid").read_text(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of another system does not do it")
+def test_a_daemon_ends_with_the_process_that_holds_it_even_if_that_is_killed(tool: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, WORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    daemon = int(holder.stdout.readline())
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{daemon}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{daemon}").exists() or "Z" in Path(f"/proc/{daemon}/stat").read_text().split()[2]
+
+
+class Actors:
+    """Stands in for Ray: actors answer what the test says, when it says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started: list[str] = []
+        self.answers: dict[str, Any] = {}
+        self.ended: list[str] = []
+        actors = self
+
+        class Actor:
+            def __init__(self, name: str) -> None:
+                self.name = name
+                for method in ("start", "is_running", "stop"):
+                    call = type("Call", (), {"remote": lambda _, method=method: f"{self.name}.{method}"})
+                    setattr(self, method, call())
+
+        class Options:
+            def options(self, scheduling_strategy: Any) -> Options:
+                self.name = scheduling_strategy.node_id
+                return self
+
+            def remote(self) -> Actor:
+                actors.started.append(self.name)
+                return Actor(self.name)
+
+        monkeypatch.setattr(mps, "DAEMON", Options())
+        monkeypatch.setattr(
+            mps, "NodeAffinitySchedulingStrategy", lambda node_id, soft: type("At", (), {"node_id": node_id})
+        )
+        monkeypatch.setattr(mps.ray, "wait", lambda answers, timeout: ([a for a in answers if a in self.answers], []))
+        monkeypatch.setattr(mps.ray, "get", self._get)
+        monkeypatch.setattr(mps.ray, "kill", lambda actor: self.ended.append(actor.name))
+
+    def _get(self, answer: Any, timeout: float = 0.0) -> Any:
+        if isinstance(answer, list):
+            return [None for _ in answer]
+        found = self.answers.pop(answer)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def test_only_nodes_whose_workers_share_a_gpu_get_a_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    actors = Actors(monkeypatch)
+    hosts = {"gpu": GPU, "whole": WHOLE, "cpu": CPU}
+    Daemons(resolve("smoke", {"worker.mps": "no"})).follow(hosts)
+    assert actors.started == []
+    daemons = Daemons(resolve("smoke"))
+    for _ in range(2):
+        daemons.follow(hosts)
+    assert actors.started == ["gpu"]
+    assert [daemons.is_undecided(name) for name in hosts] == [True, False, False]
+    actors.answers["gpu.start"] = "/tmp/leap-mps-1", ""
+    daemons.follow(hosts)
+    assert (daemons.is_undecided("gpu"), daemons.pipes, daemons.states) == (
+        False, {"gpu": "/tmp/leap-mps-1"}, {"gpu": "running"},
+    )  # fmt: skip
+    daemons.close()
+    assert actors.ended == ["gpu"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        (("", "nvidia-cuda-mps-control is not installed"), "nvidia-cuda-mps-control is not installed"),
+        (mps.RayError("gone"), "lost (RayError)"),
+    ],
+)
+def test_without_a_daemon_workers_do_not_wait(monkeypatch: pytest.MonkeyPatch, answer: Any, state: str) -> None:
+    actors = Actors(monkeypatch)
+    daemons = Daemons(resolve("smoke"))
+    daemons.follow({"gpu": GPU})
+    actors.answers["gpu.start"] = answer
+    daemons.follow({"gpu": GPU})
+    assert (daemons.is_undecided("gpu"), daemons.pipes["gpu"], daemons.states) == (False, "", {"gpu": state})
+
+
+def test_the_next_worker_goes_on_without_a_daemon_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    actors = Actors(monkeypatch)
+    daemons = Daemons(resolve("smoke"))
+    daemons.follow({"gpu": GPU})
+    actors.answers["gpu.start"] = "/tmp/leap-mps-1", ""
+    daemons.follow({"gpu": GPU})
+    actors.answers["gpu.is_running"] = True
+    daemons.follow({"gpu": GPU})
+    assert daemons.pipes == {"gpu": "/tmp/leap-mps-1"}
+    actors.answers["gpu.is_running"] = False
+    daemons.follow({"gpu": GPU})
+    assert (daemons.pipes, daemons.states) == ({"gpu": ""}, {"gpu": "the daemon has ended"})
+    daemons.follow({})
+    assert (daemons.pipes, actors.ended) == ({}, ["gpu"])

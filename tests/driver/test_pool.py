@@ -1,0 +1,178 @@
+"""The pool without Ray: how many workers, on which nodes, with which devices, while nodes come and go."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from leap_dist.config.loading import resolve
+from leap_dist.driver import pool as pool_module
+from leap_dist.driver.nodes import Node, Nodes, View
+from leap_dist.driver.pool import Pool
+
+CPU, GPU = Node({"CPU": 4.0}, {}, "10.0.0.1"), Node({"CPU": 16.0, "GPU": 1.0}, {}, "10.0.0.2")
+
+
+class FixedNodes(Nodes):
+    """The nodes that a test names, and no thread that reads them."""
+
+    own = None
+
+    def __init__(self, **nodes: Node) -> None:
+        self.view = View(nodes, {})
+
+
+@pytest.fixture
+def placed(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, str, float]]:
+    """Node, device and GPUs by worker, as the pool starts them; no actor runs, and none ends by itself."""
+    found: dict[str, tuple[str, str, float]] = {}
+
+    def start(self: Pool, slot: Any, host: str, room: Any) -> None:
+        found[slot.name] = host, room.device, room.gpus
+        slot.host, slot.device, slot.run, slot.started = host, room.device, "run", time.monotonic()
+
+    monkeypatch.setattr(Pool, "_start", start)
+    monkeypatch.setattr(Pool, "_check", lambda self, slot, run: None)
+    monkeypatch.setattr(pool_module.ray, "kill", lambda actor: None)
+    return found
+
+
+def lose(pool: Pool, node: str) -> None:
+    """The node is gone, and Ray has told of its workers."""
+    pool._nodes.view = View({name: n for name, n in pool._nodes.view.staying.items() if name != node}, {})
+    for slot in pool._slots:
+        if slot.host == node:
+            slot.clear()
+
+
+def hosts(placed: dict[str, tuple[str, str, float]]) -> Counter[tuple[str, str, float]]:
+    return Counter(placed.values())
+
+
+def test_auto_fills_the_nodes_with_processors_and_gpus_and_follows_them(
+    placed: dict[str, tuple[str, str, float]],
+) -> None:
+    pool = Pool(resolve("paper", {"worker.mps": "no"}), FixedNodes(a=CPU))
+    pool.reconcile()
+    assert hosts(placed) == {("a", "cpu", 0.0): 4}
+    pool._nodes.view = View({"a": CPU, "b": GPU}, {})
+    pool.reconcile()
+    assert hosts(placed) == {("a", "cpu", 0.0): 4, ("b", "cuda", 0.0625): 16}
+    assert (pool.wanted, len(pool.describe())) == (20, 20)
+    assert Counter(worker["device"] for worker in pool.describe()) == {"cpu": 4, "cuda": 16}
+
+    lose(pool, "b")
+    pool.reconcile()
+    assert (pool.wanted, len(pool.describe())) == (4, 4), "nobody waits for room that is gone"
+    assert list(pool.alerts) == ["20 workers fit now, 4 did before", "4 workers fit now, 20 did before"]
+
+
+def test_the_first_node_goes_and_its_workers_move_to_the_others(placed: dict[str, tuple[str, str, float]]) -> None:
+    pool = Pool(resolve("paper", {"workers": 4}), FixedNodes(a=CPU, b=CPU))
+    pool.reconcile()
+    assert hosts(placed) == {("a", "cpu", 0.0): 2, ("b", "cpu", 0.0): 2}, "where there is most room"
+    lose(pool, "a")
+    pool.reconcile()
+    assert hosts(placed) == {("b", "cpu", 0.0): 4}
+
+
+def test_a_fixed_number_fills_gpus_first(placed: dict[str, tuple[str, str, float]]) -> None:
+    pool = Pool(resolve("paper", {"workers": 6, "worker.gpus": 0.25, "worker.mps": "no"}), FixedNodes(a=CPU, b=GPU))
+    pool.reconcile()
+    assert hosts(placed) == {("b", "cuda", 0.25): 4, ("a", "cpu", 0.0): 2}
+    assert pool.wanted == 6
+
+
+@pytest.mark.parametrize(("most", "wanted"), [(3, 3), (100, 20)])
+def test_auto_starts_no_more_workers_than_ever_have_a_task(
+    placed: dict[str, tuple[str, str, float]], most: int, wanted: int
+) -> None:
+    pool = Pool(resolve("paper", {"worker.mps": "no"}), FixedNodes(a=CPU, b=GPU), most_workers=most)
+    pool.reconcile()
+    assert (pool.wanted, len(placed)) == (wanted, wanted)
+
+
+def test_workers_of_a_gpu_wait_until_its_mps_daemon_has_started_or_not(
+    placed: dict[str, tuple[str, str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(resolve("paper"), FixedNodes(a=CPU, b=GPU))
+    undecided = {"b"}
+    monkeypatch.setattr(pool._daemons, "follow", lambda hosts: None)
+    monkeypatch.setattr(pool._daemons, "is_undecided", undecided.__contains__)
+    pool.reconcile()
+    assert hosts(placed) == {("a", "cpu", 0.0): 4}
+    undecided.clear()
+    pool.reconcile()
+    assert hosts(placed) == {("a", "cpu", 0.0): 4, ("b", "cuda", 0.0625): 16}
+
+
+def test_nothing_starts_before_min_workers_fit(placed: dict[str, tuple[str, str, float]]) -> None:
+    pool = Pool(resolve("paper", {"min_workers": 5}), FixedNodes(a=CPU))
+    pool.reconcile()
+    assert placed == {}
+    assert pool.waiting == "waiting for nodes: 4 workers with 1 CPUs, 0 GPUs fit on the 1 there are, 5 must"
+    pool._nodes.view = View({"a": CPU, "b": CPU}, {})
+    pool.reconcile()
+    assert len(placed) == 8
+
+
+class Unsure(pool_module.NoChecks):
+    """Checks that only some nodes have passed."""
+
+    def __init__(self) -> None:
+        self.alerts = ["b has no ROMs"]
+        self.good = {"a"}
+
+    def passed(self, nodes: Any) -> dict[str, Node]:
+        return {name: node for name, node in nodes.items() if name in self.good}
+
+
+def test_a_node_gets_no_workers_before_it_was_checked(placed: dict[str, tuple[str, str, float]]) -> None:
+    checks = Unsure()
+    pool = Pool(resolve("paper"), FixedNodes(a=CPU, b=CPU), checks=checks)
+    pool.reconcile()
+    assert hosts(placed) == {("a", "cpu", 0.0): 4}
+    assert list(pool.alerts) == ["b has no ROMs"]
+    checks.good.add("b")
+    pool.reconcile()
+    assert hosts(placed) == {("a", "cpu", 0.0): 4, ("b", "cpu", 0.0): 4}
+
+
+STATUS = {"tasks_wanted": 20, "tasks": 4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "most", "plan"),
+    [
+        (
+            {"task_steps": 96_000},
+            {"a": CPU},
+            99,
+            "plan: 1 node, 4 workers, limited by processors; about 6,400 agent steps/s, 0:04:00 to the end",
+        ),
+        (
+            {"task_steps": 336_000},
+            {"a": CPU, "b": GPU},
+            99,
+            "plan: 2 nodes, 20 workers (16 on GPUs, 4 on processors), limited by processors; about 34,000 agent "
+            "steps/s, 0:02:40 to the end",
+        ),
+        (
+            {"worker.gpus": 0.25, "worker.device": "cuda", "task_steps": 68_000},
+            {"a": CPU, "b": GPU},
+            99,
+            "plan: 1 node, 4 workers (4 on GPUs, 0 on processors), limited by worker.gpus; about 6,800 agent steps/s, "
+            "0:02:40 to the end",
+        ),
+        ({"workers": 1, "task_steps": 1_000}, {"a": CPU}, 99, "plan: 1 node, 1 worker, limited by --workers; about"),
+        ({}, {"a": CPU}, 3, "plan: 1 node, 3 workers, limited by the tasks left; about"),
+        ({"mode": "sync"}, {"a": CPU}, 2, "plan: 1 node, 2 workers, limited by meta.batch_size, because mode sync"),
+        ({"min_workers": 9}, {}, 99, "plan: 0 nodes, 0 workers, limited by nodes"),
+    ],
+)
+def test_the_plan_in_one_line(settings: dict[str, Any], nodes: dict[str, Node], most: int, plan: str) -> None:
+    pool = Pool(resolve("paper", settings), FixedNodes(**nodes), most_workers=most)
+    assert pool.plan(STATUS)[: len(plan)] == plan
