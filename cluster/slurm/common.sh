@@ -22,6 +22,14 @@ private_folder() {
 # shellcheck disable=SC2034 # used by the scripts that source this one, like "run" below
 port=$((20000 + ${SLURM_JOB_ID##*[!0-9]} % 10000))
 
+# Print an address of a node that the others reach. Debian resolves a machine's own name as 127.0.1.1, where only it answers;
+# the scripts that ask run on the head.
+address_of() {
+    case $1 in *[!0-9.]*) ;; *) echo "$1" && return ;; esac
+    local found
+    found=$(getent ahostsv4 "$1" | awk '$1 !~ /^127\./ { print $1; exit }')
+    echo "${found:-$(hostname -I | awk '{ print $1 }')}"
+}
 # The same flags start the run and, when the job is requeued or submitted again, continue it.
 # shellcheck disable=SC2034
 go_on() {

@@ -178,7 +178,17 @@ def test_pods_are_private_and_leave_in_order(kind: str) -> None:
     group = spec["workerGroupSpecs"][0]
     assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     policy = manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
+    admitted = [peer["podSelector"]["matchLabels"] for peer in manifest("NetworkPolicy")["spec"]["ingress"][1]["from"]]
+    assert [labels["app.kubernetes.io/name"] for labels in admitted] == ["kuberay-operator", "kuberay"], (
+        "Helm, kustomize"
+    )
+    requests = [
+        template["spec"]["containers"][0]["resources"]["requests"]["cpu"]
+        for template in (spec["headGroupSpec"]["template"], group["template"])
+    ]
+    assert requests == ["3", "7"], "nodes of 4 and 8 keep some for themselves"
     claim = manifest("PersistentVolumeClaim")
+    assert claim["spec"]["storageClassName"] == "REPLACE-ME", "the default class provides disks of one node"
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     for template in (spec["headGroupSpec"]["template"], group["template"]):
         pod = template["spec"]
@@ -236,6 +246,54 @@ def test_scripts_are_sound(name: str) -> None:
         [found, "--external-sources", "--source-path", ROOT, CLUSTER / "slurm" / name], capture_output=True, text=True
     )
     assert checked.returncode == 0, checked.stdout
+
+
+STAND_INS = {
+    "ray": "",
+    "getent": 'case $2 in far) echo "10.1.2.3 STREAM";; *) echo "127.0.1.1 STREAM"; echo "127.0.1.1 DGRAM";; esac',
+    "hostname": 'echo "10.9.8.7 172.17.0.1"',
+    "squeue": 'echo "$LEFT"',
+    "scontrol": 'echo "$@" > "$ASKED"',
+}
+
+
+def common(tmp_path: Path, script: str, **more: str) -> str:
+    """What a script prints that has sourced the common part, with stand-ins for Slurm and the system."""
+    for name, body in STAND_INS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "SLURM_JOB_ID": "7",
+        "RAY_AUTH_TOKEN": "x",
+        "HOME": str(tmp_path),
+        "ASKED": str(tmp_path / "asked"),
+        **more,
+    }
+    command = ["bash", "-euo", "pipefail", "-c", f". cluster/slurm/common.sh; {script}"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize(("node", "address"), [("far", "10.1.2.3"), ("near", "10.9.8.7"), ("127.0.0.2", "127.0.0.2")])
+def test_the_head_is_called_by_an_address_that_other_nodes_reach(tmp_path: Path, node: str, address: str) -> None:
+    assert common(tmp_path, f"address_of {node}") == address
+
+
+@pytest.mark.parametrize(
+    ("left", "code", "requeued"),
+    [("2:59", 130, True), ("0:03", 130, True), ("2:59", 0, False), ("2:59", 1, False), ("5:00", 130, False),
+     ("1-00:00:00", 130, False), ("12:30:00", 130, False), ("", 130, False)],
+)  # fmt: skip
+def test_a_slurm_job_whose_time_is_up_goes_on_by_itself(tmp_path: Path, left: str, code: int, requeued: bool) -> None:
+    """One that was told to stop, has ended, or has failed does not."""
+    common(tmp_path, f"! is_out_of_time || LEAP_OUT_OF_TIME=yes; requeue_if_out_of_time {code}", LEFT=left)
+    asked = tmp_path / "asked"
+    assert (asked.read_text().split() if asked.exists() else []) == (["requeue", "7"] if requeued else [])
+
+
+def test_the_same_command_starts_and_continues_a_slurm_job(tmp_path: Path) -> None:
+    said = common(tmp_path, 'go_on /shared/leap --preset fast; echo "${run[@]}"')
+    assert said == "--resume auto --run-dir /shared/leap --preset fast"
 
 
 def test_slurm_scripts_say_what_they_need_and_refuse_the_rest() -> None:
