@@ -36,6 +36,7 @@ def print_training(run: location.Run, outcome: str, summary: dict[str, Any]) -> 
     )
     _print_files(
         ("initialization", f"{run.shown}/init.safetensors"),
+        *((("best", f"{run.shown}/best.safetensors"),) if (run.folder / "best.safetensors").exists() else ()),
         ("picture", picture),
         ("ledger", f"{run.shown}/ledger.jsonl"),
         ("curves", _tensorboard_command(f"{run.shown}/tensorboard")),
