@@ -18,10 +18,11 @@ from leap_dist.driver.errors import HeadLost
 from leap_dist.evaluation import early_stopping, initializations
 from leap_dist.evaluation.early_stopping import History, Measurement
 from leap_dist.evaluation.runs import Run, missing
-from leap_dist.storage import run_directory
+from leap_dist.storage import manifest, run_directory
 from leap_dist.storage.location import Run as TrainingRun
 from leap_dist.storage.redaction import redact
 from leap_dist.telemetry import tensorboard, terminal, trackers
+from leap_dist.telemetry.overview import about
 
 Observer = Callable[[list[dict[str, Any]], dict[str, Any]], None]
 """Called about twice a second with the ledger's new lines, in whole meta-updates, and the summary."""
@@ -118,6 +119,7 @@ def _train(
     interval = config.telemetry.agreement_interval
     board = tensorboard.TensorBoard(run_dir, agreement_interval=interval, listener=tracking.event)
     board.begin(config)
+    board.text("about", redact(about(config, manifest.describe_command())))
     board.text("config", redact(f"```yaml\n{configuration.to_yaml(config)}```"))
     board.text("manifest", redact(f"```json\n{(run_dir / 'manifest.json').read_text()}\n```"))
     latest: dict[str, Any] = {}

@@ -78,7 +78,7 @@ def describe(config: Config) -> dict[str, Any]:
         "leap_dist": _git_revision(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
-        "command": redact_all([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": describe_command(),
         "seed": config.seed,
         **({"init": _initialization(config.init)} if config.init else {}),
         "python": platform.python_version(),
@@ -102,6 +102,11 @@ def _initialization(source: str) -> dict[str, str | None]:
     except (ConfigError, OSError):  # a URL, or a file that has been removed since the run began
         return {"source": redact(source), "sha256": None}
     return {"source": source, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def describe_command() -> list[str]:
+    """Return the words of the command that started this process, without secrets."""
+    return redact_all([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _read(run_dir: Path) -> dict[str, Any]:

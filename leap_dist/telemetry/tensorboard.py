@@ -37,6 +37,7 @@ from leap_dist.config.settings import Config
 from leap_dist.tasks.atari.video import Clip, dimensions
 from leap_dist.telemetry import projection
 from leap_dist.telemetry.event_file import EventFile, read_events
+from leap_dist.telemetry.overview import GROUP, overview
 from leap_dist.telemetry.pictures import draw
 from leap_dist.telemetry.projection import GAME, SERVER, Event, Position, Projection, operations
 from leap_dist.telemetry.tags import AGREEMENT, PLAY, custom_scalars
@@ -185,6 +186,8 @@ class TensorBoard:
         try:
             for event in itertools.chain(self._pending, extra):
                 self._add(event)
+                for copy in overview(event):
+                    self._add(copy)
             for file in self._files.values():
                 file.flush()
         except OSError as error:
@@ -202,7 +205,7 @@ class TensorBoard:
             self._files[event.run] = EventFile(self._root / event.run)
         self._files[event.run].add(Summary(value=fresh), event.step)
         last.update((value.tag, event.step) for value in fresh)
-        if self._listener is not None:
+        if self._listener is not None and not fresh[0].tag.startswith(GROUP):  # copies of what it has heard of
             self._listener(Event(event.run, event.step, fresh))
 
     def _last_steps(self, run: str) -> dict[str, int]:

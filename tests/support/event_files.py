@@ -140,8 +140,9 @@ def shown(run_dir: Path) -> Points:
 
 
 def curves(run_dir: Path) -> dict[tuple[str, str], Counter[tuple[int, float]]]:
-    """The same without ops/*, which the ledger does not hold, and without order."""
-    return {key: Counter(points) for key, points in shown(run_dir).items() if not key[1].startswith("ops/")}
+    """The same without ops/* and their copy, which the ledger does not hold, and without order."""
+    others = ("ops/", "_overview/steps_per_second")
+    return {key: Counter(points) for key, points in shown(run_dir).items() if not key[1].startswith(others)}
 
 
 def write(run_dir: Path, updates: list[list[Line]], **arguments: Any) -> TensorBoard:

@@ -19,9 +19,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
 
-from leap_dist.config.loading import fixed_settings
+from leap_dist.config.loading import fixed_settings, resolve
 from leap_dist.config.registry import ERROR, RETURN, Metric, for_config
+from leap_dist.envs.games import reference_scores
 from leap_dist.tasks.atari.video import LARGEST, Clip, encode
+from leap_dist.telemetry.overview import MARKS, OF_SERVER, about
 from leap_dist.telemetry.tags import CURVE, META, OPS, PATH, custom_scalars
 from leap_dist.telemetry.tensorboard import METRICS, TensorBoard
 
@@ -61,7 +63,13 @@ def tags_of(tasks: str) -> set[str]:
 def promised(tasks: str) -> set[tuple[str, str]]:
     """(run, tag) of every curve of a run of all NAMES of such tasks."""
     tags = tags_of(tasks)
+    shown = {"path_length", "steps_per_second", {"atari": "human_normalized_score"}.get(tasks, "training_error")}
     server = {("server", tag) for tag in tags if not tag.startswith("task/")}
+    server |= {("server", f"_overview/{name}") for name in shown}
+    if tasks == "atari":
+        known = [game for game in GAMES if game in reference_scores()]
+        server |= {(f"game/{game}", f"_overview/return_{game}") for game in GAMES}
+        server |= {(run, f"_overview/return_{game}") for game in known for run in ("mark/random", "mark/human")}
     games = {(f"game/{game}", tag) for game in NAMES[tasks] for tag in tags if tag.startswith("task/")}
     return server | games - {("game/air_raid", "task/human_normalized")}
 
@@ -128,6 +136,41 @@ def test_every_promised_curve_is_there_and_nothing_else_finite_and_rising(
         assert all(math.isfinite(point.value) for point in points), (run, tag)
         if tag.startswith("meta/") and "score" not in tag:  # without an episode that ended there is none
             assert steps == list(range(1, 9)), (run, tag)
+
+
+def test_the_first_screen_shows_the_curves_beside_marks(tasks: str, board: dict[str, EventAccumulator]) -> None:
+    def points(run: str, tag: str) -> list[tuple[int, float]]:
+        return [(point.step, point.value) for point in board[run].Scalars(tag)]
+
+    for source, name in OF_SERVER.items():
+        if source in board["server"].Tags()["scalars"]:
+            assert points("server", f"_overview/{name}") == points("server", source)
+    first = min(tag for events in board.values() for tag in events.Tags()["scalars"])
+    assert first.startswith("_overview/"), "sorted before all others"
+    if tasks == "atari":
+        returns = points("game/pong", "task/return")
+        assert points("game/pong", "_overview/return_pong") == returns
+        for kind, run in MARKS.items():
+            score = pytest.approx(reference_scores()["pong"][kind])
+            assert points(run, "_overview/return_pong") == [(step, score) for step, _ in returns]
+
+
+def test_the_text_says_what_run_it_is_and_how_to_read_it() -> None:
+    text = about(resolve("quick", {"meta_learner": "reptile"}), ["launch.py", "train"])
+    for words in ("reptile on 3 tasks", "assault, asterix, ms_pacman", "preset quick", "`launch.py train`", "a saw"):
+        assert words in text
+    text = about(resolve("quick", {"tasks": "omniglot"}), ["launch.py", "train"])
+    assert "`training_error` should fall" in text
+    assert "human" not in text
+
+
+def test_who_listens_hears_every_curve_once(tmp_path: Path) -> None:
+    heard: list[str] = []
+    board = TensorBoard(tmp_path, listener=lambda event: heard.extend(value.tag for value in event.values))
+    board.record(merge(ledger(2)), told(2, 2))
+    board.close()
+    assert "task/return" in heard
+    assert not [tag for tag in heard if tag.startswith("_overview/")]
 
 
 def test_the_code_has_the_names_of_the_page() -> None:

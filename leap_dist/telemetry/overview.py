@@ -1,0 +1,68 @@
+"""TensorBoard's first screen: what run this is, and the few curves that say whether it works.
+
+Groups of charts are sorted by name, and one that begins with an underscore comes first. The curves are copies of
+others, next to marks for random play and for a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from leap_dist.config.settings import Config
+from leap_dist.envs.games import reference_scores
+from leap_dist.telemetry.projection import SERVER, Event
+
+GROUP = "_overview"
+"""First part of the tags of all charts of the first screen."""
+OF_SERVER = {
+    "meta_frames/score_human_normalized": "human_normalized_score",
+    "meta_frames/error": "training_error",
+    "meta/path_length": "path_length",
+    "ops/steps_per_second": "steps_per_second",
+}
+"""Charts of run `server`, by the tag that they copy."""
+RETURN = "task/return"
+MARKS = {"random": "mark/random", "human": "mark/human"}
+"""TensorBoard runs that hold reference scores, by the kind of score."""
+
+
+def overview(event: Event) -> Iterator[Event]:
+    """Yield what the first screen shows of an event."""
+    if event.run == SERVER:
+        copies = [
+            Summary.Value(tag=f"{GROUP}/{OF_SERVER[value.tag]}", simple_value=value.simple_value)
+            for value in event.values
+            if value.tag in OF_SERVER
+        ]
+        if copies:
+            yield Event(SERVER, event.step, copies)
+    for value in event.values:
+        if value.tag == RETURN:
+            game = event.run.removeprefix("game/")
+            tag = f"{GROUP}/return_{game}"
+            yield Event(event.run, event.step, [Summary.Value(tag=tag, simple_value=value.simple_value)])
+            for kind, score in reference_scores().get(game, {}).items():
+                yield Event(MARKS[kind], event.step, [Summary.Value(tag=tag, simple_value=score)])
+
+
+def about(config: Config, command: Sequence[str]) -> str:
+    """Return what run this is and how to read its curves, as Markdown. `command` holds no secrets."""
+    names = ", ".join(config.games)
+    steps = "examples" if config.is_supervised else "agent steps"
+    score = (
+        "`training_error` should fall: tasks are learned from fewer examples."
+        if config.is_supervised
+        else "`human_normalized_score` is 0 for random play and 1 for a person, at the end of a task; it should rise "
+        "slowly. `return_GAME` is a saw, because each task of a game begins anew from the initialization: its teeth "
+        "should get taller. The marks are random play and a person."
+    )
+    return (
+        f"**{config.meta_learner} on {len(config.games)} tasks** ({names})\n\n"
+        f"- preset {config.preset}, mode {config.mode}, {config.meta_updates:,} meta-updates of "
+        f"{config.meta.batch_size:,} tasks of {config.task_steps:,} {steps}\n"
+        f"- started with `{' '.join(command)}`\n\n"
+        f"How to read the charts under `{GROUP}`: {score} `path_length` is what Leap minimizes, over meta-updates; it "
+        f"should fall. `steps_per_second` is the speed, over seconds.\n"
+    )
