@@ -265,7 +265,9 @@ class Recovery:
             self._alert(warning)
         for reopened in leases.all():
             reopened.steps = progress.get(reopened.lease.id, 0)
-        queue.next = max([known, highest, *(index + 1 for index in done)])
+        # Lease records may be lost with a machine. Then a part of a task that was accepted shows that it was granted.
+        granted = {one.lease.task.index for one in self._backlog.waiting} | pending
+        queue.next = max([known, highest, *(index + 1 for index in granted)])
         if queue.next > known + MAX_TASKS_BETWEEN_CHECKPOINTS:
             raise CorruptFile(f"journal/ names task {queue.next - 1}, but checkpoints/ {known} tasks in all")
         return orphans

@@ -151,7 +151,7 @@ def new_stamp(claim: Claim) -> Stamp:
 
 def parse_stamp(name: str) -> Stamp | None:
     """Return the stamp in an object's name, or None if there is none."""
-    match = re.search(r"\.([0-9]{6})-([0-9]{20})-([0-9a-f]{8})\.", name)
+    match = re.search(r"\.([0-9]{6})-([0-9]{20})-([0-9a-f]{8})[./]", name)
     return Stamp(int(match[1]), int(match[2]), match[3]) if match else None
 
 

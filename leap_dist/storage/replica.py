@@ -6,7 +6,8 @@ its server restarts, the working copy is.
 
     journal/contribution-NNNNNNNN.STAMP.safetensors    one put per attempt: a put that failed may still arrive, so each
                                                        attempt has its own name, and the latest one counts
-    checkpoints/NNNNNN/…                               state.json is put last; without it there is no checkpoint
+    checkpoints/NNNNNN.STAMP/…                         one folder per attempt, with state.json put last; a launch puts
+                                                       all its checkpoints at its start, and only those count later
     ledger/segment.STAMP.OFFSET.jsonl                  object stores cannot append: the ledger results from applying the
                                                        segments in order, each cutting it at OFFSET and appending
 
@@ -53,9 +54,9 @@ PATIENCE_SECONDS = 30.0
 PARALLEL_READS = 8
 
 _ENTRY = re.compile(r"contribution-([0-9]{8}|[1-9][0-9]{8,17})\.safetensors")
-# An entry has no stamp if somebody copied a plain run directory to the URL.
+# Entries and checkpoints have no stamp if somebody copied a plain run directory to the URL.
 _REMOTE_ENTRY = re.compile(r"journal/contribution-([0-9]{8}|[1-9][0-9]{8,17})(?:\.[0-9a-f-]+)?\.safetensors")
-_REMOTE_CHECKPOINT = re.compile(r"checkpoints/([0-9]{6}|[1-9][0-9]{6,17})/([a-z.]+)")
+_REMOTE_CHECKPOINT = re.compile(r"(checkpoints/([0-9]{6}|[1-9][0-9]{6,17})(?:\.[0-9a-f-]+)?)/([a-z.]+)")
 _REMOTE_SEGMENT = re.compile(r"ledger/segment\.[0-9a-f-]+\.([0-9]{12,18})\.jsonl")
 
 
@@ -99,7 +100,7 @@ class Replica(NoReplica):
         self._claim = claim
         self._local = working_copy
         self._entries: dict[int, list[str]] = {}  # order → names of all attempts
-        self._versions: set[int] = set()  # checkpoints of which objects may exist
+        self._checkpoints: dict[int, list[str]] = {}  # version → folders of all attempts of which objects may exist
         self._segments: list[str] = []  # of the last appends, which are not merged yet
         self._segments_start = 0  # byte of the ledger at which they begin
         self._ledger_size = 0
@@ -138,20 +139,26 @@ class Replica(NoReplica):
     def put_checkpoint(self, version: int, files: Mapping[str, bytes]) -> None:
         """See `NoReplica.put_checkpoint`."""
         self._raise_if_lost()
-        self._check()  # before the puts: a later owner uses the same names
-        if version in self._versions:
-            self._storage.remove([f"checkpoints/{version:06d}/{MARKER}"])
-        self._versions.add(version)
+        folder = f"checkpoints/{version:06d}.{new_stamp(self._claim)}"
+        attempts = self._checkpoints.setdefault(version, [])
+        attempts.append(folder)
         for name in sorted(files, key=lambda name: name == MARKER):
-            self._storage.put(f"checkpoints/{version:06d}/{name}", files[name])
-        self._check()
+            self._storage.put(f"{folder}/{name}", files[name])
+        self._check()  # after the puts: whoever takes the run over from now on sees the checkpoint
+        self._remove_checkpoints(attempts[:-1])
+        del attempts[:-1]
 
     def remove_checkpoint(self, version: int) -> None:
         """See `NoReplica.remove_checkpoint`."""
+        self._remove_checkpoints(self._checkpoints.pop(version, []))
+
+    def _remove_checkpoints(self, folders: Iterable[str]) -> None:
+        """Remove folders of checkpoints, each with its marker first: what is left is not a checkpoint."""
         if self._lost is None:
-            self._versions.discard(version)
             with contextlib.suppress(OSError):
-                remove_checkpoint(self._storage, version)
+                for folder in folders:
+                    self._storage.remove([f"{folder}/{MARKER}"])
+                    self._storage.remove([f"{folder}/{name}" for name in FILES if name != MARKER])
 
     def append_ledger(self, offset: int, data: bytes) -> None:
         """See `NoReplica.append_ledger`."""
@@ -175,19 +182,35 @@ class Replica(NoReplica):
                 known = self._entries.setdefault(int(match[1]), [])
                 known += [name] if name not in known else []
             elif match := _REMOTE_CHECKPOINT.fullmatch(name):
-                self._versions.add(int(match[1]))
+                known = self._checkpoints.setdefault(int(match[2]), [])
+                known += [match[1]] if match[1] not in known else []
         self._segments = [name for name in names if _REMOTE_SEGMENT.fullmatch(name)]
         local = {int(m[1]): p for p in self._local.glob("journal/*") if (m := _ENTRY.fullmatch(p.name))}
         for order, path in sorted(local.items()):
             # Entries are put one after another, so only the put of the last one can have been interrupted.
             if order not in self._entries or order == max(local):
                 self.put_entry(order, path.read_bytes())
-        for folder in sorted(self._local.glob("checkpoints/[0-9]*")):
-            complete = f"checkpoints/{folder.name}/{MARKER}" in names
-            if not complete and folder.name.isdecimal() and all((folder / name).is_file() for name in FILES):
-                self.put_checkpoint(int(folder.name), {name: (folder / name).read_bytes() for name in FILES})
+        self._catch_up_with_checkpoints(names)
         self._segments_start = 0
         self._merge_segments()
+
+    def _catch_up_with_checkpoints(self, names: Iterable[str]) -> None:
+        """Put all local checkpoints that this launch has not put yet, the newest first, and remove those of others.
+
+        A launch that was taken over may go on for a moment, and write or remove what only it knows. So nothing may
+        depend on checkpoints that another launch has written.
+        """
+        own = {folder for folder in _complete_checkpoints(names) if _is_of(folder, self._claim)}
+        there = {int(match[2]) for folder in own if (match := _REMOTE_CHECKPOINT.fullmatch(f"{folder}/{MARKER}"))}
+        local = {int(path.name): path for path in self._local.glob("checkpoints/*") if path.name.isdecimal()}
+        for version, path in sorted(local.items(), reverse=True):
+            if version not in there and all((path / name).is_file() for name in FILES):
+                self.put_checkpoint(version, {name: (path / name).read_bytes() for name in FILES})
+        self._check()  # before the removal: another launch may be reading them
+        for version, folders in list(self._checkpoints.items()):
+            foreign = [folder for folder in folders if not _is_of(folder, self._claim)]
+            self._remove_checkpoints(foreign)
+            self._checkpoints[version] = [folder for folder in folders if folder not in foreign]
 
     def _is_known(self, name: str) -> bool:
         stamp = parse_stamp(name)
@@ -235,18 +258,15 @@ def pull(storage: Storage, folder: Path, claim: Claim, before: Claim | None) -> 
     Only the launch that holds the lock, by `claim`, may call this; it took the run over from the claim `before`.
     """
     names = storage.names()
-    entries = _latest_entries(names, before)
-    complete = _complete_checkpoints(names)
+    entries, checkpoints = _latest_entries(names, before), _latest_checkpoints(names, before)
     wanted = {name: f"journal/contribution-{order:08d}.safetensors" for order, name in entries.items()}
-    for name in names:
-        match = _REMOTE_CHECKPOINT.fullmatch(name)
-        is_part = match is not None and match[1] in complete and match[2] in FILES
-        if is_part or name.split("/")[0] in COPIES or name == LEDGER:
-            wanted[name] = name
+    for version, source in checkpoints.items():
+        wanted |= {f"{source}/{name}": f"checkpoints/{version:06d}/{name}" for name in FILES}
+    wanted |= {name: name for name in names if name.split("/")[0] in COPIES or name == LEDGER}
     fetch(storage, folder, wanted)
     write_ledger(storage, folder, names, before)
     rubbish = [name for name in names if _REMOTE_ENTRY.fullmatch(name) and name not in wanted]
-    rubbish += [name for name in names if (m := _REMOTE_CHECKPOINT.fullmatch(name)) and m[1] not in complete]
+    rubbish += [name for name in names if _REMOTE_CHECKPOINT.fullmatch(name) and name not in wanted]
     rubbish += [name for name in names if name.startswith(ALIVE) and name != ALIVE + claim.nonce]
     rubbish += [name for name in names if is_generation(name) and name < f"{CLAIM}{claim.generation:06d}"]
     with contextlib.suppress(OSError):
@@ -313,20 +333,32 @@ def put_whole_ledger(storage: Storage, folder: Path) -> None:
     storage.remove(sorted(segments, key=lambda name: parse_stamp(name) or Stamp(0, 0, "")))  # the rest still adds up
 
 
-def remove_checkpoint(storage: Storage, version: int) -> None:
-    """Remove a checkpoint, its marker first: what is left is not a checkpoint. Raises OSError."""
-    folder = f"checkpoints/{version:06d}"
-    storage.remove([f"{folder}/{MARKER}"])
-    storage.remove([f"{folder}/{name}" for name in FILES if name != MARKER])
+def _is_of(folder: str, owner: Claim | None) -> bool:
+    stamp = parse_stamp(f"{folder}/")
+    return stamp is not None and stamp.is_of(owner)
 
 
 def _complete_checkpoints(names: Iterable[str]) -> set[str]:
-    """Return the checkpoints of which all files are there: a marker may arrive late, when the rest was removed."""
+    """Return the folders of which all files are there: a marker may arrive late, when the rest was removed."""
     there: dict[str, set[str]] = {}
     for name in names:
         if match := _REMOTE_CHECKPOINT.fullmatch(name):
-            there.setdefault(match[1], set()).add(match[2])
-    return {version for version, found in there.items() if found >= set(FILES)}
+            there.setdefault(match[1], set()).add(match[3])
+    return {folder for folder, found in there.items() if found >= set(FILES)}
+
+
+def _latest_checkpoints(names: Iterable[str], before: Claim | None) -> dict[int, str]:
+    """Return the folder of each checkpoint that counts, by version.
+
+    Only those of one launch count: of the last owner if it has put any, else of the launch before it.
+    """
+    stamps = {folder: parse_stamp(f"{folder}/") or Stamp(0, 0, "") for folder in _complete_checkpoints(names)}
+    highest = max((stamp.rank(before)[:2] for stamp in stamps.values()), default=None)
+    found: dict[int, str] = {}
+    for folder, stamp in sorted(stamps.items(), key=lambda item: item[1].order):
+        if stamp.rank(before)[:2] == highest and (match := _REMOTE_CHECKPOINT.fullmatch(f"{folder}/{MARKER}")):
+            found[int(match[2])] = folder
+    return found
 
 
 def _latest_entries(names: Iterable[str], before: Claim | None) -> dict[int, str]:

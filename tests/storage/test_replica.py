@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,25 @@ from faulty_storage import Bucket, fail, kill, launch
 from fsspec.implementations.memory import MemoryFile
 from protocol import INITIAL, Worker, config, contribution, fast_folder, grant, ledger, serve, work
 
-from leap_dist.protocol.messages import Ack, Contribution
+from leap_dist.protocol.messages import Ack, Contribution, Lease
 from leap_dist.storage import locks, replica
 from leap_dist.storage.locks import Claim, LockLost, RunDirectoryBusy
 from leap_dist.storage.replica import MARKER, Replica, pull
+
+
+def folders(bucket: Bucket, version: int) -> list[str]:
+    """The folders of a checkpoint at the URL."""
+    found = {name.rpartition("/")[0] for name in bucket.names() if name.startswith(f"checkpoints/{version:06d}")}
+    return sorted(found)
+
+
+def work_on(server: Any, tasks: int) -> None:
+    """Train so many tasks, or fewer if the server takes nothing any more."""
+    for _ in range(tasks):
+        lease = server.lease("w0", "i0")
+        if isinstance(lease, Lease):
+            server.push(contribution(lease, INITIAL * (1 + lease.task.index), seq=1))
+            server.tick()
 
 
 @pytest.fixture
@@ -218,14 +233,16 @@ def test_the_marker_of_a_checkpoint_is_put_last_and_removed_first(folder: Path) 
     work(server)
     server.close()
     for version in range(settings.meta_updates + 1):
-        prefix = f"checkpoints/{version:06d}/"
-        touched = [(kind, path.removeprefix(prefix)) for kind, path in bucket.requests if path.startswith(prefix)]
-        puts = [name for kind, name in touched if kind == "put"]
+        prefix = f"checkpoints/{version:06d}."
+        touched = [(kind, Path(path)) for kind, path in bucket.requests if path.startswith(prefix)]
+        puts = [path.name for kind, path in touched if kind == "put"]
         assert len(puts) == 4
         assert puts[-1] == MARKER
+        assert len({path.parent for _, path in touched}) == 1
         if version < settings.meta_updates:
-            assert touched[len(puts) :][0] == ("remove", MARKER)
-    assert {name.split("/")[1] for name in bucket.names() if name.startswith("checkpoints/")} == {"000003"}
+            kind, path = touched[len(puts)]
+            assert (kind, path.name) == ("remove", MARKER)
+    assert {name.split("/")[1][:6] for name in bucket.names() if name.startswith("checkpoints/")} == {"000003"}
 
 
 def test_what_no_checkpoint_needs_any_more_is_removed_there_too(folder: Path) -> None:
@@ -242,7 +259,8 @@ def test_a_checkpoint_without_its_marker_is_none_and_is_cleaned_up(folder: Path)
     server = launch(bucket, folder / "a", settings)
     work(server)
     server.close()
-    bucket.storage.remove(["checkpoints/000003/state.json"])
+    (newest,) = folders(bucket, 3)
+    bucket.storage.remove([f"{newest}/state.json"])
     after = launch(bucket, folder / "b", settings)
     assert after.version == 3, "from the one before and the journal"
     assert not after.alerts, "no damage, but none at all"
@@ -260,26 +278,25 @@ def test_a_marker_that_arrives_when_the_other_files_of_its_checkpoint_are_gone_m
     server.close()
 
 
-def test_a_checkpoint_that_is_put_again_loses_its_marker_first(folder: Path) -> None:
+def test_a_checkpoint_that_is_put_again_gets_a_folder_of_its_own(folder: Path) -> None:
     """Otherwise the marker of the first attempt would vouch for files of the second."""
     settings, bucket = config(mode="buffered", meta__batch_size=1), Bucket()
     server = launch(bucket, folder / "a", settings)
-    marker = f"checkpoints/000001/{MARKER}"
 
     def lose_the_answer(number: int, when: str) -> None:
-        if bucket.requests[number] == ("put", marker) and when == "after":
+        kind, path = bucket.requests[number]
+        if (kind, path[:18], path[-10:]) == ("put", "checkpoints/000001", MARKER) and when == "after":
             bucket.fault = lambda number, when: None
             raise ConnectionError("no answer")
 
     bucket.fault = lose_the_answer
     assert server.push(contribution(grant(server), INITIAL)).durable
     assert server.version == 0
-    first = len(bucket.requests)
+    (first,) = folders(bucket, 1)
     server.tick()
     assert server.version == 1
-    again = [request for request in bucket.requests[first:] if request[1].startswith("checkpoints/000001/")]
-    assert again[0] == ("remove", marker)
-    assert again[-1] == ("put", marker)
+    (second,) = folders(bucket, 1)
+    assert second > first, "the first is removed"
     server.close()
 
 
@@ -355,10 +372,77 @@ def test_a_late_owner_does_not_touch_the_checkpoints_of_the_next(folder: Path) -
     claim, _ = locks.take_over(bucket.storage, watch=0.0)
     files = dict.fromkeys(replica.FILES, b"good")
     Replica(bucket.storage, claim, folder).put_checkpoint(1, files)
-    before = bucket.storage.get("checkpoints/000001/state.json"), bucket.names()
+    (good,) = folders(bucket, 1)
     with pytest.raises(LockLost):
         Replica(bucket.storage, late, folder).put_checkpoint(1, dict.fromkeys(replica.FILES, b"late"))
-    assert (bucket.storage.get("checkpoints/000001/state.json"), bucket.names()) == before
+    assert bucket.storage.get(f"{good}/state.json") == b"good"
+    (folder / "b").mkdir()
+    pull(bucket.storage, folder / "b", *locks.take_over(bucket.storage, watch=0.0))
+    assert (folder / "b/checkpoints/000001/state.json").read_bytes() == b"good"
+    assert folders(bucket, 1) == [good], "the other is removed"
+
+
+def test_what_a_late_owner_removes_is_nothing_that_the_next_has_written(folder: Path) -> None:
+    """It has listed what is incomplete, is stopped, and removes it after another launch has begun to work."""
+    settings, bucket = config(mode="buffered", meta__batch_size=2, meta_updates=4), Bucket()
+
+    def die_before_the_marker(number: int, when: str) -> None:
+        kind, path = bucket.requests[number]
+        if kind == "put" and path.endswith(MARKER):
+            raise Killed
+
+    bucket.fault = die_before_the_marker
+    with pytest.raises(Killed):
+        launch(bucket, folder / "a", settings)
+    taken: list[Any] = []
+
+    def take_over(number: int, when: str) -> None:
+        kind, path = bucket.requests[number]
+        if kind == "remove" and path.startswith("checkpoints/"):
+            bucket.fault = lambda number, when: None
+            taken.append(launch(bucket, folder / "c", settings))
+            work_on(taken[0], 1)
+
+    bucket.fault = take_over
+    with pytest.raises(LockLost):
+        launch(bucket, folder / "b", settings)
+    (next_one,) = taken
+    assert len(next_one._state.backlog.waiting) == 1
+    next_one.close()
+    after = launch(bucket, folder / "d", settings)
+    assert not after.alerts
+    assert len(after._state.backlog.waiting) == 1
+    after.close()
+
+
+def test_a_part_of_a_task_shows_that_it_was_drawn_though_its_lease_is_lost_with_the_machine(folder: Path) -> None:
+    settings, bucket = config(**{**RUNS["stream"], "meta_updates": 5}), Bucket()
+    first = launch(bucket, folder / "a", settings)
+    leases = [grant(first, f"w{n}", f"i{n}") for n in range(3)]
+
+    def no_checkpoint(after: int) -> Callable[[int, str], None]:
+        def fault(number: int, when: str) -> None:
+            path = bucket.requests[number][1]
+            if path.startswith("checkpoints/") and path[12:18] > f"{after:06d}":
+                raise ConnectionError("no answer")
+
+        return fault
+
+    bucket.fault = no_checkpoint(0)
+    for lease in leases[1:]:
+        assert first.push(contribution(lease, INITIAL, final=False)).durable
+    assert first.version == 0
+    first.close()
+    bucket.fault = no_checkpoint(1)
+    second = launch(bucket, folder / "b", settings)
+    assert (second.version, len(second._state.backlog.waiting)) == (1, 1)
+    second.close()
+    bucket.fault = lambda number, when: None
+    third = launch(bucket, folder / "c", settings)
+    work(third)
+    third.close()
+    finals = sorted(line["task"] for line in ledger(folder / "c") if line["final"])
+    assert finals == list(range(settings.total_tasks))
 
 
 def test_a_server_that_is_restarted_goes_on_from_its_working_copy_and_puts_what_is_missing(folder: Path) -> None:
