@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from leap_dist.config import pretrained
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.validation import did_you_mean
 
@@ -15,15 +16,16 @@ def require_all(specs: Sequence[str]) -> None:
     for spec in specs:
         label, equals, path = spec.partition("=")
         named = path if equals and "://" not in label else spec
-        if named != "scratch" and not re.match("[A-Za-z0-9+.-]+:", named):  # a URL, or pretrained:NAME
+        if named != "scratch" and not re.match("[A-Za-z0-9+.-]+://", named):
             require(Path(named), "give an init.safetensors, a run directory, or scratch")
 
 
 def require(path: Path, hint: str = "give an init.safetensors or a run directory") -> Path:
-    """Return the path of the file that a run directory or a file itself stands for.
+    """Return the path of the file that a run directory, `pretrained:NAME` or a file itself stands for.
 
     Raises ConfigError, with the nearest run that has one, if there is no such file.
     """
+    path = pretrained.path_of(str(path))
     file = path / "init.safetensors" if path.is_dir() else path
     try:
         file.stat()

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray.exceptions import ObjectLostError, RayError
@@ -29,8 +28,10 @@ from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.locks import RunDirectoryBusy
 from leap_dist.storage.redaction import redact_output
 from leap_dist.storage.replica import Remote, connect
+from leap_dist.storage.run_directory import has_begun
 from leap_dist.tasks.atari.video import Clip, NoVideo, VideoRecorder
 from leap_dist.tasks.task import family_of
+from leap_dist.weights.warm_start import initial_vector
 from leap_dist.worker.preemption import PreemptionNotice
 from leap_dist.worker.run_stack import run_leases
 from leap_dist.worker.start import Start
@@ -113,17 +114,13 @@ class ServerActor(ServerProcess):
     """A MetaServer in a Ray actor."""
 
     def _make(
-        self,
-        config: Config,
-        run_dir: Path,
-        session: str,
-        remote: Remote | None = None,
-        start: np.ndarray | None = None,
+        self, config: Config, run_dir: Path, session: str, remote: Remote | None = None, init: str = ""
     ) -> MetaServer:
         self._snapshots: dict[int, ray.ObjectRef[Any]] = {}
         family = family_of(config)
         manifest, initial = family.initialization(config, config.seed, config.scope)
-        initial = initial if start is None else start  # φ₀ of a new run; otherwise the checkpoint counts
+        if not has_begun(run_dir) and (start := initial_vector(config, init)) is not None:
+            initial = start
         work, preprocessing, replica = time.process_time, family.preprocessing(config), connect(remote, run_dir)
         more: dict[str, Any] = {"work": work, "preprocessing": preprocessing, "replica": replica}
         return MetaServer(config, run_dir, manifest=manifest, initial=initial, session=session, **more)

@@ -36,7 +36,7 @@ from leap_dist.storage.run_directory import has_begun
 from leap_dist.tasks.task import family_of
 from leap_dist.telemetry import trackers
 from leap_dist.telemetry.progress import Progress
-from leap_dist.weights.warm_start import initial_vector
+from leap_dist.weights.warm_start import absolute_source, initial_vector
 
 Announce = Callable[[str], None]
 """Called with each phase of the start as it begins."""
@@ -84,10 +84,11 @@ def train(
     """
     run_dir, config = run_dir.absolute(), _with_absolute_data_dir(config)  # other processes start elsewhere
     movable = remote is None and config.server.storage == "shared"
-    initial = None if has_begun(run_dir) else initial_vector(config)
+    if not has_begun(run_dir):
+        initial_vector(config)  # raises errors before Ray starts
     is_sync = config.mode == "sync"
     most = math.ceil((config.meta.batch_size if is_sync else config.total_tasks) / config.worker.stack)
-    arguments = config, run_dir, uuid.uuid4().hex, remote, initial
+    arguments = config, run_dir, uuid.uuid4().hex, remote, absolute_source(config.init)
     plan = ServerPlan(SERVER, arguments, run_dir, movable, most, is_sync, ledger_offset)
     return _operate(config, plan, record, announce, wall_seconds_before, run_dir / "profile" if profile else None)
 

@@ -17,19 +17,27 @@ from leap_dist.tasks.task import family_of
 from leap_dist.weights.initialization import read_initialization
 
 
-def initial_vector(config: Config) -> np.ndarray | None:
+def absolute_source(source: str) -> str:
+    """Return the setting `init` for a process that may run in another directory."""
+    is_path = source and not is_url(source) and not pretrained.is_name(source)
+    return str(Path(source).absolute()) if is_path else source
+
+
+def initial_vector(config: Config, source: str | None = None) -> np.ndarray | None:
     """Return φ₀ of a new run, flat float32, if `config.init` names one; None for a random one.
 
-    Raises ConfigError if the file cannot be read, or its parameters are not those of the run's network.
+    `source` is what `config.init` means to a process in another directory. Raises ConfigError if the file cannot be
+    read, or its parameters are not those of the run's network.
     """
-    if not config.init:
+    source = source if source is not None else config.init
+    if not source:
         return None
-    path = locate(config.init)
+    path = locate(source)
     try:
         found = read_initialization(path)
     except OSError as error:
         raise ConfigError(
-            f"init: {config.init} cannot be read ({error.strerror}); give an init.safetensors, a run directory, a URL "
+            f"init: {source} cannot be read ({error.strerror}); give an init.safetensors, a run directory, a URL "
             "or pretrained:NAME"
         ) from None
     except CorruptFile as error:
@@ -38,7 +46,7 @@ def initial_vector(config: Config) -> np.ndarray | None:
     try:
         return found.vector(manifest)
     except ValueError as error:
-        raise ConfigError(f"init: {config.init} does not fit this run's network: {error}") from None
+        raise ConfigError(f"init: {source} does not fit this run's network: {error}") from None
 
 
 def locate(source: str) -> Path:

@@ -293,3 +293,19 @@ def test_the_hub_s_own_reader_understands_the_card(shipped, tmp_path):
     (result,) = card.data.eval_results
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("breakout", "mean_return", 12.5)
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "leap-dist")
+
+
+def test_the_command_line_finds_names_and_answers_wrong_ones_early(shipped, tmp_path, capsys):
+    from leap_dist.cli.main import main
+
+    assert main(["export", "--init", "pretrained:leap-atari", "--to", "torch", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "README.md").exists()
+    for command in (
+        ["evaluate", "--init", "pretrained:leap-atrai"],
+        ["export", "--init", "pretrained:x", "--to", "sb3"],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main([*command, "--out", str(tmp_path / "nothing")])
+        assert caught.value.code == 2
+        assert "init: no pretrained" in capsys.readouterr().err
+    assert not (tmp_path / "nothing").exists()
