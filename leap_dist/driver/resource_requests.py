@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from leap_dist.driver.waiting import last_line
 
 log = logging.getLogger(__name__)
 
@@ -139,15 +142,16 @@ class ResourceRequest:
 
     def _renew(self) -> None:
         warned = False
+        # The driver's node stays longer than those that workers come and go with.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        options = {"name": NAME, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
         while True:
             try:
-                actor = REQUESTS.options(
-                    name=NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True
-                ).remote()
+                actor = REQUESTS.options(**options, scheduling_strategy=here).remote()
                 ray.get(actor.renew.remote(self._run, *self._request, self._lease_seconds), timeout=CALL_SECONDS)
             except Exception as error:  # nodes that join anyway are used all the same
                 if not warned:
-                    log.warning("the autoscaler could not be asked for nodes: %s", error)
+                    log.warning("the autoscaler could not be asked for nodes: %s", last_line(error))
                 warned = True
             if self._closed.wait(min(RENEW_SECONDS, self._lease_seconds / 4)):
                 return

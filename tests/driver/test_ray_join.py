@@ -150,9 +150,9 @@ def start(joined: Joined, launch: Callable[..., Launch], name: str, *arguments: 
 
 def refused(run: Launch) -> str:
     """The one line with which a launch ends, with exit code 2 and before anything was trained."""
-    assert run.end(60) == 2, run.log.read_text()
-    lines = run.log.read_text().splitlines()
-    assert len(lines) == 1, lines
+    assert run.end(120) == 2, run.log.read_text()
+    lines = [line for line in run.log.read_text().splitlines() if line.startswith("launch.py: ")]
+    assert len(lines) == 1, run.log.read_text()
     return lines[0].removeprefix("launch.py: error: ")
 
 
