@@ -183,7 +183,8 @@ def _facts(summary: dict[str, Any], now: float | None) -> Iterator[tuple[str, st
     unit = registry.for_summary(summary).step_unit
     rate = f", {summary['steps_per_second']:,.0f} per second" if summary["state"] not in _OVER else ""
     yield "steps", f"{summary['agent_steps']:,} {unit}{rate}"
-    yield "time", f"{_duration(summary['wall_seconds'])} so far{_time_left(summary, now)}"
+    so_far = "" if summary["state"] in _OVER else " so far"
+    yield "time", f"{_duration(summary['wall_seconds'])}{so_far}{_time_left(summary, now)}"
     workers = f"{summary['workers_alive']} of {summary['workers_wanted']} up"
     if summary["restarts"]:
         workers += f", {_count(summary['restarts'], 'restart')}"
