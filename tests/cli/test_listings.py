@@ -51,6 +51,7 @@ def test_the_list_of_presets_has_each_of_them_with_all_that_it_changes(capsys):
 
 
 def test_the_list_of_weights_says_where_they_come_from(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "ROOT", tmp_path)
     assert main(["weights"]) == 0
     assert "No initialization comes with this version" in capsys.readouterr().out
     hub.save_pretrained(written(tmp_path / "run"), tmp_path / "here" / "leap-small", summary="A toy.", license="mit")

@@ -43,7 +43,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_package_tells_what_comes_with_it_and_each_has_all_that_belongs_to_it():
     for one in pretrained.available():
         assert one.path == pretrained.path_of(f"pretrained:{one.name}")
-        assert {"README.md", "LICENSE", "config.yaml"} <= {path.name for path in one.folder.iterdir()}
+        assert {"README.md", "LICENSE"} <= {path.name for path in one.folder.iterdir()}
         assert leap_dist.read_initialization(f"pretrained:{one.name}").metadata["version"] > 0
 
 
