@@ -470,7 +470,7 @@ def test_curves_have_a_panel_for_every_game_and_one_for_all(three: Results):
     assert [axes.get_title() for axes in figure.axes] == ["air_raid", "breakout", "pong", "IQM of 2 games"]
     for axes in figure.axes:
         assert axes.get_xlabel() == "agent steps"
-        assert axes.get_ylabel() == ("human-normalized return" if "IQM" in axes.get_title() else "return")
+        assert axes.get_ylabel() == ("human-normalized return" if "IQM" in axes.get_title() else "return (points)")
         assert axes.get_xlim() == (0, 1000)
         assert len(axes.collections) == 3  # a band for every arm
     (legend,) = figure.legends

@@ -14,7 +14,18 @@ from server_process import Process
 
 from leap_dist.testing import failpoints
 
-_OTHERS = ("study", "task.", "config.", "manifest.", "summary.", "arms.", "transfer-", "object.", "position.")
+_OTHERS = (
+    "study",
+    "validation.",
+    "task.",
+    "config.",
+    "manifest.",
+    "summary.",
+    "arms.",
+    "transfer-",
+    "object.",
+    "position.",
+)
 POINTS = [point for point in failpoints.POINTS if not point.startswith(_OTHERS)]
 """Those that a server reaches."""
 

@@ -327,7 +327,11 @@ def test_what_is_copied_needs_nothing_of_ours_and_reads_no_pickle(path):
 def test_everything_that_is_copied_is_part_of_the_package():
     globs = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["leap_dist"]
     packaged = {path for pattern in globs for path in (ROOT / "leap_dist").glob(pattern) if path.is_file()}
-    wanted = {EXPORTS / "README.md", *(EXPORTS / path for target in TARGETS.values() for path in target.code)}
+    wanted = {
+        EXPORTS / "README.md",
+        EXPORTS / "LICENSE",
+        *(EXPORTS / path for target in TARGETS.values() for path in target.code),
+    }
     wanted |= {EXPORTS / name / "usage.md" for name in TARGETS}
     assert wanted <= packaged
     assert wanted == {path for path in EXPORTS.rglob("*") if path.is_file() and path.suffix != ".pyc"}
