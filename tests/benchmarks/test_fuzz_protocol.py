@@ -19,6 +19,18 @@ def test_nothing_is_lost_doubled_or_hung():
     assert total["contributions acknowledged"] >= 30
 
 
+@pytest.mark.slow
+def test_a_minute_of_other_histories_finds_nothing_either():
+    total = run_many(100_000, 60.0)
+    assert {name: total[name] for name in FAULTS} == dict.fromkeys(FAULTS, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [3248, 3486, 4276, 4646])
+def test_histories_that_once_went_wrong(number):
+    assert {name: run(number)[name] for name in FAULTS} == dict.fromkeys(FAULTS, 0)
+
+
 def nothing(*_: object, **__: object) -> None:
     pass
 

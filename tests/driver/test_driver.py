@@ -28,7 +28,7 @@ def curves(run_dir: Path) -> dict[tuple[str, str], Counter[tuple[int, float]]]:
     for folder in sorted({path.parent for path in (run_dir / "tensorboard").rglob("events.*")}):
         accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         for tag in accumulator.Tags()["scalars"]:
-            if not tag.startswith("ops/"):
+            if not tag.startswith(("ops/", "_overview/steps_per_second")):
                 name = folder.relative_to(run_dir / "tensorboard").as_posix()
                 points[name, tag] = Counter((event.step, event.value) for event in accumulator.Scalars(tag))
     return points

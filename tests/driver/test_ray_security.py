@@ -87,13 +87,13 @@ def here(monkeypatch, tmp_path) -> Iterator[Path]:
 
 
 def refused(capfd, tmp_path: Path, address: str, *more: str) -> str:
-    """The one line that `launch.py train` ends with. It says so at once."""
+    """The one line that `launch.py train` ends with, after its plan. It says so at once."""
     started = time.monotonic()
     with pytest.raises(SystemExit) as caught:
         launch.main(["train", "--preset", "smoke", "--run-dir", str(tmp_path / "run"), "--address", address, *more])
     assert time.monotonic() - started < 10
     captured = capfd.readouterr()
-    assert (caught.value.code, captured.out, captured.err.count("\n")) == (2, "", 1), captured.err
+    assert (caught.value.code, captured.err.count("\n")) == (2, 1), captured.err
     assert not ray.is_initialized()
     return captured.err.removeprefix("leap-dist: error: address: ").rstrip()
 
