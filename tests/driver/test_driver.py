@@ -176,6 +176,7 @@ def interrupted_twice(launch: Callable[..., Launch]) -> Launch:
     return run
 
 
+@pytest.mark.slow
 def test_one_signal_ends_cleanly_and_a_second_at_once(launch: Callable[..., Launch]) -> None:
     interrupted_twice(launch)
 

@@ -196,6 +196,7 @@ def test_a_job_outlives_its_terminal_and_is_watched_from_elsewhere(joined: Joine
     assert {"running", "done"} <= seen <= {"waiting", "running", "stopping", "done"}, (seen, answer.stderr, logs)
 
 
+@pytest.mark.slow
 def test_another_version_of_ray_is_named(joined: Joined, launch: Callable[..., Launch], asked: GcsClient) -> None:
     key, space = b"CLUSTER_METADATA", b"cluster"
     before = asked.internal_kv_get(key, namespace=space)

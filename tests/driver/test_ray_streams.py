@@ -12,11 +12,12 @@ from service import ROOT
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sink", "poor"),
     [
         ("2>&1 | head -1; exit ${PIPESTATUS[0]}", {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}),
-        pytest.param(">&- 2>&-", {}, marks=pytest.mark.slow),
+        (">&- 2>&-", {}),
     ],
     ids=["head", "closed"],
 )
