@@ -243,6 +243,8 @@ def _time_left(summary: dict[str, Any], now: float | None) -> str:
         return ""
     if summary["eta_seconds"] is None:
         return ", time left unknown"
+    if 0 < summary["tasks_wanted"] <= summary["tasks"]:
+        return ", about to end"
     left = summary["eta_seconds"] - (0.0 if now is None else now - summary["updated"])
     return f", {_duration(left)} left" if left > 0 else ", overdue"
 

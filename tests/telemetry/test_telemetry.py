@@ -547,15 +547,16 @@ def trimmed(text: str) -> str:
 
 
 def test_the_time_left_goes_on_passing_and_ends_with_the_run() -> None:
-    def shown(seconds: float, state: str = "running") -> str:
+    def shown(seconds: float, state: str = "running", **more: int) -> str:
         console = Console(file=io.StringIO(), width=120)
-        told = summary(state=state, eta_seconds=60.0)
+        told = summary(state=state, eta_seconds=60.0, **more)
         console.print(render(told, now=told["updated"] + seconds))
         return trimmed(console.file.getvalue())  # type: ignore[attr-defined]
 
     assert "0:00:10 so far, 0:01:00 left\n" in shown(0)
     assert "0:00:10 so far, 0:00:15 left\n" in shown(45)
     assert "0:00:10 so far, overdue\n" in shown(3600)
+    assert "0:00:10 so far, about to end\n" in shown(3600, tasks=10, tasks_wanted=10)
     assert "1:00:00 ago" in shown(3600)
     assert "ago" not in shown(20)
     for state in ("done", "interrupted", "failed", "died"):
