@@ -1,4 +1,4 @@
-"""How `train` and `evaluate` end where the command line would exit with a code other than 0.
+"""Exceptions with which `train` and `evaluate` end where the command line would exit with a code other than 0.
 
 exit code    exception
 1            RunFailed: the work could not go on, and the message says why
@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, result: Any) -> None:
         super().__init__(f"interrupted; everything accepted is saved in {result.path}")
         self.result = result
-        """What `train` or `evaluate` would have returned."""
+        """This is what `train` or `evaluate` would have returned."""
 
 
 def raise_for(outcome: str, result: Any, summary: dict[str, Any], error: BaseException | None) -> None:

@@ -37,7 +37,7 @@ class Report:
     numbers: dict[str, Any]
     """The content of results.json: every number of the report with its interval; see docs/evaluation.md."""
     warnings: tuple[str, ...]
-    """What the report leaves out, one line each."""
+    """Each line names something that the report leaves out."""
 
     @property
     def markdown(self) -> str:

@@ -32,7 +32,7 @@ class _Chosen(NamedTuple):
     """An agent to watch."""
 
     about: str
-    """Where it comes from, in words."""
+    """This text tells the user which file or run the agent comes from."""
     game: str
     vector: np.ndarray
     scope: str

@@ -62,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class Help(NamedTuple):
-    """What kind of help a command line asks for."""
+    """The kinds of help that a command line may ask for."""
 
     everything: bool = False
     """Whether it lists every setting."""

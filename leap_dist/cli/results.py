@@ -1,4 +1,4 @@
-"""What a command prints when its work is done: the result, and where its files are."""
+"""Print the result of a command that has done its work, and the places of its files."""
 
 from __future__ import annotations
 

@@ -137,6 +137,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
         "fast": _OWN_AGENT,
         "quick": {
             **_OWN_AGENT,
+            "workers": 2,
             "meta_updates": 10,
             "meta.batch_size": 4,
             "task_steps": 10_000,
@@ -144,6 +145,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "smoke": {
             **_OWN_AGENT,
+            "workers": 2,
             "agent.envs": 4,
             "meta_updates": 2,
             "meta.batch_size": 2,
@@ -155,9 +157,10 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "images": {
         "paper": _OWN_IMAGES,
-        "quick": {**_OWN_IMAGES, "meta_updates": 10, "meta.batch_size": 2, "task_steps": 8_000},
+        "quick": {**_OWN_IMAGES, "workers": 2, "meta_updates": 10, "meta.batch_size": 2, "task_steps": 8_000},
         "smoke": {
             **_OWN_IMAGES,
+            "workers": 2,
             "meta_updates": 2,
             "meta.batch_size": 2,
             "task_steps": 640,

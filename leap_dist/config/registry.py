@@ -1,4 +1,4 @@
-"""Registry of task names: Atari games, Omniglot alphabets, Multi-CV data sets, and named sets of them."""
+"""Registry of task names (games, alphabets, data sets, and sets of them), and of the metric of each kind of tasks."""
 
 from __future__ import annotations
 

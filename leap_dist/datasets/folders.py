@@ -1,4 +1,4 @@
-"""Data sets that are folders of image files: GTSRB (traffic signs) and FaceScrub (faces).
+"""Reading image files and archives within bounds, and the data sets that are folders of them: GTSRB and FaceScrub.
 
 Both readers raise DatasetMissing if nothing of the data set is there, and DatasetError if something is missing or
 damaged. Images are resized as a whole, as Serrà et al. (2018) did.

@@ -1,4 +1,4 @@
-"""Authentication: the token of a cluster that is started or joined, and the interfaces that a local one listens on.
+"""Finding the cluster that the user means, and authentication: its token, and the interfaces a local one listens on.
 
 Whoever may talk to a Ray cluster can run code on all of its nodes. Therefore a cluster is never started without a
 token, and one that asks for none is joined only with `--insecure`. See docs/security.md.

@@ -1,4 +1,4 @@
-"""Client of the server actor. Every call may be repeated, because the protocol makes repeated calls harmless."""
+"""Clients of the server actor, directly and through the aggregators of the nodes. Every call may be repeated."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from leap_dist.config.settings import Config
 from leap_dist.driver.node_report import GPU_SCRIPT
 from leap_dist.driver.placement import Room
+from leap_dist.storage.redaction import redact_output
 
 TOOL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
@@ -133,6 +134,7 @@ class DaemonActor:
     """A Daemon in a Ray actor on its node."""
 
     def __init__(self) -> None:
+        redact_output()
         self._daemon = Daemon()
 
     def start(self) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.driver.waiting import last_line
+from leap_dist.storage.redaction import redact_output
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class RequestActor:
     """A RequestBook in a Ray actor, which outlives the run that started it and ends when no run asks for anything."""
 
     def __init__(self) -> None:
+        redact_output()
         self._book = RequestBook(ask_autoscaler)
         self._lock = threading.Lock()
         threading.Thread(target=self._watch, name="expiry", daemon=True).start()

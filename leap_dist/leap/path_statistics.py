@@ -1,4 +1,8 @@
-"""The two sums of the pull-forward gradient, taken from the parameters and their gradients, for any optimizer."""
+"""The two sums of the pull-forward gradient (equation 8), which `PullForward` adds up segment by segment.
+
+They are taken from the parameters and their gradients, for any optimizer, or from the gradients alone, if the path is
+that of plain gradient descent.
+"""
 
 from __future__ import annotations
 

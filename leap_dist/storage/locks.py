@@ -1,4 +1,8 @@
-"""The lock on a run directory, which allows one live server in it."""
+"""Locks, which allow one live server in a run: of the operating system on a directory, and claims at a URL.
+
+Object stores have no lock that is released when its holder dies, so a launch claims a run there, and a counter that it
+increments shows that it lives; docs/storage.md describes the rules.
+"""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ class Replica(NoReplica):
         depend on checkpoints that another launch has written.
         """
         own = {folder for folder in _complete_checkpoints(names) if _is_of(folder, self._claim)}
-        there = {int(match[2]) for folder in own if (match := _REMOTE_CHECKPOINT.fullmatch(f"{folder}/{MARKER}"))}
+        there = {_version_of(folder) for folder in own}
         local = {int(path.name): path for path in self._local.glob("checkpoints/*") if path.name.isdecimal()}
         for version, path in sorted(local.items(), reverse=True):
             if version not in there and all((path / name).is_file() for name in FILES):
@@ -333,6 +333,10 @@ def put_whole_ledger(storage: Storage, folder: Path) -> None:
     storage.remove(sorted(segments, key=lambda name: parse_stamp(name) or Stamp(0, 0, "")))  # the rest still adds up
 
 
+def _version_of(folder: str) -> int:
+    return int(folder.removeprefix("checkpoints/").partition(".")[0])
+
+
 def _is_of(folder: str, owner: Claim | None) -> bool:
     stamp = parse_stamp(f"{folder}/")
     return stamp is not None and stamp.is_of(owner)
@@ -354,11 +358,8 @@ def _latest_checkpoints(names: Iterable[str], before: Claim | None) -> dict[int,
     """
     stamps = {folder: parse_stamp(f"{folder}/") or Stamp(0, 0, "") for folder in _complete_checkpoints(names)}
     highest = max((stamp.rank(before)[:2] for stamp in stamps.values()), default=None)
-    found: dict[int, str] = {}
-    for folder, stamp in sorted(stamps.items(), key=lambda item: item[1].order):
-        if stamp.rank(before)[:2] == highest and (match := _REMOTE_CHECKPOINT.fullmatch(f"{folder}/{MARKER}")):
-            found[int(match[2])] = folder
-    return found
+    counting = [folder for folder, stamp in stamps.items() if stamp.rank(before)[:2] == highest]
+    return {_version_of(folder): folder for folder in sorted(counting, key=lambda folder: stamps[folder].order)}
 
 
 def _latest_entries(names: Iterable[str], before: Claim | None) -> dict[int, str]:

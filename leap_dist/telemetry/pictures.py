@@ -1,4 +1,4 @@
-"""The chart of a run, progress.png, drawn from the ledger alone."""
+"""The pictures of a run: progress.png, drawn from the ledger alone, and the heat map of agreement between games."""
 
 from __future__ import annotations
 

@@ -9,29 +9,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from event_files import curves
 from service import ROOT, SYNC, Launch, playing, same_result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from leap_dist.nn.profiling import PARTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
-
-
-def curves(run_dir: Path) -> dict[tuple[str, str], Counter[tuple[int, float]]]:
-    """Every point of every curve that does not depend on the clock, by run and tag, with how often it is there."""
-    points = {}
-    for folder in sorted({path.parent for path in (run_dir / "tensorboard").rglob("events.*")}):
-        accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-        for tag in accumulator.Tags()["scalars"]:
-            if not tag.startswith(("ops/", "_overview/steps_per_second")):
-                name = folder.relative_to(run_dir / "tensorboard").as_posix()
-                points[name, tag] = Counter((event.step, event.value) for event in accumulator.Scalars(tag))
-    return points
 
 
 def test_the_run_directory_holds_all_that_was_promised(undisturbed: Path) -> None:

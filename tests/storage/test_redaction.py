@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -17,6 +16,8 @@ from hypothesis import strategies as st
 from leap_dist.config.loading import fields, resolve
 from leap_dist.driver.actors import ServerProcess, WorkerActor
 from leap_dist.driver.clients import AggregatorActor
+from leap_dist.driver.mps import DaemonActor
+from leap_dist.driver.resource_requests import RequestActor
 from leap_dist.envs.games import available
 from leap_dist.storage import auth_token, manifest
 from leap_dist.storage.redaction import RedactedStream, print_exception, redact, redact_all, redact_output
@@ -191,6 +192,26 @@ def test_what_an_actor_prints_holds_no_secret(monkeypatch, capsys):
     assert not isinstance(sys.stdout._stream, RedactedStream)
 
 
-def test_every_actor_hides_secrets_in_what_it_prints():
-    for actor in (ServerProcess, WorkerActor, AggregatorActor):
-        assert inspect.getsource(actor.__init__).count("redact_output()") == 1
+@pytest.mark.parametrize(
+    ("start", "module"),
+    [
+        (ServerProcess, "actors"),
+        (lambda: WorkerActor("w0", "i0", resolve("smoke"), False), "actors"),
+        (lambda: AggregatorActor(None, 1.0), "clients"),
+        (RequestActor, "resource_requests"),
+        (DaemonActor, "mps"),
+    ],
+    ids=["server", "worker", "aggregator", "requests", "mps"],
+)
+def test_every_actor_hides_secrets_in_what_it_prints(monkeypatch, start, module):
+    """From its first line on, since what comes after may already print something."""
+
+    class Hidden(Exception):
+        pass
+
+    def hide() -> None:
+        raise Hidden
+
+    monkeypatch.setattr(f"leap_dist.driver.{module}.redact_output", hide)
+    with pytest.raises(Hidden):
+        start()

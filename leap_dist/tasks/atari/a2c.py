@@ -20,7 +20,7 @@ from leap_dist.nn.actor_critic import network_for_game
 from leap_dist.nn.device import graph_for, resolve_device, resolve_precision
 from leap_dist.nn.flat_vector import add_vector, load_vector
 from leap_dist.nn.profiling import Stopwatch
-from leap_dist.tasks.atari.environments import Environments
+from leap_dist.tasks.atari.environments import Environments, make_atari
 from leap_dist.tasks.atari.rollout import EpisodeTracker, Rollout, clip_rewards
 
 
@@ -61,17 +61,7 @@ class A2C:
         colors, _ = atari_vector.STACKS[settings.frames]
         self._newest_frame = slice(colors.start - colors.stop, None)  # an observation's last channels
         self._on_frame: Callable[[np.ndarray], None] | None = None
-        self._env: Environments = environments or atari_vector.make(
-            game,
-            agent.envs,
-            frames=settings.frames,
-            frame_skip=settings.frame_skip,
-            noop_max=settings.noop_max,
-            fire_on_reset=settings.fire_on_reset,
-            sticky_actions=settings.sticky_actions,
-            max_episode_frames=settings.max_episode_frames,
-            full_actions=settings.full_actions,
-        )
+        self._env: Environments = environments or make_atari(game, agent.envs, settings)
         heads, actions, resets = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
         self._model = network_for_game(
             atari_vector.channels(settings.frames), self._env.actions, scope, heads if head_seed is None else head_seed

@@ -1,4 +1,4 @@
-"""What the agent plays: N copies of one environment, behind one interface for Atari games and others."""
+"""The interface through which an agent plays N copies of an environment, and the Atari games that implement it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from leap_dist.config.settings import AtariSettings
+from leap_dist.envs import atari_vector
 from leap_dist.envs.atari_vector import Step
 
 
@@ -28,3 +30,18 @@ class Environments(Protocol):
 
     def close(self) -> None:
         """Release the environments."""
+
+
+def make_atari(game: str, count: int, settings: AtariSettings) -> atari_vector.Atari:
+    """Make `count` copies of a game with these settings. Raises ValueError for a game that cannot be loaded."""
+    return atari_vector.make(
+        game,
+        count,
+        frames=settings.frames,
+        frame_skip=settings.frame_skip,
+        noop_max=settings.noop_max,
+        fire_on_reset=settings.fire_on_reset,
+        sticky_actions=settings.sticky_actions,
+        max_episode_frames=settings.max_episode_frames,
+        full_actions=settings.full_actions,
+    )

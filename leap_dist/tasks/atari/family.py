@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leap_dist.config.settings import Config
+from leap_dist.config.settings import AtariSettings, Config
 from leap_dist.envs import atari_vector
 from leap_dist.nn import actor_critic
 from leap_dist.nn.actor_critic import ALL_ACTIONS, FRAME_SIZE, SCALE, ActorCritic, Encoder
@@ -16,6 +16,7 @@ from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Lease
 from leap_dist.tasks.atari.a2c import A2C
+from leap_dist.tasks.atari.environments import Environments
 from leap_dist.tasks.starting_point import StartingPoint
 
 
@@ -61,16 +62,25 @@ class Atari:
         return ActorCritic(Encoder(atari_vector.channels(given["frames"])), ALL_ACTIONS)
 
     def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> A2C:
-        """Make an A2C agent for the lease's game."""
+        """Make an A2C agent for the lease's game. Raises ConfigError if the family has no such game."""
         return A2C(
             lease.task.game,
             start.vector,
             seed=lease.task.seed,
             agent=config.agent,
-            settings=config.atari,
+            settings=self._observations(config),
             worker=config.worker,
             scope=start.scope,
             head_seed=start.head_seed,
             head_change=start.head_change,
             stopwatch=stopwatch,
+            environments=self._environments(config, lease.task.game),
         )
+
+    def _observations(self, config: Config) -> AtariSettings:
+        """Return how the agent sees its environments."""
+        return config.atari
+
+    def _environments(self, config: Config, game: str) -> Environments | None:
+        """Return the environments of an agent, or None for those of the Atari game."""
+        return None

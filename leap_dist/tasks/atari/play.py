@@ -12,6 +12,7 @@ from leap_dist.config.settings import AtariSettings
 from leap_dist.envs import atari_vector
 from leap_dist.nn.actor_critic import network_for_game
 from leap_dist.nn.flat_vector import load_vector
+from leap_dist.tasks.atari.environments import make_atari
 
 See = Callable[[np.ndarray], None]
 """Called with the screen, uint8 (210, 160, 3) or of the game's own height, after every agent step."""
@@ -42,17 +43,7 @@ class Player:
     """
 
     def __init__(self, game: str, vector: np.ndarray, scope: str, settings: AtariSettings, seed: int) -> None:
-        self._env = atari_vector.make(
-            game,
-            1,
-            frames=settings.frames,
-            frame_skip=settings.frame_skip,
-            noop_max=settings.noop_max,
-            fire_on_reset=settings.fire_on_reset,
-            sticky_actions=settings.sticky_actions,
-            max_episode_frames=settings.max_episode_frames,
-            full_actions=settings.full_actions,
-        )
+        self._env = make_atari(game, 1, settings)
         self._model = network_for_game(atari_vector.channels(settings.frames), self._env.actions, scope, seed=0)
         shared, local = self._model.parameters_of(scope)
         load_vector({**shared, **local}, vector)

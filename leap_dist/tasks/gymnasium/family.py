@@ -17,12 +17,8 @@ from leap_dist.envs import atari_vector
 from leap_dist.nn import actor_critic
 from leap_dist.nn.actor_critic import FRAME_SIZE, SCALE
 from leap_dist.nn.flat_vector import Manifest
-from leap_dist.nn.profiling import Stopwatch
-from leap_dist.protocol.messages import Lease
-from leap_dist.tasks.atari.a2c import A2C
 from leap_dist.tasks.atari.family import Atari
 from leap_dist.tasks.gymnasium.vector import GymnasiumVector
-from leap_dist.tasks.starting_point import StartingPoint
 
 
 class Gymnasium(Atari):
@@ -58,21 +54,11 @@ class Gymnasium(Atari):
         """Return the kind, size and scale of the frames."""
         return {"frames": config.gymnasium.frames, "size": FRAME_SIZE, "frame_skip": 1, "scale": SCALE}
 
-    def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> A2C:
-        """Make an A2C agent for the lease's environment. Raises ConfigError if it is not registered."""
-        return A2C(
-            lease.task.game,
-            start.vector,
-            seed=lease.task.seed,
-            agent=config.agent,
-            settings=AtariSettings(frames=config.gymnasium.frames, life_loss=False),
-            worker=config.worker,
-            scope=start.scope,
-            head_seed=start.head_seed,
-            head_change=start.head_change,
-            stopwatch=stopwatch,
-            environments=_environments(config, lease.task.game, config.agent.envs),
-        )
+    def _observations(self, config: Config) -> AtariSettings:
+        return AtariSettings(frames=config.gymnasium.frames, life_loss=False)
+
+    def _environments(self, config: Config, game: str) -> GymnasiumVector:
+        return _environments(config, game, config.agent.envs)
 
 
 def _environments(config: Config, name: str, count: int) -> GymnasiumVector:
