@@ -15,8 +15,7 @@ COMMAND --help has the flags that people use, COMMAND --help-all all of them.
 """
 
 TRAIN = """\
-Meta-train an initialization: workers learn games from it, and the server pulls
-it forward along their paths.
+Meta-train an initialization, which the server pulls along its workers' paths.
 
 examples:
   {command} train
@@ -25,7 +24,7 @@ examples:
   {command} train --run-dir runs/mine --resume --meta-updates 200
 
 presets (`{command} presets` has the details):
-""" + "".join(f"  {name:<9} {text}\n" for name, text in PRESET_HELP.items())
+""" + "".join(f"  {name:<11} {text}\n" for name, text in PRESET_HELP.items())
 
 EVALUATE = """\
 Train new agents from each initialization, on the same games with the same

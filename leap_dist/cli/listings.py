@@ -47,12 +47,12 @@ def _role(game: str, name: str) -> str:
 
 
 def presets() -> int:
-    """Print each preset, what it is for, and the settings that differ from those of `paper`."""
+    """Print each preset, what it is for, and the settings that differ from the defaults."""
     print(f"Presets of Atari games. `{console.command()} train` alone takes quick.")
     for name, values in PRESETS.items():
         _print_preset(name, PRESET_HELP[name], values)
     for kind, known in TASKS.items():
-        print(f"\nPresets of --tasks {kind}, beside the settings of `paper` for Atari:")
+        print(f"\nPresets of --tasks {kind}, beside what `paper-async` has:")
         for name, values in known.items():
             _print_preset(name, "", {key: value for key, value in values.items() if key != "tasks"})
     print("\nChoices that change other defaults:")

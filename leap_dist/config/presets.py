@@ -1,4 +1,4 @@
-"""Presets: named sets of changes to the defaults, which are those of the paper's appendix E."""
+"""Presets: named sets of changes to the defaults, whose agent is that of the paper's appendix E."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ _FAST: dict[str, Any] = {
     "atari.frames": "gray4",
 }
 
+_ALGORITHM_1: dict[str, Any] = {"mode": "sync", "meta.contribution_clip": 0.0}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "paper-5m": {"task_steps": 5_000_000},
+    "paper": {**_ALGORITHM_1},
+    "paper-5m": {**_ALGORITHM_1, "task_steps": 5_000_000},
+    "paper-async": {},
     "fast": {**_FAST},
     "quick": {
         **_FAST,
@@ -133,7 +136,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "gymnasium": {
-        "paper": {"tasks": "gymnasium", "telemetry.gif_interval": 0},
+        "paper": {**_ALGORITHM_1, "tasks": "gymnasium", "telemetry.gif_interval": 0},
         "fast": _OWN_AGENT,
         "quick": {
             **_OWN_AGENT,
@@ -206,7 +209,8 @@ PRESET_HELP = {
     "smoke": "a few seconds, to check that everything runs",
     "quick": "minutes on a laptop, to see how it works: three games, short tasks",
     "fast": "to try ideas: A2C settings that learn, 24 games, hours to days",
-    "paper": "to repeat the paper (appendix E) on a cluster; slow to learn",
+    "paper": "to repeat the paper (Algorithm 1, appendix E) on a cluster",
     "paper-5m": "the camera-ready version: five million steps per task",
+    "paper-async": "as paper, with asynchronous meta-updates: nobody waits",
 }
 """One line about each preset, for the help: what it is for."""

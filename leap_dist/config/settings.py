@@ -92,7 +92,9 @@ class AgentSettings:
     learning_rate: float = setting(1e-4, "learning rate α of RMSProp", above=0)
     epsilon: float = setting(1e-4, "ε of RMSProp's denominator", above=0)
     epsilon_form: Literal["inside", "outside"] = setting(
-        "inside", "denominator of RMSProp: √(v+ε) with v₀ = 1 (inside, as in the paper) or √v+ε with v₀ = 0 (outside)"
+        "outside",
+        "denominator of RMSProp: √v+ε with v₀ = 0 (outside, as in PyTorch) or √(v+ε) with v₀ = 1 (inside, as in "
+        "TensorFlow)",
     )
     decay: float = setting(0.99, "decay of RMSProp's running mean square", low=0, high=1)
     max_grad_norm: float = setting(0.5, "clip the global norm of the gradient at this value", above=0)

@@ -1,8 +1,8 @@
 """RMSProp with gradient clipping, in the forms of TensorFlow and PyTorch.
 
-TensorFlow's RMSProp, which the paper used, keeps ε inside the root and starts the mean square at one; PyTorch's keeps ε
-outside and starts at zero. Leap measures the path that the optimizer takes, so the form changes the meta-gradient and
-not only the speed of training.
+TensorFlow's RMSProp keeps ε inside the root and starts the mean square at one; PyTorch's keeps ε outside and starts at
+zero. The paper does not say which one it used (docs/algorithm.md). Leap measures the path that the optimizer takes, so
+the form changes the meta-gradient and not only the speed of training.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from leap_dist.config.loading import (
 from leap_dist.config.presets import DEFAULTS, PRESET_HELP, PRESETS
 from leap_dist.config.settings import Config
 from leap_dist.envs.games import SETS, available
+from leap_dist.storage import run_directory
 
 FIELDS = {name: (field, kind) for name, field, kind in fields()}
 
@@ -65,7 +66,7 @@ APPENDIX_E = {
     "agent.unroll": 5,
     "agent.learning_rate": 1e-4,
     "agent.epsilon": 1e-4,
-    "agent.epsilon_form": "inside",
+    "agent.epsilon_form": "outside",  # that of PyTorch, in which the authors published their code
     "agent.decay": 0.99,
     "agent.entropy_cost": 0.01,
     "agent.reward_clip": "bound",  # "clip the absolute value of the rewards to maximum 5.0"
@@ -90,6 +91,8 @@ APPENDIX_E = {
     "games": SETS["seed24"],
 }
 
+ALGORITHM_1 = {"mode": "sync", "meta.contribution_clip": 0.0}
+
 FAST = {
     **APPENDIX_E,
     "agent.envs": 16,
@@ -104,7 +107,12 @@ FAST = {
 
 @pytest.mark.parametrize(
     ("preset", "values"),
-    [("paper", APPENDIX_E), ("paper-5m", {**APPENDIX_E, "task_steps": 5_000_000}), ("fast", FAST)],
+    [
+        ("paper", {**APPENDIX_E, **ALGORITHM_1}),
+        ("paper-5m", {**APPENDIX_E, **ALGORITHM_1, "task_steps": 5_000_000}),
+        ("paper-async", {**APPENDIX_E, "mode": "buffered", "meta.contribution_clip": 3.0}),
+        ("fast", FAST),
+    ],
 )
 def test_presets_hold_the_published_values(preset, values):
     config = resolve(preset)
@@ -958,7 +966,7 @@ OTHER_VALUES = {
     "agent.unroll": 9,
     "agent.learning_rate": 0.5,
     "agent.epsilon": 0.5,
-    "agent.epsilon_form": "outside",
+    "agent.epsilon_form": "inside",
     "agent.decay": 0.5,
     "agent.max_grad_norm": 9.0,
     "agent.discount": 0.5,
@@ -1031,7 +1039,8 @@ PLACEMENT = {
 @pytest.mark.parametrize("name", OTHER_VALUES)
 def test_a_setting_that_defines_what_is_learned_cannot_change(name):
     context = CONTEXT.get(name, {})
-    old, new = resolve("paper", context), resolve("paper", context, {name: OTHER_VALUES[name]})
+    preset = "paper" if "tasks" in context else "paper-async"
+    old, new = resolve(preset, context), resolve(preset, context, {name: OTHER_VALUES[name]})
     assert incompatibilities(old, new) == [f"{name}: {look_up(old, name)} -> {look_up(new, name)}"]
     assert look_up(old, name) != look_up(new, name)
 
@@ -1041,6 +1050,14 @@ def test_how_long_and_where_a_run_runs_may_change():
     assert all(look_up(old, name) != look_up(new, name) for name in PLACEMENT)
     assert incompatibilities(old, new) == []
     assert incompatibilities(old, old) == []
+
+
+def test_a_run_begun_when_paper_was_asynchronous_stays_what_it_was(tmp_path):
+    before = {"mode": "buffered", "meta.contribution_clip": 3.0, "agent.epsilon_form": "inside"}
+    (tmp_path / "config.yaml").write_text(to_yaml(resolve("paper", before)))
+    resumed = run_directory.load_config(tmp_path, {}, preset="paper")
+    assert {name: look_up(resumed, name) for name in before} == before
+    assert before.items().isdisjoint({name: look_up(resolve("paper"), name) for name in before}.items())
 
 
 def test_a_setting_that_a_file_lacks_has_its_default_and_not_a_presets():
@@ -1053,7 +1070,7 @@ def test_a_setting_that_a_file_lacks_has_its_default_and_not_a_presets():
 
 def test_all_changes_are_listed():
     together = {name: value for name, value in OTHER_VALUES.items() if name not in CONTEXT} | {"meta.momentum": 0.5}
-    changes = incompatibilities(resolve("paper"), resolve("paper", together, PLACEMENT))
+    changes = incompatibilities(resolve("paper-async"), resolve("paper-async", together, PLACEMENT))
     assert [change.split(":")[0] for change in changes] == [name for name in FIELDS if name in together]
 
 
