@@ -14,7 +14,9 @@ from protocol import Worker, config, drive, serve
 from safetensors.numpy import save
 
 from benchmarks import verdict
-from benchmarks.chaos import KINDS, Fault, by_kind, main, plan
+from benchmarks.chaos import main
+from benchmarks.soak import KINDS, Fault, plan
+from benchmarks.soak_report import by_kind
 from benchmarks.verdict import Evidence, Sample, account, judge, memory_slopes, percentile
 from leap_dist.testing import delivery_log
 
