@@ -4,6 +4,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,7 +65,12 @@ def undisturbed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not run_dir.exists():
             one = Launch(environment, run_dir, *SYNC, "--workers", "1", "--profile")
-            if one.end() != 0:
+            try:
+                code = one.end()
+            except subprocess.TimeoutExpired:
+                one.process.kill()
+                code = one.end()
+            if code != 0:
                 shutil.rmtree(run_dir, ignore_errors=True)
                 pytest.fail(one.log.read_text())
     return run_dir

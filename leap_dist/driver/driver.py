@@ -19,6 +19,7 @@ import ray
 import torch
 
 from leap_dist.config.settings import Config
+from leap_dist.driver import metrics
 from leap_dist.driver.actors import SERVER
 from leap_dist.driver.cluster import abandon, connect, disconnect
 from leap_dist.driver.control_loop import ControlLoop, Record
@@ -167,6 +168,8 @@ def _work(
         stop.check()
         nodes = Nodes()
         pool = server = None
+        progress.places |= metrics.places()
+        announce(metrics.describe(progress.places))
         try:
             checks, usable = check_nodes(config, nodes, plan.folder if plan.movable else None, stop, announce)
             config, alerts = fit_resources(config, usable, one_kind=plan.one_kind)

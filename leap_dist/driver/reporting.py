@@ -15,6 +15,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver
 from leap_dist.driver.errors import HeadLost
+from leap_dist.driver.metrics import Exporter
 from leap_dist.evaluation import early_stopping, initializations
 from leap_dist.evaluation.early_stopping import History, Measurement
 from leap_dist.evaluation.runs import Run, missing
@@ -116,6 +117,7 @@ def _train(
     run_dir = run.folder
     before = run_directory.wall_seconds(run_dir)
     tracking = trackers.Tracking(config, run_dir, Path(run.shown).name)
+    exporter = Exporter(Path(run.shown).name)
     interval = config.telemetry.agreement_interval
     board = tensorboard.TensorBoard(run_dir, agreement_interval=interval, listener=tracking.event)
     board.begin(config)
@@ -130,12 +132,13 @@ def _train(
             if whole.early_stopping.interval:
                 state = "running" if summary["state"] == "done" else summary["state"]
                 summary |= {"state": state, "tasks_wanted": max(whole.total_tasks, summary["tasks"])}
-            summary["alerts"] = [*summary["alerts"], *board.alerts, *tracking.alerts]
+            summary["alerts"] = [*summary["alerts"], *board.alerts, *tracking.alerts, *exporter.alerts]
             latest.update(summary)
             board.record(lines, summary, clips, offset)
             with contextlib.suppress(OSError):  # a full disk does not stop training
                 run_directory.write_summary(run_dir, summary)
             table.show(summary)
+            exporter.record(lines, summary)
             for observe in observers:
                 observe(lines, summary)
 
@@ -168,12 +171,15 @@ def evaluate(
 
     Returns "done", "interrupted" or "failed". Raises what `driver.evaluate` raises.
     """
+    exporter = Exporter(out.name)
     with _table(progress) as table:
 
         def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any], offset: int) -> None:
+            summary["alerts"] = [*summary["alerts"], *exporter.alerts]
             with contextlib.suppress(OSError):  # a full disk does not stop the evaluation
                 run_directory.write_summary(out, summary)
             table.show(summary)
+            exporter.record(lines, summary)
             for observe in observers:
                 observe(lines, summary)
 

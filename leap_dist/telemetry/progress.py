@@ -27,6 +27,8 @@ class Progress:
         self._first_task: float | None = None
         self._step_rate, self._push_rate = _Rate(), _Rate()
         self._begun: tuple[float, float] | None = None  # (time, number of tasks done, with fractions)
+        self.places: dict[str, str] = {"logs": "", "metrics": ""}
+        """Where the driver's node keeps Ray's logs, and the address of its page for Prometheus; "" if not known."""
 
     def summary(self, status: dict[str, Any], state: str, more: dict[str, Any]) -> dict[str, Any]:
         """Return the status with rates, times, and `more` entries about the workers."""
@@ -48,6 +50,7 @@ class Progress:
             "pushes_per_second": self._push_rate(now, status["pushes"]),
             "eta_seconds": self._eta(now, status),
             "time_to_first_task": self._first_task,
+            **self.places,
             **more,
         }
 

@@ -169,6 +169,8 @@ def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = Fal
         rows.add_row("given up", Text(f"{', '.join(out)}: failed again and again", style="red"))
     for alert in summary["alerts"][-3:]:
         rows.add_row(Text("alert", style="yellow"), Text(alert, style="yellow"))
+    if summary.get("logs") and summary["state"] not in ("done", "interrupted"):
+        rows.add_row("logs", Text(summary["logs"], style="dim"))
     if advice:
         rows.add_row("next", Text(advice))
     parts: list[RenderableType] = [rows]

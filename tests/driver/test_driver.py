@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import status_schema
 from event_files import curves
 from service import ROOT, SYNC, Launch, playing, same_result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,6 +29,7 @@ def test_the_run_directory_holds_all_that_was_promised(undisturbed: Path) -> Non
     assert summary["partials"] > 10
     assert summary["agent_steps"] == 10 * 500
     assert summary["refused"] == {}
+    status_schema.check(summary, "training")
     for name in ("config.yaml", "manifest.json", "init.safetensors", "ledger.jsonl", "progress.png"):
         assert (undisturbed / name).stat().st_size > 100, name
     assert json.loads((undisturbed / "manifest.json").read_text())["packages"]["ray"].startswith("2.60")

@@ -31,6 +31,8 @@ OF_THE_POOL = {
     "restarts": 0,
     "server_restarts": 0,
     "server_pid": 1,
+    "plan": "",
+    "mps": {},
 }
 
 
