@@ -2,11 +2,13 @@
 
     python -m benchmarks.path_length
     python -m benchmarks.path_length --meta-steps 20 --seeds 2 --out path-length.png --json
+    python -m benchmarks.path_length --streams --out streams.png
 
 There are three families of tasks: quadratics, quadratics whose steep members lie apart from the flat ones, and
 sinusoids. A meta-step is Algorithm 1 (mode sync, SGD, no clipping) on fresh tasks, with the same number of rollouts per
 task for every arm. The results come from held-out tasks, the same for all arms: ordinary training from the current φ,
-its path length (equation 4) and its final loss.
+its path length (equation 4) and its final loss. With `--streams`, the arms are those of mode stream on sinusoids: φ
+moves ten times in a meta-step, and running tasks follow it in one of two ways, or not at all (`meta.shift`).
 
 Each arm's meta learning rate is chosen from five candidates by two runs with other seeds and other held-out tasks.
 Among the rates whose final loss is below their initial loss, the one with the shortest mean path over the run is
@@ -33,7 +35,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from benchmarks.toy import FAMILIES, Point, Quadratic, configuration, measure, meta_step, shortest
+from benchmarks.toy import FAMILIES, Point, Quadratic, configuration, measure, meta_step, shortest, stream
 from leap_dist.server.meta_optimizer import MetaOptimizer
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -42,6 +44,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "reptile": {"meta_learner": "reptile"},
     "fomaml": {"meta_learner": "fomaml"},
     "none": {"meta_learner": "none"},
+}
+_STREAM = {"mode": "stream", "worker.push_interval": 3}
+STREAMS: dict[str, dict[str, Any]] = {
+    f"{learner}, {shift if shift != 'no' else 'no shift'}": {**_STREAM, **settings, "meta.shift": shift}
+    for learner, settings in (("leap", ARMS["leap, length"]), ("reptile", ARMS["reptile"]))
+    for shift in ("no", "increments", "trajectory")
 }
 _GRID = (1, 3, 10, 30, 100)  # candidate rates as multiples of the arm's smallest rate in its family
 _END = 5  # number of last meta-steps that count as the end of a run
@@ -53,6 +61,12 @@ _STYLES: dict[str, dict[str, Any]] = {
     "reptile": {"color": "#D55E00", "marker": "^"},
     "fomaml": {"color": "#009E73", "marker": "D"},
     "none": {"color": "0.4", "linestyle": "--"},
+    "leap, no shift": {"color": "#56B4E9", "linestyle": "--"},
+    "leap, increments": {"color": "#56B4E9", "marker": "s"},
+    "leap, trajectory": {"color": "#0072B2", "marker": "o"},
+    "reptile, no shift": {"color": "#E69F00", "linestyle": "--"},
+    "reptile, increments": {"color": "#E69F00", "marker": "^"},
+    "reptile, trajectory": {"color": "#D55E00", "marker": "D"},
 }
 
 
@@ -81,14 +95,15 @@ class Run:
         """Return the points before the first and after each measured meta-step; infinite after divergence."""
         family, steps = FAMILIES[self.family], self.size.meta_steps
         interval = max(1, steps // 10) if self.seed in _TUNING_SEEDS else 1
-        config = configuration(ARMS[self.arm], self.size.rollouts, self.rate)
+        config = configuration({**ARMS, **STREAMS}[self.arm], self.size.rollouts, self.rate)
         initialization = MetaOptimizer(config.mode, config.meta, family.start(self.seed))
         measured = initialization.vector
         points = [self._point(measured)]
         for step in range(steps):
             if points[-1] != _DIVERGED:
                 tasks = _task_seeds(self.seed, step, count=self.size.tasks)
-                meta_step(config, family.learners(initialization.vector, tasks), initialization)
+                advance = stream if config.mode == "stream" else meta_step
+                advance(config, family.learners(initialization.vector, tasks), initialization)
             if (step + 1) % interval == 0:
                 same = np.array_equal(initialization.vector, measured)
                 measured = initialization.vector
@@ -141,9 +156,10 @@ class Result:
         return counts
 
 
-def study(size: Size, seeds: int, processes: int) -> dict[str, dict[str, Result]]:
-    """Run all arms of all families, after choosing their rates."""
-    arms = [(family, arm) for family in FAMILIES for arm in ARMS]
+def study(size: Size, seeds: int, processes: int, *, streams: bool = False) -> dict[str, dict[str, Result]]:
+    """Run all arms of all families, or those of mode stream on sinusoids, after choosing their rates."""
+    chosen = ["sinusoids"] if streams else list(FAMILIES)
+    arms = [(family, arm) for family in chosen for arm in (STREAMS if streams else ARMS)]
     tuning = _points(
         [Run(*key, rate, s, size) for key in arms for rate in _grid(*key) for s in _TUNING_SEEDS], processes
     )
@@ -153,7 +169,7 @@ def study(size: Size, seeds: int, processes: int) -> dict[str, dict[str, Result]
     }
     rates = {key: _chosen(tuned[key]) for key in arms}
     points = _points([Run(*key, rates[key], seed, size) for key in arms for seed in range(seeds)], processes)
-    results: dict[str, dict[str, Result]] = {family: {} for family in FAMILIES}
+    results: dict[str, dict[str, Result]] = {family: {} for family in chosen}
     for key in arms:
         of_arm = np.stack([points[Run(*key, rates[key], seed, size)] for seed in range(seeds)])
         lengths = {rate: float(curves[:, 1:, 0].mean()) for rate, curves in tuned[key].items()}
@@ -288,13 +304,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", type=int, default=10, help="tasks per meta-step; as many are held out")
     parser.add_argument("--rollouts", type=int, default=30, help="rollouts per task (K), of which fomaml holds out 4")
+    parser.add_argument("--streams", action="store_true", help="compare the arms of mode stream, on sinusoids")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("docs/path-length.png"), help="path of the picture to draw")
     parser.add_argument("--json", action="store_true", help="print all values instead of the table")
     arguments = parser.parse_args()
     started = time.monotonic()
     size = Size(arguments.meta_steps, arguments.tasks, arguments.rollouts)
-    results, shortest = study(size, arguments.seeds, arguments.processes), shortest_paths(size)
+    results = study(size, arguments.seeds, arguments.processes, streams=arguments.streams)
+    shortest = shortest_paths(size)
     draw(results, shortest, size, arguments.out)
     if arguments.json:
         print(as_json(results, shortest, size))

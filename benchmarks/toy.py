@@ -5,6 +5,7 @@ The learners implement the project's interface. Meta-learners, meta-update and p
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,10 @@ from leap_dist.config.settings import Config
 from leap_dist.leap import meta_learners
 from leap_dist.leap.learner import Progress
 from leap_dist.nn.actor_critic import initialize
-from leap_dist.nn.flat_vector import flatten, load_vector
+from leap_dist.nn.flat_vector import add_vector, flatten, load_vector
 from leap_dist.server.aggregation import Pull, combine
 from leap_dist.server.meta_optimizer import MetaOptimizer
+from leap_dist.worker.run_task import limited_shift
 
 
 class ToyLearner:
@@ -205,7 +207,20 @@ FAMILIES = {
     "quadratics": Family(Quadratic, far_away, _QUADRATIC_RATES),
     "quadratics, steep apart": Family(functools.partial(Quadratic, apart=1.5), far_away, _QUADRATIC_RATES),
     "sinusoids": Family(
-        Sinusoid, untrained, {"leap, energy": 0.0003, "leap, length": 0.001, "reptile": 0.03, "fomaml": 0.003}
+        Sinusoid,
+        untrained,
+        {
+            "leap, energy": 0.0003,
+            "leap, length": 0.001,
+            "reptile": 0.03,
+            "fomaml": 0.003,
+            "leap, no shift": 0.001,
+            "leap, increments": 0.001,
+            "leap, trajectory": 0.0003,  # whole paths count with every push, so that they need smaller rates
+            "reptile, no shift": 0.03,
+            "reptile, increments": 0.03,
+            "reptile, trajectory": 0.01,
+        },
     ),
 }
 
@@ -254,6 +269,37 @@ def meta_step(config: Config, learners: Sequence[ToyLearner], initialization: Me
         return False
     direction = combine("sync", config.meta, pulls, version=0, vector=initialization.vector, recent=())
     return initialization.step(direction.gradient)
+
+
+def stream(config: Config, learners: Sequence[ToyLearner], initialization: MetaOptimizer) -> bool:
+    """Train one task per learner in lockstep in mode `stream`. If a step is not finite, stop there and return False.
+
+    φ moves after every `worker.push_interval` rollouts, by what all tasks push, and then running tasks follow it as
+    `meta.shift` says.
+    """
+    settings = dataclasses.replace(config.meta, batch_size=len(learners))
+    watches = [meta_learners.make(config, learner) for learner in learners]
+    sent = [np.zeros_like(initialization.vector) for _ in learners]
+    for rollout in range(1, config.rollouts_per_task + 1):
+        for watch, learner in zip(watches, learners, strict=True):
+            watch.observe(learner.backward())
+            learner.step()
+        final = rollout == config.rollouts_per_task
+        if rollout % config.worker.push_interval and not final:
+            continue
+        before, pushed = initialization.vector, [watch.report()[0].numpy() for watch in watches]
+        whole = config.meta.shift == "trajectory"
+        added = [new if whole else new - old for new, old in zip(pushed, sent, strict=True)]
+        sent = pushed
+        pulls = [Pull(0, float(np.linalg.norm(vector.astype(np.float64))), vector) for vector in added]
+        direction = combine("stream", settings, pulls, version=0, vector=before, recent=())
+        if not initialization.step(direction.gradient):
+            return False
+        if config.meta.shift != "no" and not final:
+            for watch, learner in zip(watches, learners, strict=True):
+                shift = limited_shift(initialization.vector - before, learner, config)
+                watch.shift(add_vector(learner.shared, shift))
+    return True
 
 
 def measure(learners: Sequence[ToyLearner], updates: int, loss_weight: float = 1.0) -> Point:

@@ -8,7 +8,17 @@ from typing import Any
 
 
 def setting(
-    default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
+    default: Any,
+    help: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    switch: tuple[str, str] | None = None,
 ) -> Any:
-    """Declare a setting: a dataclass field with a help text and a range (low ≤ value ≤ high, value > above)."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
+    """Declare a setting: a dataclass field with a help text and a range (low ≤ value ≤ high, value > above).
+
+    `switch` has the choices that stand for no and yes if the setting was a boolean once, in the files of old runs.
+    """
+    limits = {"low": low, "high": high, "above": above}
+    return dataclasses.field(default=default, metadata={"help": help, **limits, "switch": switch})

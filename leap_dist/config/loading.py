@@ -74,11 +74,13 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     for override in overrides:
         given.update({name.replace("-", "_"): value for name, value in override.items()})
     values: dict[str, Any] = preset_values(preset, given)
-    chosen = {name: {**values, **given}.get(name, getattr(Config, name)) for name in ("meta_learner", "mode")}
+    chosen = {name: {**values, **given}.get(name, default(name)) for name, *_ in DEFAULTS}
     for name, choice, settings in DEFAULTS:
         if chosen[name] == choice:
             # Learning rates chosen for one optimizer do not suit another.
-            other = given.get("meta.optimizer", settings["meta.optimizer"]) != settings["meta.optimizer"]
+            other = "meta.optimizer" in settings and (
+                given.get("meta.optimizer", settings["meta.optimizer"]) != settings["meta.optimizer"]
+            )
             values.update({n: v for n, v in settings.items() if not (other and n.startswith("meta."))})
     tasks = str({**values, **given}.get("tasks", Config.tasks))
     own = OF_META_LEARNERS.get((tasks, preset), {}).get(str(chosen["meta_learner"]), {})
@@ -138,7 +140,9 @@ def parse_value(name: str, value: Any) -> Any:
             return value
         return _number(name, value, number, field.metadata, get_args(word))
     if get_origin(kind) is Literal:
-        choices = get_args(kind)
+        choices, switch = get_args(kind), field.metadata["switch"]
+        if switch is not None and value not in choices and (on := _parse_bool(value)) is not None:
+            return switch[on]
         if value not in choices:
             near = did_you_mean(value, choices) if isinstance(value, str) else ""
             raise ConfigError(f"{name}: {_display(value)} is none of {', '.join(choices)}{near}")
@@ -150,9 +154,7 @@ def parse_value(name: str, value: Any) -> Any:
             raise ConfigError(f"{name}: {_display(value)} is not a list of names")
         return tuple(items)
     if kind is bool:
-        words = {"true": True, "yes": True, "false": False, "no": False}
-        parsed = words.get(value.lower()) if isinstance(value, str) else value
-        if not isinstance(parsed, bool):
+        if (parsed := _parse_bool(value)) is None:
             raise ConfigError(f"{name}: {_display(value)} is neither true nor false")
         return parsed
     if kind is str:
@@ -160,6 +162,13 @@ def parse_value(name: str, value: Any) -> Any:
             raise ConfigError(f"{name}: {_display(value)} is not text")
         return os.path.expanduser(value) if name in ("data_dir", "init") else value
     return _number(name, value, kind, field.metadata)
+
+
+def _parse_bool(value: Any) -> bool | None:
+    """Return the boolean that a value or a word stands for, or None if it stands for none."""
+    words = {"true": True, "yes": True, "false": False, "no": False}
+    parsed = words.get(value.lower()) if isinstance(value, str) else value
+    return parsed if isinstance(parsed, bool) else None
 
 
 def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any], words: Sequence[str] = ()) -> int | float:
@@ -246,6 +255,13 @@ def fixed_settings(config: Config) -> dict[str, Any]:
     """Return the settings that define what a run learns, by dotted name, as JSON-compatible data."""
     values = {name: value for name, value in _flat(config).items() if _is_fixed(name)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def same_setting(name: str, old: Any, new: Any) -> bool:
+    """Return whether a value in the files of a run, perhaps of an earlier version, means the present value `new`."""
+    if old == new or _FIELDS[name][0].metadata["switch"] is None:
+        return bool(old == new)
+    return bool(parse_value(name, old) == new)
 
 
 def _is_fixed(name: str) -> bool:

@@ -189,6 +189,8 @@ DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("mode", "async", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1}),
     # The pushes of a stream are in φ already, so its task cannot be taken back and trained again.
     ("mode", "stream", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1, "server.on_lost": "keep"}),
+    # Arrivals are neither weighted nor clipped in arXiv 2102.07215.
+    ("meta.shift", "trajectory", {"meta.contribution_clip": 0.0, "meta.staleness": "constant"}),
     # Meta-optimizers of the baselines (appendix C); finetuning adds the mean change to φ.
     ("meta_learner", "reptile", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1}),
     ("meta_learner", "fomaml", {"meta.optimizer": "sgd", "meta.learning_rate": 0.5}),

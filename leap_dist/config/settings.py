@@ -79,8 +79,15 @@ class MetaSettings:
     )
     clip_window: int = setting(64, "number of accepted contributions in the running median", low=1, high=100_000)
     endpoint_correction: float = setting(0.0, "ρ, add ρ(φ_now − φ_lease) to each contribution", low=0, high=1)
-    shift: bool = setting(False, "shift the paths of running workers when φ moves (stream only)")
-    max_shift: float = setting(0.01, "largest norm of a shift, relative to the norm of the encoder", above=0)
+    shift: Literal["no", "increments", "trajectory"] = setting(
+        "no",
+        "shift running workers when φ moves (stream only); φ moves by what each push adds, and shifts are limited "
+        "(increments), or by the whole path so far, and nothing is limited (trajectory, as in arXiv 2102.07215)",
+        switch=("no", "increments"),
+    )
+    max_shift: float = setting(
+        0.01, "largest norm of a shift, relative to the norm of the encoder (meta.shift increments)", above=0
+    )
 
 
 @dataclass(frozen=True)

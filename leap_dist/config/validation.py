@@ -210,10 +210,15 @@ def _meta_learner(config: Config) -> Iterator[str]:
         )
     if mode == "stream" and config.server.on_lost == "retry":
         yield "server.on_lost: retry is impossible in mode stream: pushes of a lost worker are in φ already; use keep"
-    if meta.shift and mode != "stream":
+    if meta.shift != "no" and mode != "stream":
         yield (
-            f"meta.shift: true needs mode stream, not {mode}: only in stream does φ change with each push of a "
-            "running worker; use meta.shift false"
+            f"meta.shift: {meta.shift} needs mode stream, not {mode}: only in stream does φ change with each push of a "
+            "running worker; use meta.shift no"
+        )
+    if meta.shift == "trajectory" and config.keeps_heads:
+        yield (
+            f"meta.shift: trajectory adds up whole paths, but the heads of {learner} must count every step once; use "
+            "meta.shift increments"
         )
 
 

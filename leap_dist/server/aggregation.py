@@ -9,6 +9,7 @@ n contributions in the meta-update, the direction passed to the meta-optimizer i
     fedasync          on each contribution                         s (c G + Δ), learning rate α      arXiv 1903.03934
     delayed-nesterov  on each contribution                         s (c G + ρ Δ), see DelayedNesterov
     stream            on each push, for what it adds               (1/|B|) s c (G_k − G_{k−1})
+                      with meta.shift trajectory                   (1/|B|) s c G_k                   arXiv 2102.07215
 
 With G = φ_lease − θ_K, fedasync is the convex combination φ ← (1 − α s) φ + α s θ_K of its paper.
 """

@@ -1,8 +1,8 @@
 """Accepted contributions, from the moment they are in the journal until φ contains them.
 
 Contributions are cumulative. In `stream` mode the server applies what each push adds to the previous push of the same
-lease, its *base*. A journal entry is therefore needed until every kept checkpoint contains it and no later push of its
-lease will be measured from it.
+lease, its *base*, or with `meta.shift trajectory` the whole of each push. A journal entry is therefore needed until
+every kept checkpoint contains it and no later push of its lease will be measured from it.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ class Backlog:
         journal: where accepted contributions are stored.
         size: number of shared parameters, which come first in every vector.
         keep_checkpoints: number of checkpoints kept; an entry outlives the oldest one that lacks it.
+        whole_paths: add the whole of every push, instead of its difference from the push before.
     """
 
-    def __init__(self, journal: Journal, size: int, keep_checkpoints: int) -> None:
+    def __init__(self, journal: Journal, size: int, keep_checkpoints: int, *, whole_paths: bool = False) -> None:
         self.journal = journal
+        self._whole_paths = whole_paths
         self.waiting: list[Accepted] = []
         """Contributions that are accepted and not yet applied, in order of acceptance."""
         self.unfinished: dict[str, Contribution] = {}
@@ -59,9 +61,13 @@ class Backlog:
         self._double = np.empty(size, np.float64)
 
     def added(self, contribution: Contribution) -> np.ndarray:
-        """Return what a contribution adds to the previous one of its lease."""
+        """Return what a contribution adds to φ: its difference from the previous one of its lease, or all of it.
+
+        The record that closes a lost lease repeats its last push, and adds nothing.
+        """
         before = self.unfinished.get(contribution.lease)
-        return contribution.vector if before is None else contribution.vector - before.vector
+        whole = before is None or (self._whole_paths and contribution.seq > before.seq)
+        return contribution.vector if whole or before is None else contribution.vector - before.vector
 
     def norm(self, vector: np.ndarray) -> float:
         """Return the norm of the shared part of a vector, computed in float64."""

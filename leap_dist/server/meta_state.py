@@ -83,7 +83,8 @@ class MetaState:
         keep = config.server.keep_checkpoints
         self.checkpoints = CheckpointStore(run_dir / "checkpoints", keep, replica)
         self.ledger = Ledger(run_dir / "ledger.jsonl", replica)
-        self.backlog = Backlog(Journal(run_dir / "journal", replica), manifest.size, keep)
+        whole_paths = config.meta.shift == "trajectory"
+        self.backlog = Backlog(Journal(run_dir / "journal", replica), manifest.size, keep, whole_paths=whole_paths)
         self._optimizer = MetaOptimizer(config.mode, config.meta, initial)
         self.heads: dict[str, np.ndarray] = {}
         """What training has added to each game's initial head, by game, where heads persist."""

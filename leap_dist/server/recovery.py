@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from leap_dist.config.loading import fixed_settings
+from leap_dist.config.loading import fixed_settings, same_setting
 from leap_dist.config.settings import Config
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.protocol import schema
@@ -110,7 +110,8 @@ class Recovery:
     def _check_settings(self, state: dict[str, Any]) -> None:
         now = fixed_settings(self._config)
         then = {name: value for name, value in state["settings"].items() if name in now}
-        if changed := [f"{name}: {value} -> {now[name]}" for name, value in then.items() if value != now[name]]:
+        differ = {name: value for name, value in then.items() if not same_setting(name, value, now[name])}
+        if changed := [f"{name}: {value} -> {now[name]}" for name, value in differ.items()]:
             raise ValueError(f"it is of a run with other settings: {'; '.join(changed)}")
         if not state["covered"] or state["ledger"]["offset"] < 0:
             raise ValueError("its counts make no sense")

@@ -72,6 +72,19 @@ def run_task(
         learner.close()
 
 
+def limited_shift(shift: np.ndarray, learner: Learner, config: Config) -> np.ndarray:
+    """Return the part of a change of φ, flat float32, that a running task follows.
+
+    With `meta.shift increments`, one that is large compared with the parameters is scaled down: it assumes that θ_K
+    changes as much as φ (J = I), which holds only nearby. With `trajectory` the task follows all of it.
+    """
+    size = float(np.linalg.norm(shift))
+    largest = config.meta.max_shift * float(flatten(learner.shared.values()).norm())
+    if config.meta.shift == "trajectory" or size <= largest:
+        return shift
+    return shift * np.float32(largest / size)
+
+
 class TaskRun:
     """The state of one task while it is trained."""
 
@@ -144,7 +157,7 @@ class TaskRun:
             ack = None
             if steps // interval > pushed // interval and self._clock() >= self._quiet_until:
                 ack, pushed = self._push(rollout, steps), steps
-                if config.meta.shift and ack.proceed:
+                if config.meta.shift != "no" and ack.proceed:
                     self._follow()
             elif self._must_renew():
                 with self._time("waiting"):
@@ -172,24 +185,17 @@ class TaskRun:
         return now - self._renewed > longest
 
     def _follow(self) -> None:
-        """Add the change of φ since the last snapshot to the parameters (trajectory shifting, Shin et al. 2021).
-
-        A shift that is large compared with the parameters is scaled down: it assumes that θ_K changes as much as φ
-        (J = I), which holds only nearby.
-        """
+        """Add the change of φ since the last snapshot to the parameters (trajectory shifting, Shin et al. 2021)."""
         with self._time("waiting"):
             version, vector = self._server.snapshot()
         if version == self._base_version:
             return
         shift = vector - self._base
         self._base_version, self._base = version, vector
-        size = float(np.linalg.norm(shift))
-        largest = self._config.meta.max_shift * float(flatten(self._learner.shared.values()).norm())
-        if size == 0:  # the meta-update changed nothing
-            return
-        if size > largest:
-            shift *= np.float32(largest / size)
-        self._meta_learner.shift(add_vector(self._learner.shared, shift))
+        if shift.any():  # otherwise the meta-update changed nothing
+            self._meta_learner.shift(
+                add_vector(self._learner.shared, limited_shift(shift, self._learner, self._config))
+            )
 
     def _beat(self, steps: int) -> Callable[[], None]:
         """Return a function that keeps the lease during a long measurement, if it is called often enough."""

@@ -20,6 +20,7 @@ from leap_dist.config.loading import (
     incompatibilities,
     read_yaml,
     resolve,
+    same_setting,
     to_yaml,
 )
 from leap_dist.config.presets import DEFAULTS, PRESET_HELP, PRESETS
@@ -461,9 +462,9 @@ TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
     ),
     *(
         (
-            {**REPTILE, "mode": mode, "meta.shift": True},
-            f"meta.shift: true needs mode stream, not {mode}: .*; use meta.shift false$",
-            [{"meta.shift": False}, {"mode": "stream"}],
+            {**REPTILE, "mode": mode, "meta.shift": "increments"},
+            f"meta.shift: increments needs mode stream, not {mode}: .*; use meta.shift no$",
+            [{"meta.shift": "no"}, {"mode": "stream"}],
         )
         for mode in MODES
         if mode != "stream"
@@ -495,9 +496,14 @@ TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
         for asked, shown in (({"mode": "fedasync"}, "mode: fedasync"), ({RHO: 1}, "meta.endpoint_correction: 1"))
     ),
     (
+        {"mode": "stream", "meta.shift": "trajectory", "meta_learner": "finetune-multi"},
+        "meta.shift: trajectory adds up whole paths, .* heads of finetune-multi .*; use meta.shift increments$",
+        [{"meta.shift": "increments"}, {"meta_learner": "reptile"}],
+    ),
+    (
         {"mode": "stream", RHO: 1},
         "meta.endpoint_correction: 1 .* the increments of mode stream; use mode async, or meta.shift instead$",
-        [{"mode": "async"}, {RHO: 0, "meta.shift": True}],
+        [{"mode": "async"}, {RHO: 0, "meta.shift": "increments"}],
     ),
     (
         {"mode": "fedasync"},
@@ -583,7 +589,7 @@ def test_settings_that_do_not_go_together_are_answered_with_choices_that_do(over
         {"meta_learner": "leap", RHO: 0.5, "mode": "buffered"},
         {"meta_learner": "finetune-single", "mode": "fedasync"},
         {"meta_learner": "finetune-multi", "meta.shared": "convolutions"},
-        {"mode": "stream", "meta_learner": "none", "meta.shift": True},
+        {"mode": "stream", "meta_learner": "none", "meta.shift": "trajectory"},
         {"mode": "async", "server.on_lost": "keep"},
         {"mode": "async", "meta.optimizer": "adam"},  # a hazard, not a contradiction
         {"mode": "delayed-nesterov", "meta.momentum": 0.5, RHO: 0.5},
@@ -614,7 +620,7 @@ def test_what_goes_together_is_not_refused(overrides):
             "meta.weight_decay": st.sampled_from([0, 0.1]),
             "meta.normalize": st.booleans(),
             RHO: st.sampled_from([0, 0.5]),
-            "meta.shift": st.booleans(),
+            "meta.shift": st.sampled_from(["no", "increments", "trajectory"]),
             "server.on_lost": st.sampled_from(["retry", "keep"]),
         },
     )
@@ -705,6 +711,7 @@ GIVEN = {
     "meta.nesterov": False,
     "server.on_lost": "retry",
     "meta.contribution_clip": 2.0,
+    "meta.staleness": "hinge",
 }
 
 
@@ -713,6 +720,7 @@ GIVEN = {
 )
 def test_what_is_given_wins_over_what_a_choice_brings(field, choice, name):
     context = {field: choice, **(REPTILE if choice == "fedasync" else {})}
+    context |= {"mode": "stream"} if field == "meta.shift" else {}
     for overrides in ([{**context, name: GIVEN[name]}], [{name: GIVEN[name]}, context], [context, {name: GIVEN[name]}]):
         if (choice, name) in REFUSED_INSTEAD:  # and not quietly replaced
             assert REFUSED_INSTEAD[choice, name] in refusal("paper", *overrides)
@@ -959,7 +967,7 @@ OTHER_VALUES = {
     "meta.schedule": "cosine",
     "meta.max_norm": 1.0,
     "meta.endpoint_correction": 0.5,
-    "meta.shift": True,
+    "meta.shift": "increments",
     "meta.max_shift": 0.5,
     "fomaml.rollouts": 9,
     "agent.envs": 9,
@@ -1050,6 +1058,17 @@ def test_how_long_and_where_a_run_runs_may_change():
     assert all(look_up(old, name) != look_up(new, name) for name in PLACEMENT)
     assert incompatibilities(old, new) == []
     assert incompatibilities(old, old) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "now"), [(True, "increments"), ("yes", "increments"), ("True", "increments"), (False, "no"), ("no", "no")]
+)
+def test_shift_used_to_be_a_switch(old, now):
+    assert resolve("smoke", {"mode": "stream", "meta.shift": old}).meta.shift == now
+    assert same_setting("meta.shift", old, now)
+    assert not same_setting("meta.shift", old, "trajectory")
+    assert not same_setting("meta.nesterov", "no", False), "that never was anything but a switch"
+    assert "meta.shift: 'always' is none of no, increments, trajectory" in refusal("smoke", {"meta.shift": "always"})
 
 
 def test_a_run_begun_when_paper_was_asynchronous_stays_what_it_was(tmp_path):

@@ -44,7 +44,7 @@ def test_with_trajectory_shifting_staleness_falls_from_the_task_to_the_push_inte
 ) -> None:
     """And what was streamed counts once, though the server is killed in between."""
     run = launch(
-        "stream", "--preset", "smoke", "--mode", "stream", "--meta.shift", "yes", "--meta-updates", "3",
+        "stream", "--preset", "smoke", "--mode", "stream", "--meta.shift", "increments", "--meta-updates", "3",
         "--task-steps", "1000", "--worker.push-interval", "100", "--workers", "2", "--worker.cpus", "0.5",
         "--server.busy-share", "1",
     )  # fmt: skip

@@ -356,7 +356,7 @@ def follow(monkeypatch, snapshots, *, answers=(), seconds=0.0, **settings):
     shifts: list[np.ndarray] = []
     spy_on_shifts(monkeypatch, tape, shifts.append)
     monkeypatch.setattr(run_task, "make_learner", lambda *_: learner)
-    settings = {"meta__shift": True, "meta__max_shift": 10.0, "worker__push_interval": 20, **settings}
+    settings = {"meta__shift": "increments", "meta__max_shift": 10.0, "worker__push_interval": 20, **settings}
     run = config(agent__envs=4, agent__unroll=5, task_steps=100, mode="stream", **settings)
     lease = Lease("l", Task(0, "pong", 0, 1, 100), "w0", "i0", 2, 60.0)
     ack = run_task.run_task(lease, Start(PHI.copy()), run, server, clock=clock)
@@ -416,7 +416,7 @@ def test_a_large_shift_is_cut_relative_to_the_parameters(monkeypatch):
 
 
 def test_without_meta_shift_phi_is_not_asked_for(monkeypatch):
-    seen = follow(monkeypatch, [], meta__shift=False)
+    seen = follow(monkeypatch, [], meta__shift="no")
     assert seen.tape.count("push") == 4
     assert "snapshot" not in seen.tape
     assert {c.base_version for c in seen.received} == {2}
@@ -449,7 +449,12 @@ def test_a_shift_moves_the_encoder_and_leaves_head_and_optimizer_as_they_are(mon
     manifest, phi = initialization(4, 0)
     amount = np.random.default_rng(0).normal(scale=1e-3, size=manifest.size).astype(np.float32)
     run = config(
-        mode="stream", meta__shift=True, meta__max_shift=1.0, agent__envs=1, task_steps=20, worker__push_interval=10
+        mode="stream",
+        meta__shift="increments",
+        meta__max_shift=1.0,
+        agent__envs=1,
+        task_steps=20,
+        worker__push_interval=10,
     )
     learners, states = [], []
     make = make_learner
@@ -485,7 +490,7 @@ def test_a_shift_moves_the_encoder_and_leaves_head_and_optimizer_as_they_are(mon
     ("settings", "sent"),
     [
         ({}, False),
-        ({"mode": "stream", "meta__shift": True}, False),
+        ({"mode": "stream", "meta__shift": "increments"}, False),
         ({"meta_learner": "reptile"}, False),
         ({"mode": "fedasync", "meta_learner": "reptile"}, True),
         ({"mode": "async", "meta__endpoint_correction": 0.5}, True),
