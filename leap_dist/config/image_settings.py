@@ -33,11 +33,12 @@ class SupervisedSettings:
     rotations: int = setting(
         0, "omniglot: number of fixed random rotations of each image; 0: the images as they are", low=0, high=360
     )
-    split: Literal["drawing", "first", "image"] = setting(
+    split: Literal["drawing", "first", "image", "training"] = setting(
         "drawing",
         "omniglot: how a task's test images are chosen: five drawings of each character with all their rotations, "
-        "drawn by seed (drawing) or the first five (first), or a quarter of all images, so that other rotations of a "
-        "test drawing are trained on (image)",
+        "drawn by seed (drawing) or the first five (first); a quarter of all images, so that other rotations of a "
+        "test drawing are trained on (image); or the training images themselves, as in the authors' code until "
+        "December 2019 (training)",
     )
     held_out_images: Literal["rotated", "upright"] = setting(
         "rotated", "omniglot: test and validation images: rotated like the training images, or upright"

@@ -151,8 +151,8 @@ def _images(config: Config) -> Iterator[str]:
                 yield f"supervised.{name}: {value} is for tasks omniglot, not {config.tasks}; use {usual}"
     elif given.split == "image" and not given.rotations:
         yield "supervised.split: image divides the rotations of a drawing, but there are none; use drawing"
-    elif given.split == "image" and given.held_out_images == "upright":
-        yield "supervised.held_out_images: upright does not go with supervised.split image; use rotated"
+    elif given.split in ("image", "training") and given.held_out_images == "upright":
+        yield f"supervised.held_out_images: upright does not go with supervised.split {given.split}; use rotated"
     elif given.held_out_images == "upright" and not given.rotations:
         yield (
             "supervised.held_out_images: upright has a meaning only with supervised.rotations, and they are 0; use "

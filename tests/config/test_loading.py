@@ -196,6 +196,10 @@ def test_a_preset_of_other_tasks_is_told_from_a_mistake():
             {"supervised.split": "image", "supervised.rotations": 2, "supervised.held_out_images": "upright"},
             "upright does not go with supervised.split image",
         ),
+        (
+            {"supervised.split": "training", "supervised.rotations": 2, "supervised.held_out_images": "upright"},
+            "upright does not go with supervised.split training",
+        ),
         ({"tasks": "multi-cv", "supervised.rotations": 2}, "rotations: 2 is for tasks omniglot, not multi-cv; use 0"),
         ({"tasks": "multi-cv", "supervised.polarity": "black-ink"}, "polarity: black-ink is for tasks omniglot"),
     ],

@@ -350,6 +350,11 @@ def test_tables_of_omniglot_by_hand(tmp_path: Path):
         ["leap", "3.00 ± 1.41", "4.0", "6.00 ± 2.83", "2.6"],
         ["none", "13.00 ± 1.41", "17.9", "16.00 ± 2.83", "16.6"],
     ]
+    assert found["Error on the training images (%) beside the paper"][1] == [
+        "leap",
+        *("5.00 ± 0.00", "4.0"),
+        *("5.00 ± 0.00", "2.6"),
+    ]
     assert found["leap less another arm"][1] == ["4", "none", "-10.00", "+0.00", "+0.00", "2 of 2", "4"]
     assert found["Settings of each arm"][1] == ["leap", "meta.learning_rate 0.1"]
     assert "6 meta-updates of 2 tasks, 8 examples each; seeds 0, 1." in (tmp_path / "table.md").read_text()

@@ -71,6 +71,15 @@ def test_a_split_by_image_trains_on_other_rotations_of_what_it_tests():
     assert len(trained & tested) > 250, "three quarters of the drawings' rotations are on both sides"
 
 
+def test_the_training_images_may_be_the_test_images():
+    found = divided(DATA, replace(ROTATED, split="training"), 0)
+    assert np.array_equal(found.test.images, found.train.images)
+    assert np.array_equal(found.test.labels, found.train.labels)
+    assert len(found.test.labels) == 300 * 4
+    upright = divided(DATA, replace(ROTATED, split="training", rotations=0), 0)
+    assert np.array_equal(upright.test.images, DATA.train.images)
+
+
 def test_held_out_images_may_be_upright():
     found = divided(DATA, replace(PATIENT, held_out_images="upright"), 0)
     assert np.array_equal(found.test.images, DATA.test.images)

@@ -131,7 +131,7 @@ class Omniglot(Images):
         published = {normalize(alphabet): alphabet for alphabet in found.alphabets}
         if name not in published:
             raise ConfigError(f"data_dir: the Omniglot in {config.data_dir} has no alphabet {name}")
-        return found.task(published[name], config.seed, first=config.supervised.split == "first")
+        return found.task(published[name], config.seed, first=config.supervised.split in ("first", "training"))
 
     def task_data(self, config: Config, lease: Lease) -> ClassificationProblem:
         """Return the alphabet with its labels, permuted by the task's seed unless the labels are fixed."""
