@@ -79,7 +79,7 @@ class MetaUpdate:
     contributions: int
     """Number of contributions that it applied."""
     tasks: tuple[TaskResult, ...]
-    """The tasks that ended with it. In mode `stream`, a meta-update may apply pushes of tasks that still run."""
+    """Tasks that ended with it. In mode `stream`, a meta-update may also apply pushes of tasks that still run."""
 
     @property
     def path_length(self) -> float | None:
@@ -107,13 +107,13 @@ class MetaUpdate:
 
 
 class LiveRun:
-    """A run that is going on, as callbacks see it.
+    """A run in progress, as callbacks see it.
 
     Args:
         path: path or URL of the run or evaluation.
         folder: local directory of its files. For a run at a URL this is a working copy, which is removed at the end.
         config: its configuration.
-        stop: the signal by which a stop is asked for.
+        stop: the signal that requests a stop.
     """
 
     def __init__(self, path: str, folder: Path, config: Config, stop: StopSignal) -> None:
@@ -123,23 +123,23 @@ class LiveRun:
         self.summary: dict[str, Any] = {}
         """The newest summary, with the same content as summary.json; empty before the first report."""
         self.stopped = False
-        """Whether a callback has asked for a stop."""
+        """Whether a callback has requested a stop."""
         self._stop = stop
 
     def stop(self) -> None:
-        """Ask for a clean stop: everything accepted is saved, and `train` returns a run with outcome "stopped"."""
+        """Request a clean stop: everything accepted is saved, and `train` returns a run with outcome "stopped"."""
         self.stopped = self._stop.asked = True
 
 
 class Callback:
     """Base class of callbacks. Override what is of interest; every method does nothing by default.
 
-    Methods are called from the thread that called `train` or `evaluate`, one at a time, while the workers go on. What a
-    method raises ends the run cleanly, with everything accepted saved, and is then raised by `train`.
+    Methods are called one at a time, from the thread that called `train` or `evaluate`, while the workers continue. If
+    one raises an exception, the run ends cleanly, with everything accepted saved, and `train` raises it again.
     """
 
     def on_start(self, run: LiveRun) -> None:
-        """Handle the start, before Ray is started or joined. An exception here refuses the run."""
+        """Handle the start, before Ray is started or joined. An exception here prevents the start."""
 
     def on_task_end(self, run: LiveRun, task: TaskResult) -> None:
         """Handle a finished task, once the meta-update that contains it is durable."""
@@ -158,13 +158,13 @@ class Callback:
 
 
 class Dispatcher:
-    """Passes what a run records to callbacks. An exception in one of them asks for a stop, and is kept as `error`.
+    """Passes the events of a run to callbacks. If one raises an exception, it is kept as `error`, and the run stops.
 
     Args:
         callbacks: the callbacks, in the order in which they are called.
-        run: what they receive.
+        run: the run that they receive.
 
-    Raises TypeError if something else than a `Callback` is given.
+    Raises TypeError if anything other than a `Callback` is given.
     """
 
     def __init__(self, callbacks: Iterable[Callback], run: LiveRun) -> None:
@@ -184,7 +184,7 @@ class Dispatcher:
             callback.on_start(self._run)
 
     def record(self, lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-        """Call the callbacks for what is new. After an exception, call no further ones."""
+        """Call the callbacks for new events. After an exception, call no further ones."""
         self._run.summary = summary
         if self.error is not None:
             return

@@ -23,9 +23,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 def raise_for(outcome: str, result: Any, summary: dict[str, Any], error: BaseException | None) -> None:
-    """Raise what belongs to an outcome, and nothing for "done" and "stopped".
+    """Raise the exception for an outcome; "done" and "stopped" have none.
 
-    Raises `error`, which a callback has raised; Interrupted; or RunFailed with the last alerts of the summary.
+    Raises `error`, which is the exception of a callback; Interrupted; or RunFailed with the last alerts of the summary.
     """
     if error is not None:
         raise error

@@ -73,7 +73,7 @@ def evaluate(
         inits: the initializations by label, or only their sources: a file, a run directory, a URL, `pretrained:NAME`,
             or "scratch".
         config: settings of the agents: the name of a preset, or settings by dotted name such as `games` and
-            `task_steps`. The rest is that of the run that made the first initialization.
+            `task_steps`. All others are those of the run that made the first initialization.
         seeds: number of runs for each initialization and task.
         out: output directory; by default a new one below reports/. If it holds runs of the same evaluation, only
             the missing ones are made.
@@ -83,9 +83,9 @@ def evaluate(
     Raises:
         ConfigError: bad input in one line; nothing was started.
         RunDirectoryBusy: another launch works in `out`.
-        RunFailed: a run could not be made. What is finished is kept.
-        Interrupted: a signal stopped it. What is finished is kept.
-        Exception: what a callback raised, after a clean stop.
+        RunFailed: an agent could not be trained. Finished runs are kept.
+        Interrupted: a signal stopped it. Finished runs are kept.
+        Exception: the exception that a callback raised, after a clean stop.
     """
     with stop_signal() as stop:
         given = _checked(config)
@@ -157,7 +157,7 @@ def _default_folder() -> Path:
 
 
 def _report(folder: Path, config: Config, outcome: str) -> Report:
-    """Build the report of the runs there are; it is empty where there is none yet. Raises ConfigError."""
+    """Build the report of the finished runs; it is empty if there are none. Raises ConfigError."""
     numbers: dict[str, Any] = {}
     warnings: list[str] = []
     if any(folder.glob("runs/*/*/*.json")):

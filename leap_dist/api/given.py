@@ -24,7 +24,7 @@ def settings(given: Given) -> dict[str, Any]:
     if isinstance(given, Config):
         return {name: loading.look_up(given, name) for name, _, _ in loading.fields()}
     if not isinstance(given, Mapping):
-        raise TypeError(f"config: {given!r:.80} is no Config, name of a preset, or mapping of settings")
+        raise TypeError(f"config: {given!r:.80} is not a Config, the name of a preset, or a mapping of settings")
     flat: dict[str, Any] = {}
     for name, value in given.items():
         for leaf, inner in value.items() if isinstance(value, Mapping) else ((None, value),):

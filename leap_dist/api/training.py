@@ -23,7 +23,7 @@ from leap_dist.weights.initialization import Initialization, InitializedEncoder,
 
 @dataclass(frozen=True)
 class Run:
-    """A training run that has ended, or stopped."""
+    """A training run that has ended or was stopped."""
 
     path: str
     """The run directory, or the URL of the run."""
@@ -77,7 +77,7 @@ def train(
         config: a `Config`, the name of a preset, or settings by dotted name (with `preset` among them). By default the
             preset `quick`. To resume, give nothing, or the settings that change.
         run_dir: output directory or URL; by default a new directory below runs/.
-        resume: continue the run in `run_dir`, with its own settings; "auto": or start one there if it holds none.
+        resume: continue the run in `run_dir` with its own settings; "auto" starts a new run there if it holds none.
         callbacks: called while the run goes on; see `Callback`.
         progress: show a live table on a terminal, and plain lines elsewhere.
         profile: write a trace and a time breakdown of each worker to the run directory.
@@ -91,7 +91,7 @@ def train(
         CorruptFile: the run to resume is damaged beyond repair.
         RunFailed: training could not go on.
         Interrupted: a signal stopped the run, with everything accepted saved.
-        Exception: what a callback raised, after a clean stop.
+        Exception: the exception that a callback raised, after a clean stop.
     """
     with stop_signal() as stop:
         resolved, run = _open(config, run_dir, resume)

@@ -209,7 +209,7 @@ def export(parsed: argparse.Namespace) -> int:
 
     if parsed.to not in parser.LIBRARIES:
         near = did_you_mean(parsed.to, parser.LIBRARIES)
-        raise ConfigError(f"to: {parsed.to[:80]!r} is none of {', '.join(parser.LIBRARIES)}{near}")
+        raise ConfigError(f"to: {parsed.to[:80]!r} is not one of {', '.join(parser.LIBRARIES)}{near}")
     where = location.location(parsed.init)
     if isinstance(where, Path):
         where = named_files.require(where)

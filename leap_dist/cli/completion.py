@@ -21,7 +21,7 @@ def completion(parsed: argparse.Namespace) -> int:
     """Print the script for a shell. Raises ConfigError if the shell is unknown, or the package shtab is missing."""
     if parsed.shell not in SHELLS:
         near = did_you_mean(parsed.shell, SHELLS)
-        raise ConfigError(f"shell: {parsed.shell[:80]!r} is none of {', '.join(SHELLS)}{near}")
+        raise ConfigError(f"shell: {parsed.shell[:80]!r} is not one of {', '.join(SHELLS)}{near}")
     try:
         import shtab
     except ImportError:

@@ -103,7 +103,7 @@ def _of_evaluation(parsed: argparse.Namespace, out: Path) -> _Chosen:
 
     found = agents.names(out)
     if not found:
-        raise ConfigError(f"init: {out} has kept no agents; evaluations of earlier versions did not")
+        raise ConfigError(f"init: {out} has no agents, because an earlier version made it; evaluate again")
     for name, place in (("arm", 0), ("game", 1)):
         known = sorted({str(agent[place]) for agent in found})
         wanted = getattr(parsed, name)
@@ -128,7 +128,7 @@ def _of_evaluation(parsed: argparse.Namespace, out: Path) -> _Chosen:
 def _trained(parsed: argparse.Namespace) -> _Chosen:
     """Train an agent from an initialization. Raises ConfigError if the initialization is not for games."""
     if parsed.arm is not None:
-        raise ConfigError(f"arm: {parsed.init} is no evaluation; leave --arm out")
+        raise ConfigError(f"arm: {parsed.init} is not an evaluation; leave --arm out")
     game = parsed.game or "breakout"
     named_files.require_all([parsed.init])
     from leap_dist.evaluation import initializations
@@ -160,7 +160,7 @@ def _trained(parsed: argparse.Namespace) -> _Chosen:
 
 def _require_games(config: Config, shown: str) -> None:
     if config.tasks != "atari":
-        raise ConfigError(f"init: {shown} is for tasks {config.tasks}, and only agents of Atari games play")
+        raise ConfigError(f"init: {shown} is for tasks {config.tasks}, but only agents of Atari games can play")
 
 
 def _train(learner: Learner, steps: int) -> None:
@@ -178,7 +178,7 @@ def _train(learner: Learner, steps: int) -> None:
 def _viewer(
     parsed: argparse.Namespace, screens: list[np.ndarray], most: int, rate: float
 ) -> Callable[[np.ndarray], None] | None:
-    """Return what looks at the screens: a film, a terminal, or nobody."""
+    """Return a function that films the screens or shows them on a terminal; None if nobody watches."""
     if parsed.out is not None:
 
         def record(screen: np.ndarray) -> None:
@@ -203,7 +203,7 @@ def _viewer(
 
 
 def _play(player: Player, game: str, episodes: int, see: Callable[[np.ndarray], None] | None) -> None:
-    """Play episodes, and print the return of each, and their mean beside those of random play and of people."""
+    """Play episodes, and print each return, then their mean and the scores of random play and of a person."""
     returns = []
     for number in range(1, episodes + 1):
         played = player.episode(see)

@@ -11,7 +11,7 @@ Meta-learn initializations with Leap, on Atari games, Omniglot or Multi-CV.
   {command} enjoy REPORT --game qbert --out x.gif   how do the agents play?
   {command} export RUN --to sb3 --out policy        use it elsewhere
 
-COMMAND --help has the flags that people use, COMMAND --help-all all of them.
+COMMAND --help shows the usual flags, COMMAND --help-all every flag.
 """
 
 TRAIN = """\
@@ -68,7 +68,7 @@ examples:
   {command} enjoy scratch --game pong --steps 0
 
 An evaluation keeps the agent of its first seed for each initialization and
-game. A run or an initialization has no agent, only what agents start from; so
-an agent is trained from it for --steps first. Without --out, a terminal with
-24-bit colors shows the play, and anything else only the returns.
+game. A run or an initialization has no agent, only what agents start from, so
+an agent is first trained from it for --steps. Without --out, a terminal with
+24-bit colors shows the play; anywhere else, only the returns are printed.
 """

@@ -22,7 +22,7 @@ HELD_OUT = {"seed24": ("breakout", "qbert", "space_invaders"), "camera25": ("bre
 
 def games() -> int:
     """Print the sets of games, and a line for each game with its sets and reference scores."""
-    print("Sets of games, which --games takes as it takes games:\n")
+    print("Sets of games; --games accepts these names too:\n")
     for name, members in SETS.items():
         _print_wrapped(f"{name:<10}", f"{len(members)} {_ORIGIN[name]} ({', '.join(HELD_OUT[name])}).")
     print()
@@ -52,7 +52,7 @@ def presets() -> int:
     for name, values in PRESETS.items():
         _print_preset(name, PRESET_HELP[name], values)
     for kind, known in TASKS.items():
-        print(f"\nPresets of --tasks {kind}, beside what `paper-async` has:")
+        print(f"\nPresets of --tasks {kind}, each on top of the settings of `paper-async`:")
         for name, values in known.items():
             _print_preset(name, "", {key: value for key, value in values.items() if key != "tasks"})
     print("\nChoices that change other defaults:")
@@ -85,12 +85,14 @@ def weights() -> int:
         _print_wrapped("", f"`{console.command()} train` makes one: runs/NAME/init.safetensors. --init takes its path.")
         return 0
     print("Initializations that come with the package; --init takes pretrained:NAME:\n")
+    width = max(len(one.name) for one in found)
     for one in found:
-        _print_wrapped(f"{one.name:<20}", f"{one.summary} License: {one.license}.")
+        _print_wrapped(f"{one.name:<{width}}", f"{one.summary} License: {one.license}.")
     return 0
 
 
 def _print_wrapped(first: str, text: str) -> None:
     """Print a text over lines of at most 80 characters, indented below its first word."""
     start = f"{first} " if first else ""
-    print(textwrap.fill(text, 80, initial_indent=start, subsequent_indent=" " * len(start)))
+    indent = " " * len(start)
+    print(textwrap.fill(text, 80, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False))

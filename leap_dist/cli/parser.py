@@ -125,9 +125,9 @@ def _add_train(command: Callable[..., _Parser], help: Help) -> _Parser:
         const=True,
         default=False,
         metavar="auto",
-        help="continue the run in --run-dir; auto: or start it",
+        help="continue the run in --run-dir; auto: or start one",
     )
-    run.add_argument("--profile", nargs=0, default=False, help="profile the workers, into DIR/profile")
+    run.add_argument("--profile", nargs=0, default=False, help="write profiles of the workers to DIR/profile")
     _add_settings(train, "train", help)
     return train
 
@@ -212,7 +212,7 @@ def _add_status(command: Callable[..., _Parser], _: Help) -> _Parser:
 def _add_plot(command: Callable[..., _Parser], _: Help) -> _Parser:
     plot = command("draw the picture, or the report, again")
     _add_place(plot, "run_dir", "--run-dir", "DIR", "directory of a run, an evaluation or a study")
-    plot.add_argument("--phone", nargs=0, default=False, help="draw a tall picture, into DIR/progress-phone.png")
+    plot.add_argument("--phone", nargs=0, default=False, help="draw a tall picture, DIR/progress-phone.png")
     plot.add_argument("--out", type=_directory, metavar="FILE", help="picture of the run (default: DIR/progress.png)")
     return plot
 
@@ -300,24 +300,25 @@ NAMES = tuple(_COMMANDS)
 
 
 def _add_place(command: _Parser, name: str, flag: str, metavar: str, help: str) -> None:
-    """Let a command take a place as its only positional argument, or with a flag. See `_settle_place`."""
+    """Let a command take a path or URL as its only positional argument, or with a flag. See `_settle_place`."""
     command.add_argument("place", type=_location, nargs="?", metavar=metavar, help=help)
     command.add_argument(flag, dest=name, type=_location, metavar=metavar, help=f"the same as {metavar} alone")
     command.set_defaults(place_flag=flag, place_name=name, place_metavar=metavar)
 
 
 def _settle_place(parsed: argparse.Namespace) -> None:
-    """Store the place that a command was given, either way, under the name of its flag."""
+    """Store the path or URL under the name of its flag, whichever way it was given."""
     by_flag = getattr(parsed, parsed.place_name)
     if (parsed.place is None) == (by_flag is None):
-        problem = "names no place" if by_flag is None else f"takes its place once, alone or with {parsed.place_flag}"
-        console.complain(f"{parsed.command}: {problem}; say, for example, {parsed.command} runs/mine")
+        twice = f"takes one path or URL, alone or with {parsed.place_flag}"
+        problem = "needs a path or URL" if by_flag is None else twice
+        console.complain(f"{parsed.command}: {problem}; for example, {parsed.command} runs/mine")
     setattr(parsed, parsed.place_name, by_flag if parsed.place is None else parsed.place)
 
 
 def _add_preset(group: Any, default: str) -> None:
     group.add_argument("--preset", metavar="NAME", help=f"name of a preset (default: {default})")
-    group.add_argument("--config", type=_path, metavar="FILE", help="YAML file with settings, over the preset")
+    group.add_argument("--config", type=_path, metavar="FILE", help="YAML file; its settings override the preset")
 
 
 def _add_settings(parser: _Parser, command: str, help: Help) -> None:
@@ -345,7 +346,9 @@ def _location(text: str) -> str:
         raise argparse.ArgumentTypeError("is empty; name a file or directory")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is in a home directory that is not known; write it in full")
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r} begins with the home directory of an unknown user; give the full path"
+        )
     return expanded
 
 
@@ -363,5 +366,5 @@ def _path(text: str) -> Path:
 
 def _directory(text: str) -> Path:
     if _URL.match(text):
-        console.complain("out: a URL is for runs only; give a directory on this machine, and copy it afterwards")
+        console.complain("out: only runs can be at a URL; give a directory on this machine, and copy it afterwards")
     return _path(text)

@@ -1,4 +1,4 @@
-"""The plan that a start prints before its first step: what, where to, how long, how to stop, and how to go on."""
+"""The plan printed before the first step: what is trained, where to, for how long, and how to stop and continue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from leap_dist.telemetry.escaping import printable
 from leap_dist.worker import trial
 
 WORTH_A_TRIAL = 50_000
-"""Steps from which a plan is worth a trial of this machine's speed; less takes a minute at most."""
+"""Least number of steps for which the plan measures this machine's speed; fewer take a minute at most."""
 
 
 def print_training(config: Config, run: Run) -> None:
@@ -53,13 +53,13 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
         ("duration", _duration(config, left * config.task_steps, before)),
         ("directory", shown),
         ("watch", f"{console.command()} status {shlex.quote(shown)}"),
-        ("stop", "Ctrl-C; what is accepted by then is kept"),
+        ("stop", "Ctrl-C; everything accepted by then is kept"),
         ("go on", here),
     ]
 
 
 def print_evaluation(config: Config, runs: Sequence[EvaluationRun], missing: int, out: Path) -> None:
-    """Print the plan of an evaluation, of whose runs some are missing."""
+    """Print the plan of an evaluation; `missing` is the number of runs that are not finished."""
     _print(evaluation(config, runs, missing, out))
 
 
@@ -96,16 +96,16 @@ def _duration(config: Config, steps: int, before: dict[str, Any]) -> str:
         return "nothing is left to do"
     rate, source = _rate_before(before), "at the rate so far"
     if rate is None and steps < WORTH_A_TRIAL:
-        return "less than a minute, and some seconds to start"
+        return "less than a minute, plus some seconds to start"
     if rate is None and config.workers == "auto" and config.address != "local":
-        return "it depends on the nodes; the line about workers says it once they have answered"
+        return "depends on the nodes; `status` shows it after the first tasks"
     if rate is None:
         workers = _side_by_side(config)
         with contextlib.suppress(Exception):  # the run itself will say what is wrong
             rate = trial.steps_per_second(config)
         if rate is None:
-            return "not known before the first tasks have ended; then, `status` says it"
-        source = f"at {_rounded(rate)} steps/s for each of {_count(workers, 'worker')}, as a trial on this machine says"
+            return "unknown; `status` shows it after the first tasks"
+        source = f"at {_rounded(rate)} steps/s for each of {_count(workers, 'worker')}, measured on this machine"
         rate *= workers
     return f"about {_words(steps / rate)}, {source}"
 

@@ -58,18 +58,18 @@ def next_step(summary: dict[str, Any], shown: str) -> str:
     again = f"the same command with --out {name}" if is_evaluation else f"train --run-dir {name} --resume"
     again = again if is_evaluation else f"{console.command()} {again}"
     if state == "died":
-        return f"its driver is gone, and everything accepted is kept; go on with: {again}"
+        return f"its driver is gone; everything accepted is kept; continue with: {again}"
     if state == "failed":
-        return f"see the alerts; when their cause is gone, go on with: {again}"
+        return f"see the alerts; once their cause is gone, continue with: {again}"
     if state == "interrupted":
-        return f"go on with: {again}"
+        return f"continue with: {again}"
     if state == "done":
         done = (
             f"read {shown}/report.md" if is_evaluation else f"{console.command()} evaluate --init {name} --init scratch"
         )
         return done
     if summary["quarantined"] or summary["quarantined_workers"]:
-        return "the run goes on without what is given up; docs/reliability.md says who is blamed for what"
+        return "the run continues without the excluded ones; docs/reliability.md says why they are excluded"
     return ""
 
 
@@ -83,7 +83,7 @@ def print_profiles(run: location.Run) -> None:
 
 
 def draw_progress(run_dir: Path, path: Path, name: str, *, phone: bool = False) -> Path:
-    """Draw the picture of a run from its ledger, with `phone` one that is tall and narrow. Raises OSError."""
+    """Draw the picture of a run from its ledger, tall and narrow if `phone`. Raises OSError."""
     from leap_dist.telemetry import pictures  # matplotlib is slow to import
 
     lines, _ = Ledger(run_dir / "ledger.jsonl").read(0)

@@ -42,7 +42,10 @@ _SHORT = {
     "worker.device": "auto, cpu or cuda",
     "address": "Ray: local, auto or HOST:PORT",
 }
-"""Help texts of one line for the settings that people change."""
+"""Help texts of one line for the settings that people usually change."""
+
+_SHORT_OF_STUDIES = {"tasks": "omniglot or multi-cv", "games": "alphabets, data sets, or sets of them"}
+"""Help texts of the command `study` where they differ."""
 
 SHOWN = {
     "train": tuple(name for name in _SHORT if name != "data_dir"),
@@ -89,7 +92,7 @@ class Switch(Once):
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help with one space for the flags and one for the texts, in which a switch has no value."""
+    """Help formatter with one column for flags and one for texts. Switches are shown without a value."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
@@ -123,7 +126,8 @@ def add_settings(
         if section not in groups:
             title = section or ("tasks and workers" if everything else "settings")
             groups[section] = parser.add_argument_group(title, loading.section_help(section) if everything else None)
-        text = field.metadata["help"] if everything else _SHORT.get(name, "")
+        short = _SHORT | (_SHORT_OF_STUDIES if command == "study" else {})
+        text = field.metadata["help"] if everything else short.get(name, "")
         shown = everything or name in order
         is_list = isinstance(field.default, tuple)
         more: dict[str, Any] = {"action": "extend" if is_list else None, "nargs": "+" if is_list else None}
@@ -169,7 +173,7 @@ def _defaults(command: str, preset: str, tasks: str) -> Callable[[str], str]:
         if name in values or name in from_preset:
             value = values.get(name) or from_preset[name]
         elif command == "evaluate" and not preset and not _is_in(name, ours):
-            return "default: as the first --init"
+            return "default: that of the first --init"
         else:
             value = loading.default(name)
         return f"default: {_plain(value)}"

@@ -24,12 +24,12 @@ class Unreadable(OSError):
 
 
 def open_regular(path: Path, *, follow_links: bool = False) -> IO[bytes]:
-    """Open a regular file for reading, without ever blocking. Raises Unreadable for anything else, OSError."""
+    """Open a regular file for reading, without ever blocking. Raises OSError; for anything else, Unreadable."""
     return os.fdopen(_open(path, os.O_RDONLY, follow_links=follow_links), "rb")
 
 
 def read_regular(path: Path, limit: int, *, follow_links: bool = False) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes. Raises Unreadable for anything else, OSError."""
+    """Return the content of a regular file of at most `limit` bytes. Raises OSError; for anything else, Unreadable."""
     with open_regular(path, follow_links=follow_links) as file:
         if os.fstat(file.fileno()).st_size > limit:
             raise Unreadable(errno.EFBIG, f"the file is larger than {limit:,} bytes", str(path))
@@ -40,14 +40,14 @@ def read_regular(path: Path, limit: int, *, follow_links: bool = False) -> bytes
 
 
 def create_new(path: Path, mode: int = WRITABLE) -> IO[bytes]:
-    """Create a file for writing. Raises FileExistsError if anything, even a dangling link, has that name; OSError."""
+    """Create a file for writing. Raises OSError; FileExistsError if anything, even a dangling link, has that name."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode), "wb")
 
 
 def open_to_append(path: Path) -> IO[bytes]:
     """Open a file for reading and appending, and create it if it is missing.
 
-    Raises Unreadable if it is a symbolic link, has a second name (a hard link), or is not a regular file; OSError.
+    Raises OSError; Unreadable if it is a symbolic link, has a second name (a hard link), or is not a regular file.
     """
     handle = _open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     if os.fstat(handle).st_nlink > 1:
@@ -74,9 +74,9 @@ def _open(path: Path, flags: int, *, follow_links: bool = False) -> int:
 
 MAX_BYTES = 2**20
 MAX_NODES = 2_000
-"""Values in a file, keys included. A configuration has about 200."""
+"""Largest number of values in a file, keys included. A configuration has about 200."""
 MAX_ALIASES = 100
-"""References to anchors. Each may merge up to MAX_NODES values into a mapping, which bounds what a file expands to."""
+"""Largest number of references to anchors. Each merges at most MAX_NODES values, so an expanded file is bounded."""
 
 
 def load(path: Path) -> Any:

@@ -60,19 +60,19 @@ class SupervisedSettings:
         low=0,
     )
     patience_steps: int = setting(
-        0, "the same in updates, for tasks whose epochs are long; use one of the two", low=0, high=10**9
+        0, "the same, counted in updates, for tasks with long epochs; use one of the two", low=0, high=10**9
     )
     validation_interval: int = setting(
         25, "number of updates between two measurements of the validation error, with patience_steps", low=1
     )
     validation: float = setting(
         0.15,
-        "fraction of the training images of a task that is kept for validation if there is a patience",
+        "fraction of a task's training images that is kept for validation, with patience or patience_steps",
         above=0,
         high=0.5,
     )
     test_learning_rate: float = setting(
-        0.0, "learning rate in evaluations of what a run of a study has learned; 0: that of all arms", low=0
+        0.0, "studies: learning rate of tests that start from a learned initialization; 0: that of all tests", low=0
     )
     test_interval: int = setting(
         0, "least number of updates between two tests within an evaluation's run; 0: test at its end only", low=0
@@ -81,7 +81,7 @@ class SupervisedSettings:
 
 @dataclass(frozen=True)
 class EarlyStoppingSettings:
-    """Early stopping of meta-training on omniglot's validation alphabets (appendix C)."""
+    """Early stopping on omniglot's validation alphabets (appendix C)."""
 
     interval: int = setting(
         0, "meta-updates between two measurements of the error on the validation alphabets; 0: none", low=0

@@ -145,7 +145,7 @@ def parse_value(name: str, value: Any) -> Any:
             return switch[on]
         if value not in choices:
             near = did_you_mean(value, choices) if isinstance(value, str) else ""
-            raise ConfigError(f"{name}: {_display(value)} is none of {', '.join(choices)}{near}")
+            raise ConfigError(f"{name}: {_display(value)} is not one of {', '.join(choices)}{near}")
         return value
     if get_origin(kind) is tuple:
         items = value.replace(",", " ").split() if isinstance(value, str) else value
@@ -226,7 +226,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read the values of a YAML file by dotted name, ready for `resolve`. Raises ConfigError."""
     try:
         data = files.load(path)
-    except Exception as error:  # see yaml_reader.load
+    except Exception as error:  # see `files.load`
         reason = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
         raise ConfigError(f"config: cannot read {path}: {str(reason)[:200]}") from None
     if data is None:

@@ -172,8 +172,8 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-"""Presets of other tasks than Atari games: `paper` is what appendices C to E say, `authors` what the published code
-does, `quick` is shorter, `smoke` the shortest. docs/studies.md gives the source of each setting."""
+"""Presets of tasks other than Atari games: `paper` follows appendices C to E and `authors` the published code; `quick`
+is shorter, and `smoke` the shortest. docs/studies.md gives the source of each setting."""
 
 OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("omniglot", "paper"): {
@@ -182,7 +182,7 @@ OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "finetune-single": {"supervised.learning_rate": 0.01, "supervised.test_learning_rate": 0.01},
     },
 }
-"""What a preset says of single meta-learners, by tasks and preset. It takes precedence over DEFAULTS."""
+"""Settings of single meta-learners in a preset, by tasks and preset. They take precedence over DEFAULTS."""
 
 DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     # Adam and momentum are a known hazard with stale gradients, so single contributions are applied with plain SGD.

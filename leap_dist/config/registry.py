@@ -86,7 +86,7 @@ def expand(tasks: str, names: tuple[str, ...], *, seed: int, pretraining: int) -
 
 
 OWN = {"gymnasium": "environments, such as Catch-v0", "images": "data sets, such as fruits for fruits.npz"}
-"""Kinds of tasks that the user brings along, with what their names are."""
+"""Kinds of tasks that the user provides, and what their names refer to."""
 
 
 def _own(tasks: str, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def _own(tasks: str, names: tuple[str, ...]) -> tuple[str, ...]:
     if names in ((), Config.games):
         raise ValueError(f"name your {OWN[tasks]}")
     if wrong := [name for name in names if not re.fullmatch("[a-z0-9_]{1,80}", normalize(name))]:
-        raise ValueError(f"{wrong[0][:80]!r} has no letter or digit, or more than 80 of them")
+        raise ValueError(f"{wrong[0][:80]!r} has no letter or digit, or is longer than 80 characters")
     return tuple(dict.fromkeys(normalize(name) for name in names))
 
 
@@ -141,7 +141,7 @@ class Metric:
     rate_unit: str
     """Unit of the training speed."""
     task_noun: str
-    """What a task is learned from."""
+    """Noun for the source of a task, such as "game"."""
     no_score_text: str
     """Text shown while a task has no score."""
     scale: int

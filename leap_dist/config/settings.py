@@ -11,7 +11,7 @@ from leap_dist.config.image_settings import EarlyStoppingSettings, SupervisedSet
 CURVE_POINTS = 20
 """Number of points in the curve of a supervised task."""
 EXPECTED_WORKERS = 16
-"""Number of workers for which limits are set while nobody has said how many run."""
+"""Number of workers for which limits are set as long as the real number is unknown."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FomamlSettings:
 
 @dataclass(frozen=True)
 class MetaSettings:
-    """The meta-update: how the server turns contributions into a new initialization."""
+    """How the server turns contributions into a new initialization."""
 
     shared: Literal["encoder", "convolutions", "model"] = setting(
         "encoder",
@@ -138,7 +138,7 @@ class AtariSettings:
 
 @dataclass(frozen=True)
 class GymnasiumSettings:
-    """Environments of Gymnasium with images and discrete actions, for tasks gymnasium (docs/own-tasks.md)."""
+    """Gymnasium environments with images and discrete actions (docs/own-tasks.md)."""
 
     modules: tuple[str, ...] = setting(
         (), "modules that register the environments when they are imported, such as my_package.envs"

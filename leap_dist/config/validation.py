@@ -75,7 +75,7 @@ def _address(address: str) -> Iterator[str]:
     if "@" in address or "://" in address:  # the value is not repeated: it may contain a password
         yield "address: takes no URL, user or password; use local, auto or HOST:PORT"
     elif address not in ("local", "auto") and not (host.strip() and port.isascii() and port.isdecimal()):
-        yield f"address: {address[:80]!r} is none of local, auto and HOST:PORT"
+        yield f"address: {address[:80]!r} is not one of local, auto and HOST:PORT"
     elif address not in ("local", "auto") and not 1 <= int(port[:6]) <= 65535:
         yield f"address: {address[:80]!r} has no valid port; ports are between 1 and 65535, and 6379 by default"
 
@@ -84,7 +84,7 @@ def _data_dir(data_dir: str) -> Iterator[str]:
     if "://" in data_dir:
         yield f"data_dir: {data_dir[:80]!r} is a URL; give a directory that every node has"
     elif data_dir.startswith("~"):
-        yield f"data_dir: {data_dir[:80]!r} is in a home directory that is not known; write it in full"
+        yield f"data_dir: {data_dir[:80]!r} begins with the home directory of an unknown user; give the full path"
     elif not data_dir or not data_dir.isprintable():
         yield f"data_dir: {data_dir[:80]!r} is not the name of a directory"
 
@@ -101,7 +101,7 @@ def _running(config: Config) -> Iterator[str]:
     if worker.device == "cpu" and worker.gpus > 0:
         yield f"worker.gpus: {worker.gpus} does not go with worker.device cpu; use worker.device cuda or worker.gpus 0"
     if worker.stack > 1 and not config.is_supervised:
-        yield f"worker.stack: {worker.stack} is for tasks with images, not {config.tasks}; use 1 and more workers"
+        yield f"worker.stack: {worker.stack} is for tasks with images, not {config.tasks}; use 1 with more workers"
     steps = config.steps_per_update
     rollouts = max(2, config.held_back + 1)
     if config.task_steps < rollouts * steps:

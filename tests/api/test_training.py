@@ -196,7 +196,7 @@ def test_bad_input_is_one_line_and_starts_nothing(tmp_path, monkeypatch, config,
 
 
 def test_wrong_types_are_named(tmp_path):
-    with pytest.raises(TypeError, match=r"config: 3 is no Config, name of a preset, or mapping"):
+    with pytest.raises(TypeError, match=r"config: 3 is not a Config, the name of a preset, or a mapping"):
         leap_dist.train(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"callbacks: <function .* is not an instance of leap_dist.Callback"):
         leap_dist.train("smoke", run_dir=tmp_path / "run", callbacks=[lambda: None])  # type: ignore[list-item]

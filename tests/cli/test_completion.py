@@ -39,7 +39,7 @@ def test_bash_completes_commands_flags_and_values(capsys):
 def test_other_shells_and_mistakes(capsys, monkeypatch):
     assert main(["completion", "zsh"]) == 0
     assert capsys.readouterr().out.startswith("#compdef leap-dist")
-    assert refused(capsys, "completion", "bsh") == "shell: 'bsh' is none of bash, zsh, tcsh; did you mean bash?"
+    assert refused(capsys, "completion", "bsh") == "shell: 'bsh' is not one of bash, zsh, tcsh; did you mean bash?"
     real = builtins.__import__
 
     def missing(name: str, *arguments: Any, **more: Any) -> Any:

@@ -91,14 +91,14 @@ def test_from_an_initialization_an_agent_is_trained_first(capsys, monkeypatch, t
     ("arguments", "line"),
     [
         (["nowhere"], "init: nowhere cannot be read"),
-        (["--game", "pong"], "enjoy: names no place"),
+        (["--game", "pong"], "enjoy: needs a path or URL"),
         (["scratch", "--game", "pogn"], "game: no game 'pogn'; the nearest are pong"),
         (["scratch", "--episodes", "0"], "episodes: 0 is not between 1 and"),
         (["scratch", "--seconds", "0"], "seconds: 0 is not between 1 and 600"),
         (["scratch", "--steps", "-1"], "steps: -1 is not between 0 and"),
         (["scratch", "--out", "x.avi"], "out: x.avi is neither a .gif nor a .mp4"),
         (["scratch", "--out", "nowhere/x.gif"], "out: there is no directory nowhere; make it first"),
-        (["scratch", "--arm", "leap"], "arm: scratch is no evaluation; leave --arm out"),
+        (["scratch", "--arm", "leap"], "arm: scratch is not an evaluation; leave --arm out"),
     ],
 )
 def test_mistakes_get_one_line(capsys, monkeypatch, tmp_path, arguments, line):
@@ -110,4 +110,4 @@ def test_mistakes_about_an_evaluation_get_one_line(capsys, evaluated, tmp_path):
     assert refused(capsys, "enjoy", str(evaluated), "--arm", "lepa").endswith("did you mean leap?")
     assert "has no agent of 'qbert', only of pong" in refused(capsys, "enjoy", str(evaluated), "--game", "qbert")
     (tmp_path / "arms.json").write_text("{}")
-    assert "has kept no agents" in refused(capsys, "enjoy", str(tmp_path))
+    assert "has no agents" in refused(capsys, "enjoy", str(tmp_path))

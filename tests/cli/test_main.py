@@ -35,7 +35,7 @@ from leap_dist.storage.locks import RunDirectoryBusy, RunLock
         (["--games", "combat"], r"games: 'combat' is a two-player game .*"),
         (["--games", "maze_craze"], r"games: 'maze_craze' is a two-player game .*"),
         (["--games", "warlords"], r"games: 'warlords' is a two-player game .*"),
-        (["--mode", "asink"], r"mode: 'asink' is none of sync, buffered, async, .*; did you mean async\?"),
+        (["--mode", "asink"], r"mode: 'asink' is not one of sync, buffered, async, .*; did you mean async\?"),
         (["--workers", "two"], r"workers: 'two' is neither auto nor a whole number"),
         (["--workers", "0"], r"workers: 0 is too small; the smallest valid value is 1"),
         (["--seed", "-1"], r"seed: -1 is too small; the smallest valid value is 0"),
@@ -56,8 +56,14 @@ from leap_dist.storage.locks import RunDirectoryBusy, RunLock
         (["--preset", "quick", "--preset=smoke"], r"--preset: given twice; give it once"),
         (["--run-dir", ""], r"--run-dir: is empty; name a file or directory"),
         (["--config", " "], r"--config: is empty; name a file or directory"),
-        (["--run-dir", "~nobody-here/x"], r"--run-dir: '~nobody-here/x' is in a home directory that is not known; .*"),
-        (["--data-dir", "~nobody-here/x"], r"data_dir: '~nobody-here/x' is in a home directory that is not known; .*"),
+        (
+            ["--run-dir", "~nobody-here/x"],
+            r"--run-dir: '~nobody-here/x' begins with the home directory of an unknown user; .*",
+        ),
+        (
+            ["--data-dir", "~nobody-here/x"],
+            r"data_dir: '~nobody-here/x' begins with the home directory of an unknown user; .*",
+        ),
         (["--worker.device", "cuda"], r"worker.device: cuda asked for, but there are 0 GPUs; use --worker.device cpu"),
         (["--worker.gpus", "0.5"], r"worker.gpus: 0.5 asked for, but there are 0 GPUs; use --worker.device cpu"),
         (["--workers", "2", "--min-workers", "3"], r"min_workers: 3 is more than workers \(2\); use at most 2"),
@@ -69,12 +75,12 @@ from leap_dist.storage.locks import RunDirectoryBusy, RunLock
             ["--worker.labels", "pool=a", "pool!=b"],
             r"worker.labels: pool is given twice; write, .*pool=spot",
         ),
-        (["--server.storage", "nod"], r"server.storage: 'nod' is none of shared, node; did you mean node\?"),
+        (["--server.storage", "nod"], r"server.storage: 'nod' is not one of shared, node; did you mean node\?"),
         (["--preset", "../quick"], r"preset: no preset '../quick'; did you mean quick\?"),
         (["--games", "../pong"], r"games: no game '../pong'; did you mean pong\?"),
         (["--games", "/etc/passwd"], r"games: no game '/etc/passwd'.*"),
-        (["--address", "6379"], r"address: '6379' is none of local, auto and HOST:PORT"),
-        (["--address", "head:"], r"address: 'head:' is none of local, auto and HOST:PORT"),
+        (["--address", "6379"], r"address: '6379' is not one of local, auto and HOST:PORT"),
+        (["--address", "head:"], r"address: 'head:' is not one of local, auto and HOST:PORT"),
         (["--address", "head:99999"], r"address: 'head:99999' has no valid port; ports are between 1 and 65535, .*"),
         (["--address", "me:hunter2@head:6379"], r"address: takes no URL, user or password; use local, .*"),
         (["--address", "ray://head:10001"], r"address: takes no URL, user or password; use local, auto or HOST:PORT"),
@@ -270,7 +276,7 @@ def test_a_user_without_a_home_directory_gets_one_line(capsys, monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     assert refused(capsys, "trian") == "trian: no such command; did you mean train?"
     line = refused(capsys, "status", "--run-dir", "~/x")
-    assert line == "--run-dir: '~/x' is in a home directory that is not known; write it in full"
+    assert line == "--run-dir: '~/x' begins with the home directory of an unknown user; give the full path"
     with pytest.raises(ConfigError, match=r"^address: this user has no home directory for Ray's token; set HOME"):
         auth_token.find()
     config, _ = commands.training(parser.parse(["train", "--preset", "smoke", "--run-dir", "run"]))
@@ -340,7 +346,7 @@ def test_the_help_of_a_command_shows_its_own_defaults(capsys):
     assert (omniglot["meta-updates"], omniglot["games"]) == ("1000", "pretraining")
     evaluate = defaults(printed(capsys, "evaluate", "--help-all"))
     assert (evaluate["games"], evaluate["seeds"]) == ("breakout,qbert,space_invaders", "5")
-    assert {evaluate[name] for name in ("task-steps", "agent.envs", "atari.frames")} == {"as the first --init"}
+    assert {evaluate[name] for name in ("task-steps", "agent.envs", "atari.frames")} == {"that of the first --init"}
     assert (evaluate["workers"], evaluate["worker.device"]) == (str(Config.workers), "auto")
     study = defaults(printed(capsys, "study", "--help"))
     assert (study["tasks"], study["meta-updates"], study["seeds"]) == ("omniglot", "1000", "3")
@@ -378,7 +384,7 @@ def test_mistakes_with_a_switch_get_one_line(capsys):
 @pytest.mark.parametrize("command", ["status", "plot"])
 def test_a_place_is_named_alone_or_with_a_flag(capsys, command):
     assert parser.parse([command, "runs/x"]).run_dir == parser.parse([command, "--run-dir", "runs/x"]).run_dir
-    assert refused(capsys, command) == f"{command}: names no place; say, for example, {command} runs/mine"
+    assert refused(capsys, command) == f"{command}: needs a path or URL; for example, {command} runs/mine"
     assert "once" in refused(capsys, command, "a", "--run-dir", "b")
 
 
@@ -446,7 +452,7 @@ def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
-        (["train", "--tasks", "omniglto"], r"tasks: 'omniglto' is none of atari, .*; did you mean omniglot\?"),
+        (["train", "--tasks", "omniglto"], r"tasks: 'omniglto' is not one of atari, .*; did you mean omniglot\?"),
         (["train", "--tasks", "omniglot", "--preset", "fast"], r"preset: fast does not exist for tasks omniglot; .*"),
         (["train", "--tasks", "omniglot", "--games", "grek"], r"games: no alphabet 'grek'; the nearest are greek, .*"),
         (["train", "--tasks", "omniglot", "--data-dir", "s3://data"], r"data_dir: 's3://data' is a URL; give .*"),
@@ -454,9 +460,9 @@ def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words
         (["train", "--tasks", "multi-cv", "--games", "mnist", "--data-dir", "nowhere"], r"data_dir: nowhere/mnist .*"),
         (["train", "--tasks", "multi-cv", "--meta.shared", "model"], r"meta\.shared: model has one head for all .*"),
         (["train", "--meta.shared", "model"], r"meta\.shared: model has one head for all tasks, .*; use encoder"),
-        (["study", "--out", "s"], r"tasks: a study is of omniglot or multi-cv; .*"),
+        (["study", "--out", "s"], r"tasks: a study needs omniglot or multi-cv; .*"),
         (["study", "--tasks", "omniglot", "--out", "s", "--arms", "lepa"], r"arms: no meta-learner 'lepa' among .*"),
-        (["study", "--tasks", "omniglot", "--out", "s", "--groups", "0"], r"groups: '0' is no number of alphabets .*"),
+        (["study", "--tasks", "omniglot", "--out", "s", "--groups", "0"], r"groups: '0' is not a number of .*"),
         (["study", "--tasks", "omniglot", "--out", "s", "--with", "leap"], r"with: 'leap' is not ARM:SETTING=VALUE.*"),
         (["study", "--tasks", "omniglot", "--out", "s", "--data-dir", "nowhere"], r"data_dir: nowhere/omniglot .*"),
         (["study", "--tasks", "omniglot", "--out", "s3://s"], r"out: a URL is for runs only; .*"),

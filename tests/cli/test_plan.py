@@ -32,10 +32,10 @@ def test_a_new_run_says_what_where_to_and_how_long(rate):
     assert plan.training(resolve("quick"), "runs/my run", {}) == [
         ("", "leap on 3 games (assault, asterix, ms_pacman), preset quick, mode buffered"),
         ("to do", "10 meta-updates of 3 tasks, 10,000 agent steps each: 300,000 in all"),
-        ("duration", "about 2.5 minutes, at 1,000 steps/s for each of 2 workers, as a trial on this machine says"),
+        ("duration", "about 2.5 minutes, at 1,000 steps/s for each of 2 workers, measured on this machine"),
         ("directory", "runs/my run"),
         ("watch", "leap-dist status 'runs/my run'"),
-        ("stop", "Ctrl-C; what is accepted by then is kept"),
+        ("stop", "Ctrl-C; everything accepted by then is kept"),
         ("go on", "leap-dist train --run-dir 'runs/my run' --resume"),
     ]
 
@@ -75,7 +75,7 @@ def test_a_trial_that_fails_leaves_the_duration_open(monkeypatch):
 
     for measure in (fail, lambda config: None):
         monkeypatch.setattr(trial, "steps_per_second", measure)
-        assert dict(plan.training(resolve("quick"), "x", {}))["duration"].startswith("not known before the first tasks")
+        assert dict(plan.training(resolve("quick"), "x", {}))["duration"].startswith("unknown; `status`")
 
 
 def test_an_evaluation_says_what_is_left(rate):
