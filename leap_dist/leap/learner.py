@@ -15,7 +15,7 @@ class Progress:
     """What happened in a learner since its last report."""
 
     scores: tuple[float, ...]
-    """Figures that people compare; for Atari, the raw returns of the episodes that ended."""
+    """Scores that people compare; for Atari, the raw returns of the episodes that ended."""
     means: dict[str, float]
     """Mean losses and diagnostics, by name."""
     ended: tuple[int, ...] = ()
@@ -45,7 +45,7 @@ class Learner(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether further training is of no use, however much of the task is left."""
+        """Whether further training would be of no use, however much of the task is left."""
 
     def backward_held_out(self) -> Tensor:
         """Do the same as `backward`, but on data held out from training if the task has such data."""

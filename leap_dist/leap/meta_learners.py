@@ -94,7 +94,7 @@ class Displacement(MetaLearner):
 
 
 class Fomaml(MetaLearner):
-    """Returns the gradient at the end of the path, or before the end, that of the last rollout."""
+    """Returns the gradient at the end of the path; while the task is running, that of the last rollout."""
 
     _measured = 0
 

@@ -119,8 +119,9 @@ class PullForward:
     def shift(self, amounts: Iterable[Tensor]) -> None:
         """Record that something other than training moved the parameters by `amounts`, one tensor per parameter.
 
-        Such a move is not part of the path: the points behind move along, and the current segment leaves out the change
-        of the loss, whose values at both ends belong to different places (trajectory shifting, Shin et al. 2021).
+        Such a move is not part of the path: the previous points move along, and the current segment leaves out the
+        change of the loss, whose values at both ends belong to different places (trajectory shifting, Shin et al.
+        2021).
         """
         self._sums.shift(amounts)
         self._shifted = True

@@ -33,7 +33,7 @@ class Stopwatch:
         return self._parts[part]
 
     def name_in_trace(self, on: bool) -> None:
-        """Switch on or off that the parts appear by name in a profiler's trace."""
+        """Switch the names of the parts in a profiler's trace on or off."""
         for part in self._parts.values():
             part.named = on
 

@@ -53,7 +53,7 @@ class Lease:
         schema.check(data, _LEASE, "lease")
         lease = _construct(cls, {**data, "task": _construct(Task, data["task"])})
         if lease.task.index < 0 or not 0 < lease.seconds < math.inf:
-            raise ValueError("lease is of no task, or for no time")
+            raise ValueError("lease has an invalid task index or duration")
         return lease
 
 
@@ -154,7 +154,7 @@ class Contribution:
     episodes: tuple[Episode, ...] = ()
     """All episodes of the task, in the final contribution of an evaluation's task."""
     device: str = ""
-    """Kind of device on which the task was trained, "cpu" or "cuda"; empty where nobody said."""
+    """Kind of device on which the task was trained, "cpu" or "cuda"; empty if unknown."""
     packed: Quantized | None = None
     """Quantized form of `vector`, which is sent and stored instead of it, if the run quantizes."""
 
@@ -193,7 +193,7 @@ class Contribution:
         Raises ValueError if it has a `start`.
         """
         if self.start is not None:
-            raise ValueError("a contribution with the start of its path is not packed")
+            raise ValueError("a contribution with the start of its path cannot be quantized")
         packed = quantize(self.vector, bits)
         return dataclasses.replace(self, vector=packed.vector, packed=packed)
 
@@ -216,7 +216,7 @@ class Contribution:
         return data
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return what `header` leaves out. For a quantized contribution that is codes and scales, not the vector."""
+        """Return the arrays. A quantized contribution has codes and scales instead of the vector."""
         if self.packed is not None:
             return self.packed._asdict()
         return {"vector": self.vector} | ({} if self.start is None else {"start": self.start})
@@ -235,7 +235,7 @@ class Contribution:
             packed.check()
             return _construct(cls, {**fields, "vector": packed.vector, "start": None, "packed": packed})
         if "vector" not in arrays or not arrays.keys() <= {"vector", "start"}:
-            raise ValueError("contribution has no vector, or what it should not have")
+            raise ValueError("contribution has no vector, or an unknown array")
         return _construct(cls, {**fields, "vector": arrays["vector"], "start": arrays.get("start"), "packed": None})
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -118,7 +118,7 @@ class TaskQueue:
         return {"next": self.next, "failures": list(self._failures.items())}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Set what `state` returned."""
+        """Return to a state that `state` has returned."""
         self.next = state["next"]
         self._failures = Counter(dict(state["failures"]))
 

@@ -99,7 +99,7 @@ class RateLimiter:
 
 
 WINDOW_SECONDS = 5.0
-"""Minimum length of a measurement. It also spans at least two of the intervals that it is about."""
+"""Minimum length of a measurement. It also spans at least two of the intervals that workers were told to wait."""
 MIN_REPORT_SHARE = 0.1
 """Fraction of the share that is left to reports, however busy the server is with everything else."""
 

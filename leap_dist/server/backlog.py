@@ -139,7 +139,7 @@ class Backlog:
         return {"covered": [*self._covered, first] if count else [0], "bases": bases}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Set what `state_after` returned."""
+        """Return to a state that `state_after` has returned."""
         self._covered.extend(state["covered"])
         self._bases = dict(state["bases"])
         self.next_order = self._covered[-1]

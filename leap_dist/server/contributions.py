@@ -17,9 +17,9 @@ from leap_dist.server.monitoring import Counters
 from leap_dist.server.scheduler import UpdateScheduler
 
 LONG_WAIT_SECONDS = 5.0
-"""How long a worker waits that the server cannot serve for now."""
+"""Seconds that a worker waits if the server cannot serve it for now."""
 RETRY_SECONDS = 1.0
-"""How long a worker waits before it pushes again what could not be stored."""
+"""Seconds that a worker waits before it repeats a push that could not be stored."""
 
 _EMPTY = np.empty(0, np.float32)
 

@@ -70,7 +70,7 @@ class Recovery:
     def run(self) -> list[OpenLease]:
         """Restore everything, and return the leases of earlier sessions.
 
-        Raises CorruptFile if no checkpoint can be used, or it belongs to another format, encoder or run; OSError.
+        Raises OSError, or CorruptFile if no checkpoint can be used, or it belongs to another format, encoder or run.
         """
         self._replica.catch_up()
         checkpoint = self._load_checkpoint()
@@ -114,14 +114,14 @@ class Recovery:
         if changed := [f"{name}: {value} -> {now[name]}" for name, value in differ.items()]:
             raise ValueError(f"it is of a run with other settings: {'; '.join(changed)}")
         if not state["covered"] or state["ledger"]["offset"] < 0:
-            raise ValueError("its counts make no sense")
+            raise ValueError("its counts contradict each other")
 
     def _check_arrays(self, vector: np.ndarray, checkpoint: Checkpoint) -> None:
         trial = MetaOptimizer(self._config.mode, self._config.meta, vector)
         trial.step(np.zeros_like(vector))
         found = {name: (array.size, array.dtype) for name, array in checkpoint.optimizer.items()}
         if found and found != {name: (array.size, array.dtype) for name, array in trial.state().items()}:
-            raise ValueError(f"its optimizer is another one: {', '.join(found)}")
+            raise ValueError(f"its optimizer is a different one: {', '.join(found)}")
         arrays = [vector, *checkpoint.optimizer.values(), *checkpoint.heads.values()]
         if not all(np.isfinite(array).all() for array in (*arrays, np.array(checkpoint.state["norms"]))):
             raise ValueError("it is not finite")
@@ -137,7 +137,7 @@ class Recovery:
             if order < first:
                 self._recall(order)
         for lease_id, order in backlog.drop_lost_bases():
-            self._alert(f"journal entry {order} is lost, from which the rest of lease {lease_id} is measured")
+            self._alert(f"journal entry {order}, from which the rest of lease {lease_id} is measured, is lost")
         for order in backlog.journal.orders():
             if order < first:
                 continue
@@ -167,7 +167,7 @@ class Recovery:
         except NewerFormat:
             raise
         except (CorruptFile, OSError, KeyError, ValueError) as error:
-            self._alert(f"journal entry {order} is set aside, its task is trained again unless it is done: {error}")
+            self._alert(f"journal entry {order} is set aside, and its task is trained again unless it is done: {error}")
             self._backlog.journal.set_aside(order)
             return None
         return lease, contribution
@@ -176,7 +176,7 @@ class Recovery:
         """Return why a journal entry cannot be of this run, or "" if it can."""
         vector, start, size = contribution.vector, contribution.start, self._manifest.size
         if lease.id in self._backlog.unmeasurable:
-            return f"what the rest of lease {lease.id} is measured from is lost"
+            return f"the entry from which the rest of lease {lease.id} is measured is lost"
         if contribution.lease != lease.id or lease.task.game not in self._config.games:
             return "it is of another lease or run"
         if contribution.manifest != self._manifest.digest or vector.ndim != 1:
@@ -211,7 +211,7 @@ class Recovery:
             try:
                 schema.check(rest, BOOKKEEPING_SHAPE, "rest")
             except ValueError as error:
-                raise CorruptFile(f"the newest checkpoint is not of this program: {error}") from None
+                raise CorruptFile(f"the newest checkpoint was not written by this program: {error}") from None
             queue.restore(rest["queue"])
             self._restore_quarantine(rest)
             self._scheduler.batch_start = rest["batch_start"]

@@ -38,22 +38,22 @@ class NewerFormat(CorruptFile):
 
 
 class OlderFormat(CorruptFile):
-    """A file is of an older format. It is sound, so it is neither read nor set aside; the version that wrote it can."""
+    """A file is of an older format. It is sound, so it is neither read nor set aside; its own version can read it."""
 
 
 LARGEST = 64 * 2**20
-"""Bytes of the largest JSON file that is read."""
+"""Size in bytes of the largest JSON file that is read."""
 LARGEST_TENSORS = 2**33
-"""Bytes of the largest safetensors file that is read."""
+"""Size in bytes of the largest safetensors file that is read."""
 LARGEST_HEADER = 2**24
-"""Bytes of the largest safetensors header that is parsed."""
+"""Size in bytes of the largest safetensors header that is parsed."""
 
 DECODE_ERRORS = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 """Errors that decoding a damaged or foreign file may raise."""
 
 
 def read_regular(path: Path, limit: int = LARGEST) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes. Raises CorruptFile for anything else, OSError.
+    """Return the content of a regular file of at most `limit` bytes. Raises OSError, or CorruptFile for anything else.
 
     A link could point anywhere, reading a pipe might never end, and a sparse file of terabytes fits on any disk.
     """
@@ -64,9 +64,9 @@ def read_regular(path: Path, limit: int = LARGEST) -> bytes:
 
 
 def read_packed(path: Path) -> bytes:
-    """Return the content of a safetensors file, once its size is what its header says. Raises like `read_regular`.
+    """Return the content of a safetensors file whose size matches its header. Raises like `read_regular`.
 
-    So a sparse file of terabytes costs no more than a look at its first bytes.
+    A sparse file of terabytes therefore costs no more than a look at its first bytes.
     """
     try:
         with files.open_regular(path) as file:
@@ -135,7 +135,7 @@ def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True, l
 
 
 def sync_file(path: Path) -> None:
-    """Make the content of a file durable that another process wrote. Raises Unreadable if it is no file, OSError."""
+    """Make a file that another process wrote durable. Raises OSError, or Unreadable if it is not a file."""
     with files.open_regular(path) as file:
         os.fsync(file.fileno())
 

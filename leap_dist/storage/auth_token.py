@@ -13,7 +13,7 @@ from leap_dist.config import files
 from leap_dist.config.loading import ConfigError
 
 LARGEST_TOKEN = 2**16
-"""Bytes of the largest token file that is read."""
+"""Size in bytes of the largest token file that is read."""
 
 
 class Token(NamedTuple):

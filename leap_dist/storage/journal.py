@@ -31,7 +31,7 @@ from leap_dist.storage.replica import NO_REPLICA, NoReplica
 from leap_dist.testing.failpoints import failpoint
 
 LARGEST_RECORD = 2**20
-"""Bytes of the largest lease record that is read."""
+"""Size in bytes of the largest lease record that is read."""
 
 
 class Journal:
@@ -92,7 +92,7 @@ class Journal:
         return sorted(int(match[1]) for match in found if match)
 
     def read(self, order: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Return the arrays and the header of an entry. Raises CorruptFile if it is damaged, OSError."""
+        """Return the arrays and the header of an entry. Raises OSError, or CorruptFile if it is damaged."""
         path = self._path(order)
         arrays, header = unpack(read_packed(path), f"journal/{path.name}")
         if header.pop("order", order) != order:  # a copy under another name would count twice

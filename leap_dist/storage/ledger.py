@@ -38,7 +38,7 @@ LINE: dict[Any, Any] = {
 
 
 LONGEST_LINE = 2**25
-"""Bytes of the longest line that is read."""
+"""Length in bytes of the longest line that is read."""
 
 
 class Ledger:

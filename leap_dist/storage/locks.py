@@ -1,4 +1,4 @@
-"""Locks, which allow one live server in a run: of the operating system on a directory, and claims at a URL.
+"""Locks that allow only one live server per run: locks of the operating system for directories, claims for URLs.
 
 Object stores have no lock that is released when its holder dies, so a launch claims a run there, and a counter that it
 increments shows that it lives; docs/storage.md describes the rules.
@@ -39,7 +39,7 @@ class RunLock:
         run_dir: existing directory.
         name: file to lock. A server locks `LOCK`; a launch locks `LAUNCH` before it writes anything.
 
-    Raises RunDirectoryBusy, which names the holder, if another process has the lock; OSError.
+    Raises OSError, or RunDirectoryBusy, which names the holder, if another process has the lock.
     """
 
     def __init__(self, run_dir: Path, name: str = LOCK) -> None:
@@ -209,7 +209,7 @@ def take_over(
     """
     before = read_claim(storage)
     if before is not None and not is_released(storage, before):
-        warn(f"{before.holder} has not released {storage.url}; watching for {watch:.0f} s whether it is alive")
+        warn(f"{before.holder} has not released {storage.url}; watching for {watch:.0f} s to see whether it is alive")
         if is_alive(storage, before, watch):
             raise RunDirectoryBusy(f"run-dir: {storage.url} is in use ({before.holder}); stop it or choose another")
     claim = Claim(f"process {os.getpid()} on {socket.gethostname()}", uuid.uuid4().hex, 0)

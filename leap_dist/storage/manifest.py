@@ -25,7 +25,7 @@ PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tens
 """Packages whose versions are recorded."""
 
 LARGEST = 2**22
-"""Bytes of the largest manifest that is read."""
+"""Size in bytes of the largest manifest that is read."""
 MOST_SESSIONS = 1000
 """Launches that are remembered; the first one is never forgotten."""
 
@@ -64,7 +64,7 @@ def changed_packages(run_dir: Path) -> list[str]:
         return ["manifest.json cannot be read, so changed package versions cannot be detected"]
     installed = {name: metadata.version(name) for name in PACKAGES}
     return [
-        f"{name} is {installed[name]}, the run was started with {ascii(packages[name])[1:-1][:40]}: the bits may differ"
+        f"{name} is {installed[name]}, the run was started with {ascii(packages[name])[1:-1][:40]}: bits may differ"
         for name in PACKAGES
         if name in packages and packages[name] != installed[name]
     ]

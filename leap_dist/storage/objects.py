@@ -26,9 +26,9 @@ from leap_dist.storage.atomic import remove, write_atomic
 from leap_dist.storage.redaction import redact
 
 CALL_SECONDS = 10.0
-"""Time limit of a request, besides what its size takes: workers wait for the server, and the server for this."""
+"""Time limit of a request, besides the time that its size takes: the server waits for it, and workers wait in turn."""
 BYTES_PER_SECOND = 500_000.0
-"""Slowest connection that is not taken for broken."""
+"""Slowest connection that is not considered broken."""
 REST_SECONDS = 2.0
 """Seconds after a time-out in which requests fail at once, so that the server can attend to other callers."""
 
@@ -81,7 +81,7 @@ class Storage:
         self._call(name, lambda path: self._put(path, data), len(data))
 
     def create(self, name: str, data: bytes) -> None:
-        """Write an object that does not exist yet. Raises FileExistsError if it does; OSError.
+        """Write an object that does not exist yet. Raises OSError, or FileExistsError if it does.
 
         Atomic if the store has conditional writes, as S3, GCS and directories do.
         """
@@ -119,7 +119,7 @@ class Storage:
         name, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
         self.put(name, content)
         if self.get(name) != content:
-            raise OSError(errno.EIO, "an object was read back with other content than was written")
+            raise OSError(errno.EIO, "an object was read back with different content")
         self.remove([name])
 
     def _put(self, path: str, data: bytes) -> None:

@@ -45,9 +45,9 @@ def local_copy(where: Location, *wanted: str, field: str = "run-dir") -> Iterato
 
 @functools.cache
 def cached_initialization(where: Url) -> Path:
-    """Return the path of a copy of an init.safetensors, given by its URL or its run's, kept until the process ends.
+    """Return the path of a copy of an init.safetensors, which is kept until the process ends.
 
-    The files that describe its run lie beside it. Raises ConfigError.
+    The URL is that of the file or of its run, whose description lies beside the copy. Raises ConfigError.
     """
     folder = Path(tempfile.mkdtemp(prefix="leap-dist-read-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -48,7 +48,7 @@ LEDGER = "ledger.jsonl"
 MOST_SEGMENTS = 256
 """Segments of the ledger, one for each append, that are merged into one. So each byte is put twice."""
 LARGEST_WHOLE_LEDGER = 2**24
-"""Bytes of the largest ledger that becomes one object again at the end: a longer one stays in segments."""
+"""Size in bytes of the largest ledger that becomes one object again at the end: a longer one stays in segments."""
 PATIENCE_SECONDS = 30.0
 """Seconds for which a starting server waits for the storage."""
 PARALLEL_READS = 8
@@ -175,7 +175,7 @@ class Replica(NoReplica):
 
     def _catch_up(self) -> None:
         self._check()
-        # Whoever has taken the run over meanwhile needs its own objects: they are none of this launch's business.
+        # A launch that has taken the run over meanwhile needs its own objects, so they are left alone.
         names = [name for name in self._storage.names() if self._is_known(name)]
         for name in names:
             if match := _REMOTE_ENTRY.fullmatch(name):
@@ -343,7 +343,7 @@ def _is_of(folder: str, owner: Claim | None) -> bool:
 
 
 def _complete_checkpoints(names: Iterable[str]) -> set[str]:
-    """Return the folders of which all files are there: a marker may arrive late, when the rest was removed."""
+    """Return the folders whose files are all there: a marker may arrive late, when the rest was removed."""
     there: dict[str, set[str]] = {}
     for name in names:
         if match := _REMOTE_CHECKPOINT.fullmatch(name):

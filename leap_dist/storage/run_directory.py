@@ -30,7 +30,7 @@ CONTENT = (
 """Names that a training run or an evaluation uses in its directory."""
 
 _START_ONLY = ("manifest.json", "summary.json", "tensorboard", "profile", "progress.png")
-"""What a start that failed may leave, besides config.yaml, and a new start must not take for its own."""
+"""Files besides config.yaml that a failed start may leave, and that a new start must not mistake for its own."""
 
 ORPHAN_SECONDS = 10.0
 """Seconds for which a server may outlive its killed driver."""
@@ -42,7 +42,7 @@ ENDED = ("done", "interrupted", "failed")
 """States of a run that has no driver."""
 
 LARGEST_SUMMARY = 2**24
-"""Bytes of the largest summary that is read."""
+"""Size in bytes of the largest summary that is read."""
 
 
 class RunDirectoryGone(LockLost):
@@ -135,7 +135,7 @@ def require(run_dir: Path) -> None:
     try:
         os.stat(run_dir / "config.yaml")
     except (FileNotFoundError, NotADirectoryError):
-        raise RunDirectoryGone(f"run-dir: {run_dir} was removed while the run was going on") from None
+        raise RunDirectoryGone(f"run-dir: {run_dir} was removed during the run") from None
     except OSError:  # a shared file system that does not answer at the moment
         return
 
@@ -247,14 +247,13 @@ def _refuse_link(run_dir: Path, path: Path) -> None:
 def load_config(run_dir: Path, overrides: dict[str, Any], *, preset: str | None = None) -> Config:
     """Return the configuration to resume with.
 
-    Raises ConfigError without a run, or if a fixed setting would change. So would one of its settings, if `preset` is
-    another one than the run's.
+    Raises ConfigError if there is no run, if a fixed setting would change, or if `preset` is not that of the run.
     """
     refuse_links(run_dir)
     if not exists(run_dir):
         raise ConfigError(f"resume: {run_dir} holds no run; leave --resume out to start one there")
     if holds_evaluation(run_dir):
-        raise ConfigError(f"resume: {run_dir} holds an evaluation; continue it by the same evaluate command")
+        raise ConfigError(f"resume: {run_dir} holds an evaluation; continue it with the same evaluate command")
     saved = configuration.completed(configuration.read_yaml(run_dir / "config.yaml"))
     old = configuration.resolve(str(saved.get("preset")), saved)
     if preset is not None and preset != old.preset:

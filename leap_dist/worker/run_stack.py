@@ -56,7 +56,7 @@ def run_stack(
     """Train one task for each lease, and return what `run_task` returns for it, by the id of the lease.
 
     A task that raises is passed to `failed` and left out, and the others go on. `together` is called with the learners
-    whose next gradient is due; what it raises is passed to `failed` for each of them.
+    whose next gradient is due; an exception that it raises is passed to `failed` for each of them.
     """
     stopwatch, observers = stopwatch or Stopwatch(), (profiler or NoProfiler(), NoVideo())
     acks: dict[str, Ack | None] = {}

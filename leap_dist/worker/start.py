@@ -21,7 +21,7 @@ class Start:
     vector: np.ndarray
     """Snapshot φ of the lease's version, flat float32."""
     head: np.ndarray | None = None
-    """Sum of what earlier tasks of the game added to its head; None where heads do not persist or nothing was added."""
+    """Sum of what earlier tasks of the game added to its head; None if heads do not persist or nothing was added."""
     scope: str | None = None
     """Name of the set of parameters in `vector`; None for the configured one."""
     evaluation: bool = False

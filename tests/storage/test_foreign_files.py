@@ -394,7 +394,7 @@ def test_a_run_directory_that_is_removed_in_mid_run_ends_the_run_with_one_line(
     monkeypatch.setattr(driver, "train", train)
     assert command.main(["train", "--preset", "smoke", "--run-dir", str(tmp_path / "run")]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"run-dir: {tmp_path / 'run'} was removed while the run was going on" in line
+    assert f"run-dir: {tmp_path / 'run'} was removed during the run" in line
     assert not (tmp_path / "run").exists()
 
 

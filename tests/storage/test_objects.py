@@ -103,7 +103,7 @@ def test_storage_that_cannot_be_written_is_found_by_a_probe(error: Exception, sa
 def test_storage_that_keeps_something_else_is_found_by_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = Bucket()
     monkeypatch.setattr(bucket, "cat_file", lambda path: b"something else")
-    with pytest.raises(OSError, match="read back with other content"):
+    with pytest.raises(OSError, match="read back with different content"):
         bucket.storage.probe()
 
 
