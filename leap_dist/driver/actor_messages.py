@@ -14,7 +14,7 @@ from leap_dist.tasks.atari.video import Clip
 from leap_dist.worker.start import Start
 
 NO_VECTOR = np.empty(0, np.float32)
-"""Stands in a Start for φ, which a Grant refers to."""
+"""Placeholder in a Start for φ, to which the Grant has a reference."""
 
 
 class Grant(NamedTuple):

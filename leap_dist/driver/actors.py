@@ -85,7 +85,7 @@ class ServerProcess:
     def advance(
         self, offset: int, ended: list[EndedWorker], workers: int = 0
     ) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-        """Take back the leases of workers that ended, take note of how many there should be, and do periodic work.
+        """Take back the leases of workers that ended, record how many there should be, and do periodic work.
 
         Returns the status, the ledger's lines from byte `offset` on, and the offset to ask for next. Raises the error
         that keeps a restarted server from working.
@@ -211,7 +211,7 @@ class WorkerActor:
     def _fail(self, lease: Lease, error: Exception) -> None:
         """Report a task that raised: the server counts failed tasks, and the worker goes on."""
         if isinstance(error, RayError | torch.AcceleratorError):
-            raise error  # the server's trouble; or nothing computes on the GPU in this process any more
+            raise error  # the server has failed, or the GPU is unusable in this process from now on
         log.error("task %s (%s) failed", lease.id, lease.task.game, exc_info=error)
         atari_vector.rebuild()  # emulators that this task has used may be broken
         self._client.call("fail", lease.id, lease.incarnation, f"{type(error).__name__}: {error}")

@@ -72,7 +72,7 @@ def restore() -> None:
 def prepare_to_join(address: str, *, insecure: bool) -> str:
     """Check that the cluster asks for a token and accepts ours. Returns the address for `ray.init`.
 
-    Raises ConfigError where nothing answers there, the cluster runs without authentication and `insecure` is not set,
+    Raises ConfigError if nothing answers there, the cluster runs without authentication and `insecure` is not set,
     there is no token, another user would get it, the cluster refuses it, or it runs another version of Ray or Python.
     """
     found = find_cluster(address)
@@ -88,19 +88,21 @@ def prepare_to_join(address: str, *, insecure: bool) -> str:
     token = auth_token.find()
     if token is None:
         raise ConfigError(
-            f"address: the cluster at {found!r} asks for a token, and there is none here; copy the file "
+            f"address: the cluster at {found!r} asks for a token, but there is none here; copy the file "
             f"{auth_token.default_path()} from where it was started, or set RAY_AUTH_TOKEN_PATH"
         )
     require_trusted_listener(found, address)
     _set_mode("token")
     if not _lets_in(found, address):
-        raise ConfigError(f"address: the cluster at {found!r} refused the token of {token.source}; get the one it has")
+        raise ConfigError(
+            f"address: the cluster at {found!r} refused the token of {token.source}; copy the token that it uses"
+        )
     _require_versions(found)
     return found
 
 
 def _require_versions(found: str) -> None:
-    """Raise ConfigError where the cluster runs another version of Ray or Python, which cannot talk to this one."""
+    """Raise ConfigError if the cluster runs another version of Ray or Python, which cannot talk to this one."""
     try:
         there = get_cluster_metadata(GcsClient(address=found))
         theirs = {"Ray": str(there["ray_version"]), "Python": str(there["python_version"])}
@@ -184,7 +186,7 @@ def _own_cluster() -> str:
 
 
 def _recorded_cluster(path: Path) -> str | None:
-    """Return the address in the file that `ray start` writes, or None where it is not a file of this user."""
+    """Return the address in the file that `ray start` writes, or None if it is not a file of this user."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -207,7 +209,7 @@ def _running_clusters() -> Iterator[str]:
 
 
 def require_trusted_listener(found: str, address: str) -> None:
-    """Raise ConfigError where another user of this machine listens at HOST:PORT `found`.
+    """Raise ConfigError if another user of this machine listens at HOST:PORT `found`.
 
     A token is sent as it is, so whoever listens there could use it. For another machine this cannot be told; there,
     only TLS (RAY_USE_TLS) proves who answers.

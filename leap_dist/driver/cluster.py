@@ -43,7 +43,7 @@ _MARK = "LEAP_DIST_CLUSTER"
 """Environment variable by which the processes of a local Ray are recognized."""
 
 LONGEST_TEMP_DIR = 107 - len("/session_2026-01-31_12-00-00_000000_4194304/sockets/plasma_store")
-"""Bytes of the longest directory in which Ray can make its sockets: their paths are limited to 107 bytes."""
+"""Length in bytes of the longest directory in which Ray can make its sockets: their paths are limited to 107 bytes."""
 
 _at_disconnect = contextlib.ExitStack()
 _abandoned = False
@@ -52,7 +52,7 @@ _abandoned = False
 def connect(config: Config) -> None:
     """Start Ray on this machine, or join the running cluster at `config.address`. `disconnect` must follow.
 
-    Raises ConfigError where no cluster answers or it does not let us in; see auth.py.
+    Raises ConfigError if no cluster answers, or it refuses us; see auth.py.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -73,7 +73,7 @@ def connect(config: Config) -> None:
 
 
 def _start_local(common: dict[str, Any]) -> None:
-    """Start Ray on this machine. Raises ConfigError where it cannot write its files, ClusterError."""
+    """Start Ray on this machine. Raises ConfigError if it cannot write its files, ClusterError."""
     prepare_local()
     _at_disconnect.callback(restore)
     try:

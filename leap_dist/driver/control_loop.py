@@ -104,8 +104,8 @@ class ControlLoop:
     def run(self) -> str:
         """Run until the work is done, the user asks for a stop, or the server is lost for good.
 
-        Returns "done", "interrupted" or "failed". Raises ConfigError where the server has never worked,
-        RunDirectoryLost where the directory is gone.
+        Returns "done", "interrupted" or "failed". Raises ConfigError if the server has never worked,
+        RunDirectoryLost if the directory is gone.
         """
         try:
             return self._run()
@@ -122,7 +122,7 @@ class ControlLoop:
         while not self._stop.asked:
             if self._nodes.head_is_gone:
                 self._server.leave.remote()  # it may be alive and would keep the run directory locked
-                raise _ServerLost("the cluster's head is gone; --resume goes on, on another cluster")
+                raise _ServerLost("the cluster's head node is gone; continue on another cluster with --resume")
             self._pool.reconcile()
             self._require_folder()
             asked = time.monotonic()
@@ -132,7 +132,7 @@ class ControlLoop:
             if self._status.get("finished"):
                 return self._wind_down("done" if self._status["complete"] else "failed")
             if self._pool.exhausted:
-                self._pool.alerts.append("every worker is in quarantine; look into what failed on them, and resume")
+                self._pool.alerts.append("every worker is in quarantine; find out what failed on them, then resume")
                 return self._wind_down("failed")
             self._report("waiting" if self._pool.waiting else "running")
             if not self._is_behind:
@@ -202,10 +202,10 @@ class ControlLoop:
             self._away_since = self._nodes.clock()
             killed = memory.was_killed(self._status.get("server_pid"))
             reason = f"was killed because the memory was full; {memory.ADVICE}" if killed else "does not answer"
-            self._pool.alerts.append(f"the server {reason}; where it died, Ray restarts it")
+            self._pool.alerts.append(f"the server {reason}; if it died, Ray restarts it")
         elif self._nodes.clock() - self._away_since > AWAY_SECONDS:
             raise _ServerLost(
-                f"the server has been away for {AWAY_SECONDS:.0f} s; --resume goes on, on another cluster if need be"
+                f"the server has not answered for {AWAY_SECONDS:.0f} s; continue on another cluster with --resume"
             )
         self._stop.wait(1.0)
 

@@ -46,7 +46,7 @@ Announce = Callable[[str], None]
 def check_prerequisites(config: Config) -> None:
     """Check what can be checked before Ray starts.
 
-    Raises ConfigError where this machine lacks the GPUs or the data that the configuration asks for.
+    Raises ConfigError if this machine lacks the GPUs or the data that the configuration asks for.
     """
     trackers.check(config)
     family_of(config).check(config)
@@ -80,8 +80,8 @@ def train(
         ledger_offset: offset in bytes of the first ledger line to record.
         announce: called with each phase of the start as it begins.
 
-    Raises RunDirectoryBusy or CorruptFile where the server cannot use the directory, ConfigError where there is no
-    cluster or it lacks what the configuration asks for, ClusterError where the server does not start.
+    Raises RunDirectoryBusy or CorruptFile if the server cannot use the directory, ConfigError where there is no
+    cluster or it lacks what the configuration asks for, ClusterError if the server does not start.
     """
     run_dir, config = run_dir.absolute(), _with_absolute_data_dir(config)  # other processes start elsewhere
     movable = remote is None and config.server.storage == "shared"

@@ -1,4 +1,4 @@
-"""Errors that end a run although nothing is wrong with what the user asked for: one line each, exit code 1."""
+"""Errors that end a run although the user's input is valid: one line each, exit code 1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class RunFailed(RuntimeError):
 
 
 class ClusterError(RunFailed):
-    """The cluster does not do its part."""
+    """The cluster does not work as it should."""
 
 
 class HeadLost(ClusterError):
@@ -20,7 +20,7 @@ class HeadLost(ClusterError):
     """
 
     def __init__(self, outcome: str) -> None:
-        super().__init__("the cluster's head is gone: the same command goes on, on another cluster")
+        super().__init__("the cluster's head node is gone; the same command continues on another cluster")
         self.outcome = outcome
 
 

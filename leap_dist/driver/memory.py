@@ -54,7 +54,7 @@ def fit(config: Config, available: float | None = None) -> tuple[Config, list[st
 
 
 def was_killed(pid: int | None) -> bool:
-    """Return whether Ray's memory monitor has killed a process. False where that is not known."""
+    """Return whether Ray's memory monitor has killed a process. False if that is not known."""
     with contextlib.suppress(Exception):  # the interface is not public and may change
         accessor: Any = ray._private.state.state._global_state_accessor
         for raw in accessor.get_worker_table() if pid is not None else ():

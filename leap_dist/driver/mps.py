@@ -41,7 +41,7 @@ _PR_SET_PDEATHSIG = 1  # prctl.h
 
 
 class Daemon:
-    """The daemon of this machine. `folder` is its directory of pipes, or None where there is no daemon of ours."""
+    """The daemon of this machine. `folder` is its directory of pipes, or None if there is no daemon of ours."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None

@@ -49,12 +49,12 @@ class Answer(NamedTuple):
     """What a node reported about itself."""
 
     content: str | None
-    """Content of the probe file, or None where the node cannot read it."""
+    """Content of the probe file, or None if the node cannot read it."""
     unwritable: str
     """Why the node cannot write next to the probe file; empty if it can."""
     python: str
     versions: dict[str, str | None]
-    """Installed version by package, or None where the package is missing."""
+    """Installed version by package, or None if the package is missing."""
     has_data: bool
     """Whether the directory of the data sets exists."""
     emulator: str
@@ -140,11 +140,11 @@ def judge(node: Node, answer: Answer, *, content: str, folder: Path | None, data
     if folder is not None and answer.content != content:
         return _left_out(
             f"run-dir: {folder} is not shared with node {host}; put it on storage that every node has, give a URL, "
-            "or say --server.storage node, with which only this node can resume the run"
+            "or use --server.storage node, with which only this node can resume the run"
         )
     if folder is not None and answer.unwritable:
         return _left_out(
-            f"run-dir: {folder} cannot be written from node {host} ({answer.unwritable}); give it the rights, or say "
+            f"run-dir: {folder} cannot be written from node {host} ({answer.unwritable}); grant write access, or use "
             "--server.storage node"
         )
     if not answer.has_data:
@@ -163,7 +163,7 @@ def judge(node: Node, answer: Answer, *, content: str, folder: Path | None, data
             f"{here['ale-py']} there"
         )
     different = [name for name in PACKAGES if there[name] != here[name]]
-    lines = [f"node {host} has {_listed(different, there, here)}: the bits may differ"] if different else []
+    lines = [f"node {host} has {_listed(different, there, here)}: bits may differ"] if different else []
     if device == "cpu" or not node.resources.get("GPU"):
         return Verdict(node, lines)
     return _with_gpus(node, answer, lines, device)
@@ -179,7 +179,7 @@ def _with_gpus(node: Node, answer: Answer, lines: list[str], device: str) -> Ver
     elif full:
         name, free, total = full[0]
         reason = f"{free / 2**30:.1f} of {total / 2**30:.0f} GB of a {name} are free"
-        advice = "end what uses it"
+        advice = "end the programs that use it"
     else:
         return Verdict(node._replace(gpu_bytes=min(free for _, free, _ in answer.gpus)), lines)
     line = f"worker.device: GPUs of node {node.host} cannot be used ({reason[:300]}); {advice}"

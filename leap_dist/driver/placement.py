@@ -76,7 +76,7 @@ class Need(NamedTuple):
 
         Args:
             resources: what the node has in all, in Ray's names and units.
-            node_labels: its labels, or None where they are not known; they are then assumed to match.
+            node_labels: its labels, or None if they are not known; they are then assumed to match.
             gpu_bytes: free memory of each of its GPUs.
             hosts_server: whether the server and the driver run there. They use a few hundredths of a processor, so that
                 workers may have all of a small node; a large one keeps one for them.
@@ -148,12 +148,12 @@ class Group(NamedTuple):
 
     resources: dict[str, float]
     labels: dict[str, str] | None
-    """Labels of the nodes, or None where they are not known."""
+    """Labels of the nodes, or None if they are not known."""
     max_count: int
 
 
 def autoscaler_groups(address: str) -> list[Group] | None:
-    """Return what the autoscaler of the cluster at `address` may add, or None where none is known.
+    """Return what the autoscaler of the cluster at `address` may add, or None if none is known.
 
     Some platforms register their groups with Ray; `ray up` leaves its configuration in the head's home directory.
     """
@@ -180,7 +180,7 @@ def gpus_per_worker(config: Config, total_gpus: float) -> float:
     0 means that there are none, or that each node's own number of processors decides. With `wait_for_nodes`, GPUs that
     are missing may come with later nodes.
 
-    Raises ConfigError where the configuration asks for GPUs and there are too few.
+    Raises ConfigError if the configuration asks for GPUs and there are too few.
     """
     wanted = config.worker
     if wanted.device == "cpu" or (wanted.device == "auto" and not wanted.gpus and not total_gpus):
@@ -202,7 +202,7 @@ def fit_resources(config: Config, nodes: Sequence[Node], *, one_kind: bool = Fal
     Nodes with GPUs and nodes without both get workers unless the configuration names a device. With `one_kind`, all
     workers compute on the same kind of device, so that where a task runs makes no difference to its bits.
 
-    Raises ConfigError where there are too few GPUs.
+    Raises ConfigError if there are too few GPUs.
     """
     config, alerts = memory.fit(config)
     total = total_with_autoscaler("GPU", nodes, config.address)
@@ -236,8 +236,8 @@ def bundles(
 
 def explain_lack(need: Need, least: int, fit: int, nodes: Sequence[Node], autoscaled: bool) -> str:
     """Return an error message for when only `fit` of at least `least` workers can run, with what to do about it."""
-    wait = "" if autoscaled else ", or give --wait-for-nodes where nodes will join"
-    where = f"on the {len(nodes)} nodes there are{' and those that the autoscaler may bring' if autoscaled else ''}"
+    wait = "" if autoscaled else ", or give --wait-for-nodes if nodes will join"
+    where = f"on the {len(nodes)} current nodes{' and those that the autoscaler may add' if autoscaled else ''}"
     if fit:
         return f"min_workers: {least} asked for, but {fit} fit {where}; use --min-workers {fit}{wait}"
     if not any(labels.match(need.labels, node.labels) for node in nodes) and not autoscaled:

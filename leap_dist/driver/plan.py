@@ -51,5 +51,5 @@ def _limit(config: Config, rooms: Sequence[Room], workers: int) -> str:
 
 
 def _rounded(rate: float) -> float:
-    """Return a rate with two digits that count."""
+    """Return a rate rounded to two significant digits."""
     return round(rate, 2 - len(str(int(rate))))

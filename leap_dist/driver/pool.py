@@ -93,7 +93,7 @@ class Pool:
         self._clips: list[Clip] = []
 
     def require_capacity(self) -> None:
-        """Ask the autoscaler for nodes. Raises ConfigError where too few workers fit and no further nodes can come."""
+        """Ask the autoscaler for nodes. Raises ConfigError if too few workers fit and no further nodes can come."""
         fits, least, groups = self.capacity(), self._config.min_workers, autoscaler_groups(self._config.address)
         most = max(fits, max_workers(self._need, groups)) if groups is not None else fits
         if most < least and not (waits_for_nodes(self._config) and groups is None):
@@ -142,7 +142,7 @@ class Pool:
             return ""
         nodes = len(self._nodes.view.staying)
         return (
-            f"waiting for nodes: {self.capacity()} workers with {self._need} fit on the {nodes} there are, "
+            f"waiting for nodes: {self.capacity()} workers with {self._need} fit on the current {nodes}, but "
             f"{self._config.min_workers} must"
         )
 
@@ -185,7 +185,7 @@ class Pool:
         fits = min(fits, self.wanted)
         if self._reported_capacity is not None and fits != self._reported_capacity:
             of = "" if self._config.workers == "auto" else f" of {self.wanted}"
-            self.alerts.append(f"{fits}{of} workers fit now, {self._reported_capacity} did before")
+            self.alerts.append(f"{fits}{of} workers fit now; before, {self._reported_capacity} did")
         self._reported_capacity = fits
 
     def handle_status(self, status: dict[str, Any]) -> None:
@@ -241,7 +241,7 @@ class Pool:
 
     @property
     def done(self) -> bool:
-        """Whether every worker has returned because there is no more work, or has no process that could."""
+        """Whether every worker has returned because there is no more work, or has no process left to return."""
         return all(slot.done or slot.pid is None for slot in self._slots)
 
     @property
@@ -321,7 +321,7 @@ class Pool:
                 left = max(0.0, slot.gone_by - LEAVE_SECONDS - now)
                 slot.actor.leave.remote(left)
                 slot.not_before = 0.0
-                self.alerts.append(f"{slot.name} leaves its node, which is about to go, within {left:.0f} s")
+                self.alerts.append(f"{slot.name} leaves its node within {left:.0f} s, because the node is about to go")
             elif now >= slot.gone_by:
                 self._end(slot, crashed=False)
 

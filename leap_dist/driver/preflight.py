@@ -27,7 +27,7 @@ ANSWER_SECONDS = 60.0  # the first process on a node takes a while to start
 AGAIN_SECONDS = 60.0
 """Time after which a node that is left out is asked again."""
 OF_INPUT = ("run-dir:", "data_dir:")
-"""How lines begin that are about what the user asked for, not about a node."""
+"""Beginnings of lines that are about the user's input, not about a node."""
 
 
 class NoChecks:
@@ -73,7 +73,7 @@ class NodeChecks(NoChecks):
     def follow(self, nodes: Mapping[str, Node]) -> None:
         """Ask the nodes that are new, or were left out a while ago, and take the answers that have come. Never blocks.
 
-        Raises ConfigError where the probe file cannot be written.
+        Raises ConfigError if the probe file cannot be written.
         """
         now = time.monotonic()
         self._asked = {name: asked for name, asked in self._asked.items() if name in nodes}
@@ -148,7 +148,7 @@ class NodeChecks(NoChecks):
         self._said.update(lines)
 
     def _probe_path(self) -> str:
-        """Return the path of the probe file, and create it if it does not exist; "" where nothing is to be shared."""
+        """Return the path of the probe file, and create it if it does not exist; "" if nothing is to be shared."""
         if self._folder is None:
             return ""
         if self._probe is None:
@@ -186,7 +186,7 @@ def _is_to_be_asked_again(verdict: Verdict, node: Node) -> bool:
 
 
 def _silent(node: Node, how: str) -> str:
-    return f"address: node {node.host} has not answered {how}; look into Ray's logs there"
+    return f"address: node {node.host} has not answered {how}; see Ray's logs there"
 
 
 def check_nodes(
@@ -194,7 +194,7 @@ def check_nodes(
 ) -> tuple[NoChecks, list[Node]]:
     """Check the nodes that have room for workers. Returns the checks, and the nodes that may get workers.
 
-    `folder` is a directory that the nodes of a cluster must share, or None. Raises ConfigError or ClusterError where no
+    `folder` is a directory that the nodes of a cluster must share, or None. Raises ConfigError or ClusterError if no
     node can be used and no other may come; Stopped.
     """
     there = candidates(Need.of(config), nodes.view.staying)

@@ -35,7 +35,7 @@ class ServerPlan(NamedTuple):
 def start_server(plan: ServerPlan, stop: StopSignal) -> Any:
     """Start the server, on the driver's own node if possible: the folder certainly exists there.
 
-    Raises the error that keeps the server from working, ClusterError where it does not start in time.
+    Raises the error that keeps the server from working, ClusterError if it does not start in time.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=plan.movable)
     server = plan.actor.options(scheduling_strategy=here).remote(*plan.arguments)

@@ -25,7 +25,7 @@ class Stopped(KeyboardInterrupt):
     """A signal asked for a stop before the work had begun."""
 
     def __init__(self) -> None:
-        super().__init__("interrupted; what was accepted before is on disk, and the same command goes on from there")
+        super().__init__("interrupted; what was accepted before is on disk, and the same command continues from there")
 
 
 class StopSignal:

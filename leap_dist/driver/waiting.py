@@ -21,7 +21,7 @@ LONGEST_STEP = 3.0
 class RunningClock:
     """Monotonic seconds that stand still while the process is stopped: Ctrl-Z, SIGSTOP, a suspended machine.
 
-    Who waits for others must not count time in which it did not listen.
+    A process that waits for others must not count the time in which it did not listen.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -77,7 +77,7 @@ def result_of(reference: ray.ObjectRef[Any], seconds: float, stop: StopSignal) -
 def first_answer(method: Any, seconds: float, stop: StopSignal) -> Any:
     """Call a method of an actor that is starting, again and again while Ray restarts its process.
 
-    Raises ClusterError where it does not answer within `seconds`, or has ended for good; Stopped.
+    Raises ClusterError if it does not answer within `seconds`, or has ended for good; Stopped.
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -178,22 +178,22 @@ STABLE = Node({"CPU": 4.0}, {"pool": "stable"}, "10.0.0.1")
         (
             SPOT, 1, 0, [STABLE], False,
             "worker.labels: pool=spot asked for, but the nodes have pool=stable; choose one of those, or give "
-            "--wait-for-nodes where nodes will join",
+            "--wait-for-nodes if nodes will join",
         ),
         (
             Need(1.0, 0.0, {"zone": "!b"}), 4, 3, [STABLE], False,
-            "min_workers: 4 asked for, but 3 fit on the 1 nodes there are; use --min-workers 3, or give "
-            "--wait-for-nodes where nodes will join",
+            "min_workers: 4 asked for, but 3 fit on the 1 current nodes; use --min-workers 3, or give "
+            "--wait-for-nodes if nodes will join",
         ),
         (
             Need(8.0, 0.0, {}), 1, 0, [STABLE], True,
-            "worker.cpus: no room for a worker with 8 CPUs, 0 GPUs on the 1 nodes there are and those that the "
-            "autoscaler may bring, which have up to 4 CPUs and 0 GPUs; ask for less",
+            "worker.cpus: no room for a worker with 8 CPUs, 0 GPUs on the 1 current nodes and those that the "
+            "autoscaler may add, which have up to 4 CPUs and 0 GPUs; ask for less",
         ),
         (
             Need(1.0, 1.0, {}), 1, 0, [STABLE], True,
-            "worker.gpus: no room for a worker with 1 CPUs, 1 GPUs on the 1 nodes there are and those that the "
-            "autoscaler may bring, which have up to 4 CPUs and 0 GPUs; ask for less",
+            "worker.gpus: no room for a worker with 1 CPUs, 1 GPUs on the 1 current nodes and those that the "
+            "autoscaler may add, which have up to 4 CPUs and 0 GPUs; ask for less",
         ),
     ],
 )  # fmt: skip

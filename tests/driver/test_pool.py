@@ -67,7 +67,7 @@ def test_auto_fills_the_nodes_with_processors_and_gpus_and_follows_them(
     lose(pool, "b")
     pool.reconcile()
     assert (pool.wanted, len(pool.describe())) == (4, 4), "nobody waits for room that is gone"
-    assert list(pool.alerts) == ["20 workers fit now, 4 did before", "4 workers fit now, 20 did before"]
+    assert list(pool.alerts) == ["20 workers fit now; before, 4 did", "4 workers fit now; before, 20 did"]
 
 
 def test_the_first_node_goes_and_its_workers_move_to_the_others(placed: dict[str, tuple[str, str, float]]) -> None:

@@ -65,7 +65,7 @@ def test_another_build_of_torch_and_other_versions_of_the_rest_are_only_mentione
     node, (said,) = verdict(CPU, versions={**HERE, "torch": torch, "numpy": "1.0"})
     assert node == CPU
     assert said == (
-        f"node 10.0.0.1 has torch {torch} (here {HERE['torch']}), numpy 1.0 (here {HERE['numpy']}): the bits may differ"
+        f"node 10.0.0.1 has torch {torch} (here {HERE['torch']}), numpy 1.0 (here {HERE['numpy']}): bits may differ"
     )
 
 
@@ -255,7 +255,7 @@ def test_a_node_that_does_not_answer_is_left_out_until_it_does(monkeypatch: pyte
     one.now += preflight.ANSWER_SECONDS + 1
     one.checks.follow({"a": CPU})
     assert one.checks.alerts == [
-        "address: node 10.0.0.1 has not answered for 60 s; look into Ray's logs there. The node is left out"
+        "address: node 10.0.0.1 has not answered for 60 s; see Ray's logs there. The node is left out"
     ]
     one.now += preflight.AGAIN_SECONDS
     one.answers["a"] = GOOD

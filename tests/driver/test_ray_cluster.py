@@ -46,7 +46,7 @@ def test_nodes_that_die_and_come_and_a_head_that_dies_change_nothing(
     assert run.end(60) == 1, run.log.read_text()
     assert version < 5, "it was in the middle of the run"
     said = run.log.read_text()
-    assert "the cluster's head is gone; --resume goes on, on another cluster" in said
+    assert "the cluster's head node is gone; continue on another cluster with --resume" in said
     assert "Traceback" not in said
     assert json.loads((run.run_dir / "summary.json").read_text())["state"] == "failed"
 

@@ -78,7 +78,7 @@ def test_workers_on_which_every_game_fails_are_stopped_and_the_run_says_why(laun
     summary = run.summary()
     assert (summary["state"], summary["quarantined_workers"], summary["quarantined"]) == ("failed", ["w0"], [])
     assert summary["workers"][0]["state"] == "quarantined"
-    assert "why             every worker is in quarantine; look into what failed on them" in run.log.read_text()
+    assert "why             every worker is in quarantine; find out what failed on them" in run.log.read_text()
 
 
 def processes(title: str, home: str) -> list[int]:
@@ -120,7 +120,7 @@ def test_a_driver_that_was_stopped_for_longer_than_it_waits_for_the_head_goes_on
     time.sleep(GONE_SECONDS + 4)
     run.process.send_signal(signal.SIGCONT)
     assert run.end() == 0, run.log.read_text()
-    assert "head is gone" not in run.log.read_text()
+    assert "head node is gone" not in run.log.read_text()
     same_result(run.run_dir, undisturbed)
 
 

@@ -219,19 +219,19 @@ def test_another_version_of_ray_is_named(joined: Joined, launch: Callable[..., L
     [
         (
             ["--workers", "64", "--min-workers", "8"],
-            "min_workers: 8 asked for, but 4 fit on the 2 nodes there are; use --min-workers 4, or give "
-            "--wait-for-nodes where nodes will join",
+            "min_workers: 8 asked for, but 4 fit on the 2 current nodes; use --min-workers 4, or give "
+            "--wait-for-nodes if nodes will join",
         ),
         pytest.param(
             ["--worker.labels", "pool=stable"],
             "worker.labels: pool=stable asked for, but the nodes have pool=spot; choose one of those, or give "
-            "--wait-for-nodes where nodes will join",
+            "--wait-for-nodes if nodes will join",
             marks=pytest.mark.slow,
         ),
         pytest.param(
             ["--worker.cpus", "8"],
-            "worker.cpus: no room for a worker with 8 CPUs, 0 GPUs on the 2 nodes there are, which have up to 2 CPUs "
-            "and 0 GPUs; ask for less, or give --wait-for-nodes where nodes will join",
+            "worker.cpus: no room for a worker with 8 CPUs, 0 GPUs on the 2 current nodes, which have up to 2 CPUs "
+            "and 0 GPUs; ask for less, or give --wait-for-nodes if nodes will join",
             marks=pytest.mark.slow,
         ),
     ],
@@ -302,7 +302,7 @@ def test_an_autoscaler_is_asked_and_waited_for_and_released(
     try:
         line = refused(start(joined, launch, "beyond", "--workers", "99", "--min-workers", "20"))
         assert line == (
-            "min_workers: 20 asked for, but 16 fit on the 2 nodes there are and those that the autoscaler may bring; "
+            "min_workers: 20 asked for, but 16 fit on the 2 current nodes and those that the autoscaler may add; "
             "use --min-workers 16"
         )
         run = start(joined, launch, "autoscaler", "--workers", "9", "--min-workers", "7")

@@ -150,7 +150,10 @@ def test_without_a_token_nobody_is_let_in(hosts, capfd, tmp_path):
 def test_with_a_wrong_token_nobody_is_let_in(hosts, capfd, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef")
     line = refused(capfd, tmp_path, hosts["ours"].address)
-    assert line == f"the cluster at {hosts['ours'].address!r} refused the token of RAY_AUTH_TOKEN; get the one it has"
+    assert (
+        line
+        == f"the cluster at {hosts['ours'].address!r} refused the token of RAY_AUTH_TOKEN; copy the token that it uses"
+    )
 
 
 def test_with_the_token_one_is_let_in(hosts, monkeypatch):

@@ -240,9 +240,7 @@ def test_an_elastic_job_loses_a_worker_job_and_goes_on(slurm: Slurm, tmp_path: P
         pid for pid, (name, program) in slurm.processes().items() if (name, program) == ("JOB=worker-1", "bash")
     )
     os.kill(shell, signal.SIGTERM)  # as --signal=B:TERM@120 does before the time limit
-    slurm.wait_for(
-        lambda: any("leaves its node, which is about to go" in alert for alert in summary(run_dir)["alerts"])
-    )
+    slurm.wait_for(lambda: any("because the node is about to go" in alert for alert in summary(run_dir)["alerts"]))
     slurm.wait_for(lambda: not any(name == "JOB=worker-1" for name, _ in slurm.processes().values()))
 
     assert job.wait(120) == 0, slurm.said()
