@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = [name for name in ("omniglot", *multicv.SOURCES) if (data_dir / name).is_dir()]
     if not names:
         known = ", ".join(("omniglot", *multicv.SOURCES))
-        print(f"data_dir: {data_dir} has no folder named as any of {known}", file=sys.stderr)
+        print(f"data_dir: {data_dir} has no folder named after any of {known}", file=sys.stderr)
         return 2
     refused = False
     for name in names:

@@ -61,7 +61,7 @@ def decode_image(path: Path, formats: Sequence[str], largest: int) -> Image.Imag
     except _DECODE_ERRORS as error:
         reason = ascii(" ".join(str(error).split())[:160])[1:-1]
         # Pillow's message names the memory buffer, which tells the user nothing.
-        reason = "it is no such file" if "cannot identify" in reason else reason
+        reason = "it is not such a file" if "cannot identify" in reason else reason
         raise DatasetError(f"{path} cannot be read as {' or '.join(formats)}: {reason}") from None
     return image
 

@@ -82,7 +82,7 @@ class A2C:
             epsilon_inside=agent.epsilon_form == "inside",
             max_grad_norm=agent.max_grad_norm,
         )
-        self.descent: float | None = None  # a step of RMSProp, with clipping, is no plain gradient step
+        self.descent: float | None = None  # a step of RMSProp, with clipping, is not a plain gradient step
         self.steps_per_update = agent.envs * agent.unroll
         self._rollout = Rollout(
             self._model,
@@ -114,7 +114,7 @@ class A2C:
 
     @property
     def done(self) -> bool:
-        """Whether training is over before its time: never, since every unroll is new data."""
+        """Whether further training would be of no use: never, since every unroll is new data."""
         return False
 
     def backward_held_out(self) -> Tensor:

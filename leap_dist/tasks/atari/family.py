@@ -53,9 +53,11 @@ class Atari:
         """Raise ValueError if `given` does not describe observations that this version makes."""
         schema.check(given, {"frames": str, "size": int, "frame_skip": int, "scale": str}, "preprocessing")
         if given["frames"] not in atari_vector.STACKS:
-            raise ValueError(f"frames is {given['frames'][:40]!r}, which is none of {', '.join(atari_vector.STACKS)}")
+            raise ValueError(
+                f"frames is {given['frames'][:40]!r}, which is not one of {', '.join(atari_vector.STACKS)}"
+            )
         if (given["size"], given["scale"]) != (FRAME_SIZE, SCALE) or given["frame_skip"] < 1:
-            raise ValueError("its preprocessing is another one")
+            raise ValueError("its preprocessing is none that this version makes")
 
     def network(self, given: dict[str, Any]) -> ActorCritic:
         """Return an actor-critic network with heads for all 18 actions."""

@@ -14,7 +14,7 @@ SUFFIXES = (".gif", ".mp4")
 SCALE = 2
 """Factor by which screens are enlarged: the emulator's are 160 pixels wide."""
 GIF_FRAMES_PER_SECOND = 15.0
-"""Most pictures in a second of a GIF. Programs show faster ones at a speed of their own."""
+"""Largest number of pictures per second of a GIF. Programs show faster GIFs at a speed of their own."""
 
 
 def can_write(path: Path) -> str:

@@ -39,7 +39,7 @@ class Player:
         settings: how the agent sees the game. A lost life never ends an episode here.
         seed: determines actions and environment.
 
-    Raises ValueError if the vector has not the length that the game's network needs.
+    Raises ValueError if the vector does not have the length that the game's network needs.
     """
 
     def __init__(self, game: str, vector: np.ndarray, scope: str, settings: AtariSettings, seed: int) -> None:

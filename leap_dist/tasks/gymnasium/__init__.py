@@ -1,1 +1,1 @@
-"""A2C on environments of Gymnasium, which the user brings along."""
+"""A2C on Gymnasium environments that the user provides."""

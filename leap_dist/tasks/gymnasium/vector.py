@@ -114,7 +114,7 @@ def _scale_of(env_id: str, space: gymnasium.Space[Any]) -> float:
     is_image = len(shape) == 2 or (len(shape) == 3 and (shape[-1] in (1, 3) or shape[0] in (1, 3)))
     if not isinstance(space, gymnasium.spaces.Box) or not is_image or min(sorted(shape)[-2:]) < 2:
         raise ValueError(
-            f"{env_id} shows {space}, which is no image of shape (H, W), (H, W, 3) or (3, H, W); "
+            f"{env_id} shows {space}, which is not an image of shape (H, W), (H, W, 3) or (3, H, W); "
             "gymnasium.wrappers.AddRenderObservation makes one of what an environment renders"
         )
     return 1.0 if space.dtype == np.uint8 or space.high.max() > 1 else 255.0

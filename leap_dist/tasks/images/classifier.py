@@ -86,7 +86,7 @@ class Patience:
 class Classifier:
     """A network that learns one data set from given parameters. Implements `leap_dist.leap.learner.Learner`.
 
-    A step of the task is one example. Batch norm's running averages are no parameters: every task starts with new ones.
+    A step of the task is one example. Batch norm's running averages are not parameters: each task starts with new ones.
 
     Args:
         data: the task's images, kept as bytes.

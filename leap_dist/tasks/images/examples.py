@@ -56,7 +56,7 @@ class Seeds(NamedTuple):
 
 
 class BatchSampler:
-    """BatchSampler the numbers of the images in each batch, and an affine map for each image. It always runs on a CPU.
+    """Draws the indices of the images in each batch, and an affine map for each image. It always runs on a CPU.
 
     Every epoch is a new permutation of all images. A batch may span the end of one epoch and the start of the next.
     Augmentation does not change the order.

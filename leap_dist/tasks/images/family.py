@@ -61,7 +61,7 @@ class Images:
         return divided(self.task_data(config, lease), config.supervised, config.seed)
 
     def check(self, config: Config) -> None:
-        """Read the data of all tasks once. Raises ConfigError where some is missing or damaged."""
+        """Read the data of all tasks once. Raises ConfigError if some is missing or damaged."""
         for name in config.games:
             self.data(config, name)
 
@@ -87,9 +87,9 @@ class Images:
         numbers = {"channels": int, "size": int, "classes": int}
         schema.check(given, numbers, "preprocessing")
         if not all(1 <= given[name] <= _LARGEST for name in numbers) or given["size"] < convnet.SMALLEST:
-            raise ValueError("its images are none")
+            raise ValueError("its images are not of a valid shape")
         if given.get("network", SupervisedSettings.network) not in convnet.NETWORKS:
-            raise ValueError(f"its network is none of {', '.join(convnet.NETWORKS)}")
+            raise ValueError(f"its network is not one of {', '.join(convnet.NETWORKS)}")
 
     def network(self, given: dict[str, Any]) -> convnet.ConvNet:
         """Return a convolutional network."""
