@@ -16,7 +16,7 @@ from leap_dist.protocol import schema
 from leap_dist.storage.atomic import CorruptFile, pack, read_packed, unpack, write_atomic
 
 MOST_BYTES = 2**28
-"""Size of all agents of an evaluation from which on no further ones are kept. An Atari agent takes 1.4 MB."""
+"""Total size in bytes of an evaluation's agents beyond which no more are kept. An Atari agent takes 1.4 MB."""
 _SHAPE = {"arm": str, "game": str, "seed": int, "steps": int, "scope": str}
 
 
@@ -84,5 +84,5 @@ def load(out: Path, arm: str, game: str, seed: int) -> Agent:
         if vector.dtype != np.float16 or vector.ndim != 1 or not np.isfinite(vector).all():
             raise ValueError("its parameters are not finite 16-bit numbers")
     except ValueError as error:
-        raise CorruptFile(f"{path} is no agent: {error}") from None
+        raise CorruptFile(f"{path} is not an agent: {error}") from None
     return Agent(**{name: header[name] for name in _SHAPE}, vector=vector.astype(np.float32))

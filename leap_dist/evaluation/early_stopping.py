@@ -103,7 +103,7 @@ def ends(config: Config, history: History) -> Iterator[int]:
 def evaluation(config: Config, run_dir: Path) -> tuple[Config, list[Run], Arm]:
     """Return the settings, runs and arm of the evaluation that measures `run_dir`/init.safetensors.
 
-    Raises CorruptFile or OSError where that file cannot be used.
+    Raises CorruptFile or OSError if that file cannot be used.
     """
     given = config.early_stopping
     games = expand("omniglot", ("validation",), seed=config.seed, pretraining=config.supervised.pretraining)

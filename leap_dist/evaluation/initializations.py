@@ -74,15 +74,15 @@ def read(specs: Sequence[str]) -> tuple[list[str], list[InitFile]]:
     """Return the labels in order, and the files of all arms but those that start from `scratch`.
 
     A spec is `scratch`, PATH or LABEL=PATH, where PATH may also be a run directory, a URL or `pretrained:NAME`, or an
-    encoder of another library (`leap_dist.weights.foreign`). Raises ConfigError if a
-    label is invalid or occurs twice, and if a file is not a complete initialization.
+    encoder of another library (`leap_dist.weights.foreign`). Raises ConfigError if a label is invalid or occurs twice,
+    and if a file is not a complete initialization.
     """
     labels: list[str] = []
     files: list[InitFile] = []
     for spec in specs:
         label, path, source = _parse(spec)
         if label in labels:
-            raise ConfigError(f"init: there are two of the label {label!r}; give one another name with LABEL=PATH")
+            raise ConfigError(f"init: two initializations have the label {label!r}; rename one with LABEL=PATH")
         labels.append(label)
         if path is not None:
             files.append(InitFile(label, path, _read(path), source))
@@ -115,7 +115,7 @@ def settings(files: Sequence[InitFile], given: Mapping[str, Any], preset: str | 
             if differs and name.split(".")[0] in sections and name not in _TRAINING_ONLY:
                 raise ConfigError(
                     f"{name}: {first} was trained with {base.get(name)}, {label} with {value}; "
-                    f"say which it is with --{name.replace('_', '-')}"
+                    f"choose one with --{name.replace('_', '-')}"
                 )
     wanted = {name: value for name, value in base.items() if name.split(".")[0] in sections or name in alone}
     return {"preset": base.get("preset", "paper"), **start, **wanted}
@@ -257,7 +257,7 @@ def _parse(spec: str) -> tuple[str, Path | None, str]:
     try:
         require_label(label)
     except ValueError as error:
-        raise ConfigError(f"init: {error}; say LABEL=PATH") from None
+        raise ConfigError(f"init: {error}; give LABEL=PATH") from None
     if path == SCRATCH:
         return label, None, SCRATCH
     return label, location, path if is_url(path) or pretrained.is_name(path) else str(location.absolute())

@@ -330,7 +330,7 @@ def _warnings(rows: list[Row], scoring: Scoring, excluded: dict[str, str], *, an
     if excluded and not scoring.human_normalized:
         found.append(f"not counted over all tasks, because an arm has no run of them: {', '.join(excluded)}")
     if len(seeds) == 1:
-        found.append("there is one seed only: intervals have no width, and say nothing about chance")
+        found.append("there is only one seed: intervals have no width, and say nothing about chance")
     if not anything_counts and scoring.human_normalized:
         found.append("no game has a published human score and runs of every arm: nothing is said over all games")
     return found

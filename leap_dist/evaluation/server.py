@@ -161,12 +161,12 @@ class EvaluationServer:
         return not self._queue.waiting and not len(self._leases)
 
     def expect(self, workers: int) -> None:
-        """Take note of the number of workers, as MetaServer does. Nothing here depends on it."""
+        """Accept the number of workers, as MetaServer does. Nothing here depends on it."""
 
     def tick(self) -> None:
         """End the leases that are past their deadline."""
         for held in self._leases.expired():
-            silence = f"{held.lease.worker} was not heard of for {held.lease.seconds:g} s"
+            silence = f"{held.lease.worker} was not heard from for {held.lease.seconds:g} s"
             self._alert(f"{silence}: {self._runs[held.lease.task.index].name} is taken back")
             self._silent.append(process_of(held.lease.incarnation))
             self._lose(held, "expired")

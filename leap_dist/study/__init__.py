@@ -1,1 +1,1 @@
-"""A comparison of meta-learners on supervised tasks, as in the paper: trained, tested on what they never saw, told."""
+"""A comparison of meta-learners on supervised tasks, as in the paper: training, tests on held-out tasks, report."""

@@ -18,7 +18,7 @@ MOST = len(ALPHABETS) - HELD_OUT - 1
 _CELL_SETTINGS = {"games", "seed", "supervised.pretraining", "agent", "atari"}
 """Settings and sections that differ between cells, or that studies do not use."""
 _OF_META_TRAINING = ("meta", "leap", "early_stopping")
-"""Settings that evaluations do not use start like this."""
+"""First parts of the names of settings that evaluations do not use."""
 _TESTS, _NEW_ARM = "its tests", "an arm that is added"
 _CHANGEABLE = ("worker.precision", "worker.wire", "server.on_lost")
 """Settings that may be changed when a run is resumed, and that affect its results."""
@@ -118,14 +118,14 @@ def make(
         raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
     tasks = configuration.parse_value("tasks", given.get("tasks", Config.tasks))
     if tasks not in ("omniglot", "multi-cv"):
-        raise ConfigError(f"tasks: a study is of omniglot or multi-cv; for {tasks} see launch.py evaluate")
+        raise ConfigError(f"tasks: a study needs omniglot or multi-cv; for {tasks}, use the command evaluate")
     arms = arms or [arm for arm in ARMS if (tasks, arm) != ("multi-cv", "finetune-single")]
     for arm in (*arms, *of_arms):
         if arm not in ARMS:
             raise ConfigError(f"arms: no meta-learner {arm[:40]!r} among {', '.join(ARMS)}")
     for arm, settings in of_arms.items():
         if arm not in arms:
-            raise ConfigError(f"with: {arm} is none of the arms {', '.join(arms)}")
+            raise ConfigError(f"with: {arm} is not one of the arms {', '.join(arms)}")
         for name in settings:
             if name in _COMMON:
                 raise ConfigError(f"with: {name} is the same for all arms of a study; give it for all")
@@ -137,9 +137,9 @@ def make(
         raise ConfigError(f"games: {first.games[0]} alone leaves nothing to train on while it is held out; add another")
     for group in groups:
         if tasks == "multi-cv" and group not in first.games:
-            raise ConfigError(f"groups: {group[:40]!r} is none of the data sets {', '.join(first.games)}")
+            raise ConfigError(f"groups: {group[:40]!r} is not one of the data sets {', '.join(first.games)}")
         if tasks == "omniglot" and not (group.isascii() and group.isdecimal() and 1 <= int(group[:6]) <= MOST):
-            raise ConfigError(f"groups: {group[:40]!r} is no number of alphabets from 1 to {MOST}")
+            raise ConfigError(f"groups: {group[:40]!r} is not a number of alphabets from 1 to {MOST}")
     if test_steps is not None and test_steps < first.steps_per_update:
         raise ConfigError(
             f"test_steps: {test_steps} is less than a batch of supervised.batch = {first.steps_per_update} examples"

@@ -195,7 +195,7 @@ def _comparisons(results: Results) -> list[Block]:
     per = "of the same seed and alphabet" if results.study.tasks == "omniglot" else "of the same seed and data set"
     rows = [_comparison(found) for found in results.comparisons]
     return [
-        Heading(f"{REFERENCE} less another arm"),
+        Heading(f"{REFERENCE} minus another arm"),
         Paragraph(
             f"Mean difference over pairs of runs {per}, in percentage points, with its 95 % interval. Below 0 "
             f"{REFERENCE} is better; if an interval contains 0, it is open which of the two is better. Seeds below 0 "

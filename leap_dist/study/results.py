@@ -214,7 +214,7 @@ def _missing(study: Study, rows: list[Row]) -> list[str]:
     if partial:
         found.append(f"held-out alphabets that an arm lacks, so that its means are of others: {'; '.join(partial)}")
     if rows and len({row.seed for row in rows}) == 1:
-        found.append("there is one seed only: nothing is known of how results vary with it")
+        found.append("there is only one seed: nothing is known about how results vary with the seed")
     return found
 
 

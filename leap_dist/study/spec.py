@@ -109,13 +109,13 @@ def _parse(content: Any) -> Study:
         raise ValueError(f"there are no studies of {content['tasks'][:60]!r}")
     for name in ("arms", "groups", "seeds"):
         if not 0 < len(content[name]) == len(set(content[name])):
-            raise ValueError(f"{name} are none, or one is given twice")
+            raise ValueError(f"{name} are missing, or one is given twice")
     for arm in (*content["arms"], *content["settings"]):
         if arm not in ARMS:
-            raise ValueError(f"{arm[:60]!r} is no meta-learner")
+            raise ValueError(f"{arm[:60]!r} is not a meta-learner")
     for group in content["groups"]:  # groups become names of folders
         if not (re.fullmatch("[1-9][0-9]?", group) if content["tasks"] == "omniglot" else group in DATA_SETS):
-            raise ValueError(f"{group[:60]!r} is no group of {content['tasks']}")
+            raise ValueError(f"{group[:60]!r} is not a group of {content['tasks']}")
     if min(content["seeds"]) < 0 or min(content[name] for name in ("meta_updates", "batch_size", "task_steps")) < 1:
         raise ValueError("a seed or a length is out of range")
     values = {field.name: content[field.name] for field in dataclasses.fields(Study)}

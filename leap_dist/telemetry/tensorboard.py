@@ -235,7 +235,7 @@ class TensorBoard:
         """Stop writing until the next attempt. Since files may lack recent events, they are read back then."""
         self.failures += 1
         if self.failures == 1:
-            self.alerts.append(f"TensorBoard's files cannot be written; training goes on, curves wait: {error}")
+            self.alerts.append(f"TensorBoard's files cannot be written; curves are kept in memory for now: {error}")
             log.warning(self.alerts[-1])
         self._retry_at = self._clock() + RETRY_SECONDS
         self._close_files()

@@ -103,7 +103,7 @@ class LiveTable:
                 self._print(summary)
 
     def _start(self) -> Text:
-        """Return the phases so far, each with its duration, and the one that goes on."""
+        """Return the phases so far, each with its duration, and the current one."""
         ends = [begun for begun, _ in self._phases[1:]]
         done = [f"{end - begun:5.1f} s  {phase}\n" for end, (begun, phase) in zip(ends, self._phases, strict=False)]
         return Text.assemble(("".join(done), "dim"), f"     …   {self._phases[-1][1]}")
@@ -209,7 +209,7 @@ def _progress(summary: dict[str, Any]) -> str:
 
 
 def _troubles(summary: dict[str, Any]) -> Iterator[str]:
-    """Yield counts of what went wrong, or "" where nothing did."""
+    """Yield counts of what went wrong, or "" if nothing did."""
 
     def count(number: int, one: str, several: str) -> str:
         return f"{number:,} {one if number == 1 else several}" if number else ""

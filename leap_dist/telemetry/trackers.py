@@ -1,8 +1,8 @@
 """Experiment trackers: they receive the scalars that go to TensorBoard, while a run goes on. Off by default.
 
-A tracker is a small adapter with three methods. Whatever it raises, training goes on: it gets one alert and no further
-values. Its package is an extra (`pip install "leap-dist[wandb]"`, `[mlflow]` or `[trackio]`), and its account, address
-and offline mode are configured by its own environment variables.
+A tracker is a small adapter with three methods. Whatever it raises, training continues: there is one alert, and the
+tracker receives no more values. Its package is an extra (`pip install "leap-dist[wandb]"`, `[mlflow]` or `[trackio]`),
+and its account, address and offline mode are configured by its own environment variables.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Tracking:
             call()
         except Exception as error:  # trackers are networks, and training matters more
             reason = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
-            self.alerts.append(f"tracker {self._kind} gets nothing any more; training goes on: {reason}")
+            self.alerts.append(f"tracker {self._kind} receives no more values; training continues: {reason}")
             self._tracker = None
             return False
         return True

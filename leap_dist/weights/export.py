@@ -83,7 +83,7 @@ def export(init: Path, to: str, out: Path, *, linear_seed: int | None = None) ->
     if to not in TARGETS:
         near = difflib.get_close_matches(to.lower(), TARGETS, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"to: {to[:80]!r} is none of {', '.join(TARGETS)}{hint}")
+        raise ConfigError(f"to: {to[:80]!r} is not one of {', '.join(TARGETS)}{hint}")
     if linear_seed is not None and not 0 <= linear_seed < 2**31:
         raise ConfigError(f"linear-seed: {linear_seed} is out of range; use 0 to {2**31 - 1}")
     init = pretrained.path_of(str(init))
@@ -231,7 +231,7 @@ def _manifest(run_dir: Path) -> dict[str, str]:
 def _write(out: Path, files: dict[str, bytes]) -> None:
     """Create the folder atomically. Raises ConfigError if something is in the way."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise ConfigError(f"out: {out} is no directory; choose a new one")
+        raise ConfigError(f"out: {out} is not a directory; choose a new one")
     try:
         if out.exists() and any(out.iterdir()):
             raise ConfigError(f"out: {out} is not empty; choose a new one")

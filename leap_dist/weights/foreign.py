@@ -2,7 +2,7 @@
 
 Only encoders of the paper's shape can be read: convolutions 16·8×8/4 and 32·4×4/2 and a linear layer of 256 features,
 as in an agent that was trained with this package's export. The larger network that Stable-Baselines3's CnnPolicy and
-CleanRL's agents have by default is another one, and is refused with its shapes.
+CleanRL's agents have by default is different, and is refused with a message that gives its shapes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         found = load(data)
     except DECODE_ERRORS as error:
-        raise ValueError(f"it is no safetensors file: {one_line(error)}") from None
+        raise ValueError(f"it is not a safetensors file: {one_line(error)}") from None
     library, layers = _encoder(found)
     tensors = {}
     for name, (prefix, expected) in zip(_LAYERS, zip(layers, _SHAPES.values(), strict=True), strict=True):

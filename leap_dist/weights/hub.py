@@ -51,7 +51,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     if not license or license != license.lower() or " " in license:
-        raise ConfigError(f"license: {license[:80]!r} is no identifier{did_you_mean(license, LICENSES)}")
+        raise ConfigError(f"license: {license[:80]!r} is not an identifier{did_you_mean(license, LICENSES)}")
     found, settings = _read(init)
     numbers = _results(results)
     card.write_folder(

@@ -119,7 +119,7 @@ class Initialization:
         """Return a new encoder with these parameters.
 
         If only convolutions were meta-learned, `linear_seed` determines the orthogonal linear layer, as at the start of
-        every task of the run. Raises ValueError if it is needed but None, or if the tasks were no environments.
+        every task of the run. Raises ValueError if it is needed but None, or if the tasks were not environments.
         """
         if self.tasks not in ENVIRONMENTS:
             raise ValueError(f"this initialization is for tasks {self.tasks}, not for Atari games; see load_network")
@@ -209,7 +209,7 @@ def read_initialization(path: str | Path) -> Initialization:
     try:
         _check(tensors, metadata)
     except ValueError as error:
-        raise CorruptFile(f"{path.name} is no initialization that this version can read: {error}") from None
+        raise CorruptFile(f"{path.name} is not an initialization that this version can read: {error}") from None
     return Initialization(tensors, metadata, hashlib.sha256(data).hexdigest())
 
 
@@ -217,7 +217,7 @@ def _foreign(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, A
     try:
         return foreign.read(data)
     except ValueError as error:
-        raise CorruptFile(f"{name} is no initialization that this version can read: {error}") from None
+        raise CorruptFile(f"{name} is not an initialization that this version can read: {error}") from None
 
 
 def _manifest(metadata: Mapping[str, Any]) -> Manifest:
@@ -234,7 +234,7 @@ def _check(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
     schema.check(metadata, {**_METADATA, **more}, "metadata")
     scope = metadata["shared"]
     if scope not in _SCOPES:
-        raise ValueError(f"shared is {scope[:40]!r}, which is none of {', '.join(_SCOPES)}")
+        raise ValueError(f"shared is {scope[:40]!r}, which is not one of {', '.join(_SCOPES)}")
     family_named(metadata.get("tasks", "atari")).check_preprocessing(metadata["preprocessing"])
     _manifest(metadata).join(tensors)
     for name, tensor in tensors.items():

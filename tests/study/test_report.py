@@ -355,7 +355,7 @@ def test_tables_of_omniglot_by_hand(tmp_path: Path):
         *("5.00 ± 0.00", "4.0"),
         *("5.00 ± 0.00", "2.6"),
     ]
-    assert found["leap less another arm"][1] == ["4", "none", "-10.00", "+0.00", "+0.00", "2 of 2", "4"]
+    assert found["leap minus another arm"][1] == ["4", "none", "-10.00", "+0.00", "+0.00", "2 of 2", "4"]
     assert found["Settings of each arm"][1] == ["leap", "meta.learning_rate 0.1"]
     assert "6 meta-updates of 2 tasks, 8 examples each; seeds 0, 1." in (tmp_path / "table.md").read_text()
 
@@ -410,9 +410,9 @@ def test_an_interval_tells_noise_from_effect():
 def test_one_seed_has_no_deviation_and_says_so(tmp_path: Path):
     study = Study("omniglot", ("leap",), ("4",), (1,), {}, 6, 2, 8)
     warnings = report.build(omniglot(tmp_path, study), FEW)
-    assert any("one seed only" in warning for warning in warnings)
+    assert any("only one seed" in warning for warning in warnings)
     assert tables(tmp_path)["Test error (%)"][1] == ["leap", "4.00 (2)"]
-    assert "leap less another arm" not in tables(tmp_path)
+    assert "leap minus another arm" not in tables(tmp_path)
     assert results_json(tmp_path)["cells"]["4"]["leap"]["values"]["auc"]["over_seeds"]["deviation"] is None
 
 
@@ -430,7 +430,7 @@ def test_a_group_that_the_paper_has_not_is_not_beside_it(tmp_path: Path):
 def test_without_leap_nothing_is_compared_with_it(tmp_path: Path):
     study = Study("omniglot", ("reptile", "none"), ("4",), (0, 1), {}, 6, 2, 8)
     assert "no run yet of 2 of 4" in report.build(omniglot(tmp_path, study), FEW)[0]
-    assert "leap less another arm" not in tables(tmp_path)
+    assert "leap minus another arm" not in tables(tmp_path)
 
 
 # A study in progress ----------------------------------------------------------------------------------------------
@@ -531,7 +531,7 @@ def test_the_table_of_multi_cv_by_hand(tmp_path: Path):
     assert found[0] == ["mnist", "leap", "1.50 ± 0.71", "0.7", f"0.10 {none}", "0.1", f"37.50 {none}", "0.6", "2"]
     assert found[5] == ["svhn", "none", "35.00 ± 7.07", "10.3", f"1.00 {none}", "6.9", f"37.50 {none}", "11.5", "2"]
     assert len(found) == 6
-    compared = [row[:3] + row[5:] for row in tables(tmp_path)["leap less another arm"][1:]]
+    compared = [row[:3] + row[5:] for row in tables(tmp_path)["leap minus another arm"][1:]]
     assert compared == [
         ["mnist", "finetune-multi", "-1.00", "2 of 2", "2"],
         ["mnist", "none", "-2.00", "2 of 2", "2"],
@@ -804,7 +804,7 @@ def test_one_arm_has_nothing_to_be_compared_with(tmp_path: Path):
     evaluate(write(tmp_path, [run("mine", "greek")]), FEW)
     text = (tmp_path / "report.md").read_text()
     assert "## Less" not in text
-    assert "one seed only" in text
+    assert "only one seed" in text
 
 
 @pytest.mark.usefixtures("one_pixel")

@@ -150,7 +150,7 @@ def test_a_tracker_that_fails_gets_an_alert_and_training_goes_on(recorder, setti
     run = leap_dist.train({**settings, "telemetry.tracker": kind}, run_dir=tmp_path / "run", progress=False)
     assert run.outcome == "done"
     (alert,) = run.summary["alerts"]
-    assert alert.startswith(f"tracker {kind} gets nothing any more; training goes on: ConnectionError:")
+    assert alert.startswith(f"tracker {kind} receives no more values; training continues: ConnectionError:")
     assert "secret" not in alert
     assert written(tmp_path / "run")["meta/loss"][-1][0] == 2
 

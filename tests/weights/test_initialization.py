@@ -107,7 +107,7 @@ def changed(path: Path, **metadata: Any) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"shared": "decoder"}, "shared is 'decoder', which is none of encoder, convolutions, model"),
+        ({"shared": "decoder"}, "shared is 'decoder', which is not one of encoder, convolutions, model"),
         (
             {"shared": "convolutions"},
             "encoder differs: linear.bias: .* instead of nothing; linear.weight: .* instead of nothing",
@@ -115,11 +115,11 @@ def changed(path: Path, **metadata: Any) -> None:
         ({"shared": "model"}, r"encoder differs: policy.weight: missing instead of \(18, 256\)"),
         ({"games": "pong"}, "metadata.games is of a wrong type: str"),
         ({"version": True}, "metadata.version is of a wrong type: bool"),
-        ({"preprocessing": {"frames": "gray5"}}, "frames is 'gray5', which is none of gray4, rgb1, rgb4"),
+        ({"preprocessing": {"frames": "gray5"}}, "frames is 'gray5', which is not one of gray4, rgb1, rgb4"),
         ({"preprocessing": {"frames": "rgb1"}}, r"conv1.weight: \(16, 4, 8, 8\) instead of \(16, 3, 8, 8\)"),
-        ({"preprocessing": {"size": 64}}, "its preprocessing is another one"),
-        ({"preprocessing": {"scale": "none"}}, "its preprocessing is another one"),
-        ({"preprocessing": {"frame_skip": 0}}, "its preprocessing is another one"),
+        ({"preprocessing": {"size": 64}}, "its preprocessing is none that this version makes"),
+        ({"preprocessing": {"scale": "none"}}, "its preprocessing is none that this version makes"),
+        ({"preprocessing": {"frame_skip": 0}}, "its preprocessing is none that this version makes"),
     ],
 )
 def test_what_a_run_does_not_write_is_refused(tmp_path, metadata, message):

@@ -232,7 +232,7 @@ def test_a_folder_has_weights_card_license_and_settings(shipped, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"license": "Apache 2.0"}, "license: 'Apache 2.0' is no identifier; did you mean apache-2.0?"),
+        ({"license": "Apache 2.0"}, "license: 'Apache 2.0' is not an identifier; did you mean apache-2.0?"),
         ({"results": "nowhere.json"}, "results: nowhere.json cannot be read"),
         ({"results": RESULTS, "arm": "other"}, "results: no arm 'other'; there are leap, scratch"),
     ],

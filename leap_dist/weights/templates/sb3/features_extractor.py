@@ -25,7 +25,7 @@ class LeapEncoder(BaseFeaturesExtractor):
         if observation_space.shape != (channels, 84, 84) or observation_space.dtype != np.uint8:
             raise ValueError(
                 f"observations are {observation_space.dtype} {observation_space.shape}, but the encoder was trained on "
-                f"uint8 {(channels, 84, 84)}; environments.py makes such"
+                f"uint8 {(channels, 84, 84)}; environments.py makes these"
             )
         self.conv1 = nn.Conv2d(channels, 16, kernel_size=8, stride=4)
         self.conv2 = nn.Conv2d(16, 32, kernel_size=4, stride=2)
