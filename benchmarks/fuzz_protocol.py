@@ -40,19 +40,19 @@ from benchmarks.taken_over import TakeOvers
 
 FAULTS = ("lost", "doubled", "wrong φ", "hung", "failed")
 CRASHES = 25
-"""Crashes in one history, at most."""
+"""Largest number of crashes in one history."""
 
 
 def main() -> int:
-    """Run histories until enough was tried, and print what they came to."""
+    """Run the requested number of histories, and print the totals."""
     command = parser(__doc__, repeats=1)
-    command.add_argument("--seconds", type=float, help="how long to go on")
-    command.add_argument("--crashes", type=int, default=0, help="go on until there were so many")
-    command.add_argument("--takeovers", type=int, default=0, help="go on until there were so many")
+    command.add_argument("--seconds", type=float, help="run histories for this long")
+    command.add_argument("--crashes", type=int, default=0, help="run histories until there were this many crashes")
+    command.add_argument("--takeovers", type=int, default=0, help="run histories until there were this many take-overs")
     command.add_argument("--seed", type=int, default=0, help="number of the first history")
-    command.add_argument("--history", type=int, help="run this one only")
+    command.add_argument("--history", type=int, help="run only this history")
     given = command.parse_args()
-    logging.getLogger("leap_dist").setLevel(logging.CRITICAL)  # thousands of alerts are what is expected here
+    logging.getLogger("leap_dist").setLevel(logging.CRITICAL)  # thousands of alerts are expected here
     if given.history is not None:
         total = run(given.history)
     else:

@@ -1,4 +1,4 @@
-"""Histories for `fuzz_protocol`: random settings, workers that do what workers do, and what should come of it."""
+"""Histories for `fuzz_protocol`: random settings, simulated workers, and the result that φ should have."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Clock:
 
 
 class History:
-    """What the workers of all launches of a run sent, and what they were promised."""
+    """Everything that the workers of all launches of a run sent, and what they were promised."""
 
     def __init__(self, settings: Config) -> None:
         self.settings = settings
@@ -94,7 +94,7 @@ class History:
         """Leases that ended in a way that counts against their game."""
 
     def expected(self, lines: Sequence[dict[str, Any]]) -> np.ndarray | None:
-        """Return φ as the ledger's contributions make it, in float64, or None for the mode with momentum."""
+        """Return φ computed in float64 from the ledger's contributions, or None for the mode with momentum."""
         mode, size = self.settings.mode, MANIFEST.size
         if mode == "delayed-nesterov":
             return None
@@ -117,7 +117,7 @@ class History:
 
 
 class Player:
-    """The workers of one launch, and everything that may happen to them."""
+    """The workers of one launch, with everything that may happen to them."""
 
     def __init__(self, history: History, chance: random.Random, session: str) -> None:
         self._history = history
@@ -227,7 +227,7 @@ class _Worker:
         server.release(gone)
 
     def _train(self, lease: Lease, start: np.ndarray, head: np.ndarray | None) -> list[Contribution]:
-        """Return every contribution that comes of a lease, in the order of seq."""
+        """Return every contribution that a lease leads to, in the order of seq."""
         settings, count, shared = self._history.settings, 1 + lease.task.index % 3, start
         if settings.keeps_heads:
             start = np.concatenate([start, np.zeros(HEAD, np.float32) if head is None else head])

@@ -1,4 +1,4 @@
-"""Cost of resuming a long run: time until the server leases a task, memory, and the catching up of the curves.
+"""Measure the cost of resuming a long run: time until the server leases a task, memory, and time to redraw the curves.
 
     python -m benchmarks.resume                                 100,000 contributions with 100 points each
     python -m benchmarks.resume --contributions 10000           a tenth of that
@@ -44,7 +44,7 @@ TARGETS = {
 
 
 def configuration() -> Config:
-    """The run's configuration: buffered, small batches."""
+    """Return the run's configuration: mode buffered with small batches."""
     return resolve("smoke", {"games": GAMES, "mode": "buffered", "meta_updates": 10**6})
 
 
@@ -55,7 +55,7 @@ def serve(run_dir: Path) -> MetaServer:
 
 
 def make_run(run_dir: Path, contributions: int, points: int) -> None:
-    """A run with a meta-update before and one after a ledger that is filled up with made-up lines."""
+    """Make a run whose ledger has made-up lines between its first meta-update and its last."""
     run_dir.mkdir()
     server = serve(run_dir)
     update(server)
@@ -69,7 +69,7 @@ def make_run(run_dir: Path, contributions: int, points: int) -> None:
 
 
 def lines(like: dict[str, Any], contributions: int, points: int) -> Iterator[str]:
-    """Ledger lines of later meta-updates, four in each. All have the same curve."""
+    """Yield ledger lines of later meta-updates, four in each. All have the same curve."""
     means = {"loss": 0.123456789, "policy_loss": -0.0123456789, "value_loss": 1.23456789, "entropy": 1.09876543}
     curve = [{"steps": 320 * (n + 1), "episodes": 2, "score": 17.25 + n, "means": means} for n in range(points)]
     steps, version = 320 * points, like["version_after"]
@@ -89,7 +89,7 @@ def lines(like: dict[str, Any], contributions: int, points: int) -> Iterator[str
 
 
 def update(server: MetaServer) -> None:
-    """Works on tasks until there is a meta-update."""
+    """Work on tasks until there is a meta-update."""
     before = server.status()["meta_updates"]
     while server.status()["meta_updates"] == before:
         lease = server.lease("w0", "i0")
@@ -120,7 +120,7 @@ def contribution(lease: Lease) -> Contribution:
 
 
 def run_server(run_dir: Path, connection: Connection) -> None:
-    """The server's process: resumes, leases a task, and answers calls for pages. Sends what it measured at the end."""
+    """Resume as the server's process, lease a task, answer calls for pages, and send what was measured at the end."""
     started = time.perf_counter()
     server = serve(run_dir)
     lease = server.lease("w0", "i0")
@@ -142,7 +142,7 @@ def run_server(run_dir: Path, connection: Connection) -> None:
 
 
 def run_driver(run_dir: Path, server: Connection, results: Connection) -> None:
-    """The driver's process: fetches pages from the server and writes the curves."""
+    """Act as the driver's process: fetch pages from the server and write the curves."""
     server.recv()
     started = time.perf_counter()
     board = TensorBoard(run_dir, agreement_interval=0)
@@ -162,18 +162,18 @@ DRIVERS_PART = {
     "state": "running", "wall_seconds": 1.0, "steps_per_second": 0.0, "pushes_per_second": 0.0, "workers": [],
     "workers_alive": 1, "workers_wanted": 1, "restarts": 0, "server_restarts": 0,
 }  # fmt: skip
-"""What the driver adds to the server's status, as far as TensorBoard shows it."""
+"""Values that the driver adds to the server's status and that TensorBoard shows."""
 
 
 def peak() -> float:
-    """Largest resident memory of this process so far, in MB."""
+    """Return the largest resident memory of this process so far, in MB."""
     # Not ru_maxrss, which starts from the memory of the process that this one was started by.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1000
 
 
 def resumed(run_dir: Path) -> dict[str, float]:
-    """Resumes the run in fresh processes. Returns what they measured."""
+    """Resume the run in fresh processes, and return what they measured."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     mine, drivers = context.Pipe()
@@ -210,7 +210,7 @@ def resumed(run_dir: Path) -> dict[str, float]:
 
 
 def points_in(run_dir: Path) -> Counter[str]:
-    """Points of the curve of returns by game, in all event files."""
+    """Return the number of points of each game's curve of returns, in all event files."""
     found: Counter[str] = Counter()
     for path in run_dir.glob("tensorboard/game/*/events.*"):
         for event in read_events(path):
@@ -219,7 +219,7 @@ def points_in(run_dir: Path) -> Counter[str]:
 
 
 def main() -> None:
-    """Prints the figures as JSON, and fails where a target is missed."""
+    """Print the figures as JSON, and fail if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contributions", type=int, default=100_000)
     parser.add_argument("--points", type=int, default=100)

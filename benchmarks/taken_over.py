@@ -17,7 +17,7 @@ from leap_dist.storage.objects import Storage
 from leap_dist.storage.replica import Replica, pull
 
 MAX_DEPTH = 3
-"""How many launches may wait for each other's request."""
+"""Largest number of launches that wait for each other's request."""
 MAX_TAKEOVERS = 8
 """Take-overs in one history."""
 
@@ -63,7 +63,7 @@ class Bucket(MemoryFileSystem):  # type: ignore[misc]
 
 
 class TakeOvers:
-    """Launches of one run. Each has workers of its own, and goes on after it was taken over until it notices."""
+    """Launches of one run. Each has its own workers, and continues after it was taken over until it notices."""
 
     def __init__(self, history: History, chance: random.Random, folder: Path) -> None:
         self._history = history
@@ -76,7 +76,7 @@ class TakeOvers:
         """Number of take-overs so far."""
 
     def run(self) -> MetaServer | None:
-        """Let launches follow each other, then bring the run to its end. Returns None if it has none."""
+        """Let launches follow each other, then finish the run. Returns None if it does not finish."""
         self._bucket.interrupt = self._interrupt
         while self.count < MAX_TAKEOVERS:
             before = self.count
@@ -102,7 +102,7 @@ class TakeOvers:
             self._launch(turns=self._chance.randint(1, 25))
 
     def _launch(self, turns: int) -> None:
-        """Take the run over and work on it for a while, also after somebody else has taken it over."""
+        """Take the run over and work on it for a while, even after another launch has taken it over."""
         self._depth += 1
         try:
             started = self._start()
