@@ -61,8 +61,8 @@ bench: .venv/installed .venv-sb3/installed .venv-rllib/installed ## agent steps 
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 .venv/installed: requirements.txt constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing the packages of requirements.txt into .venv (a minute, most of it for PyTorch)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip $(PIP) -r requirements.txt
 	touch $@
 
