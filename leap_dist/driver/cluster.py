@@ -34,7 +34,7 @@ CODE = Path(__file__).parents[1]
 """The package directory, which Ray ships to nodes that have no checkout."""
 
 LOCAL_OBJECT_STORE = 512 * 2**20
-"""Bytes. Snapshots are a few megabytes each; by default Ray would reserve a third of the memory."""
+"""Size in bytes. Snapshots are a few megabytes each; by default, Ray would reserve a third of the memory."""
 
 END_SECONDS = 3.0
 """How long Ray's processes may take to end by themselves after the shutdown."""
@@ -44,6 +44,8 @@ _MARK = "LEAP_DIST_CLUSTER"
 
 LONGEST_TEMP_DIR = 107 - len("/session_2026-01-31_12-00-00_000000_4194304/sockets/plasma_store")
 """Length in bytes of the longest directory in which Ray can make its sockets: their paths are limited to 107 bytes."""
+
+log = logging.getLogger(__name__)
 
 _at_disconnect = contextlib.ExitStack()
 _abandoned = False
@@ -73,7 +75,20 @@ def connect(config: Config) -> None:
 
 
 def _start_local(common: dict[str, Any]) -> None:
-    """Start Ray on this machine. Raises ConfigError if it cannot write its files, ClusterError."""
+    """Start Ray on this machine, twice if the first start takes too long.
+
+    Raises ConfigError if Ray cannot write its files, or ClusterError.
+    """
+    try:
+        _try_to_start_local(common)
+    except ClusterError as error:
+        if "timed out" not in str(error):
+            raise
+        log.warning("Ray did not start in time, probably because this machine is busy; trying once more")
+        _try_to_start_local(common)
+
+
+def _try_to_start_local(common: dict[str, Any]) -> None:
     prepare_local()
     _at_disconnect.callback(restore)
     try:

@@ -171,3 +171,26 @@ def test_a_local_ray_that_cannot_start_is_one_line(
         cluster.connect(resolve("smoke"))
     assert "\n" not in str(caught.value)
     assert cluster._MARK not in os.environ
+
+
+def test_a_local_ray_that_was_too_slow_is_started_once_more(monkeypatch: Any) -> None:
+    outcomes: list[Exception | None] = [RuntimeError("The current node timed out during startup."), None]
+    started: list[Exception | None] = []
+
+    def start(*_: Any, **__: Any) -> None:
+        assert os.environ[cluster._MARK], "what is left of a start can be ended"
+        started.append(outcomes.pop(0))
+        if started[-1] is not None:
+            raise started[-1]
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(cluster.ray, "init", start)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    cluster.connect(resolve("smoke"))
+    cluster.disconnect()
+    assert len(started) == 2
+    outcomes += started[:1] * 2
+    with pytest.raises(ClusterError, match="timed out during startup"):
+        cluster.connect(resolve("smoke"))
+    assert not outcomes, "twice at most"
