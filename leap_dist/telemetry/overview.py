@@ -18,7 +18,7 @@ GROUP = "_overview"
 """First part of the tags of all charts of the first screen."""
 OF_SERVER = {
     "meta_frames/score_human_normalized": "human_normalized_score",
-    "meta_frames/error": "training_error",
+    "meta_frames/error": "error",
     "meta/path_length": "path_length",
     "ops/steps_per_second": "steps_per_second",
 }
@@ -52,11 +52,11 @@ def about(config: Config, command: Sequence[str]) -> str:
     names = ", ".join(config.games)
     steps = "examples" if config.is_supervised else "agent steps"
     score = (
-        "`training_error` should fall: tasks are learned from fewer examples."
+        "`error` is the mean training error over a task; it should fall, because tasks are learned from fewer examples."
         if config.is_supervised
-        else "`human_normalized_score` is 0 for random play and 1 for a person, at the end of a task; it should rise "
-        "slowly. `return_GAME` is a saw, because each task of a game begins anew from the initialization: its teeth "
-        "should get taller. The marks are random play and a person."
+        else "`human_normalized_score` is the score at the end of a task, where 0 is random play and 1 is a person; it "
+        "should rise slowly. `return_GAME` looks like a saw, because each task of a game begins anew from the "
+        "initialization; its teeth should get taller. The marks are random play and a person."
     )
     return (
         f"**{config.meta_learner} on {len(config.games)} tasks** ({names})\n\n"

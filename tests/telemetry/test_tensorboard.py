@@ -63,7 +63,7 @@ def tags_of(tasks: str) -> set[str]:
 def promised(tasks: str) -> set[tuple[str, str]]:
     """(run, tag) of every curve of a run of all NAMES of such tasks."""
     tags = tags_of(tasks)
-    shown = {"path_length", "steps_per_second", {"atari": "human_normalized_score"}.get(tasks, "training_error")}
+    shown = {"path_length", "steps_per_second", {"atari": "human_normalized_score"}.get(tasks, "error")}
     server = {("server", tag) for tag in tags if not tag.startswith("task/")}
     server |= {("server", f"_overview/{name}") for name in shown}
     if tasks == "atari":
@@ -160,7 +160,7 @@ def test_the_text_says_what_run_it_is_and_how_to_read_it() -> None:
     for words in ("reptile on 3 tasks", "assault, asterix, ms_pacman", "preset quick", "`launch.py train`", "a saw"):
         assert words in text
     text = about(resolve("quick", {"tasks": "omniglot"}), ["launch.py", "train"])
-    assert "`training_error` should fall" in text
+    assert "`error` is the mean training error" in text
     assert "human" not in text
 
 
