@@ -385,7 +385,7 @@ def test_mistakes_with_a_switch_get_one_line(capsys):
 def test_a_place_is_named_alone_or_with_a_flag(capsys, command):
     assert parser.parse([command, "runs/x"]).run_dir == parser.parse([command, "--run-dir", "runs/x"]).run_dir
     assert refused(capsys, command) == f"{command}: needs a path or URL; for example, {command} runs/mine"
-    assert "once" in refused(capsys, command, "a", "--run-dir", "b")
+    assert "one path or URL" in refused(capsys, command, "a", "--run-dir", "b")
 
 
 def test_status(capsys, tmp_path):
@@ -465,7 +465,7 @@ def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words
         (["study", "--tasks", "omniglot", "--out", "s", "--groups", "0"], r"groups: '0' is not a number of .*"),
         (["study", "--tasks", "omniglot", "--out", "s", "--with", "leap"], r"with: 'leap' is not ARM:SETTING=VALUE.*"),
         (["study", "--tasks", "omniglot", "--out", "s", "--data-dir", "nowhere"], r"data_dir: nowhere/omniglot .*"),
-        (["study", "--tasks", "omniglot", "--out", "s3://s"], r"out: a URL is for runs only; .*"),
+        (["study", "--tasks", "omniglot", "--out", "s3://s"], r"out: only runs can be at a URL; .*"),
         (["study", "--tasks", "omniglot", "--oout", "s", "--out", "s"], r"--oout: no such flag; did you mean --out\?"),
     ],
 )  # fmt: skip

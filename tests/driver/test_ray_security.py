@@ -141,7 +141,7 @@ def listeners(pids: list[int]) -> list[str]:
 def test_without_a_token_nobody_is_let_in(hosts, capfd, tmp_path):
     line = refused(capfd, tmp_path, hosts["ours"].address)
     assert line == (
-        f"the cluster at {hosts['ours'].address!r} asks for a token, and there is none here; copy the file "
+        f"the cluster at {hosts['ours'].address!r} asks for a token, but there is none here; copy the file "
         f"{tmp_path}/.ray/auth_token from where it was started, or set RAY_AUTH_TOKEN_PATH"
     )
     assert "asks for a token" in refused(capfd, tmp_path / "2", hosts["ours"].address, "--insecure")

@@ -555,5 +555,5 @@ def test_runs_and_evaluations_do_not_share_a_folder(capsys, no_ray, tmp_path):  
     assert line == f"out: {run} holds a training run; choose another"
     initializations.write(run, [SCRATCH])
     line = refused(capsys, "train", "--resume", "--run-dir", str(run))
-    assert line.endswith("holds an evaluation; continue it by the same evaluate command")
+    assert line.endswith("holds an evaluation; continue it with the same evaluate command")
     assert run_directory.holds_evaluation(run)

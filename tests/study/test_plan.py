@@ -204,7 +204,7 @@ def test_groups_are_numbers_however_they_are_typed():
         ({"seeds": 0}, "seeds: 0 is not between 1 and 1000"),
         ({"arms": ["lepa"]}, "arms: no meta-learner 'lepa' among leap, reptile"),
         ({"groups": ["36"]}, "groups: '36' is not a number of alphabets from 1 to 35"),
-        ({"groups": ["²"]}, "groups: '²' is no number"),
+        ({"groups": ["²"]}, "groups: '²' is not a number"),
         ({"groups": ["9" * 5000]}, "groups: "),
         ({"test_steps": 19}, "test_steps: 19 is less than a batch of supervised.batch = 20 examples"),
         ({"given": {"tasks": "atari"}}, "tasks: a study needs omniglot or multi-cv"),

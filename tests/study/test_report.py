@@ -293,9 +293,9 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path):
         ({"tasks": "atari"}, "atari"),
         ({"arms": ["leap", "adam"]}, "adam"),
         ({"arms": ["leap", "leap"]}, "twice"),
-        ({"arms": []}, "none"),
-        ({"groups": ["../x"]}, "no group"),
-        ({"groups": ["4", "04"]}, "no group"),
+        ({"arms": []}, "missing"),
+        ({"groups": ["../x"]}, "not a group"),
+        ({"groups": ["4", "04"]}, "not a group"),
         ({"groups": [4]}, "wrong type"),
         ({"seeds": [-1]}, "out of range"),
         ({"seeds": [True]}, "bool"),
@@ -325,7 +325,7 @@ def test_a_damaged_file_is_refused_on_one_line(tmp_path: Path, text: str):
 
 
 def test_a_study_that_would_be_refused_is_not_written(tmp_path: Path):
-    with pytest.raises(ValueError, match="no group"):
+    with pytest.raises(ValueError, match="not a group"):
         Study("multi-cv", ("leap",), ("4",), (0,), {}, 1, 1, 1).write(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

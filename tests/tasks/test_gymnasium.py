@@ -142,7 +142,7 @@ def test_a_truncated_episode_keeps_its_last_observation():
         (("nothing-v0",), {}, r"games: no environment nothing_v0 is registered with Gymnasium"),
         (("Countin-v0",), {}, r"did you mean counting_v0\?"),
         (("Catch10-v0",), {"gymnasium.modules": ("no_such_module",)}, r"gymnasium.modules: no_such_module cannot be"),
-        (("CartPole-v1",), {}, r"CartPole-v1 shows Box\(.*\), which is no image"),
+        (("CartPole-v1",), {}, r"CartPole-v1 shows Box\(.*\), which is not an image"),
         (("Broken-v0",), {}, r"games: broken_v0 cannot be used: RuntimeError: it is broken"),
         (("Continuous-v0",), {}, r"has actions Box\(.*\), but only Discrete ones can be learned"),
     ],
