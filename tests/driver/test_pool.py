@@ -113,7 +113,7 @@ def test_nothing_starts_before_min_workers_fit(placed: dict[str, tuple[str, str,
     pool = Pool(resolve("paper", {"min_workers": 5}), FixedNodes(a=CPU))
     pool.reconcile()
     assert placed == {}
-    assert pool.waiting == "waiting for nodes: 4 workers with 1 CPUs, 0 GPUs fit on the 1 there are, 5 must"
+    assert pool.waiting == "waiting for nodes: 4 workers with 1 CPUs, 0 GPUs fit on the current 1, but 5 must"
     pool._nodes.view = View({"a": CPU, "b": CPU}, {})
     pool.reconcile()
     assert len(placed) == 8
@@ -174,5 +174,5 @@ STATUS = {"tasks_wanted": 20, "tasks": 4}
     ],
 )
 def test_the_plan_in_one_line(settings: dict[str, Any], nodes: dict[str, Node], most: int, plan: str) -> None:
-    pool = Pool(resolve("paper", settings), FixedNodes(**nodes), most_workers=most)
+    pool = Pool(resolve("paper-async", settings), FixedNodes(**nodes), most_workers=most)
     assert pool.plan(STATUS)[: len(plan)] == plan

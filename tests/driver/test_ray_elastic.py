@@ -67,7 +67,7 @@ def test_from_one_node_to_four_and_back_to_one_changes_nothing(
     waiting = run.wait_for(lambda summary: summary["state"] == "waiting" and summary)
     assert waiting["workers"] == []
     assert waiting["waiting"] == (
-        "waiting for nodes: 1 workers with 1 CPUs, 0 GPUs and pool=spot fit on the 3 there are, 2 must"
+        "waiting for nodes: 1 workers with 1 CPUs, 0 GPUs and pool=spot fit on the current 3, but 2 must"
     )
 
     for count in (2, 3, 4):

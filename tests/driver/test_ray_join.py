@@ -308,7 +308,7 @@ def test_an_autoscaler_is_asked_and_waited_for_and_released(
         run = start(joined, launch, "autoscaler", "--workers", "9", "--min-workers", "7")
         summary = run.wait_for(lambda summary: summary["state"] == "waiting" and summary)
         assert summary["waiting"] == (
-            "waiting for nodes: 4 workers with 0.5 CPUs, 0 GPUs fit on the 2 there are, 7 must"
+            "waiting for nodes: 4 workers with 0.5 CPUs, 0 GPUs fit on the current 2, but 7 must"
         )
         wait_until_requested(asked, [{"CPU": 0.5}] * 9)
         run.process.send_signal(signal.SIGINT)
