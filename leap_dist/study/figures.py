@@ -30,7 +30,7 @@ from leap_dist.study import published
 from leap_dist.study.results import Evolution, Results
 from leap_dist.study.spec import ARMS
 
-NAMES = ("figure3.png", "test_error.png", "curves.png")
+NAMES = ("figure3.png", "test_error.png", "validation.png", "curves.png")
 _GRAY = "0.35"  # for arm none, which learns no initialization
 _MARKERS = ("o", "s", "^", "D", "v", "X")
 _PUBLISHED: dict[str, Any] = {"linestyle": "--", "linewidth": 0.9, "alpha": 0.75}
@@ -45,6 +45,8 @@ def pictures(results: Results) -> dict[str, bytes]:
         drawn["figure3.png"] = figure3(results)
         if results.cells:
             drawn["test_error.png"] = error_by_pretraining(results)
+    if results.validation:
+        drawn["validation.png"] = error_during_meta_training(results)
     if results.cells:
         drawn["curves.png"] = draw_curves(panels(results), styles(results), ERRORS.metric)
     return {name: png(figure) for name, figure in drawn.items()}
@@ -114,6 +116,25 @@ def error_by_pretraining(results: Results) -> Figure:
         axes.set_ylim(min(drawn) / 1.3, max(drawn) * 1.3)
         axes.yaxis.set_major_formatter(ScalarFormatter())
     _draw_legend(figure, results, [Line2D([], [], color="0.3", label="the paper's table 2", **_PUBLISHED)])
+    return figure
+
+
+def error_during_meta_training(results: Results) -> Figure:
+    """Return the error on the validation alphabets over meta-updates, with a panel for each group."""
+    figure = new_figure(max(6.5, 4.2 * len(results.validation)), 3.8)
+    row = figure.subplots(1, len(results.validation), sharey=True, squeeze=False)[0]
+    for axes, (group, arms) in zip(row, results.validation.items(), strict=True):
+        style_axes(axes)
+        axes.set_title(f"validation alphabets, {group} pretraining alphabets", fontsize=10)
+        axes.set_xlabel("meta-updates", fontsize=9)
+        axes.set_ylabel("error (%)", fontsize=9)
+        for arm, errors in arms.items():
+            at = sorted(errors)
+            mean = 100 * np.array([np.mean(errors[one]) for one in at])
+            deviation = 100 * np.array([np.std(errors[one], ddof=1) if len(errors[one]) > 1 else 0.0 for one in at])
+            draw_band(axes, np.array(at), Band(mean, mean - deviation, mean + deviation), _marked(arm))
+    measured = set[str]().union(*results.validation.values())
+    draw_legend(figure, {arm: _marked(arm) for arm in results.study.arms if arm in measured})
     return figure
 
 

@@ -21,7 +21,7 @@ from leap_dist.evaluation.report.document import Block, Bullets, Heading, Paragr
 from leap_dist.evaluation.report.text import AREA_TEXT, ERRORS_TEXT, NONE, intervals_note, percent
 from leap_dist.evaluation.scoring import ERRORS, Row
 from leap_dist.study import figures, published
-from leap_dist.study.results import REFERENCE, Cell, Comparison, Results, compute, load, load_evolution
+from leap_dist.study.results import REFERENCE, Cell, Comparison, Results, compute, load, load_evolution, load_validation
 from leap_dist.study.spec import Study
 
 COLUMNS: dict[str, Callable[[Row], Any]] = {
@@ -39,6 +39,8 @@ _CAPTIONS = {
     "meta-training (blue) to its end (red). Right: area under the training-error curve; shaded, one standard deviation "
     "over seeds.",
     "test_error.png": "Test error; shaded, one standard deviation over seeds. Thin dashed lines: the paper's table 2.",
+    "validation.png": "Error on the validation alphabets during meta-training: mean over seeds; shaded, one standard "
+    "deviation over seeds.",
     "curves.png": "Training error of the batches during training: mean over seeds; shaded, one standard "
     "deviation over seeds. A run that ended early keeps its last value.",
 }
@@ -52,20 +54,29 @@ def build(out: Path, repetitions: int = statistics.REPETITIONS) -> list[str]:
     """
     study = Study.read(out)
     rows, warnings = load(out, study)
-    evolution = None
+    evolution, validation = None, None
     if study.tasks == "omniglot":
         evolution, more = load_evolution(out, study)
-        warnings += more
+        validation, wrong = load_validation(out, study)
+        warnings += more + wrong
     if not rows and evolution is None:
         damaged = f"; {warnings[0]}" if warnings else ""
         raise ConfigError(f"out: there is nothing of the study in {out} yet{damaged}")
-    results = compute(study, rows, evolution, tuple(warnings), repetitions)
+    results = compute(study, rows, evolution, tuple(warnings), repetitions, validation)
     pictures = figures.pictures(results)
     folder = ReportFolder(out, "study-report")
     folder.write_pictures(pictures, figures.NAMES)
     folder.write("table.md", markdown(blocks(results, pictures, repetitions)))
     folder.write_table(COLUMNS, results.rows)
-    names = ("study", "cells", "points", "comparisons", "evolution", "warnings")  # runs are in results.csv
+    names = (
+        "study",
+        "cells",
+        "points",
+        "comparisons",
+        "evolution",
+        "validation",
+        "warnings",
+    )  # runs are in results.csv
     numbers = {name: getattr(results, name) for name in names}
     folder.write_numbers({"unit": UNIT, "reference": REFERENCE, **numbers}, repetitions)
     return list(results.warnings)
@@ -104,6 +115,7 @@ def _omniglot(results: Results) -> list[Block]:
         _by_group(results, "auc"),
         *_beside_table_2(results),
         *_in_between(results),
+        *_validation(results),
     ]
 
 
@@ -128,6 +140,31 @@ def _in_between(results: Results) -> list[Block]:
         ),
         Table(["pretraining alphabets", "arm", *(f"{step:,.0f}" for step in steps)], rows),
     ]
+
+
+def _validation(results: Results) -> list[Block]:
+    """Return a table of the validation errors of all arms that measured at the same meta-updates, by group."""
+    tables: list[Block] = []
+    for group, arms in results.validation.items():
+        measured = sorted(set[int]().union(*arms.values()))
+        rows = [
+            [
+                arm,
+                *(f"{100 * np.mean(errors[at]):.1f} ({len(errors[at])})" if at in errors else NONE for at in measured),
+            ]
+            for arm, errors in arms.items()
+        ]
+        tables += [
+            Paragraph(f"With {group} pretraining alphabets, after so many meta-updates:"),
+            Table(["arm", *(f"{at:,}" for at in measured)], rows),
+        ]
+    if not tables:
+        return []
+    intro = (
+        "Mean test error over the validation alphabets and seeds, in brackets the number of seeds. Early stopping keeps"
+        " the φ of each run with the lowest error."
+    )
+    return [Heading("Error on the validation alphabets during meta-training (%)"), Paragraph(intro), *tables]
 
 
 def _by_group(results: Results, name: str) -> Table:

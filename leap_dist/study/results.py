@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leap_dist.evaluation import statistics
+from leap_dist.evaluation.early_stopping import History
 from leap_dist.evaluation.results import Difference, Stratum, difference, interval, points_of
 from leap_dist.evaluation.runs import load_all
 from leap_dist.evaluation.scoring import ERRORS, Points, Row
 from leap_dist.evaluation.statistics import Band, Interval, Spread
+from leap_dist.storage.atomic import CorruptFile, one_line
 from leap_dist.storage.ledger import Ledger
 from leap_dist.study.spec import Study, evaluation_of, training_of
 
@@ -51,6 +53,10 @@ class Value(NamedTuple):
     interval: Interval
 
 
+Validation = dict[str, dict[str, dict[int, list[float]]]]
+"""Errors on the validation alphabets during meta-training, by group, arm and meta-updates; one for each seed."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One arm in one group."""
@@ -84,6 +90,7 @@ class Results:
     """Points of the curves, by group."""
     comparisons: tuple[Comparison, ...]
     evolution: Evolution | None
+    validation: Validation
     warnings: tuple[str, ...]
 
 
@@ -114,6 +121,7 @@ def compute(
     evolution: Evolution | None = None,
     warnings: tuple[str, ...] = (),
     repetitions: int = statistics.REPETITIONS,
+    validation: Validation | None = None,
 ) -> Results:
     """Compare the arms of a study. There may be no rows at all."""
     by_group: dict[str, dict[str, list[Row]]] = {}
@@ -133,6 +141,7 @@ def compute(
         points=points,
         comparisons=tuple(_comparisons(study, by_group, repetitions)),
         evolution=evolution,
+        validation=validation or {},
         warnings=(*warnings, *_missing(study, rows)),
     )
 
@@ -247,6 +256,23 @@ def load_evolution(out: Path, study: Study) -> tuple[Evolution | None, list[str]
     if REFERENCE in study.arms:
         warnings.append("no meta-update of leap yet: how its training curves evolve is not shown")
     return None, warnings
+
+
+def load_validation(out: Path, study: Study) -> tuple[Validation, list[str]]:
+    """Return what early stopping has measured in each training run so far, and one-line warnings."""
+    found: Validation = {}
+    warnings: list[str] = []
+    for group, seed in study.comparisons():
+        for arm in study.arms:
+            folder = training_of(out, group, seed, arm)
+            try:
+                measurements = History.read(folder).measurements
+            except (CorruptFile, OSError) as error:
+                warnings.append(f"{folder.relative_to(out)}: its validation errors are left out: {one_line(error)}")
+                continue
+            for one in measurements:
+                found.setdefault(group, {}).setdefault(arm, {}).setdefault(one.meta_updates, []).append(one.error)
+    return found, warnings
 
 
 def evolution(lines: list[dict[str, Any]], group: str, stretches: int = STRETCHES) -> Evolution | None:

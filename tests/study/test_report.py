@@ -21,6 +21,7 @@ from PIL import Image
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import DATA_SETS
 from leap_dist.evaluation import statistics
+from leap_dist.evaluation.early_stopping import History, Measurement
 from leap_dist.evaluation.report import build as evaluation_report
 from leap_dist.evaluation.report import figures as evaluation_figures
 from leap_dist.evaluation.report.build import ERROR_COLUMNS
@@ -358,6 +359,39 @@ def test_tables_of_omniglot_by_hand(tmp_path: Path):
     assert found["leap minus another arm"][1] == ["4", "none", "-10.00", "+0.00", "+0.00", "2 of 2", "4"]
     assert found["Settings of each arm"][1] == ["leap", "meta.learning_rate 0.1"]
     assert "6 meta-updates of 2 tasks, 8 examples each; seeds 0, 1." in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.usefixtures("one_pixel")
+def test_validation_errors_of_each_run_are_shown_at_their_meta_updates(tmp_path: Path):
+    omniglot(tmp_path)
+    for seed, errors in ((0, {2: 0.5, 4: 0.3}), (1, {2: 0.4})):
+        folder = training_of(tmp_path, "4", seed, "leap")
+        folder.mkdir(parents=True)
+        (folder / "init.safetensors").write_bytes(b"")
+        history = History([])
+        for meta_updates, error in errors.items():
+            history.add(folder, Measurement(meta_updates, error))
+    damaged = training_of(tmp_path, "20", 0, "leap")
+    damaged.mkdir(parents=True)
+    (damaged / "validation.json").write_text("{")
+    warnings = report.build(tmp_path, FEW)
+    assert [warning for warning in warnings if "validation errors are left out" in warning]
+    heading = "Error on the validation alphabets during meta-training (%)"
+    assert tables(tmp_path)[heading] == [["arm", "2", "4"], ["leap", "45.0 (2)", "30.0 (1)"]]
+    assert "With 4 pretraining alphabets" in (tmp_path / "table.md").read_text()
+    assert results_json(tmp_path)["validation"] == {"4": {"leap": {"2": [0.5, 0.4], "4": [0.3]}}}
+    assert (tmp_path / "figures" / "validation.png").exists()
+
+
+@pytest.mark.usefixtures("one_pixel")
+def test_the_picture_of_validation_errors_has_their_means():
+    found = {"4": {"leap": {2: [0.5, 0.3], 4: [0.3]}}, "20": {"leap": {2: [0.2]}, "none": {}}}
+    results = compute(OMNIGLOT, [], validation=found)
+    left, right = figures.error_during_meta_training(results).axes
+    (drawn,) = left.lines
+    assert list(drawn.get_xdata()) == [2, 4]
+    assert list(drawn.get_ydata()) == pytest.approx([40, 30])
+    assert right.get_title() == "validation alphabets, 20 pretraining alphabets"
 
 
 @pytest.mark.usefixtures("one_pixel")
