@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import logging
 import os
+import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -19,7 +22,8 @@ from typing import Any
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir
-from ray._private import utils
+from ray._private import parameter, services, utils
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from leap_dist.config.loading import ConfigError
@@ -46,6 +50,12 @@ LONGEST_TEMP_DIR = 107 - len("/session_2026-01-31_12-00-00_000000_4194304/socket
 """Length in bytes of the longest directory in which Ray can make its sockets: their paths are limited to 107 bytes."""
 
 log = logging.getLogger(__name__)
+
+AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+"""Ports of the agents of a node, by the names of Ray's parameters."""
+
+PORTS = range(20_000, 32_000)
+"""Where they are drawn from: above the ports of Ray's workers, and below those that Linux gives to connections."""
 
 _at_disconnect = contextlib.ExitStack()
 _abandoned = False
@@ -94,7 +104,7 @@ def _try_to_start_local(common: dict[str, Any]) -> None:
     try:
         prepare_monitor()
         temp_dir = _temp_dir()
-        with _marked(), _signals_stay_ours():
+        with _marked(), _signals_stay_ours(), _agents_with_ports():
             ray.init(
                 "local",
                 include_dashboard=False,
@@ -111,6 +121,48 @@ def _try_to_start_local(common: dict[str, Any]) -> None:
         if isinstance(error, Exception):
             raise ClusterError(f"Ray cannot be started on this machine: {last_line(error)}") from None
         raise
+
+
+@contextlib.contextmanager
+def _agents_with_ports() -> Iterator[None]:
+    """Give the agents of a node that starts in this context ports of our choice.
+
+    Where Ray is to find ports by itself, the node waits until its agents have written theirs to files, and dies when
+    that takes 15 s, as it does on a busy machine (ray-project/ray#65983).
+    """
+    ports = dict(zip(AGENT_PORTS, _free_ports(len(AGENT_PORTS)), strict=True))
+    make_parameters, start_process = parameter.RayParams, services.start_ray_process
+
+    def with_ports(**arguments: Any) -> Any:
+        return make_parameters(**{**arguments, **ports})
+
+    def start(command: list[str], process_type: str, *arguments: Any, **more: Any) -> Any:
+        if process_type == PROCESS_TYPE_RAYLET:  # Ray gives this one port to the agent and forgets the node
+            command = [*command, f"--dashboard_agent_listen_port={ports['dashboard_agent_listen_port']}"]
+        return start_process(command, process_type, *arguments, **more)
+
+    parameter.RayParams, services.start_ray_process = with_ports, start  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        parameter.RayParams, services.start_ray_process = make_parameters, start_process  # type: ignore[misc]
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on, drawn from PORTS.
+
+    Others may start at the same time, so the ports are drawn by chance; and the system gives these to nobody.
+    """
+    candidates = random.SystemRandom().sample(PORTS, len(PORTS))
+    found = (port for port in candidates if _is_free(port))
+    return list(itertools.islice(found, count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as trial, contextlib.suppress(OSError):
+        trial.bind(("", port))
+        return True
+    return False
 
 
 def _temp_dir() -> str | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray._private import ray_constants
+from ray._private import parameter, ray_constants, services
+from ray._private.parameter import RayParams
 from ray._private.runtime_env.packaging import create_package
 
 from leap_dist.config.loading import ConfigError, resolve
@@ -127,6 +128,48 @@ def test_every_local_cluster_has_a_token_of_its_own_and_leaves_the_users_alone(m
         assert ray_constants.ENABLE_RAY_CLUSTER, "this process may join a cluster afterwards"
     assert len(seen) == 2
     assert all(len(bytes.fromhex(token)) == 32 for token in seen)
+
+
+def test_the_agents_of_a_local_node_have_ports_that_the_node_knows(monkeypatch: Any) -> None:
+    """The raylet waits for the ports of agents that it does not know, and dies when that takes too long."""
+    started = []
+    monkeypatch.setattr(parameter, "RayParams", dict)
+    monkeypatch.setattr(services, "start_ray_process", lambda *arguments: started.append(arguments))
+    with cluster._agents_with_ports():
+        made = parameter.RayParams(num_cpus=1, metrics_export_port=None)
+        services.start_ray_process(["raylet", "--node"], ray_constants.PROCESS_TYPE_RAYLET, False)
+        services.start_ray_process(["gcs"], ray_constants.PROCESS_TYPE_GCS_SERVER, False)
+    assert (parameter.RayParams, made.pop("num_cpus")) == (dict, 1)
+    assert made.keys() == set(cluster.AGENT_PORTS)
+    assert len(set(made.values())) == 4
+    assert set(made.values()) <= set(cluster.PORTS)
+    flag = f"--dashboard_agent_listen_port={made['dashboard_agent_listen_port']}"
+    assert [arguments[0] for arguments in started] == [["raylet", "--node", flag], ["gcs"]]
+    RayParams(**made)  # the names are Ray's
+
+
+def test_a_port_on_which_somebody_listens_is_left_alone(monkeypatch: Any) -> None:
+    with socket.create_server(("", 0)) as taken, socket.socket() as other:
+        other.bind(("", 0))
+        free = other.getsockname()[1]
+        other.close()
+        monkeypatch.setattr(cluster, "PORTS", [taken.getsockname()[1], free])
+        assert cluster._free_ports(2) == [free]
+
+
+SLOW = """
+import sys, time
+if any(argument.endswith("dashboard/agent.py") for argument in sys.orig_argv):
+    time.sleep(25)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_machine_on_which_agents_start_slowly_starts_all_the_same(launch: Any, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    run = launch("slow", "--preset", "smoke", "--workers", "1", PYTHONPATH=str(tmp_path))
+    assert run.end() == 0, run.log.read_text()
 
 
 def test_a_directory_that_is_too_long_for_sockets_is_replaced_and_cleaned_up(tmp_path: Path, monkeypatch: Any) -> None:

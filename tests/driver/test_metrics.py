@@ -207,7 +207,8 @@ def test_prometheus_reads_the_metrics_of_a_real_run(launch: Callable[..., Launch
     run = launch("demo", *endless, "--workers", "1")
     run.wait_for(lambda summary: summary["meta_updates"] >= 1)
     deadline = time.monotonic() + 120  # Ray collects every ten seconds
-    wanted = {name for name in DECLARED if name != "leap_task_error"}
+    # Nothing restarts, and in so short a task no game of pong ends; a counter at 0 has no series.
+    wanted = set(DECLARED) - {"leap_task_error", "leap_task_return", "leap_restarts_total"}
     while missing := {name for name in wanted if f"\nray_{name}{{" not in (text := page(run))}:
         assert time.monotonic() < deadline, missing
         time.sleep(0.5)
@@ -216,6 +217,5 @@ def test_prometheus_reads_the_metrics_of_a_real_run(launch: Callable[..., Launch
     (updates,) = (float(value) for name, value in series.items() if name.startswith("ray_leap_meta_updates_total{"))
     assert 1 <= updates <= run.summary()["meta_updates"]
     assert any('outcome="applied"' in name for name in series)
-    assert any(re.search('task_return{.*game="(pong|freeway)"', name) for name in series)
     assert Path(run.summary()["logs"]).is_dir()
     assert f"Ray's logs are in {run.summary()['logs']}" in run.log.read_text()

@@ -92,7 +92,7 @@ def test_every_package_of_the_ordinary_installation_is_pinned_also_those_of_cuda
 def test_the_other_builds_resolve_and_every_package_is_pinned(build: str, tag: str, tmp_path: Path) -> None:
     root, links = os.environ.get("LEAP_TORCH_INDEX", ""), os.environ.get("PIP_FIND_LINKS", "")
     source = {"PIP_EXTRA_INDEX_URL": f"{root}/{tag}"} if root else {"PIP_FIND_LINKS": links}
-    if not root and not any(Path(folder).glob(f"torch-*+{tag}-*") for folder in links.split()):
+    if not root and not any([*Path(folder).glob(f"torch-*+{tag}-*")] for folder in links.split()):
         pytest.skip(f"torch+{tag} is in PyTorch's own index only: name its root, without the tag, in LEAP_TORCH_INDEX")
     constraints = f"constraints-{build}.txt"
     found, wanted = resolved(tmp_path, "-c", constraints, **source), pins("requirements.txt", "constraints.txt")
