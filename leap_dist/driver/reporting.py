@@ -130,8 +130,7 @@ def _train(
         def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any], offset: int) -> None:
             summary = run.report(summary)
             if whole.early_stopping.interval:
-                state = "running" if summary["state"] == "done" else summary["state"]
-                summary |= {"state": state, "tasks_wanted": max(whole.total_tasks, summary["tasks"])}
+                summary = _of_whole(summary, whole.total_tasks)
             summary["alerts"] = [*summary["alerts"], *board.alerts, *tracking.alerts, *exporter.alerts]
             latest.update(summary)
             board.record(lines, summary, clips, offset)
@@ -162,6 +161,18 @@ def _train(
             board.close()
             tracking.finish(failed=latest.get("state") == "failed")
     return outcome, latest
+
+
+def _of_whole(summary: dict[str, Any], total_tasks: int) -> dict[str, Any]:
+    """Return the summary of a part of a run, which ends with a measurement, as one of the whole run."""
+    done, eta = summary["tasks"], summary["eta_seconds"]
+    total, left = max(total_tasks, done), summary["tasks_wanted"] - done
+    return {
+        **summary,
+        "state": "running" if summary["state"] == "done" else summary["state"],
+        "tasks_wanted": total,
+        "eta_seconds": eta * (total - done) / left if eta is not None and left > 0 else eta,
+    }
 
 
 def evaluate(
