@@ -28,10 +28,11 @@ test-unit: .venv/installed-dev ## tests with neither Ray nor an emulator
 test-ray: .venv/installed-dev ## tests of the whole service on a real Ray, three side by side
 	$(PYTEST) tests/driver -m "ray and not slow" --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
-test-all: .venv/installed-extras ## before a release: the slow tests too, and property tests with all their examples
+test-all: .venv/installed-extras ## before a release: the slow tests too, property tests with all their examples, and the site
 	$(MAKE) --no-print-directory lint types
 	$(PYTEST) -m "not ray" --hypothesis-profile full --numprocesses 2 --dist worksteal
 	$(PYTEST) -m ray --hypothesis-profile full --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+	$(MAKE) --no-print-directory docs
 
 check: lint types ## linters and type checker only
 

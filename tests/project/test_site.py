@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 import leap_dist
@@ -71,9 +68,3 @@ def test_the_notebook_is_one_and_has_no_outputs():
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             compile("".join(cell["source"]), cell["id"], "exec")
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="`make docs` has an environment of its own")
-@pytest.mark.slow
-def test_the_site_builds_without_warnings():
-    subprocess.run(["make", "docs"], cwd=ROOT, check=True, timeout=200)
