@@ -125,7 +125,7 @@ def changed(path: Path, **metadata: Any) -> None:
 def test_what_a_run_does_not_write_is_refused(tmp_path, metadata, message):
     path = written(tmp_path)
     changed(path, **metadata)
-    with pytest.raises(CorruptFile, match=f"^init.safetensors is no initialization that .*{message}") as caught:
+    with pytest.raises(CorruptFile, match=f"^init.safetensors is not an initialization that .*{message}") as caught:
         load_encoder(path)
     assert "\n" not in str(caught.value)
 
