@@ -45,12 +45,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "fomaml": {"meta_learner": "fomaml"},
     "none": {"meta_learner": "none"},
 }
-_STREAM = {"mode": "stream", "worker.push_interval": 3}
 STREAMS: dict[str, dict[str, Any]] = {
-    f"{learner}, {shift if shift != 'no' else 'no shift'}": {**_STREAM, **settings, "meta.shift": shift}
-    for learner, settings in (("leap", ARMS["leap, length"]), ("reptile", ARMS["reptile"]))
-    for shift in ("no", "increments", "trajectory")
+    name: {"meta_learner": "reptile", "mode": "stream", "worker.push_interval": 3, "meta.shift": shift}
+    for name, shift in (("no shift", "no"), ("increments", "increments"), ("trajectory", "trajectory"))
 }
+"""Arms of mode stream, with Reptile as in arXiv 2102.07215."""
 _GRID = (1, 3, 10, 30, 100)  # candidate rates as multiples of the arm's smallest rate in its family
 _END = 5  # number of last meta-steps that count as the end of a run
 _TUNING_SEEDS = (1_000_001, 1_000_002)
@@ -61,12 +60,9 @@ _STYLES: dict[str, dict[str, Any]] = {
     "reptile": {"color": "#D55E00", "marker": "^"},
     "fomaml": {"color": "#009E73", "marker": "D"},
     "none": {"color": "0.4", "linestyle": "--"},
-    "leap, no shift": {"color": "#56B4E9", "linestyle": "--"},
-    "leap, increments": {"color": "#56B4E9", "marker": "s"},
-    "leap, trajectory": {"color": "#0072B2", "marker": "o"},
-    "reptile, no shift": {"color": "#E69F00", "linestyle": "--"},
-    "reptile, increments": {"color": "#E69F00", "marker": "^"},
-    "reptile, trajectory": {"color": "#D55E00", "marker": "D"},
+    "no shift": {"color": "0.4", "linestyle": "--"},
+    "increments": {"color": "#E69F00", "marker": "^"},
+    "trajectory": {"color": "#0072B2", "marker": "o"},
 }
 
 

@@ -214,12 +214,9 @@ FAMILIES = {
             "leap, length": 0.001,
             "reptile": 0.03,
             "fomaml": 0.003,
-            "leap, no shift": 0.001,
-            "leap, increments": 0.001,
-            "leap, trajectory": 0.0003,  # whole paths count with every push, so that they need smaller rates
-            "reptile, no shift": 0.03,
-            "reptile, increments": 0.03,
-            "reptile, trajectory": 0.01,
+            "no shift": 0.03,
+            "increments": 0.03,
+            "trajectory": 0.01,  # whole paths count with every push, so that they need smaller rates
         },
     ),
 }

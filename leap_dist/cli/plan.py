@@ -42,15 +42,15 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
     unit = registry.for_config(config).step_unit
     done = int(before.get("tasks", 0))
     left = max(0, config.total_tasks - done)
-    batches = f"{config.meta_updates:,} meta-updates of {_count(config.meta.batch_size, 'task')}"
-    length = f"{batches}, {config.task_steps:,} {unit} each: {config.total_tasks * config.task_steps:,} in all"
+    batches = f"{config.meta_updates:,} meta-updates of {_count(config.batch_tasks, 'task')}"
+    length = f"{batches}, {config.steps_of_task:,} {unit} each: {config.total_tasks * config.steps_of_task:,} in all"
     if done:
         length += f"; {done:,} of {config.total_tasks:,} tasks are done"
     here = f"{console.command()} train --run-dir {shlex.quote(shown)} --resume"
     return [
         ("", f"{config.meta_learner} on {_names(config)}, preset {config.preset}, mode {config.mode}"),
         ("to do", length),
-        ("duration", _duration(config, left * config.task_steps, before)),
+        ("duration", _duration(config, left * config.steps_of_task, before)),
         ("directory", shown),
         ("watch", f"{console.command()} status {shlex.quote(shown)}"),
         ("stop", "Ctrl-C; everything accepted by then is kept"),

@@ -181,6 +181,12 @@ OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "finetune-multi": {"supervised.learning_rate": 0.01, "supervised.test_learning_rate": 0.01},
         "finetune-single": {"supervised.learning_rate": 0.01, "supervised.test_learning_rate": 0.01},
     },
+    # Encoder and heads alike are plain averages, which nothing weights or clips.
+    **{
+        (tasks, preset): {"finetune-multi": {"meta.contribution_clip": 0.0, "meta.staleness": "constant"}}
+        for tasks, presets in (("atari", PRESETS), ("gymnasium", TASKS["gymnasium"]))
+        for preset in presets
+    },
 }
 """Settings of single meta-learners in a preset, by tasks and preset. They take precedence over DEFAULTS."""
 
@@ -196,6 +202,18 @@ DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("meta_learner", "fomaml", {"meta.optimizer": "sgd", "meta.learning_rate": 0.5}),
     ("meta_learner", "finetune-multi", {"meta.optimizer": "sgd", "meta.learning_rate": 1.0}),
     ("meta_learner", "finetune-single", {"meta.optimizer": "sgd", "meta.learning_rate": 1.0}),
+    # One learner that goes on where it stopped: φ becomes θ_K, and there is never a second task beside it.
+    (
+        "meta_learner",
+        "multitask",
+        {
+            "mode": "sync",
+            "workers": 1,
+            "meta.optimizer": "sgd",
+            "meta.learning_rate": 1.0,
+            "meta.contribution_clip": 0.0,
+        },
+    ),
     ("meta_learner", "none", {"meta.optimizer": "sgd"}),
     # These two modes are optimizers in their own right: α of arXiv 1903.03934; ε and β of arXiv 2401.09135.
     ("mode", "fedasync", {"meta.optimizer": "sgd", "meta.learning_rate": 0.6, "meta.contribution_clip": 0.0}),

@@ -10,6 +10,8 @@ from leap_dist.config.image_settings import EarlyStoppingSettings, SupervisedSet
 
 CURVE_POINTS = 20
 """Number of points in the curve of a supervised task."""
+ALL_GAMES = "all_games"
+"""Name of the tasks of an agent that learns all games at once."""
 EXPECTED_WORKERS = 16
 """Number of workers for which limits are set as long as the real number is unknown."""
 
@@ -262,8 +264,8 @@ class Config:
     mode: Literal["sync", "buffered", "async", "fedasync", "delayed-nesterov", "stream"] = setting(
         "buffered", "rule for when and how the server makes a meta-update (docs/algorithm.md)"
     )
-    meta_learner: Literal["leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none"] = setting(
-        "leap", "algorithm that turns the training of a task into a contribution"
+    meta_learner: Literal["leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "multitask", "none"] = (
+        setting("leap", "algorithm that turns the training of a task into a contribution")
     )
     init: str = setting(
         "", "initialization to start from: a file, a run directory, a URL or pretrained:NAME; empty: a random one"
@@ -302,19 +304,41 @@ class Config:
         return self.meta.max_staleness or 4 * workers * self.worker.stack * pushes
 
     @property
+    def is_joint(self) -> bool:
+        """Whether one agent learns all games at once. A task is then of all games, and as long as a whole batch."""
+        return self.meta_learner == "multitask"
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names that tasks may have: games, alphabets or data sets, or that of all games together."""
+        return (ALL_GAMES,) if self.is_joint else self.games
+
+    @property
+    def batch_tasks(self) -> int:
+        """Number of tasks in a meta-update of a mode with batches: |B|, or one that is as long as all of them."""
+        return 1 if self.is_joint else self.meta.batch_size
+
+    @property
+    def steps_of_task(self) -> int:
+        """Agent steps (or examples) of a task as it is leased."""
+        return self.task_steps * (self.meta.batch_size if self.is_joint else 1)
+
+    @property
     def total_tasks(self) -> int:
         """Number of tasks in the whole run, the same in every mode."""
-        return self.meta_updates * self.meta.batch_size
+        return self.meta_updates * self.batch_tasks
 
     @property
     def rollouts_per_task(self) -> int:
         """Number K of rollouts (or batches) in a task, including those held back at its end; at least one."""
-        return max(1, self.task_steps // self.steps_per_update)
+        return max(1, self.steps_of_task // self.steps_per_update)
 
     @property
     def steps_per_update(self) -> int:
-        """Agent steps in a rollout, or examples in a batch for supervised tasks."""
-        return self.supervised.batch if self.is_supervised else self.agent.envs * self.agent.unroll
+        """Agent steps in a rollout (of all games, if one agent learns them), or examples in a batch."""
+        if self.is_supervised:
+            return self.supervised.batch
+        return self.agent.envs * self.agent.unroll * (len(self.games) if self.is_joint else 1)
 
     @property
     def is_supervised(self) -> bool:
@@ -325,7 +349,7 @@ class Config:
     def curve_interval(self) -> int:
         """Steps between two points of a task's curve. The curve of a supervised task has 20 points."""
         if not self.is_supervised:
-            return self.task_steps
+            return self.steps_of_task
         return -(-self.rollouts_per_task // CURVE_POINTS) * self.steps_per_update
 
     @property
@@ -360,4 +384,4 @@ class Config:
     @property
     def keeps_heads(self) -> bool:
         """Whether each game has its own head that is kept from task to task."""
-        return self.meta_learner == "finetune-multi"
+        return self.meta_learner in ("finetune-multi", "multitask")

@@ -66,6 +66,7 @@ def conflicts(config: Config) -> Iterator[str]:
     yield from _images(config)
     yield from _early_stopping(config)
     yield from _meta_learner(config)
+    yield from _multitask(config)
     yield from _endpoint(config)
     yield from _meta_optimizer(config)
 
@@ -104,7 +105,7 @@ def _running(config: Config) -> Iterator[str]:
         yield f"worker.stack: {worker.stack} is for tasks with images, not {config.tasks}; use 1 with more workers"
     steps = config.steps_per_update
     rollouts = max(2, config.held_back + 1)
-    if config.task_steps < rollouts * steps:
+    if config.steps_of_task < rollouts * steps:
         needed = f"a path needs two points, so use at least {rollouts * steps}"
         if config.held_back > 1:
             needed = (
@@ -220,6 +221,33 @@ def _meta_learner(config: Config) -> Iterator[str]:
             f"meta.shift: trajectory adds up whole paths, but the heads of {learner} must count every step once; use "
             "meta.shift increments"
         )
+
+
+def _multitask(config: Config) -> Iterator[str]:
+    """Check the baseline in which one agent learns all games, and goes on with each task where it stopped."""
+    if not config.is_joint:
+        return
+    if config.is_supervised:
+        yield f"meta_learner: multitask is for agents, not for tasks {config.tasks}; use finetune-multi"
+    wanted: dict[str, tuple[object, object]] = {
+        "mode": (config.mode, "sync"),
+        "meta.optimizer": (config.meta.optimizer, "sgd"),
+        "meta.learning_rate": (config.meta.learning_rate, 1.0),
+        "meta.momentum": (config.meta.momentum, 0.0),
+        "meta.schedule": (config.meta.schedule, "constant"),
+        "meta.max_norm": (config.meta.max_norm, 0.0),
+        "meta.contribution_clip": (config.meta.contribution_clip, 0.0),
+        "meta.normalize": (config.meta.normalize, False),
+        "meta.endpoint_correction": (config.meta.endpoint_correction, 0.0),
+        "worker.wire": (config.worker.wire, "float32"),
+    }
+    for name, (value, needed) in wanted.items():
+        if value != needed:
+            shown, use = (f"{one:g}" if isinstance(one, float) else str(one).lower() for one in (value, needed))
+            yield (
+                f"{name}: {shown} does not go with meta_learner multitask, whose learner goes on exactly where it "
+                f"stopped; use {use}"
+            )
 
 
 def _endpoint(config: Config) -> Iterator[str]:

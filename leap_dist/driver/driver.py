@@ -88,7 +88,7 @@ def train(
     if not has_begun(run_dir):
         initial_vector(config)  # raises errors before Ray starts
     is_sync = config.mode == "sync"
-    most = math.ceil((config.meta.batch_size if is_sync else config.total_tasks) / config.worker.stack)
+    most = math.ceil((config.batch_tasks if is_sync else config.total_tasks) / config.worker.stack)
     arguments = config, run_dir, uuid.uuid4().hex, remote, absolute_source(config.init)
     plan = ServerPlan(SERVER, arguments, run_dir, movable, most, is_sync, ledger_offset)
     return _operate(config, plan, record, announce, wall_seconds_before, run_dir / "profile" if profile else None)

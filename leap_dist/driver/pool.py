@@ -212,7 +212,7 @@ class Pool:
     def plan(self, status: Mapping[str, Any]) -> str:
         """Return the plan for what is left of the run, in one line."""
         tasks = max(0, status["tasks_wanted"] - status["tasks"])
-        return plan.describe(self._config, [*self._hosts().values()], self.wanted, tasks * self._config.task_steps)
+        return plan.describe(self._config, [*self._hosts().values()], self.wanted, tasks * self._config.steps_of_task)
 
     @property
     def mps(self) -> dict[str, str]:

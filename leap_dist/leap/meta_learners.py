@@ -5,6 +5,7 @@
     fomaml            ∇f(θ_K), averaged over fresh rollouts or held-out batches   Finn et al., arXiv 1703.03400
     finetune-multi    φ − θ_K, and the same for the game's persistent head
     finetune-single   φ − θ_K, where φ contains one head for all games
+    multitask         φ − θ_K of one agent that learns all games, and its heads and optimizer as they are
 
 Each returns a vector that the server descends along, or nothing (`none`), measures the length of the path in the same
 way, so that runs can be compared, and stays within the task's budget of rollouts.
@@ -80,7 +81,8 @@ class Displacement(MetaLearner):
 
     def __init__(self, config: Config, learner: Learner) -> None:
         super().__init__(config, learner)
-        self._parameters = [*learner.shared.values(), *(learner.local.values() if config.keeps_heads else ())]
+        moving = learner.local.values() if config.meta_learner == "finetune-multi" else ()
+        self._parameters = [*learner.shared.values(), *moving]
         self._start = [parameter.detach().clone() for parameter in self._parameters]
 
     def shift(self, amounts: list[Tensor]) -> None:
@@ -91,6 +93,14 @@ class Displacement(MetaLearner):
 
     def _vector(self, loss_term: Tensor, path_term: Tensor) -> Tensor:
         return flatten(start - end.detach() for start, end in zip(self._start, self._parameters, strict=True))
+
+
+class Multitask(Displacement):
+    """Returns start minus end of the shared parameters, and all else that the next task goes on with, as it is."""
+
+    def _vector(self, loss_term: Tensor, path_term: Tensor) -> Tensor:
+        moved = super()._vector(loss_term, path_term)
+        return torch.cat((moved, flatten(tensor.detach() for tensor in self._learner.local.values())))
 
 
 class Fomaml(MetaLearner):
@@ -140,6 +150,7 @@ _CLASSES: dict[str, type[MetaLearner]] = {
     "leap": Leap,
     "fomaml": Fomaml,
     **dict.fromkeys(("reptile", "finetune-multi", "finetune-single"), Displacement),
+    "multitask": Multitask,
     "none": MetaLearner,
 }
 

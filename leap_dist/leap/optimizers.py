@@ -44,9 +44,19 @@ class RMSProp:
         self._parameters = list(parameters)
         self._targets = [p.detach() for p in self._parameters]  # the same memory, outside the graph
         on_cpu = all(p.device.type == "cpu" for p in self._targets)
-        form = _Fused if (on_cpu and decay < 1 if fused is None else fused) else _Plain
+        form: type[_Fused | _Plain] = _Fused if (on_cpu and decay < 1 if fused is None else fused) else _Plain
         self._form = form(self._targets, learning_rate, decay, epsilon, epsilon_inside)
         self._max_grad_norm = max_grad_norm
+
+    @property
+    def mean_square(self) -> list[Tensor]:
+        """v of each parameter, the optimizer's whole state, which may be changed in place.
+
+        Raises RuntimeError if the optimizer is fused, because it then keeps another quantity.
+        """
+        if not isinstance(self._form, _Plain):
+            raise RuntimeError("a fused optimizer has no mean square: make it with fused=False")
+        return self._form.mean_square
 
     @torch.no_grad()
     def step(self) -> Tensor:
@@ -75,14 +85,14 @@ class _Plain:
         self._decay = decay
         self._epsilon = epsilon
         self._epsilon_inside = epsilon_inside
-        self._mean_square = [torch.full_like(t, 1.0 if epsilon_inside else 0.0) for t in targets]
+        self.mean_square = [torch.full_like(t, 1.0 if epsilon_inside else 0.0) for t in targets]
         # Kept from step to step: allocating memory each time costs more than the arithmetic on it.
         self._clipped = [torch.empty_like(t) for t in targets]
         self._denominators = [torch.empty_like(t) for t in targets]
 
     def step(self, gradients: list[Tensor], scale: Tensor) -> None:
         """Make one step with `scale` times the gradients."""
-        clipped, mean_square, denominators = self._clipped, self._mean_square, self._denominators
+        clipped, mean_square, denominators = self._clipped, self.mean_square, self._denominators
         torch._foreach_copy_(clipped, gradients)
         torch._foreach_mul_(clipped, scale)
         torch._foreach_mul_(mean_square, self._decay)

@@ -72,6 +72,14 @@ class Idle:
     """Minimum number of seconds to wait before asking again."""
 
 
+RETURN_OF = "return/"
+"""First part of the names of means that are returns of one game, in the curve of a task of all games."""
+
+
+AT_START = "start/"
+"""First part of the names of means that say what a task's starting point is like, in the first point of its curve."""
+
+
 @dataclass(frozen=True)
 class CurvePoint:
     """A point of the learning curve: training since the previous point."""
@@ -83,7 +91,11 @@ class CurvePoint:
     score: float | None
     """Mean raw return of these episodes, or None; for supervised tasks, mean error of a batch."""
     means: dict[str, float]
-    """Mean loss, policy_loss, value_loss and entropy; for supervised tasks, mean loss and error."""
+    """Mean loss, policy_loss, value_loss and entropy; for supervised tasks, mean loss and error.
+
+    For agents, the first point also has the figures of `leap_dist.nn.features`, under the names `start/NAME`; for a
+    task of all games, each has the mean return of each game, under the names `return/GAME`.
+    """
 
     def plain(self) -> dict[str, Any]:
         """Return a JSON-compatible dict. Equivalent to `dataclasses.asdict`, but about 20 times faster."""

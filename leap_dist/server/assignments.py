@@ -42,10 +42,10 @@ class Assignments:
         self._alert = alert
         self.quarantine = Quarantine()
         self.queue = TaskQueue(
-            config.games,
+            config.task_names,
             self.quarantine.games,
             seed=config.seed,
-            steps=config.task_steps,
+            steps=config.steps_of_task,
             replace=config.sampling == "replacement",
         )
         # The driver calls every other second. If nobody called for longer, it was the server that stood still.

@@ -87,7 +87,10 @@ class MetaState:
         self.backlog = Backlog(Journal(run_dir / "journal", replica), manifest.size, keep, whole_paths=whole_paths)
         self._optimizer = MetaOptimizer(config.mode, config.meta, initial)
         self.heads: dict[str, np.ndarray] = {}
-        """What training has added to each game's initial head, by game, where heads persist."""
+        """What training has added to each game's initial head, by game, where heads persist.
+
+        Where one agent learns all games: its heads and the state of its optimizer, under the name of all games.
+        """
         self.version = 0
         """Number of meta-updates made."""
         self.applied = 0
@@ -192,9 +195,12 @@ class MetaState:
         """Return the heads after a meta-update: each moves by the mean of its own game's contributions.
 
         They are neither weighted by staleness nor clipped: a head belongs to one game, and other games do not age it.
+        Where one agent learns all games, a contribution has its heads and optimizer as they are, which replace the old.
         """
         heads = dict(self.heads)
-        if self._config.keeps_heads:
+        if self._config.is_joint:
+            heads.update({a.lease.task.game: a.vector[self._manifest.size :].copy() for a in batch})
+        elif self._config.keeps_heads:
             for game in sorted({a.lease.task.game for a in batch}):
                 pulls = [a.vector[self._manifest.size :] for a in batch if a.lease.task.game == game]
                 # In `stream` mode increments add up, and two of them may be of one task.

@@ -177,7 +177,7 @@ class Recovery:
         vector, start, size = contribution.vector, contribution.start, self._manifest.size
         if lease.id in self._backlog.unmeasurable:
             return f"the entry from which the rest of lease {lease.id} is measured is lost"
-        if contribution.lease != lease.id or lease.task.game not in self._config.games:
+        if contribution.lease != lease.id or lease.task.game not in self._config.task_names:
             return "it is of another lease or run"
         if contribution.manifest != self._manifest.digest or vector.ndim != 1:
             return "it is of another encoder"

@@ -63,7 +63,7 @@ class UpdateScheduler:
         self._alert = alert
         self._clock = clock
         self._size = size
-        self._batch_size = aggregation.batch_size(config.mode, config.meta)
+        self._batch_size = 1 if config.is_joint else aggregation.batch_size(config.mode, config.meta)
         self._batched = config.mode in aggregation.BATCHED
         self._min_batch = 0  # `stream` mode: contributions that the next update takes while several arrive together
         self.batch_start = 0

@@ -233,7 +233,7 @@ def merge(old: Study, new: Study) -> Study:
     for of, (before, after) in compared.items():
         for name, value in after.items():
             was = before.get(name, configuration.default(name))  # the setting may be newer than the study
-            if was != value:
+            if not configuration.same_setting(name, was, value):
                 raise ConfigError(f"{name}: the study there has {was} for {of}, not {value}; choose another --out")
 
     def both(name: str) -> tuple[Any, ...]:

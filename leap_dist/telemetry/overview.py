@@ -61,7 +61,7 @@ def about(config: Config, command: Sequence[str]) -> str:
     return (
         f"**{config.meta_learner} on {len(config.games)} tasks** ({names})\n\n"
         f"- preset {config.preset}, mode {config.mode}, {config.meta_updates:,} meta-updates of "
-        f"{config.meta.batch_size:,} tasks of {config.task_steps:,} {steps}\n"
+        f"{config.batch_tasks:,} tasks of {config.steps_of_task:,} {steps}\n"
         f"- started with `{' '.join(command)}`\n\n"
         f"How to read the charts under `{GROUP}`: {score} `path_length` is what Leap minimizes, over meta-updates; it "
         f"should fall. `steps_per_second` is the speed, over seconds.\n"

@@ -20,9 +20,11 @@ import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from leap_dist.config import registry
-from leap_dist.config.registry import ERROR
+from leap_dist.config.registry import ERROR, RETURN
 from leap_dist.envs.games import human_normalized
+from leap_dist.nn.features import STATISTICS
 from leap_dist.protocol import schema
+from leap_dist.protocol.messages import AT_START, RETURN_OF
 from leap_dist.storage.atomic import DECODE_ERRORS, read_regular, write_atomic
 from leap_dist.telemetry.tags import CURVE, OPS
 
@@ -131,9 +133,8 @@ class Projection:
     def _over_games(self, tasks: list[dict[str, Any]]) -> dict[str, float]:
         """Return the interquartile mean and the quartiles over games, each represented by its newest task."""
         for task in tasks:
-            score = _normalized_score(task) if task["final"] else None
-            if score is not None and math.isfinite(score):
-                self.scores[task["game"]] = score
+            if task["final"]:
+                self.scores |= {game: score for game, score in _scores(task).items() if math.isfinite(score)}
         if not self.scores:
             return {}
         scores = sorted(self.scores.values())
@@ -157,6 +158,9 @@ class Projection:
         }
         for step, values in by_step.items():
             yield _event(f"game/{game}", self.steps[game] + step, "task", values)
+        for point in task["curve"]:
+            for one, value in _returns(point).items():
+                yield _event(f"game/{one}", self.steps[game] + point["steps"], "task", _return_values(one, value))
         self.steps[game] += task["steps"]  # the next task's curve starts there
 
 
@@ -192,7 +196,7 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
             if task["curve"] and "loss" in task["curve"][-1]["means"]
         ],
         "error": [error for task in done if (error := _error(task)) is not None],
-        "score_human_normalized": [score for task in done if (score := _normalized_score(task)) is not None],
+        "score_human_normalized": [score for task in done for score in _scores(task).values()],
         "gradient_norm": [task["norm"] for task in tasks],
         "path_length": [task["path"]["length"] for task in done],
         "path_energy": [task["path"]["energy"] for task in done],
@@ -202,9 +206,15 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
         "staleness": [task["staleness"] for task in tasks],
         "staleness_weight": [task["weight"] for task in tasks],
         "clip": [task["clip"] for task in tasks],
+        **{f"features/{name}": _at_start(done, AT_START + name) for name in STATISTICS},
     }
     means = {name: sum(values) / len(values) for name, values in of_tasks.items() if values}
     return means | {"update_norm": tasks[0]["update_norm"], "agreement": tasks[0]["agreement"]}
+
+
+def _at_start(tasks: list[dict[str, Any]], name: str) -> list[float]:
+    """Return a figure that tasks report with the first point of their curve, of those that do."""
+    return [task["curve"][0]["means"][name] for task in tasks if task["curve"] and name in task["curve"][0]["means"]]
 
 
 def _error(task: dict[str, Any]) -> float | None:
@@ -212,16 +222,32 @@ def _error(task: dict[str, Any]) -> float | None:
     return ERROR.task_score(task["curve"]) if registry.for_ledger([task]) is ERROR else None
 
 
-def _normalized_score(task: dict[str, Any]) -> float | None:
-    """Return the human-normalized score of the last curve point with an episode; None if there is none."""
-    scores = [point["score"] for point in task["curve"] if point["score"] is not None]
-    return human_normalized(task["game"], scores[-1]) if scores else None
+def _scores(task: dict[str, Any]) -> dict[str, float]:
+    """Return the human-normalized score of the last curve point with an episode, by game; empty if there is none."""
+    returns: dict[str, float] = {}
+    for point in task["curve"]:
+        returns |= _returns(point) if point["score"] is None else {task["game"]: point["score"]}
+    scores = {game: human_normalized(game, value) for game, value in returns.items()}
+    return {game: score for game, score in scores.items() if score is not None}
+
+
+def _returns(point: dict[str, Any]) -> dict[str, float]:
+    """Return the mean returns by game in a curve point of a task of all games; empty for other tasks."""
+    found = {
+        name.removeprefix(RETURN_OF): value for name, value in point["means"].items() if name.startswith(RETURN_OF)
+    }
+    return {game: value for game, value in found.items() if GAME.fullmatch(game)}
 
 
 def _curve_values(game: str, point: dict[str, Any]) -> dict[str, float]:
     values = {name: point["means"][name] for name in CURVE if name in point["means"]}
-    if point["score"] is not None:
-        values[registry.for_point(point).name] = point["score"]
-        if (normalized := human_normalized(game, point["score"])) is not None:
-            values["human_normalized"] = normalized
-    return values
+    if point["score"] is None:
+        return values
+    if (metric := registry.for_point(point)) is ERROR:
+        return values | {metric.name: point["score"]}
+    return values | _return_values(game, point["score"])
+
+
+def _return_values(game: str, value: float) -> dict[str, float]:
+    normalized = human_normalized(game, value)
+    return {RETURN.name: value} | ({} if normalized is None else {"human_normalized": normalized})

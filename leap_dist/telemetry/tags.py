@@ -8,6 +8,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import summary as summaries
 
 from leap_dist.config.registry import ERROR, RETURN, Metric
+from leap_dist.nn.features import STATISTICS
 
 META = (
     "loss",
@@ -27,6 +28,7 @@ META = (
     "staleness_weight",
     "clip",
     "agreement",
+    *(f"features/{name}" for name in STATISTICS),
 )
 """Tags meta/… and meta_frames/… of run `server`."""
 
@@ -85,6 +87,18 @@ _OVER_GAMES: dict[Metric, dict[str, list[Any]]] = {
     },
     ERROR: {"training error, mean of a task": ["Multiline", ["meta/error$"]]},
 }
+_OF_STARTS: dict[Metric, dict[str, dict[str, list[Any]]]] = {
+    RETURN: {
+        "starting point": {
+            "norm of φ relative to a fresh one": ["Multiline", ["meta/features/norm_ratio$"]],
+            "share of dead units": ["Multiline", ["meta/features/dead_units$"]],
+            "effective rank of the features": ["Multiline", ["meta/features/effective_rank$"]],
+            "entropy of the policy": ["Multiline", ["meta/features/entropy$"]],
+            "norm of the first gradient": ["Multiline", ["meta/features/gradient_norm$"]],
+        }
+    },
+    ERROR: {},
+}
 _EVERY_PATH = {
     "length": "task/path_length$",
     "energy": "task/path_energy$",
@@ -123,6 +137,7 @@ def custom_scalars(metric: Metric) -> Summary:
             "mean cosine between loss term and path term": lines("meta/term_cosine$"),
             **{f"per game: {title}": lines(pattern) for title, pattern in _EVERY_PATH.items()},
         },
+        **_OF_STARTS[metric],
         "per game": {title: lines(pattern) for title, pattern in _EVERY_GAME[metric].items()},
         "operations": {
             f"{metric.step_unit} per second": lines("ops/steps_per_second$"),

@@ -220,6 +220,28 @@ def test_every_preset_resolves_and_is_described(preset):
     assert set(PRESET_HELP) == set(PRESETS)
 
 
+def test_a_multitask_run_has_the_agent_steps_of_the_others_in_one_task_for_each_meta_update():
+    given = {"games": "pong breakout", "meta.batch_size": 3, "meta_updates": 5, "task_steps": 4_000}
+    joint, other = resolve("fast", {**given, "meta_learner": "multitask"}), resolve("fast", given)
+    assert (joint.total_tasks, joint.steps_of_task) == (5, 12_000)
+    assert joint.total_tasks * joint.steps_of_task == other.total_tasks * other.task_steps
+    assert joint.rollouts_per_task == 12_000 // (2 * 16 * 5), "a rollout is one of every game"
+    assert (joint.mode, joint.workers, joint.task_names) == ("sync", 1, ("all_games",))
+    message = refusal("quick", {"meta_learner": "multitask", "tasks": "omniglot"})
+    assert message == "meta_learner: multitask is for agents, not for tasks omniglot; use finetune-multi"
+
+
+@pytest.mark.parametrize("more", [{}, {"meta.optimizer": "adam"}, {"tasks": "gymnasium", "games": "x"}])
+def test_finetuning_on_games_averages_encoders_like_heads_without_weight_and_clip(more):
+    meta = resolve("fast", {"meta_learner": "finetune-multi", **more}).meta
+    assert (meta.staleness, meta.contribution_clip) == ("constant", 0.0)
+    asked = {"meta.staleness": "hinge", "meta.contribution_clip": 2.0}
+    meta = resolve("fast", {"meta_learner": "finetune-multi", **more, **asked}).meta
+    assert (meta.staleness, meta.contribution_clip) == ("hinge", 2.0)
+    meta = resolve("paper", {"meta_learner": "finetune-multi", "tasks": "omniglot"}).meta
+    assert (meta.staleness, meta.contribution_clip) == ("polynomial", 3.0), "published with these"
+
+
 def test_derived_values():
     assert resolve("paper").rollouts_per_task == 6_250, "a million steps of 32 environments × 5"
     assert resolve("paper", {"task_steps": 500}).rollouts_per_task == 3, "500 // 160"
@@ -663,12 +685,15 @@ BY_DEFAULT: dict[str, dict[str, tuple[str, float] | None]] = {
         ("finetune-single", ("sgd", 1.0), ("sgd", 1.0)),
         ("none", ("sgd", 0.001), ("sgd", 0.1)),  # it applies nothing
     )
-}
+} | {"multitask": {**dict.fromkeys(MODES), "sync": ("sgd", 1.0)}}
 WHY_NOT = {
     ("leap", "fedasync"): "has no place for the loss term of leap",
     ("fomaml", "fedasync"): "unlike those of meta_learner fomaml",
     ("none", "fedasync"): "unlike those of meta_learner none",
     ("fomaml", "stream"): "fomaml has no increments to stream",
+    **{
+        ("multitask", mode): f"mode: {mode} does not go with meta_learner multitask" for mode in MODES if mode != "sync"
+    },
 }
 PAIRS = [(learner, mode) for learner in LEARNERS for mode in MODES]
 
@@ -690,7 +715,9 @@ def test_every_meta_learner_and_mode_resolve_with_their_defaults_or_say_why_not(
     assert read_back(write(tmp_path / "config.yaml", config)) == config
 
 
-@pytest.mark.parametrize(("learner", "mode"), [pair for pair in PAIRS if pair not in WHY_NOT])
+@pytest.mark.parametrize(
+    ("learner", "mode"), [pair for pair in PAIRS if pair not in WHY_NOT and "multitask" not in pair]
+)
 def test_a_written_configuration_keeps_what_was_given_instead_of_the_defaults(tmp_path, learner, mode):
     chosen = {"meta_learner": learner, "mode": mode}
     given_values = {"meta.optimizer": "sgd", "meta.learning_rate": 0.25, "meta.momentum": 0.5, "meta.nesterov": True}
@@ -702,7 +729,12 @@ def test_a_written_configuration_keeps_what_was_given_instead_of_the_defaults(tm
     assert read_back(write(tmp_path / "config.yaml", config)) == config
 
 
+EXACTLY = "does not go with meta_learner multitask, whose learner goes on exactly where it stopped"
 REFUSED_INSTEAD = {
+    ("multitask", "mode"): f"mode: buffered {EXACTLY}; use sync",
+    ("multitask", "meta.optimizer"): f"meta.optimizer: rmsprop {EXACTLY}; use sgd",
+    ("multitask", "meta.learning_rate"): f"meta.learning_rate: 0.25 {EXACTLY}; use 1",
+    ("multitask", "meta.contribution_clip"): f"meta.contribution_clip: 2 {EXACTLY}; use 0",
     ("stream", "server.on_lost"): "server.on_lost: retry",
     ("fedasync", "meta.optimizer"): "meta.optimizer: rmsprop",
     ("delayed-nesterov", "meta.optimizer"): "meta.optimizer: rmsprop",
@@ -716,6 +748,8 @@ GIVEN = {
     "server.on_lost": "retry",
     "meta.contribution_clip": 2.0,
     "meta.staleness": "hinge",
+    "mode": "buffered",
+    "workers": 7,
 }
 
 
@@ -1072,7 +1106,7 @@ def test_shift_used_to_be_a_switch(old, now):
     assert same_setting("meta.shift", old, now)
     assert not same_setting("meta.shift", old, "trajectory")
     assert not same_setting("meta.nesterov", "no", False), "that never was anything but a switch"
-    assert "meta.shift: 'always' is none of no, increments, trajectory" in refusal("smoke", {"meta.shift": "always"})
+    assert "meta.shift: 'always' is not one of no, increments, trajectory" in refusal("smoke", {"meta.shift": "always"})
 
 
 def test_a_run_begun_when_paper_was_asynchronous_stays_what_it_was(tmp_path):

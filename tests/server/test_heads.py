@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from protocol import HEAD, INITIAL, MODES, Clock, Worker, config, contribution, drive, fast_folder, grant, serve
 
-from leap_dist.protocol.messages import Lease
+from leap_dist.protocol.messages import Idle, Lease
 from leap_dist.storage import checkpoint
 
 HEADS = {"meta_learner": "finetune-multi"}
@@ -69,7 +69,8 @@ def test_a_game_without_a_task_in_the_meta_update_keeps_its_head(tmp_path):
 
 
 def test_a_head_is_neither_weighed_by_staleness_nor_clipped_nor_scaled_by_the_learning_rate(tmp_path):
-    run = config(**HEADS, mode="async", meta_updates=4, meta__learning_rate=0.125, meta__contribution_clip=1)
+    weighted = {"meta__staleness": "polynomial", "meta__contribution_clip": 1}  # nothing is, unless that is asked for
+    run = config(**HEADS, mode="async", meta_updates=4, meta__learning_rate=0.125, **weighted)
     server = serve(tmp_path, run)
     old = leases_by_game(server, 2)
     for _ in range(3):
@@ -127,6 +128,22 @@ def test_heads_are_what_the_ledger_says_whatever_the_mode(tmp_path, mode):
     for game, head in expected.items():
         np.testing.assert_allclose(server.head(game), head, rtol=1e-5, atol=1e-6)
         assert any(start is not None for start in seen[game]), "a later task starts from what an earlier one added"
+
+
+def test_of_an_agent_that_learns_all_games_the_newest_state_is_kept_as_it_is(tmp_path):
+    run = config(meta_learner="multitask", meta_updates=2)
+    server, states = serve(tmp_path, run), ([1, 2, 3], [0.1, 1e-9, -7])
+    for state in states:
+        lease = grant(server)
+        assert (lease.task.game, lease.task.steps) == ("all_games", run.task_steps * run.meta.batch_size)
+        assert isinstance(server.lease("other", "i1"), Idle), "there is one learner, and it is busy"
+        assert push(server, lease, state, shared=0.25).durable
+        assert np.array_equal(server.head("all_games"), np.float32(state)), "not added up"
+    assert server.finished
+    np.testing.assert_allclose(server.snapshot()[1], INITIAL - 0.5, rtol=1e-6)
+    server.close()
+    again = serve(tmp_path, run)
+    assert np.array_equal(again.head("all_games"), np.float32(states[-1]))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -133,6 +133,8 @@ def an_old_study() -> Study:
         for name in list(settings):
             if name.startswith("early_stopping.") or name in [f"supervised.{new}" for new in NEW_NAMES]:
                 del settings[name]
+        if "meta.shift" in settings:
+            settings["meta.shift"] = False  # it was a switch
     return study
 
 

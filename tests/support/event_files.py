@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from leap_dist.nn.features import STATISTICS
+from leap_dist.protocol.messages import AT_START
 from leap_dist.telemetry.tensorboard import TensorBoard
 
 GAMES = ("pong", "freeway", "air_raid")  # air_raid has no published scores
@@ -73,6 +75,7 @@ def ledger(updates: int, seed: int = 0, names: tuple[str, ...] = GAMES) -> list[
             else:
                 scores = [float(rng.normal()) if rng.random() < 0.7 else None for _ in steps]
                 curve = [point(s, score, float(rng.normal())) for s, score in zip(steps, scores, strict=True)]
+                curve[0]["means"] |= {AT_START + name: float(rng.random()) for name in STATISTICS}
             lines.append(line(str(game), version, curve, norm=float(rng.random()), staleness=int(rng.integers(3))))
         made.append(lines)
     return made

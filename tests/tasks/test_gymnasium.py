@@ -13,6 +13,7 @@ import torch
 
 import leap_dist
 from leap_dist.config.loading import ConfigError, resolve
+from leap_dist.storage.ledger import Ledger
 from leap_dist.tasks.gymnasium.family import Gymnasium, registered_id
 from leap_dist.tasks.gymnasium.vector import GymnasiumVector
 from leap_dist.tasks.task import family_of
@@ -84,6 +85,24 @@ def test_an_initialization_of_own_environments_is_trained_loaded_and_evaluated(t
     assert "catch14_v0" in report.markdown
     with pytest.raises(ConfigError, match=r"gymnasium.frames: rgb1 is not what run was trained on; use --gymnasium"):
         leap_dist.evaluate([tmp_path / "run"], {"gymnasium.frames": "rgb1"}, out=tmp_path / "other")
+
+
+def test_one_agent_learns_all_own_environments_and_its_encoder_is_an_arm_like_any_other(tmp_path, monkeypatch):
+    in_process_driver.install(monkeypatch)
+    joint = {**SETTINGS, "meta_learner": "multitask", "meta_updates": 1}
+    run = leap_dist.train(joint, run_dir=tmp_path / "run", progress=False)
+    run = leap_dist.train({"meta_updates": 2}, run_dir=tmp_path / "run", resume=True, progress=False)
+    tasks = [task for update in run.meta_updates() for task in update.tasks]
+    assert [task.game for task in tasks] == ["all_games"] * 2
+    (last,) = Ledger(tmp_path / "run" / "ledger.jsonl").read(0)[0][1:]
+    assert last["steps"] == run.config.meta.batch_size * run.config.task_steps
+    assert last["curve"][-1]["means"].keys() >= {"return/catch10_v0", "return/catch12_v0"}
+    assert run.load_encoder()(torch.zeros(2, 4, 84, 84)).shape == (2, 256)
+    arms = {"multitask": tmp_path / "run", "scratch": "scratch"}
+    report = leap_dist.evaluate(arms, {"games": ["Catch14-v0"]}, seeds=1, out=tmp_path / "out", progress=False)
+    assert {run.arm for run in report.runs()} == {"multitask", "scratch"}
+    first = {run.arm: run for run in report.runs()}
+    assert not np.array_equal(first["multitask"].returns, first["scratch"].returns)
 
 
 def test_the_same_seed_gives_the_same_episodes():

@@ -91,6 +91,36 @@ def test_values_of_a_meta_update(tmp_path: Path) -> None:
         assert points["server", f"meta_frames/{name}"] == [(1000, pytest.approx(value))], name
 
 
+def test_what_phi_is_like_is_a_mean_over_the_tasks_that_say_so(tmp_path: Path) -> None:
+    first, second = point(100, None), point(100, None)
+    first["means"] |= {"start/dead_units": 0.25, "start/effective_rank": 4.0}
+    second["means"] |= {"start/dead_units": 0.75}
+    tasks = [line("pong", 1, [first, point(200, 1.0)]), line("freeway", 1, [second]), line("air_raid", 1, [])]
+    write(tmp_path, [tasks]).close()
+    found = shown(tmp_path)
+    assert found["server", "meta/features/dead_units"] == [(1, 0.5)]
+    assert found["server", "meta_frames/features/effective_rank"] == [(1000, 4.0)]
+    assert ("server", "meta/features/entropy") not in found
+
+
+def test_a_task_of_all_games_shows_the_returns_of_each(tmp_path: Path) -> None:
+    early, late = point(100, None), point(300, None)
+    early["means"] |= {"return/pong": -20.7, "return/../x": 1.0}
+    late["means"] |= {"return/pong": 14.6, "return/freeway": 29.6}
+    write(tmp_path, [[line("all_games", 1, [early, late])], [line("all_games", 2, [early])]]).close()
+    found = shown(tmp_path)
+    expected = {
+        ("game/pong", "task/return"): {100: -20.7, 300: 14.6, 400: -20.7},
+        ("game/pong", "task/human_normalized"): {100: 0, 300: 1, 400: 0},
+        ("game/freeway", "task/return"): {300: 29.6},
+        ("game/all_games", "task/loss"): {100: 0.5, 300: 0.5, 400: 0.5},
+        ("server", "meta/score_human_normalized"): {1: 1, 2: 0},
+    }
+    for name, values in expected.items():
+        assert dict(found[name]) == pytest.approx(values, abs=1e-4), name
+    assert not [run for run, _ in found if run.startswith("game/.")]
+
+
 def test_over_all_games_each_counts_by_its_newest_task_and_the_outer_quarters_do_not(tmp_path: Path) -> None:
     games = ("alien", "amidar", "assault", "asterix", "breakout", "freeway", "pong", "qbert")
     updates = [

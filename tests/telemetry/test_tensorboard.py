@@ -22,6 +22,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from leap_dist.config.loading import fixed_settings, resolve
 from leap_dist.config.registry import ERROR, RETURN, Metric, for_config
 from leap_dist.envs.games import reference_scores
+from leap_dist.nn.features import STATISTICS
 from leap_dist.tasks.atari.video import LARGEST, Clip, encode
 from leap_dist.telemetry.overview import MARKS, OF_SERVER, about
 from leap_dist.telemetry.tags import CURVE, META, OPS, PATH, custom_scalars
@@ -36,6 +37,7 @@ ONLY = {
     "atari": {
         "meta/score_human_normalized", "meta/score_iqm", "meta/score_lower_quartile", "meta/score_upper_quartile",
         "task/return", "task/human_normalized", "task/policy_loss", "task/value_loss", "task/entropy",
+        *(f"meta/features/{name}" for name in STATISTICS),
     },
     "omniglot": {"meta/error", "task/error"},
 }  # fmt: skip
@@ -182,8 +184,9 @@ def test_the_code_has_the_names_of_the_page() -> None:
 def test_the_layout_shows_every_group_and_each_chart_has_curves(tasks: str, board: dict[str, EventAccumulator]) -> None:
     (event,) = board["server"].Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    starts = ["starting point"] * (tasks == "atari")
     assert [category.title for category in layout.category] == [
-        "meta-learning", "path geometry", "per game", "operations"
+        "meta-learning", "path geometry", *starts, "per game", "operations"
     ]  # fmt: skip
     shown = set()
     for category in layout.category:

@@ -18,8 +18,10 @@ from leap_dist.leap.learner import Progress
 from leap_dist.leap.optimizers import RMSProp
 from leap_dist.nn.actor_critic import network_for_game
 from leap_dist.nn.device import graph_for, resolve_device, resolve_precision
+from leap_dist.nn.features import at_start
 from leap_dist.nn.flat_vector import add_vector, load_vector
 from leap_dist.nn.profiling import Stopwatch
+from leap_dist.protocol.messages import AT_START
 from leap_dist.tasks.atari.environments import Environments, make_atari
 from leap_dist.tasks.atari.rollout import EpisodeTracker, Rollout, clip_rewards
 
@@ -97,6 +99,7 @@ class A2C:
         self._episodes = EpisodeTracker(agent.envs)
         self._parts: Tensor | None = None
         self._rollouts = 0
+        self._at_start: dict[str, float] | None = None  # what the starting point is like, until it is reported
 
     def backward(self) -> Tensor:
         """Play one unroll, set the gradient of its loss (a mean over T × N steps), and return the loss, shape ()."""
@@ -105,7 +108,19 @@ class A2C:
             parts, gradients = self._rollout.gradients()
             for parameter, gradient in zip(self._model.parameters(), gradients, strict=True):
                 parameter.grad = gradient
+            if self._at_start is None:
+                found = at_start(self._model.encoder, self._rollout.features(), parts[3], gradients)
+                self._at_start = {AT_START + name: value for name, value in found.items()}
             return self._add_losses(parts)
+
+    def share(self, shared: Mapping[str, Tensor]) -> None:
+        """Use another agent's shared parameters from now on. Steps are up to the caller then, instead of `step`.
+
+        To be called before the first `backward`.
+        """
+        for name, parameter in self.shared.items():
+            parameter.data = shared[name].data
+        del self._optimizer
 
     def step(self) -> None:
         """Clip the gradient to its global norm and apply RMSProp. Gradients are dropped, not overwritten."""
@@ -127,11 +142,15 @@ class A2C:
         return self._add_losses(self._rollout.loss())
 
     def progress(self) -> Progress:
-        """Return raw returns of the episodes that ended since the last call, and mean losses and entropy."""
+        """Return raw returns of the episodes that ended since the last call, and mean losses and entropy.
+
+        The first call also returns what the starting point is like, see `leap_dist.nn.features`.
+        """
         means: dict[str, float] = {}
         if self._parts is not None:
             names = ("loss", "policy_loss", "value_loss", "entropy")
-            means = dict(zip(names, (self._parts / self._rollouts).tolist(), strict=True))
+            means = dict(zip(names, (self._parts / self._rollouts).tolist(), strict=True)) | (self._at_start or {})
+            self._at_start = {}
         self._parts, self._rollouts = None, 0
         returns, ends = self._episodes.take()
         return Progress(returns, means, ends)

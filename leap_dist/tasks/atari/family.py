@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leap_dist.config.settings import AtariSettings, Config
+from leap_dist.config.settings import ALL_GAMES, AtariSettings, Config
 from leap_dist.envs import atari_vector
 from leap_dist.nn import actor_critic
 from leap_dist.nn.actor_critic import ALL_ACTIONS, FRAME_SIZE, SCALE, ActorCritic, Encoder
@@ -17,6 +17,7 @@ from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Lease
 from leap_dist.tasks.atari.a2c import A2C
 from leap_dist.tasks.atari.environments import Environments
+from leap_dist.tasks.atari.joint import JointA2C
 from leap_dist.tasks.starting_point import StartingPoint
 
 
@@ -63,12 +64,32 @@ class Atari:
         """Return an actor-critic network with heads for all 18 actions."""
         return ActorCritic(Encoder(atari_vector.channels(given["frames"])), ALL_ACTIONS)
 
-    def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> A2C:
-        """Make an A2C agent for the lease's game. Raises ConfigError if the family has no such game."""
+    def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> A2C | JointA2C:
+        """Make an A2C agent for the lease's game, or one for all games. Raises ConfigError if there is no such game."""
+        if lease.task.game != ALL_GAMES:
+            return self._agent(config, lease.task.game, lease.task.seed, start, stopwatch)
+        agents: dict[str, A2C] = {}
+        try:
+            for number, game in enumerate(config.games):
+                seeds = (
+                    np.random.SeedSequence((lease.task.seed, number)),
+                    np.random.SeedSequence((start.head_seed or 0, *game.encode())),
+                )
+                seed, head_seed = (int(one.generate_state(1)[0]) for one in seeds)
+                own = start._replace(head_seed=head_seed, head_change=None)
+                agents[game] = self._agent(config, game, seed, own, stopwatch)
+            return JointA2C(agents, config.agent, start.head_change)
+        except BaseException:
+            for agent in agents.values():
+                agent.close()
+            raise
+
+    def _agent(self, config: Config, game: str, seed: int, start: StartingPoint, stopwatch: Stopwatch) -> A2C:
+        """Make an A2C agent for one game."""
         return A2C(
-            lease.task.game,
+            game,
             start.vector,
-            seed=lease.task.seed,
+            seed=seed,
             agent=config.agent,
             settings=self._observations(config),
             worker=config.worker,
@@ -76,7 +97,7 @@ class Atari:
             head_seed=start.head_seed,
             head_change=start.head_change,
             stopwatch=stopwatch,
-            environments=self._environments(config, lease.task.game),
+            environments=self._environments(config, game),
         )
 
     def _observations(self, config: Config) -> AtariSettings:

@@ -162,6 +162,10 @@ class Rollout:
         parts, *gradients = self._gradients()
         return parts, gradients
 
+    def features(self) -> Tensor:
+        """Return the encoder's features of the last unroll's observations, float32 (T · N, 256), without a gradient."""
+        return self._recorder.features()
+
     @torch.no_grad()
     def loss(self) -> Tensor:
         """Return (loss, policy loss, value loss, entropy), (4,), without a gradient."""

@@ -1,0 +1,66 @@
+"""What an initialization is like as a starting point: figures that show a collapse long before an evaluation does.
+
+They are measured on the first unroll of a task, before its first step, so they cost no environment step and change
+nothing: at that point the encoder is φ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+STATISTICS = ("norm_ratio", "dead_units", "effective_rank", "entropy", "gradient_norm")
+"""Names of the figures that `at_start` returns."""
+
+
+@torch.no_grad()
+def at_start(encoder: nn.Module, features: Tensor, entropy: Tensor, gradients: Iterable[Tensor]) -> dict[str, float]:
+    """Return the figures of an agent that has not made a step yet.
+
+    Args:
+        encoder: its encoder.
+        features: what the encoder computes for n frames, (n, units).
+        entropy: mean entropy of the policy on these frames in nats, shape ().
+        gradients: gradient of the loss on these frames, not clipped, of all parameters.
+    """
+    squares = [gradient.double().square().sum().item() for gradient in gradients]
+    return {
+        "norm_ratio": norm_ratio(encoder),
+        "dead_units": dead_units(features),
+        "effective_rank": effective_rank(features),
+        "entropy": entropy.item(),
+        "gradient_norm": math.sqrt(sum(squares)),
+    }
+
+
+def norm_ratio(encoder: nn.Module) -> float:
+    """Return the norm of all parameters relative to that of a fresh encoder, with orthogonal weights of gain √2.
+
+    An orthogonal matrix of r rows and c columns has a norm of √min(r, c) times its gain, whatever the seed.
+    """
+    parameters = [parameter.detach() for parameter in encoder.parameters()]
+    found = sum(parameter.double().square().sum().item() for parameter in parameters)
+    fresh = sum(2.0 * min(len(p), p[0].numel()) for p in parameters if p.dim() > 1)
+    return math.sqrt(found / fresh)
+
+
+def dead_units(features: Tensor) -> float:
+    """Return the share of units that are zero on all frames; features are (n, units), after a ReLU."""
+    return float((features == 0).all(0).float().mean())
+
+
+def effective_rank(features: Tensor) -> float:
+    """Return exp(−Σ p ln p), with p the singular values of the features, (n, units), divided by their sum.
+
+    It lies between 1, if all frames look the same up to their brightness, and min(n, units); it is 0 if all features
+    are zero (Roy and Vetterli 2007, "The effective rank").
+    """
+    values = torch.linalg.svdvals(features.double().cpu())
+    total = values.sum()
+    if not total > 0:
+        return 0.0
+    shares = values / total
+    return float(torch.special.entr(shares).sum().exp())
