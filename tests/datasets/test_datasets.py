@@ -659,7 +659,7 @@ def test_a_folder_of_data_sets_is_listed(tmp_path, capsys):
 
 def test_an_empty_folder_is_told_the_names(tmp_path, capsys):
     assert listing.main([str(tmp_path)]) == 2
-    assert "has no folder named as any of omniglot, cifar10" in capsys.readouterr().err
+    assert "has no folder named after any of omniglot, cifar10" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
