@@ -82,6 +82,14 @@ def cluster(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Ite
     from ray.cluster_utils import Cluster  # slow to import, and only some tests need Ray
 
     from leap_dist.driver import auth
+    from leap_dist.driver.cluster import _agents_with_ports
+
+    class PatientCluster(Cluster):
+        """Its nodes start on a busy machine, too."""
+
+        def add_node(self, **settings: Any) -> Any:
+            with _agents_with_ports():
+                return super().add_node(**settings)
 
     for name in ("HOME", "RAY_TMPDIR"):
         monkeypatch.setenv(name, environment[name])
@@ -89,7 +97,7 @@ def cluster(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
     auth._set_mode("token")
     monkeypatch.setenv("LEAP_FAILPOINTS", "task.update=slow@1-1000000")
-    started = Cluster(shutdown_at_exit=False)
+    started = PatientCluster(shutdown_at_exit=False)
     started.add_node(num_cpus=0, include_dashboard=False, _system_config=NOTICED_SOON)
     yield started
     started.shutdown()
@@ -99,5 +107,7 @@ NOTICED_SOON = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 300,
     "health_check_timeout_ms": 1000,
-    "health_check_failure_threshold": 3,
+    # Checks of a dead node fail at once, one every 0.3 s. A node that is alive on a busy machine may be silent for ten
+    # timeouts: with three, a head that was silent for six seconds was taken for dead, and the server with it.
+    "health_check_failure_threshold": 10,
 }
