@@ -168,6 +168,7 @@ def _work(
         stop.check()
         nodes = Nodes()
         pool = server = None
+        progress.start.begin("nodes")
         progress.places |= metrics.places()
         announce(metrics.describe(progress.places))
         try:
@@ -176,7 +177,9 @@ def _work(
             pool = Pool(config, nodes, profiles, alerts, checks=checks, most_workers=plan.most_workers)
             pool.require_capacity()
             announce("starting the server")
+            progress.start.begin("server")
             server = start_server(plan, stop)
+            progress.start.begin("workers")
             pool.open(server)
             offset = plan.ledger_offset
             outcome = ControlLoop(server, pool, nodes, progress, record, plan.folder, stop, offset).run()

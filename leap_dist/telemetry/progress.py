@@ -25,14 +25,24 @@ class Progress:
         self._before = wall_seconds_before
         self._started = time.monotonic()
         self._first_task: float | None = None
+        self._tasks_before: int | None = None  # tasks of earlier launches
         self._step_rate, self._push_rate = _Rate(), _Rate()
         self._begun: tuple[float, float] | None = None  # (time, number of tasks done, with fractions)
+        self.start = StartTimes()
+        """What the start has taken so far. The driver names the parts until the server works."""
         self.places: dict[str, str] = {"logs": "", "metrics": ""}
         """Where the driver's node keeps Ray's logs, and the address of its page for Prometheus; "" if not known."""
 
     def summary(self, status: dict[str, Any], state: str, more: dict[str, Any]) -> dict[str, Any]:
         """Return the status with rates, times, and `more` entries about the workers."""
         now = time.monotonic()
+        tasks = status["tasks"] + status["tasks_waiting"]
+        self._tasks_before = tasks if self._tasks_before is None else self._tasks_before
+        is_done_with_one = tasks > self._tasks_before
+        if status["leases"] or is_done_with_one:
+            self.start.begin("loading")
+        if is_done_with_one or any(lease["steps"] for lease in status["leases"]):
+            self.start.end()
         if self._first_task is None and status["tasks"] + status["tasks_waiting"]:
             self._first_task = now - self._started
         return {
@@ -50,6 +60,8 @@ class Progress:
             "pushes_per_second": self._push_rate(now, status["pushes"]),
             "eta_seconds": self._eta(now, status),
             "time_to_first_task": self._first_task,
+            "time_to_first_step": self.start.total,
+            "start_seconds": dict(self.start.seconds),
             **self.places,
             **more,
         }
@@ -63,6 +75,35 @@ class Progress:
         then, done_then = self._begun
         left = max(0.0, status["tasks_wanted"] - done)
         return (now - then) * left / (done - done_then) if done > done_then else None
+
+
+class StartTimes:
+    """How long the start of a launch takes until its first step is reported, by parts that follow one another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        """Seconds of each part that has ended: "ray", "nodes", "server", "workers", "loading"."""
+        self.total: float | None = None
+        """Seconds from the launch to the first step; None before it, or where a run ended without one."""
+        self._began = self._since = time.monotonic()
+        self._part = "ray"
+
+    def begin(self, part: str) -> None:
+        """End the current part and begin another one. Has no effect during that part and after the first step."""
+        if part != self._part:
+            self._end_part(part)
+
+    def end(self) -> None:
+        """Record the first step. Only the first call has an effect, and only once tasks are loading."""
+        if self._part == "loading":
+            self._end_part("")
+            self.total = self._since - self._began
+
+    def _end_part(self, following: str) -> None:
+        if self._part:
+            now = time.monotonic()
+            self.seconds[self._part] = now - self._since
+            self._part, self._since = following, now
 
 
 class _Rate:

@@ -173,7 +173,8 @@ def operations(summary: dict[str, Any], failures: int) -> Event:
     }
     refused = {f"refused/{reason}": count for reason, count in summary["refused"].items()}
     known = {name: values[name] for name in OPS if name in values}  # percentiles are missing until something was timed
-    return _event(SERVER, int(summary["wall_seconds"]), "ops", known | refused | _time_shares(summary))
+    start = {f"start/{part}": seconds for part, seconds in summary.get("start_seconds", {}).items()}
+    return _event(SERVER, int(summary["wall_seconds"]), "ops", known | refused | start | _time_shares(summary))
 
 
 def _time_shares(summary: dict[str, Any]) -> dict[str, float]:

@@ -60,7 +60,7 @@ OPS = (
     "checkpoint_age",
     "write_failures",
 )
-"""Tags ops/… of run `server`; there are also ops/refused/<reason> and ops/time_share/<part>."""
+"""Tags ops/… of run `server`; there are also ops/refused/<reason>, ops/time_share/<part> and ops/start/<part>."""
 
 AGREEMENT = "meta/agreement_between_games"
 """Tag of the heat map of run `server`."""
@@ -153,6 +153,7 @@ def custom_scalars(metric: Metric) -> Summary:
             "refused, by reason": lines("ops/refused/"),
             "seconds since the last checkpoint": lines("ops/checkpoint_age$"),
             "where the workers' time goes": lines("ops/time_share/"),
+            "seconds of the start": lines("ops/start/"),
         },
     }
     summary: Summary = summaries.custom_scalars(layout)

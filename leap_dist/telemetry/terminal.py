@@ -61,6 +61,7 @@ class LiveTable:
         self._first_tasks: int | None = None  # tasks that earlier launches have done
         self._trains = False  # whether a first step was made
         self._plan = ""
+        self._start_shown = False
 
     def __enter__(self) -> LiveTable:
         if self._live is not None:
@@ -117,9 +118,21 @@ class LiveTable:
         if plan and plan.partition(";")[0] != self._plan:
             self._plan = plan.partition(";")[0]
             print(plan, file=self._console.file, flush=True)
+        start = describe_start(summary)
+        if start and not self._start_shown:
+            self._start_shown = True
+            print(start, file=self._console.file, flush=True)
         now = summary.get("waiting") or _line(summary)
         for text in (now, *(f"  ! {alert}" for alert in new[-3:])):
             print(text, file=self._console.file, flush=True)
+
+
+def describe_start(summary: dict[str, Any]) -> str:
+    """Return how long the start took until the first step, by parts; "" where there was none yet."""
+    if summary.get("time_to_first_step") is None:
+        return ""
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in summary["start_seconds"].items())
+    return f"first step after {summary['time_to_first_step']:.1f} s: {parts}"
 
 
 def _phase(summary: dict[str, Any]) -> str:

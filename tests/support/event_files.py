@@ -126,6 +126,8 @@ def summary(seconds: float = 10.0, **values: Any) -> dict[str, Any]:
         "server_restarts": 2,
         "eta_seconds": 3723.0,
         "time_to_first_task": None,
+        "time_to_first_step": None,
+        "start_seconds": {"ray": 4.0, "nodes": 0.5, "server": 1.5, "workers": 2.0, "loading": 1.0},
         **values,
     }
 

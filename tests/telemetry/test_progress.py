@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from protocol import Clock, config, serve
+from protocol import Clock, config, grant, serve
 
 from leap_dist.config import registry
 from leap_dist.telemetry import progress as module
@@ -48,3 +48,32 @@ def test_a_run_that_has_more_tasks_than_a_later_launch_asks_for_is_done(clock: C
         clock.now += seconds
         told = progress.summary(status, "done", {})
         assert (told["tasks"], told["tasks_wanted"]) == (4, 4)
+
+
+def test_the_start_is_timed_by_parts_until_the_first_step(clock: Clock, tmp_path: Any) -> None:
+    settings = config()
+    progress, server = Progress(settings, 0.0), serve(tmp_path, settings)
+    for part, seconds in (("nodes", 4.0), ("server", 0.5), ("workers", 1.5)):
+        clock.now += seconds
+        progress.start.begin(part)
+
+    def told(seconds: float, status: dict[str, Any], state: str = "running") -> tuple[Any, dict[str, float]]:
+        clock.now += seconds
+        summary = progress.summary(status, state, {})
+        return summary["time_to_first_step"], summary["start_seconds"]
+
+    before = {"ray": 4.0, "nodes": 0.5, "server": 1.5}
+    assert told(1.0, server.status()) == (None, before)
+    lease = grant(server)
+    assert told(1.0, server.status()) == (None, {**before, "workers": 2.0})
+    server.renew(lease.id, lease.incarnation, 20)
+    whole = {**before, "workers": 2.0, "loading": 3.0}
+    assert told(3.0, server.status()) == (11.0, whole)
+    assert told(9.0, server.status()) == (11.0, whole), "it does not go on"
+
+
+def test_a_launch_without_a_step_has_no_time_to_it(clock: Clock, tmp_path: Any) -> None:
+    progress, status = Progress(config(), 0.0), serve(tmp_path, config()).status()
+    for state in ("waiting", "stopping", "interrupted"):
+        clock.now += 1.0
+        assert progress.summary(status, state, {})["time_to_first_step"] is None

@@ -604,6 +604,17 @@ def test_a_terminal_gets_a_table_that_is_redrawn() -> None:
     assert "\x1b[?25h" in text[second:]  # and is visible again
 
 
+def test_a_file_gets_the_parts_of_the_start_once() -> None:
+    out = io.StringIO()
+    with LiveTable(Console(file=out, width=40), seconds=0.0, clock=Clock()) as table:
+        for _ in range(2):
+            table.show(summary(leases=[lease("w0", "pong")], time_to_first_step=9.0))
+    line = "first step after 9.0 s: ray 4.0, nodes 0.5, server 1.5, workers 2.0, loading 1.0"
+    first, *others = out.getvalue().splitlines()
+    assert first == line
+    assert line not in others
+
+
 def test_a_file_gets_lines_now_and_then() -> None:
     clock, out = Clock(), io.StringIO()
     with LiveTable(Console(file=out, width=40), seconds=10.0, clock=clock) as table:
