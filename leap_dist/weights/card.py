@@ -56,6 +56,10 @@ _LOADING = {
 }
 
 
+_PLACES = ("data_dir", "address", "init")
+"""Settings that name directories or hosts."""
+
+
 def text(
     found: Initialization,
     *,
@@ -86,12 +90,15 @@ def text(
         "tags": ["leap", "meta-learning", found.tasks],
     }
     if metrics:
-        task = {"type": front["pipeline_tag"]}
         front["model-index"] = [
             {
                 "name": title,
                 "results": [
-                    {"task": task, "dataset": {"name": game, "type": found.tasks}, "metrics": values}
+                    {
+                        "task": {"type": front["pipeline_tag"]},
+                        "dataset": {"name": game, "type": found.tasks},
+                        "metrics": values,
+                    }
                     for game, values in metrics
                 ],
             }
@@ -136,13 +143,16 @@ def _metrics(results: Mapping[str, Any], arm: str) -> Iterator[tuple[str, list[d
         raise ConfigError(f"results: no arm {arm[:80]!r}; there are {', '.join(results.get('arms', ()))}")
     for game, cells in (results.get("cells") or {}).items():
         if (cell := cells.get(arm)) and (final := cell.get("final")):
-            yield (
-                game,
-                [{"type": "mean_return", "name": f"return, {len(cell['seeds'])} seeds", "value": final["point"]}],
-            )
+            name = f"return, {_counted(len(cell['seeds']))}"
+            yield game, [{"type": "mean_return", "name": name, "value": final["point"]}]
     for game, cells in (results.get("games") or {}).items():
         if (cell := cells.get(arm)) and (error := cell["intervals"].get("test_error")):
-            yield game, [{"type": "error", "name": f"test error, {cell['runs']} seeds", "value": error["point"]}]
+            name = f"test error, {_counted(cell['runs'])}"
+            yield game, [{"type": "error", "name": name, "value": error["point"]}]
+
+
+def _counted(seeds: int) -> str:
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
 
 
 def _table(metrics: list[tuple[str, list[dict[str, Any]]]]) -> str:
@@ -167,8 +177,8 @@ def write_folder(
 ) -> list[Path]:
     """Write weights, card, manifest, license text and settings to the folder `out`, and return their paths.
 
-    `settings` is the content of the run's config.yaml, if it is known. Raises ConfigError if `out` is not empty or
-    cannot be written.
+    `settings` is the content of the run's config.yaml, if it is known; what only its machine knows is left out. Raises
+    ConfigError if `out` is not empty or cannot be written.
     """
     weights = pack(found.tensors, found.metadata)
     about = {"summary": summary, "license": license, "sha256": hashlib.sha256(weights).hexdigest()}
@@ -178,7 +188,7 @@ def write_folder(
         MANIFEST: (json.dumps(about, indent=1) + "\n").encode(),
         CARD: card.encode(),
         **({LICENSE: _license_text()} if license == "apache-2.0" else {}),
-        **({SETTINGS: settings.encode()} if settings is not None else {}),
+        **({SETTINGS: _for_others(settings).encode()} if settings is not None else {}),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -189,6 +199,12 @@ def write_folder(
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror}); choose another") from None
     return [out / name for name in files]
+
+
+def _for_others(settings: str) -> str:
+    """Return the settings without the places of the machine that made the run, which its owner may not want to show."""
+    shown = {name: value for name, value in yaml.safe_load(settings).items() if name not in _PLACES}
+    return yaml.safe_dump(shown, sort_keys=False)
 
 
 def _license_text() -> bytes:

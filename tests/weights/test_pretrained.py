@@ -199,7 +199,10 @@ def test_other_networks_are_refused_with_their_shapes(tmp_path):
 
 RESULTS = {
     "arms": ["leap", "scratch"],
-    "cells": {"breakout": {"leap": {"seeds": [0, 1, 2], "final": {"point": 12.5, "low": 11.0, "high": 14.0}}}},
+    "cells": {
+        "breakout": {"leap": {"seeds": [0, 1, 2], "final": {"point": 12.5, "low": 11.0, "high": 14.0}}},
+        "pong": {"leap": {"seeds": [0], "final": {"point": -20.0, "low": -21.0, "high": -19.0}}},
+    },
 }
 
 
@@ -216,11 +219,16 @@ def test_a_folder_has_weights_card_license_and_settings(shipped, tmp_path):
         "init.safetensors", "README.md", "manifest.json", "LICENSE", "config.yaml"
     }  # fmt: skip
     assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
-    assert (folder / "config.yaml").read_bytes() == (shipped.parent / "config.yaml").read_bytes()
+    shown, whole = (yaml.safe_load((place / "config.yaml").read_text()) for place in (folder, shipped.parent))
+    assert whole.keys() - shown.keys() == {"data_dir", "address", "init"}, "nobody else needs to know these"
+    assert shown.items() <= whole.items()
     about = front((folder / "README.md").read_text())
     assert about["license"] == "apache-2.0"
     assert about["model-index"][0]["results"][0]["dataset"] == {"name": "breakout", "type": "atari"}
     assert about["model-index"][0]["results"][0]["metrics"][0]["value"] == 12.5
+    names = [one["metrics"][0]["name"] for one in about["model-index"][0]["results"]]
+    assert names == ["return, 3 seeds", "return, 1 seed"]
+    assert "&id" not in (folder / "README.md").read_text(), "aliases of YAML are hard to read"
     again = leap_dist.from_pretrained(folder)
     assert again.metadata == leap_dist.read_initialization(shipped).metadata
     assert all(np.array_equal(again.tensors[name], found) for name, found in
