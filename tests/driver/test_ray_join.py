@@ -163,7 +163,7 @@ def test_storage_that_a_node_does_not_share_is_refused_and_code_is_shipped_where
     arguments = [*SMOKE, "--address", joined.address, "--worker.labels", "pool=spot"]
     run = Launch(joined.environment, folder, *arguments)
     assert re.fullmatch(
-        f"run-dir: {folder} is not shared with node [0-9.]+; put it on storage that every node has, give a URL, or say "
+        f"run-dir: {folder} is not shared with node [0-9.]+; put it on storage that every node has, give a URL, or use "
         "--server.storage node, with which only this node can resume the run",
         refused(run),
     )
