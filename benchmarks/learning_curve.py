@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    lines, _ = Ledger(arguments.run_dir / "ledger.jsonl").read(0)
+    lines = list(Ledger(arguments.run_dir / "ledger.jsonl").lines())
     games = sorted({line["game"] for line in lines})
     figure = Figure(figsize=(6.0 * max(1, len(games)), 3.6), dpi=120, layout="constrained")
     for axes, game in zip(figure.subplots(1, max(1, len(games)), squeeze=False)[0], games, strict=True):

@@ -48,14 +48,10 @@ class Run:
         Raises OSError or ConfigError if the ledger cannot be read.
         """
         with reader.local_copy(location.location(self.path), "ledger.jsonl") as folder:
-            ledger, offset, by_version = Ledger(folder / "ledger.jsonl"), 0, dict[int, list[dict[str, Any]]]()
-            while True:
-                lines, end = ledger.read(offset)
-                for line in lines:
-                    by_version.setdefault(line["version_after"], []).append(line)
-                if end == offset:
-                    return [MetaUpdate.of_lines(group) for group in by_version.values()]
-                offset = end
+            by_version: dict[int, list[dict[str, Any]]] = {}
+            for line in Ledger(folder / "ledger.jsonl").lines():
+                by_version.setdefault(line["version_after"], []).append(line)
+            return [MetaUpdate.of_lines(group) for group in by_version.values()]
 
     def _init_file(self) -> Path:
         where = location.location(self.path)

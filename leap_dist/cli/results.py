@@ -86,7 +86,7 @@ def draw_progress(run_dir: Path, path: Path, name: str, *, phone: bool = False) 
     """Draw the picture of a run from its ledger, tall and narrow if `phone`. Raises OSError."""
     from leap_dist.telemetry import pictures  # matplotlib is slow to import
 
-    lines, _ = Ledger(run_dir / "ledger.jsonl").read(0)
+    lines = Ledger(run_dir / "ledger.jsonl").lines()
     format = pictures.PHONE if phone else pictures.SCREEN
     pictures.progress_picture(lines, path, f"Leap meta-training: {name}", format)
     return path

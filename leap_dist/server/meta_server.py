@@ -225,7 +225,7 @@ class MetaServer:
 
     def ledger(self, offset: int) -> tuple[list[dict[str, Any]], int]:
         """Return the next page of the ledger from byte `offset` on, and the offset after it. See `Ledger.read`."""
-        return self._state.ledger.read(offset)
+        return self._state.ledger.read_page(offset)
 
     def close(self) -> None:
         """Unlock the run directory. Nothing needs to be saved: what was acknowledged is durable already."""

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ class Ledger:
                 self._sum.update(text)
                 self._summed = self._size
 
-    def read(self, offset: int, page_bytes: int = PAGE_BYTES) -> tuple[list[dict[str, Any]], int]:
+    def read_page(self, offset: int, page_bytes: int = PAGE_BYTES) -> tuple[list[dict[str, Any]], int]:
         """Return the next page of lines from byte `offset` on, and the offset after them. Raises OSError.
 
         A page consists of whole meta-updates. It is not larger than `page_bytes` unless its only meta-update is. After
@@ -144,13 +144,23 @@ class Ledger:
             if page_bytes >= LONGEST_LINE and b"\n" not in text:
                 raise CorruptFile(f"{self._path.name} is damaged: a line has more than {LONGEST_LINE:,} bytes")
             if not page or page[0][0]["version_after"] == page[-1][0]["version_after"]:
-                return self.read(start, 2 * page_bytes)
+                return self.read_page(start, 2 * page_bytes)
             last = page[-1][0]["version_after"]
             size = next(before for line, before in page if line["version_after"] == last)
             page = [(line, before) for line, before in page if before < size]
         if damaged:
             log.warning("%s: %d damaged lines are left out of what is shown", self._path.name, damaged)
         return [line for line, _ in page], start + size
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield all lines that are in the file now, and hold only a page of them in memory. Raises as `read_page`."""
+        offset, end = 0, self._size
+        while offset < end:
+            page, after = self.read_page(offset)
+            if after <= offset:  # the rest is the beginning of a line, or the file has shrunk
+                return
+            yield from page
+            offset = after
 
     @property
     def _size_on_disk(self) -> int:

@@ -248,7 +248,7 @@ def load_evolution(out: Path, study: Study) -> tuple[Evolution | None, list[str]
         for seed in study.seeds:
             folder = training_of(out, group, seed, REFERENCE)
             try:
-                lines += Ledger(folder / "ledger.jsonl").read(0)[0]
+                lines += Ledger(folder / "ledger.jsonl").lines()
             except OSError as error:
                 warnings.append(f"{folder.relative_to(out)}/ledger.jsonl is left out: {error}")
         if found := evolution(lines, group):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import textwrap
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,15 +107,19 @@ class _Task(NamedTuple):
     length: float
 
 
-def progress_picture(lines: list[dict[str, Any]], path: Path, title: str, format: _Format = SCREEN) -> None:
+def progress_picture(lines: Iterable[dict[str, Any]], path: Path, title: str, format: _Format = SCREEN) -> None:
     """Draw the returns (or training errors) of all tasks, one panel for each game, and the lengths of their paths.
 
     Returns are means over the second half of a task, errors over all its batches. The PNG replaces `path` atomically.
     Raises OSError if it cannot be written; then the old file stays.
     """
-    drawn = registry.for_ledger(lines)
+    rest = iter(lines)
+    first: list[dict[str, Any]] = []
+    while (not first or not first[-1]["curve"]) and (line := next(rest, None)) is not None:
+        first.append(line)  # until a curve tells what is measured
+    drawn = registry.for_ledger(first)
     tasks: defaultdict[str, list[_Task]] = defaultdict(list)
-    for line in lines:
+    for line in itertools.chain(first, rest):
         if line["final"]:
             score = drawn.task_score(line["curve"])
             tasks[line["game"]].append(_Task(line["version_after"], score, line["path"]["length"]))

@@ -104,7 +104,7 @@ def test_a_run_has_its_totals_its_speed_and_its_newest_results(registry: Registr
     assert registry.value("leap_contributions_waiting", run="demo") == 0
     assert registry.value("leap_steps_per_second", run="demo") == run.summary["steps_per_second"] > 0
     assert registry.value("leap_workers", run="demo", state="wanted") == 1
-    lines, _ = Ledger(tmp_path / "demo" / "ledger.jsonl").read(0)
+    lines = list(Ledger(tmp_path / "demo" / "ledger.jsonl").lines())
     last = [task for task in lines if task["version_after"] == 2]
     assert registry.value("leap_staleness", run="demo") == sum(task["staleness"] for task in last) / len(last)
     assert registry.value("leap_task_error", run="demo", game="mnist") == lines[-1]["curve"][-1]["score"]

@@ -31,7 +31,7 @@ def test_a_stack_leaves_the_phi_of_one_by_one(environment, tmp_path):
 
     alone, stacked = train(1), train(3)
     assert (alone / "init.safetensors").read_bytes() == (stacked / "init.safetensors").read_bytes()
-    one, other = (Ledger(out / "ledger.jsonl").read(0)[0] for out in (alone, stacked))
+    one, other = (list(Ledger(out / "ledger.jsonl").lines()) for out in (alone, stacked))
     assert {line["worker"] for line in one} == {"w0"}
     assert {line["worker"] for line in other} == {"w0", "w0/1"}
     assert [line["norm"] for line in one] == [line["norm"] for line in other]

@@ -20,7 +20,7 @@ def pages_of(path: Path, size: int) -> list[list[dict[str, Any]]]:
     """All pages that a reader gets."""
     kept, offset, found = Ledger(path), 0, []
     while True:
-        lines, after = kept.read(offset, size)
+        lines, after = kept.read_page(offset, size)
         if after == offset:
             return found
         found.append(lines)
@@ -59,12 +59,23 @@ def test_a_large_ledger_is_read_in_little_memory(tmp_path: Path) -> None:
             file.write(text.replace('"version_after": 1,', f'"version_after": {version},') + "\n")
     assert path.stat().st_size > 40 * PAGE_BYTES
     tracemalloc.start()
-    lines, offset = Ledger(path).read(0)
+    lines, offset = Ledger(path).read_page(0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 0 < offset <= PAGE_BYTES
     assert lines[0]["version_after"] == 1
     assert peak < 20 * PAGE_BYTES
+
+
+def test_all_lines_come_whatever_the_number_of_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert list(Ledger(path).lines()) == []
+    lines = merge(ledger(40))
+    Ledger(path).append(0, lines)
+    with path.open("a") as file:
+        file.write('{"a line that was not finished')
+    monkeypatch.setattr(Ledger.read_page, "__defaults__", (path.stat().st_size // 10,))
+    assert list(Ledger(path).lines()) == lines
 
 
 @pytest.mark.parametrize("at_once", [0, 10**6], ids=["in a thread", "at once"])

@@ -31,7 +31,7 @@ from leap_dist.evaluation.results import compute as compare
 from leap_dist.evaluation.results import difference as difference_of
 from leap_dist.evaluation.runs import RunResult, load_all, path_of, save
 from leap_dist.evaluation.scoring import ERRORS, POINTS, Row
-from leap_dist.storage.ledger import Ledger
+from leap_dist.storage.ledger import PAGE_BYTES, Ledger
 from leap_dist.study import figures, published, report
 from leap_dist.study.results import Results, compute, curve_over_seeds, evolution, load_evolution
 from leap_dist.study.spec import ARMS, Study, evaluation_of, training_of
@@ -381,6 +381,16 @@ def test_validation_errors_of_each_run_are_shown_at_their_meta_updates(tmp_path:
     assert "With 4 pretraining alphabets" in (tmp_path / "table.md").read_text()
     assert results_json(tmp_path)["validation"] == {"4": {"leap": {"2": [0.5, 0.4], "4": [0.3]}}}
     assert (tmp_path / "figures" / "validation.png").exists()
+
+
+def test_training_curves_of_a_long_run_go_to_its_end(tmp_path: Path):
+    """A ledger of more than one page."""
+    many = [line(version, (3.0, 1.0)) for version in range(2500)]
+    meta_trained(omniglot(tmp_path), "20", 0, many)
+    assert training_of(tmp_path, "20", 0, "leap").joinpath("ledger.jsonl").stat().st_size > PAGE_BYTES
+    found, _ = load_evolution(tmp_path, OMNIGLOT)
+    assert found is not None
+    assert (found.tasks, found.stretches[-1].last) == (2500, 2500)
 
 
 @pytest.mark.usefixtures("one_pixel")
