@@ -58,7 +58,7 @@ def effective_rank(features: Tensor) -> float:
     It lies between 1, if all frames look the same up to their brightness, and min(n, units); it is 0 if all features
     are zero (Roy and Vetterli 2007, "The effective rank").
     """
-    values = torch.linalg.svdvals(features.double().cpu())
+    values = torch.linalg.svdvals(features.detach().double().cpu())
     total = values.sum()
     if not total > 0:
         return 0.0
