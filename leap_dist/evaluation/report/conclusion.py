@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 from leap_dist.evaluation.results import Results
 from leap_dist.evaluation.statistics import Interval
 
 ENOUGH_SEEDS = 5
 """Smallest number of seeds whose result is stated without a warning."""
+
+NEAR_RANDOM = 0.02
+"""Human-normalized score below which agents hardly play better than at random, which scores 0."""
 
 OPEN = "not told apart"
 """Verdict on two arms whose difference may be zero."""
@@ -17,7 +22,7 @@ def conclusion(results: Results) -> str:
     seeds = fewest_seeds(results)
     if not results.overall:
         return "Nothing can be concluded: there is no game or task with results of every initialization."
-    found = f"{_scores(results)}{_verdict(results, seeds)}"
+    found = f"{_scores(results)}{_verdict(results, seeds)}{_near_random(results)}"
     if seeds >= ENOUGH_SEEDS:
         return found[0].upper() + found[1:]
     few = "One seed is" if seeds == 1 else f"{seeds} seeds are"
@@ -35,9 +40,12 @@ def _scores(results: Results) -> str:
     games = results.scoring.human_normalized
     value, aggregate = ("final", "iqm") if games else (next(iter(results.scoring.values)), "mean")
     name = "IQM" if games else f"mean {value.replace('_', ' ')}"
+    intervals = {arm: overall.aggregates[value][aggregate] for arm, overall in results.overall.items()}
+    points = sorted(interval.point for interval in intervals.values())
+    are_close = any(high - low < 0.02 for low, high in itertools.pairwise(points))
     shown = [
-        f"{arm}'s {_interval(overall.aggregates[value][aggregate], percent=not games)}"
-        for arm, overall in results.overall.items()
+        f"{arm}'s {_interval(interval, percent=not games, decimals=3 if are_close else 2)}"
+        for arm, interval in intervals.items()
     ]
     first, *others = shown
     first = first.replace("'s ", f"'s {name} is ", 1)
@@ -65,6 +73,18 @@ def _verdict(results: Results, seeds: int) -> str:
     return f": {'; '.join(parts)}."
 
 
+def _near_random(results: Results) -> str:
+    """Return a warning if no arm has learned to play, because a difference between them then says little."""
+    if not results.scoring.human_normalized:
+        return ""
+    scores = [overall.aggregates["final"]["iqm"].point for overall in results.overall.values()]
+    if max(scores) >= NEAR_RANDOM:
+        return ""
+    who = "It plays" if len(scores) == 1 else "None of them plays"
+    better = "no better" if len(scores) == 1 else "better"
+    return f" {who} {better} than at random (0), so this says little about longer training."
+
+
 def _compared(results: Results, intervals: dict[str, Interval]) -> str:
     """Return the verdict on an arm, from the interval of its paired difference to the baseline."""
     games = results.scoring.human_normalized
@@ -74,8 +94,8 @@ def _compared(results: Results, intervals: dict[str, Interval]) -> str:
     return "better" if (interval.low > 0) == games else "worse"
 
 
-def _interval(interval: Interval, *, percent: bool) -> str:
-    point, low, high = (f"{100 * x:.1f} %" if percent else f"{x:.2f}" for x in interval)
+def _interval(interval: Interval, *, percent: bool, decimals: int) -> str:
+    point, low, high = (f"{100 * x:.1f} %" if percent else f"{x:.{decimals}f}" for x in interval)
     return point if low == high else f"{point} [{low}, {high}]"
 
 
