@@ -87,8 +87,9 @@ class EventFile:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        self.path = folder / name
+        # TensorBoard reads files in the order of their names, also those that were made within one second.
+        place = f"{socket.gethostname()}.{os.getpid()}.{next(_numbers):06d}"
+        self.path = folder / f"events.out.tfevents.{int(time.time()):010d}.{place}"
         self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         self.size = 0
         """Bytes that were flushed."""
