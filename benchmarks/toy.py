@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from leap_dist.config.loading import resolve
 from leap_dist.config.settings import Config
 from leap_dist.leap import meta_learners
-from leap_dist.leap.learner import Progress
+from leap_dist.leap.learner import EndlessLearner, Progress
 from leap_dist.nn.actor_critic import initialize
 from leap_dist.nn.flat_vector import add_vector, flatten, load_vector
 from leap_dist.server.aggregation import Pull, combine
@@ -27,7 +27,7 @@ from leap_dist.server.meta_optimizer import MetaOptimizer
 from leap_dist.worker.run_task import limited_shift
 
 
-class ToyLearner:
+class ToyLearner(EndlessLearner):
     """Common base of the toy learners: all parameters are meta-learned, the optimizer is SGD, nothing is reported."""
 
     shared: Mapping[str, Tensor]
@@ -62,23 +62,6 @@ class ToyLearner:
     def progress(self) -> Progress:
         """Return empty progress."""
         return Progress((), {})
-
-    @property
-    def done(self) -> bool:
-        """Return False, because toy tasks never end early."""
-        return False
-
-    def backward_held_out(self) -> Tensor:
-        """Call `backward`, because nothing is held out."""
-        return self.backward()
-
-    def interim(self, beat: Callable[[], None]) -> dict[str, float]:
-        """Return nothing: its loss is all there is to measure."""
-        return {}
-
-    def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
-        """Return no final statistics."""
-        return {}
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
         """Do nothing, because there are no frames to show."""

@@ -44,7 +44,7 @@ class FomamlSettings:
 
 @dataclass(frozen=True)
 class MetaSettings:
-    """How the server turns contributions into a new initialization."""
+    """Settings of meta-updates, which turn contributions into a new initialization."""
 
     shared: Literal["encoder", "convolutions", "model"] = setting(
         "encoder",

@@ -55,7 +55,7 @@ AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_lis
 """Ports of the agents of a node, by the names of Ray's parameters."""
 
 PORTS = range(20_000, 32_000)
-"""Where they are drawn from: above the ports of Ray's workers, and below those that Linux gives to connections."""
+"""Range of these ports: above those of Ray's workers, and below those that Linux gives to connections."""
 
 _at_disconnect = contextlib.ExitStack()
 _abandoned = False

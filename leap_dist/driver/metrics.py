@@ -21,7 +21,7 @@ class Sample(NamedTuple):
 
 
 class Declaration(NamedTuple):
-    """What Prometheus is told about a metric."""
+    """Description and labels of a metric, which Prometheus shows."""
 
     description: str
     labels: tuple[str, ...] = ()

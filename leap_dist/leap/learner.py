@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -76,3 +77,31 @@ class Learner(Protocol):
 
     def close(self) -> None:
         """Release the task's resources."""
+
+
+class EndlessLearner(ABC):
+    """The part of a learner that is the same wherever every batch is new data, as when an agent plays.
+
+    Nothing needs to be held out, no task ends early, and training itself gives all metrics.
+    """
+
+    @abstractmethod
+    def backward(self) -> Tensor:
+        """See `Learner.backward`."""
+
+    @property
+    def done(self) -> bool:
+        """Return False: further training is always of use."""
+        return False
+
+    def backward_held_out(self) -> Tensor:
+        """Return what `backward` does, whose data training has not seen."""
+        return self.backward()
+
+    def interim(self, beat: Callable[[], None]) -> dict[str, float]:
+        """Return nothing: training itself gives all metrics."""
+        return {}
+
+    def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
+        """Return nothing: training itself gives all metrics."""
+        return {}

@@ -14,6 +14,12 @@ import torch
 from torch import Tensor
 
 
+def clip_factor(gradients: list[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:
+    """Return the factor that clips gradients to a global norm, and their norm before, both of shape ()."""
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return (max_norm / norm.clamp_min(1e-12)).clamp_max(1.0), norm
+
+
 class RMSProp:
     """v ← ρv + (1−ρ)g²;  θ ← θ − α g / √(v + ε)  (`epsilon_inside`, v₀ = 1)  or  θ − α g / (√v + ε)  (v₀ = 0).
 
@@ -67,8 +73,8 @@ class RMSProp:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if len(gradients) != len(self._parameters):
             raise RuntimeError("a parameter has no gradient: call step after backward")
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        self._form.step(gradients, (self._max_grad_norm / norm.clamp_min(1e-12)).clamp_max(1.0))
+        scale, norm = clip_factor(gradients, self._max_grad_norm)
+        self._form.step(gradients, scale)
         for parameter in self._parameters:
             parameter.grad = None
         return norm

@@ -1,4 +1,4 @@
-"""What an initialization is like as a starting point: figures that show a collapse long before an evaluation does.
+"""Statistics of an initialization as a starting point, which show a collapse long before an evaluation does.
 
 They are measured on the first unroll of a task, before its first step, so they cost no environment step and change
 nothing: at that point the encoder is φ.

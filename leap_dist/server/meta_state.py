@@ -87,7 +87,7 @@ class MetaState:
         self.backlog = Backlog(Journal(run_dir / "journal", replica), manifest.size, keep, whole_paths=whole_paths)
         self._optimizer = MetaOptimizer(config.mode, config.meta, initial)
         self.heads: dict[str, np.ndarray] = {}
-        """What training has added to each game's initial head, by game, where heads persist.
+        """The sum of what training has added to each game's initial head, by game, where heads persist.
 
         Where one agent learns all games: its heads and the state of its optimizer, under the name of all games.
         """

@@ -25,7 +25,7 @@ from leap_dist.evaluation.report.figures import (
     style_of,
 )
 from leap_dist.evaluation.scoring import ERRORS
-from leap_dist.evaluation.statistics import Band
+from leap_dist.evaluation.statistics import Band, Spread, spread
 from leap_dist.study import published
 from leap_dist.study.results import Evolution, Results
 from leap_dist.study.spec import ARMS
@@ -130,9 +130,7 @@ def error_during_meta_training(results: Results) -> Figure:
         axes.set_ylabel("error (%)", fontsize=9)
         for arm, errors in arms.items():
             at = sorted(errors)
-            mean = 100 * np.array([np.mean(errors[one]) for one in at])
-            deviation = 100 * np.array([np.std(errors[one], ddof=1) if len(errors[one]) > 1 else 0.0 for one in at])
-            draw_band(axes, np.array(at), Band(mean, mean - deviation, mean + deviation), _marked(arm))
+            _draw_spreads(axes, at, [spread(dict(enumerate(errors[one]))) for one in at], arm)
     measured = set[str]().union(*results.validation.values())
     draw_legend(figure, {arm: _marked(arm) for arm in results.study.arms if arm in measured})
     return figure
@@ -171,10 +169,14 @@ def _draw_by_pretraining(axes: Axes, results: Results, name: str) -> None:
         if not at:
             continue
         spreads = [results.cells[group][arm].values[name].over_seeds for group in at]
-        mean = 100 * np.array([spread.mean for spread in spreads])
-        deviation = 100 * np.nan_to_num([spread.deviation for spread in spreads])
-        x = np.array([int(group) for group in at])
-        draw_band(axes, x, Band(mean, mean - deviation, mean + deviation), _marked(arm))
+        _draw_spreads(axes, [int(group) for group in at], spreads, arm)
+
+
+def _draw_spreads(axes: Axes, at: Sequence[int], spreads: Sequence[Spread], arm: str) -> None:
+    """Draw the means over seeds in %, and one standard deviation to both sides, which is 0 for one seed."""
+    mean = 100 * np.array([one.mean for one in spreads])
+    deviation = 100 * np.nan_to_num([one.deviation for one in spreads])
+    draw_band(axes, np.array(at), Band(mean, mean - deviation, mean + deviation), _marked(arm))
 
 
 def _draw_legend(figure: Figure, results: Results, extra: Sequence[Line2D] = ()) -> None:

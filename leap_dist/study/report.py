@@ -68,15 +68,8 @@ def build(out: Path, repetitions: int = statistics.REPETITIONS) -> list[str]:
     folder.write_pictures(pictures, figures.NAMES)
     folder.write("table.md", markdown(blocks(results, pictures, repetitions)))
     folder.write_table(COLUMNS, results.rows)
-    names = (
-        "study",
-        "cells",
-        "points",
-        "comparisons",
-        "evolution",
-        "validation",
-        "warnings",
-    )  # runs are in results.csv
+    # The runs are in results.csv.
+    names = ("study", "cells", "points", "comparisons", "evolution", "validation", "warnings")
     numbers = {name: getattr(results, name) for name in names}
     folder.write_numbers({"unit": UNIT, "reference": REFERENCE, **numbers}, repetitions)
     return list(results.warnings)

@@ -29,7 +29,7 @@ class Progress:
         self._step_rate, self._push_rate = _Rate(), _Rate()
         self._begun: tuple[float, float] | None = None  # (time, number of tasks done, with fractions)
         self.start = StartTimes()
-        """What the start has taken so far. The driver names the parts until the server works."""
+        """Durations of the parts of the start. The driver names the parts until the server works."""
         self.places: dict[str, str] = {"logs": "", "metrics": ""}
         """Where the driver's node keeps Ray's logs, and the address of its page for Prometheus; "" if not known."""
 

@@ -11,7 +11,7 @@ import in_process_driver
 import jsonschema
 import protocol
 import pytest
-from status_schema import KINDS, SCHEMA, check
+from status_schema import KINDS, SCHEMA, check, parts
 from toy_data_sets import write_part
 
 import leap_dist
@@ -101,15 +101,9 @@ def test_what_the_schema_does_not_describe_is_noticed(tmp_path: Path, change: di
 
 def test_every_field_is_described() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    waiting: list[Any] = [SCHEMA]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, list):
-            waiting += part
-        elif isinstance(part, dict):
-            waiting += part.values()
-            for name, field in part.get("properties", {}).items():
-                assert field.get("description", "").endswith("."), name
+    for part in parts(SCHEMA):
+        for name, field in part.get("properties", {}).items():
+            assert field.get("description", "").endswith("."), name
 
 
 def test_the_fields_that_the_page_uses_exist() -> None:

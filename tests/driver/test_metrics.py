@@ -13,7 +13,7 @@ from typing import Any
 import in_process_driver
 import pytest
 from service import SYNC, Launch
-from toy_data_sets import write_part
+from toy_data_sets import short_run
 
 import leap_dist
 from leap_dist.driver import metrics
@@ -71,11 +71,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     in_process_driver.install(monkeypatch)
-    write_part(tmp_path / "data", "mnist")
-    return {
-        "preset": "smoke", "tasks": "multi-cv", "games": ("mnist",), "data_dir": str(tmp_path / "data"),
-        "task_steps": 64, "meta_updates": 2, "worker.device": "cpu", "worker.precision": "float32",
-    }  # fmt: skip
+    return short_run(tmp_path / "data")
 
 
 def summary(**changes: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,22 @@ def check(status: dict[str, Any], kind: str) -> None:
     jsonschema.Draft202012Validator(_closed(KINDS[kind])).validate(status)
 
 
-def _closed(schema: Any) -> Any:
-    """Return the schema with every object that lists its fields closed to others."""
-    closed = copy.deepcopy(schema)
-    waiting = [closed]
+def parts(schema: Any) -> Iterator[dict[str, Any]]:
+    """Yield every mapping of a schema, the whole one first."""
+    waiting: list[Any] = [schema]
     while waiting:
         part = waiting.pop()
         if isinstance(part, list):
             waiting += part
         elif isinstance(part, dict):
+            yield part
             waiting += part.values()
-            if isinstance(part.get("properties"), dict):
-                part["additionalProperties"] = False
+
+
+def _closed(schema: Any) -> Any:
+    """Return the schema with every object that lists its fields closed to others."""
+    closed = copy.deepcopy(schema)
+    for part in parts(closed):
+        if isinstance(part.get("properties"), dict):
+            part["additionalProperties"] = False
     return closed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,3 +25,12 @@ def write_part(data_dir: Path, name: str, *, train: int = 6, test: int = 2, seed
     folder = data_dir / name
     folder.mkdir(parents=True)
     np.savez(folder / f"{name}_{source.classes * (train + test)}.npz", **arrays)
+
+
+def short_run(data_dir: Path) -> dict[str, Any]:
+    """Write a part of MNIST to a directory, and return the settings of a run of two meta-updates on it."""
+    write_part(data_dir, "mnist")
+    return {
+        "preset": "smoke", "tasks": "multi-cv", "games": ("mnist",), "data_dir": str(data_dir),
+        "task_steps": 64, "meta_updates": 2, "worker.device": "cpu", "worker.precision": "float32",
+    }  # fmt: skip

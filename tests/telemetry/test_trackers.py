@@ -11,7 +11,7 @@ from typing import Any
 import in_process_driver
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_data_sets import write_part
+from toy_data_sets import short_run
 
 import leap_dist
 from leap_dist.config.loading import ConfigError
@@ -103,11 +103,7 @@ def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     in_process_driver.install(monkeypatch)
-    write_part(tmp_path / "data", "mnist")
-    return {
-        "preset": "smoke", "tasks": "multi-cv", "games": ("mnist",), "data_dir": str(tmp_path / "data"),
-        "task_steps": 64, "meta_updates": 2, "worker.device": "cpu", "worker.precision": "float32",
-    }  # fmt: skip
+    return short_run(tmp_path / "data")
 
 
 def written(run_dir: Path) -> dict[str, list[tuple[int, float]]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from leap_dist.config.settings import AgentSettings, AtariSettings, WorkerSettings
 from leap_dist.envs import atari_vector
-from leap_dist.leap.learner import Progress
+from leap_dist.leap.learner import EndlessLearner, Progress
 from leap_dist.leap.optimizers import RMSProp
 from leap_dist.nn.actor_critic import network_for_game
 from leap_dist.nn.device import graph_for, resolve_device, resolve_precision
@@ -26,7 +26,7 @@ from leap_dist.tasks.atari.environments import Environments, make_atari
 from leap_dist.tasks.atari.rollout import EpisodeTracker, Rollout, clip_rewards
 
 
-class A2C:
+class A2C(EndlessLearner):
     """An agent that learns one game from a given encoder. Implements `leap_dist.leap.learner.Learner`.
 
     The loss reuses the forward passes that chose the actions, since the parameters do not change within an unroll.
@@ -127,15 +127,6 @@ class A2C:
         with self.stopwatch("update"):
             self._optimizer.step()
 
-    @property
-    def done(self) -> bool:
-        """Whether further training would be of no use: never, since every unroll is new data."""
-        return False
-
-    def backward_held_out(self) -> Tensor:
-        """Do the same as `backward`: every unroll is data that training has not seen."""
-        return self.backward()
-
     def evaluate(self) -> Tensor:
         """Play one more unroll and return its loss, shape (), without a gradient."""
         self._play()
@@ -154,14 +145,6 @@ class A2C:
         self._parts, self._rollouts = None, 0
         returns, ends = self._episodes.take()
         return Progress(returns, means, ends)
-
-    def interim(self, beat: Callable[[], None]) -> dict[str, float]:
-        """Return nothing: scores come from training itself."""
-        return {}
-
-    def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
-        """Return nothing: the episodes say how well the agent plays."""
-        return {}
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
         """Call `see` with the first environment's newest frame after every step, (1 or 3, 84, 84)."""

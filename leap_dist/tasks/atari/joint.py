@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from leap_dist.config.settings import AgentSettings
-from leap_dist.leap.learner import Progress
-from leap_dist.leap.optimizers import RMSProp
+from leap_dist.leap.learner import EndlessLearner, Progress
+from leap_dist.leap.optimizers import RMSProp, clip_factor
 from leap_dist.nn.flat_vector import load_vector
 from leap_dist.protocol.messages import RETURN_OF
 from leap_dist.tasks.atari.a2c import A2C
 
 
-class JointA2C:
+class JointA2C(EndlessLearner):
     """Learns several games with one encoder. Implements `leap_dist.leap.learner.Learner`.
 
     Args:
@@ -63,8 +63,7 @@ class JointA2C:
             losses.append(one.backward())
             shared, local = [*one.shared.values()], [*one.local.values()]
             gradients = [parameter.grad for parameter in (*shared, *local) if parameter.grad is not None]
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            torch._foreach_mul_(gradients, (self._limit / norm.clamp_min(1e-12)).clamp_max(1.0))
+            torch._foreach_mul_(gradients, clip_factor(gradients, self._limit)[0])
             torch._foreach_add_(totals, gradients[: len(shared)], alpha=1.0 / len(self._agents))
             for parameter in shared:
                 parameter.grad = None
@@ -75,15 +74,6 @@ class JointA2C:
     def step(self) -> None:
         """Apply RMSProp to the encoder and all heads. Gradients are dropped, not overwritten."""
         self._optimizer.step()
-
-    @property
-    def done(self) -> bool:
-        """Whether training is over before its time: never, since every unroll is new data."""
-        return False
-
-    def backward_held_out(self) -> Tensor:
-        """Do the same as `backward`: every unroll is data that training has not seen."""
-        return self.backward()
 
     def evaluate(self) -> Tensor:
         """Play one more unroll of each game, and return the mean of their losses, shape (), without a gradient."""
@@ -99,14 +89,6 @@ class JointA2C:
         means = {name: float(np.mean([progress.means[name] for progress in found.values()])) for name in names}
         returns = {game: float(np.mean(progress.scores)) for game, progress in found.items() if progress.scores}
         return Progress((), means | {RETURN_OF + game: value for game, value in returns.items()})
-
-    def interim(self, beat: Callable[[], None]) -> dict[str, float]:
-        """Return nothing: scores come from training itself."""
-        return {}
-
-    def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
-        """Return nothing: the episodes say how well the agent plays."""
-        return {}
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
         """Call `see` with nothing: a picture belongs to one game, and a task is of all of them."""
