@@ -89,7 +89,9 @@ def test_an_event_file_is_never_one_that_is_there_already(
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 7.0)
     monkeypatch.setattr(event_file, "_numbers", iter([0]))
-    name = f"events.out.tfevents.0000000007.{socket.gethostname()}.{os.getpid()}.0"
+    EventFile(tmp_path / "before").close()
+    (name,) = (path.name for path in (tmp_path / "before").iterdir())
+    monkeypatch.setattr(event_file, "_numbers", iter([0]))
     (tmp_path / name).symlink_to(victim)
     with pytest.raises(FileExistsError):
         EventFile(tmp_path)
