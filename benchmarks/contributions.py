@@ -1,0 +1,237 @@
+"""Measure which form of the pull-forward gradient carries a signal on Atari: does a game say the same thing twice?
+
+    python -m benchmarks.contributions record --games assault asterix ms_pacman --seeds 2 --out contributions
+    python -m benchmarks.contributions compare contributions
+
+`record` trains every game from one random encoder, with several seeds for heads, actions and environments. While a task
+trains, it accumulates the pull-forward gradient in many forms at once, so that all of them are of the same path.
+`compare` prints for each form the mean cosine between contributions of the same game with different seeds, between
+different games, and between vectors whose entries were shuffled; the range of norms; and the share of the loss term. A
+form in which the same game with another seed is no more alike than another game carries no signal of the game; one
+in which other games are no more alike than shuffled vectors carries none that games share, which is all that an
+initialization can learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.harness import progress
+from leap_dist.config.loading import resolve
+from leap_dist.leap.pull_forward import PullForward
+from leap_dist.protocol.messages import Lease, Task
+from leap_dist.tasks.atari.a2c import A2C
+from leap_dist.tasks.atari.rollout import n_step_returns
+from leap_dist.tasks.task import family_of
+from leap_dist.worker.start import Start, make_learner
+
+SMOOTHING = 0.99
+"""Decay of the moving average in the smoothed forms: about a hundred rollouts."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of the pull-forward gradient."""
+
+    metric: str
+    loss_weight: float = 1.0
+    smoothing: float = 0.0
+    loss: str = "batch"
+    """What stands for f in Δf: the loss of the sampled "batch", of a "fixed" batch, or minus the mean "reward"."""
+    stabilize: bool = True
+
+
+FORMS: dict[str, Form] = {
+    "energy, λ = 1": Form("energy"),
+    "energy, smoothed": Form("energy", smoothing=SMOOTHING),
+    "energy, fixed batch": Form("energy", loss="fixed"),
+    "energy, reward": Form("energy", loss="reward", smoothing=SMOOTHING),
+    "length, λ = 1": Form("length"),
+    "length, λ = 0.01": Form("length", loss_weight=0.01),
+    "length, λ = 0": Form("length", loss_weight=0.0),
+    "length, smoothed": Form("length", smoothing=SMOOTHING),
+    "length, fixed batch": Form("length", loss="fixed"),
+    "length, reward": Form("length", loss="reward", smoothing=SMOOTHING),
+    "length, −Δf": Form("length", stabilize=False),
+}
+"""All recorded forms, by the name that the table gives them."""
+REPTILE = "energy, λ = 0"
+"""Path term of the energy, θ_0 − θ_K, which is Reptile's gradient."""
+
+
+class FixedBatch:
+    """The A2C loss on the states, actions and returns of a task's first rollout, at the current parameters.
+
+    It is to be made before the first rollout and completed by `freeze` after it.
+    """
+
+    def __init__(self, learner: A2C) -> None:
+        self._learner = learner
+        self._frames: list[Tensor] = [learner._rollout._frames.clone()]
+        self._set_frames = learner._rollout.set_frames
+        learner._rollout.set_frames = self._keep  # type: ignore[method-assign]
+
+    def _keep(self, observations: np.ndarray) -> None:
+        self._set_frames(observations)
+        self._frames.append(torch.from_numpy(observations.copy()))
+
+    def freeze(self) -> None:
+        """Keep what the first rollout consisted of."""
+        rollout = self._learner._rollout
+        rollout.set_frames = self._set_frames  # type: ignore[method-assign]
+        self._states = torch.cat(self._frames[:-1]).float() / 255
+        rewards, discounts = rollout._outcome
+        self._returns = n_step_returns(rewards, discounts, rollout._last_value).reshape(-1).clone()
+        self._actions = rollout._actions.view(-1, 1).clone()
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """Return the loss at the current parameters."""
+        agent = self._learner._agent
+        logits, values = self._learner._model(self._states)
+        log_policy = torch.log_softmax(logits, dim=-1)
+        chosen = log_policy.gather(1, self._actions).squeeze(1)
+        advantages = self._returns - values
+        entropy = -(log_policy.exp() * log_policy).sum(-1).mean()
+        loss = -(advantages * chosen).mean() + agent.value_cost * advantages.square().mean()
+        return float(loss - agent.entropy_cost * entropy)
+
+
+def record(game: str, seed: int, task_steps: int, preset: str, forms: Mapping[str, Form]) -> dict[str, np.ndarray]:
+    """Train one task and return, for each form, both terms of the pull-forward gradient: (2, parameters), float32."""
+    config = resolve(preset, {"games": [game], "task_steps": task_steps, "workers": 1})
+    torch.set_num_threads(config.worker.threads)
+    _, vector = family_of(config).initialization(config, 0, config.scope)
+    task = Task(seed, game, 0, seed=1_000 + seed, steps=task_steps)
+    learner = make_learner(config, Lease("record", task, "record", "record", 0, 60.0), Start(vector))
+    assert isinstance(learner, A2C)
+    try:
+        paths = {
+            name: PullForward(
+                learner.shared.values(),
+                metric="energy" if form.metric == "energy" else "length",
+                loss_weight=form.loss_weight,
+                loss_smoothing=form.smoothing,
+                stabilize=form.stabilize,
+            )
+            for name, form in forms.items()
+        }
+        fixed = FixedBatch(learner)
+        for number in range(task_steps // learner.steps_per_update):
+            losses = {"batch": float(learner.backward())}
+            if not number:
+                fixed.freeze()
+            losses["fixed"] = fixed.loss()
+            losses["reward"] = -float(learner._rollout.rewards.mean())
+            for name, path in paths.items():
+                path.observe(losses[forms[name].loss])
+            learner.step()
+        return {name: torch.stack(path.terms()).numpy() for name, path in paths.items()}
+    finally:
+        learner.close()
+
+
+# Comparison -------------------------------------------------------------------------------------------------------
+
+Contributions = dict[tuple[str, int], dict[str, np.ndarray]]
+"""Both terms of each form, (2, parameters), by game and seed."""
+
+
+def load(folder: Path) -> Contributions:
+    """Return everything that `record` has written to a folder."""
+    found: Contributions = {}
+    for path in sorted(folder.glob("*/*.npz")):
+        with np.load(path) as file:
+            found[path.parent.name, int(path.stem)] = {name: file[name] for name in file.files}
+    return found
+
+
+def gradients(found: Contributions) -> dict[str, dict[tuple[str, int], np.ndarray]]:
+    """Return the contributions of each form, and the two terms of each apart, as vectors by game and seed."""
+    names = list(next(iter(found.values())))
+    columns: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {
+        REPTILE: lambda terms: terms["energy, λ = 1"][1],
+    }
+    for name in names:
+        columns[name] = lambda terms, name=name: terms[name].sum(axis=0)  # type: ignore[misc]
+        if FORMS[name].loss_weight:
+            columns[f"{name}: loss term"] = lambda terms, name=name: terms[name][0]  # type: ignore[misc]
+    return {title: {key: of(terms) for key, terms in found.items()} for title, of in columns.items()}
+
+
+def cosines(vectors: Mapping[tuple[str, int], np.ndarray], *, same_game: bool) -> list[float]:
+    """Return the cosines of all pairs of the same game with different seeds, or of different games."""
+    exact = {key: vector.astype(np.float64) for key, vector in vectors.items()}
+    unit = {key: vector / max(float(np.linalg.norm(vector)), 1e-30) for key, vector in exact.items()}
+    return [float(unit[a] @ unit[b]) for a, b in itertools.combinations(unit, 2) if (a[0] == b[0]) == same_game]
+
+
+def compare(found: Contributions) -> list[dict[str, Any]]:
+    """Return a row of the table for each form."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for title, vectors in gradients(found).items():
+        shuffled = {key: rng.permutation(vector) for key, vector in vectors.items()}
+        norms = [float(np.linalg.norm(vector)) for vector in vectors.values()]
+        rows.append(
+            {
+                "form": title,
+                "same game": float(np.mean(cosines(vectors, same_game=True))),
+                "other game": float(np.mean(cosines(vectors, same_game=False))),
+                "shuffled": float(np.mean(cosines(shuffled, same_game=False))),
+                "smallest norm": min(norms),
+                "largest norm": max(norms),
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as a table in Markdown."""
+    lines = ["| form | same game, other seed | other game | shuffled | norms |", "|---|---|---|---|---|"]
+    for row in rows:
+        numbers = " | ".join(f"{row[name]:.3f}" for name in ("same game", "other game", "shuffled"))
+        lines.append(f"| {row['form']} | {numbers} | {row['smallest norm']:.3g} … {row['largest norm']:.3g} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Record contributions, or compare them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    recording = commands.add_parser("record", help="train tasks and write their contributions")
+    recording.add_argument("--games", nargs="+", required=True)
+    recording.add_argument("--seeds", type=int, default=2)
+    recording.add_argument("--task-steps", type=int, default=100_000)
+    recording.add_argument("--preset", default="fast")
+    recording.add_argument("--out", type=Path, required=True)
+    comparing = commands.add_parser("compare", help="print the table")
+    comparing.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    if given.command == "compare":
+        found = load(given.folder)
+        if not found:
+            parser.error(f"there are no contributions in {given.folder}")
+        print(table(compare(found)))
+        return
+    for seed, game in itertools.product(range(given.seeds), given.games):
+        path = given.out / game / f"{seed}.npz"
+        if path.exists():
+            continue
+        terms = record(game, seed, given.task_steps, given.preset, FORMS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, allow_pickle=False, **terms)
+        progress(f"{game}, seed {seed}: done")
+
+
+if __name__ == "__main__":
+    main()
