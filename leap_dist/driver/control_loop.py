@@ -31,7 +31,9 @@ MAX_PAUSE_SECONDS = 2.0
 STOP_SECONDS = 20.0
 """How long a clean stop waits for the workers."""
 AWAY_SECONDS = 60.0
-"""How long the server may be away. Ray restarts it within seconds as long as there is a cluster."""
+"""How long the server may be away at least. Ray restarts it within seconds as long as there is a cluster."""
+AWAY_STARTS = 5.0
+"""How long it may be away in multiples of the time that its first start took: a slow machine restarts it slowly too."""
 LAST_POLL_SECONDS = 10.0
 """How long the last poll waits: it only fetches what happened while the workers stopped."""
 
@@ -196,6 +198,11 @@ class ControlLoop:
         if lost:
             raise RunDirectoryLost(self._folder)
 
+    @property
+    def _longest_away(self) -> float:
+        """Seconds after which a server that does not answer counts as lost."""
+        return max(AWAY_SECONDS, AWAY_STARTS * self._progress.start.seconds.get("server", 0.0))
+
     def _miss(self) -> None:
         """Record that the server did not answer. Raises _ServerLost when it has been away for too long."""
         if self._away_since is None:
@@ -203,9 +210,9 @@ class ControlLoop:
             killed = memory.was_killed(self._status.get("server_pid"))
             reason = f"was killed because the memory was full; {memory.ADVICE}" if killed else "does not answer"
             self._pool.alerts.append(f"the server {reason}; if it died, Ray restarts it")
-        elif self._nodes.clock() - self._away_since > AWAY_SECONDS:
+        elif (away := self._nodes.clock() - self._away_since) > self._longest_away:
             raise _ServerLost(
-                f"the server has not answered for {AWAY_SECONDS:.0f} s; continue on another cluster with --resume"
+                f"the server has not answered for {away:.0f} s; continue on another cluster with --resume"
             )
         self._stop.wait(1.0)
 

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from leap_dist.driver.control_loop import ControlLoop
+from leap_dist.driver import memory
+from leap_dist.driver.control_loop import AWAY_SECONDS, ControlLoop, _ServerLost
 from leap_dist.driver.signals import StopSignal
 
 
@@ -29,3 +30,21 @@ def test_only_a_run_that_was_asked_to_stop_says_what_a_second_ctrl_c_does(tmp_pa
     loop._status = {"alerts": []}
     loop._report("stopping")
     assert [report["waiting"] for report in reports] == [stop.message if asked else ""]
+
+
+@pytest.mark.parametrize(("start_seconds", "longest"), [(4.0, AWAY_SECONDS), (28.0, 140.0)])
+def test_a_server_that_starts_slowly_may_be_away_for_longer(monkeypatch, tmp_path, start_seconds, longest):
+    monkeypatch.setattr(memory, "was_killed", lambda pid: False)
+    pool = SimpleNamespace(alerts=[])
+    nodes = SimpleNamespace(clock=lambda: now)
+    progress = SimpleNamespace(start=SimpleNamespace(seconds={"server": start_seconds}))
+    stop = SimpleNamespace(wait=lambda seconds: None)
+    loop = ControlLoop(None, pool, nodes, progress, lambda *report: None, tmp_path, stop)
+    now = 1000.0
+    loop._miss()
+    now += longest
+    loop._miss()
+    assert pool.alerts == ["the server does not answer; if it died, Ray restarts it"]
+    now += 1.0
+    with pytest.raises(_ServerLost, match=f"the server has not answered for {longest + 1:.0f} s; continue"):
+        loop._miss()

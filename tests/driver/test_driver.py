@@ -86,12 +86,14 @@ def test_a_worker_killed_in_mid_task_and_one_stopped_beyond_its_lease_are_replac
     run = launch("workers", *SYNC, "--workers", "2", "--server.lease-seconds", "3", **slow)
     first = run.wait_for(playing)
     os.kill(first, signal.SIGKILL)
-    run.wait_for(lambda summary: summary["restarts"] == summary["leases_lost"] == 1)
+    # On a slow machine a living worker may be silent for longer than its lease too, so these counts are minima.
+    run.wait_for(lambda summary: summary["restarts"] and summary["leases_lost"])
 
-    second = run.wait_for(playing)
+    second = run.wait_for(lambda summary: (pid := playing(summary)) != first and pid)
+    lost = run.summary()["leases_lost"]
     os.kill(second, signal.SIGSTOP)
     try:
-        run.wait_for(lambda summary: summary["leases_lost"] > 1)
+        run.wait_for(lambda summary: summary["leases_lost"] > lost)
     finally:
         os.kill(second, signal.SIGCONT)
     assert run.end() == 0, run.log.read_text()
