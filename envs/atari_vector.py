@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -135,6 +135,37 @@ class Atari:
         final = np.concatenate([images[truncated] for images in last], axis=1)
         observations = self._observe(restarted=terminated | truncated)
         return Step(observations, np.array(rewards, np.float32), terminated, truncated, self.lives, final)
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Return everything that the next steps depend on, as arrays and as JSON-compatible values, by name.
+
+        Returns None with settings under which a single frame is played in some step: the emulator's screen is not a
+        part of its state, and in some games one frame does not fill it.
+        """
+        rest = self._max_episode_frames % self._frame_skip
+        if self._frame_skip < 3 or 0 < rest < 3:
+            return None
+        machines = [np.frombuffer(emulator.state(), np.uint8) for emulator in self._emulators]
+        arrays = {f"machine{n}": machine for n, machine in enumerate(machines)}
+        arrays |= {f"frame{k}": images for k, images in enumerate(self._history)}
+        generator = self._random.bit_generator.state
+        return arrays, {"elapsed": self._elapsed.tolist(), "executed": list(self._executed), "random": generator}
+
+    def load_state(self, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> np.ndarray:
+        """Continue from what `state` returned, in environments made alike, and return the observations there.
+
+        Raises KeyError, ValueError or RuntimeError for anything else.
+        """
+        for n, emulator in enumerate(self._emulators):
+            emulator.load_state(arrays[f"machine{n}"].tobytes())
+        for k, images in enumerate(self._history):
+            images[:] = arrays[f"frame{k}"]
+        self._elapsed[:] = values["elapsed"]
+        self._executed = [int(action) for action in values["executed"]]
+        self._random = np.random.default_rng()
+        self._random.bit_generator.state = values["random"]
+        self._started = True
+        return np.concatenate(self._history, axis=1)
 
     def screen(self) -> np.ndarray:
         """Return the first environment's screen in color, uint8 (height, 160, 3), as the emulator shows it now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from ale_py import ALEInterface, LoggerMode, roms
+from ale_py import ALEInterface, ALEState, LoggerMode, roms
 
 from leap_dist.envs.games import require
 
@@ -44,6 +44,15 @@ class Emulator:
         an earlier episode would remain.
         """
         self.ale.restoreState(self._start)
+
+    def state(self) -> bytes:
+        """Return the state of the machine, 14 kB, including the emulator's random numbers but not the screen."""
+        state: bytes = self.ale.cloneSystemState().serialize()
+        return state
+
+    def load_state(self, state: bytes) -> None:
+        """Continue from a state. Two frames must be emulated before the screen is read, as after `restart`."""
+        self.ale.restoreSystemState(ALEState(state))
 
 
 def take(game: str, count: int) -> list[Emulator]:

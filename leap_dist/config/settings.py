@@ -184,6 +184,11 @@ class WorkerSettings:
     )
     push_interval: int = setting(50_000, "agent steps between two partial contributions of a task", low=1)
     heartbeat_seconds: float = setting(2.0, "seconds between two renewals of a lease", above=0)
+    state_seconds: float = setting(
+        300.0,
+        "seconds between two savings of an evaluated agent, which continues from the last one after a stop",
+        above=0,
+    )
 
 
 @dataclass(frozen=True)

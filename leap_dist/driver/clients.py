@@ -86,6 +86,11 @@ class ServerClient:
                 return ack
             time.sleep(ack.wait)
 
+    def save_state(self, lease_id: str, incarnation: str, state: bytes) -> Ack:
+        """Let the server keep the state of a task."""
+        ack: Ack = self.call("save_state", lease_id, incarnation, state)
+        return ack
+
     def snapshot(self) -> tuple[int, np.ndarray]:
         """Return the current version and φ."""
         while True:

@@ -13,7 +13,7 @@ from leap_dist.driver.actors import ServerProcess
 from leap_dist.evaluation import initializations
 from leap_dist.evaluation.runs import Run
 from leap_dist.evaluation.server import EvaluationServer
-from leap_dist.protocol.messages import Lease
+from leap_dist.protocol.messages import Ack, Lease
 from leap_dist.worker.start import Start
 
 
@@ -26,7 +26,13 @@ class EvaluationActor(ServerProcess):
 
     def _grant(self, lease: Lease) -> Grant:
         vector, scope, rate = self._server.start(lease)
-        return Grant(lease, ray.put(vector), Start(NO_VECTOR, scope=scope, evaluation=True, learning_rate=rate))
+        state = self._server.state_of(lease)
+        start = Start(NO_VECTOR, scope=scope, evaluation=True, learning_rate=rate, state=state)
+        return Grant(lease, ray.put(vector), start)
+
+    def save_state(self, lease_id: str, incarnation: str, state: bytes) -> Ack:
+        """Keep the state of a running agent; see EvaluationServer.save_state."""
+        return self._with_stop(self._server.save_state(lease_id, incarnation, state))
 
 
 EVALUATION: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(EvaluationActor)

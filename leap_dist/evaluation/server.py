@@ -20,8 +20,10 @@ from leap_dist.config.settings import Config
 from leap_dist.evaluation.agents import AgentStore
 from leap_dist.evaluation.run_queue import RunQueue
 from leap_dist.evaluation.runs import Run, missing, result_of, save
+from leap_dist.evaluation.states import StateStore
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Task, process_of
 from leap_dist.server.leases import ACCEPTED, LeaseBook, OpenLease, describe
+from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.journal import Journal
 from leap_dist.storage.locks import RunLock
 from leap_dist.tasks.task import family_of
@@ -72,6 +74,7 @@ class EvaluationServer:
             left, warnings = missing(self._runs, config, out)
             self._queue = RunQueue(self._runs, left)
             self._agents = AgentStore(out, self._runs)
+            self._states = StateStore(out, config)
             journal, max_gap = Journal(out / "journal"), config.server.lease_seconds / 4
             self._leases = LeaseBook(journal, session, clock, max_gap)
             warnings += self._reopen_leases(journal, session)
@@ -117,6 +120,29 @@ class EvaluationServer:
         if vector is None:
             _, vector = family_of(self._config).initialization(self._config, lease.task.seed, arm.scope)
         return vector, arm.scope, arm.learning_rate
+
+    def state_of(self, lease: Lease) -> bytes | None:
+        """Return the state that a run continues from, or None if it starts from the beginning."""
+        run = self._runs[lease.task.index]
+        try:
+            return self._states.load(run)
+        except (CorruptFile, OSError) as error:
+            self._alert(f"{run.name} starts from the beginning: {error}")
+            return None
+
+    def save_state(self, lease_id: str, incarnation: str, state: bytes) -> Ack:
+        """Store the state of a run, so that it can continue from there, and extend its lease."""
+        held = self._leases.get(lease_id)
+        if held is None or held.lease.incarnation != incarnation:
+            return _ack(False, reason=self._leases.outcome(lease_id), proceed=False)
+        self._extend(held, held.steps)
+        run = self._runs[held.lease.task.index]
+        try:
+            self._states.keep(run, state)
+        except OSError as error:  # the run goes on; it would only start earlier after a stop
+            self._alert(f"the state of {run.name} could not be stored: {error}")
+            return _ack(False, reason="storage")
+        return _ack(True, durable=True)
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
         """Extend a lease whose run is `steps` steps old. The answer's `proceed` is False if the lease has ended."""
@@ -246,6 +272,7 @@ class EvaluationServer:
         except OSError as error:
             self._alert(f"the result of {run.name} could not be stored: {error}")
             return _ack(False, reason="storage", wait=RETRY_SECONDS)
+        self._states.drop(run)
         self._queue.succeed(index, held.lease.worker)
         return None
 
@@ -255,7 +282,10 @@ class EvaluationServer:
         self._queue.give_back(held.lease.task.index)
 
     def _fail(self, held: OpenLease, reason: str) -> None:
-        self._alert(f"{self._runs[held.lease.task.index].name} failed on {held.lease.worker}: {reason}")
+        run = self._runs[held.lease.task.index]
+        self._alert(f"{run.name} failed on {held.lease.worker}: {reason}")
+        if not held.steps:  # it made no progress, so the state that it continued from may be the cause
+            self._states.drop(run)
         self._lose(held, "failed")
         self._blame(held, reason)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +21,16 @@ class Progress:
     """Mean losses and diagnostics, by name."""
     ended: tuple[int, ...] = ()
     """Agent steps from the start of the task at which each score was reached."""
+
+
+@dataclass(frozen=True)
+class LearnerState:
+    """Everything that the rest of a learner's training depends on."""
+
+    arrays: dict[str, np.ndarray]
+    """Arrays by name."""
+    values: dict[str, Any]
+    """JSON-compatible values by name."""
 
 
 class Learner(Protocol):
@@ -69,6 +79,15 @@ class Learner(Protocol):
         Calls `beat` about once a second, so that the lease can be renewed.
         """
 
+    def state(self) -> LearnerState | None:
+        """Return the state between two updates, from which `load_state` continues, or None if that is not possible."""
+
+    def load_state(self, state: LearnerState) -> None:
+        """Continue from a state of a learner that was made alike; on a CPU bit for bit. To be called before training.
+
+        Raises KeyError, ValueError or RuntimeError if the state is that of another learner.
+        """
+
     def show(self, see: Callable[[np.ndarray], None]) -> None:
         """From now on, call `see` with each picture that the learner trains on, uint8 (C, H, W), if there are any.
 
@@ -97,6 +116,14 @@ class EndlessLearner(ABC):
     def backward_held_out(self) -> Tensor:
         """Return what `backward` does, whose data training has not seen."""
         return self.backward()
+
+    def state(self) -> LearnerState | None:
+        """Return None: most learners can only start from the beginning."""
+        return None
+
+    def load_state(self, state: LearnerState) -> None:
+        """Raise RuntimeError, because there is no such state."""
+        raise RuntimeError("this learner has no state to continue from")
 
     def interim(self, beat: Callable[[], None]) -> dict[str, float]:
         """Return nothing: training itself gives all metrics."""

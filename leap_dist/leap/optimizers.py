@@ -64,6 +64,16 @@ class RMSProp:
             raise RuntimeError("a fused optimizer has no mean square: make it with fused=False")
         return self._form.mean_square
 
+    def state(self) -> tuple[list[Tensor], float]:
+        """Return what the next step depends on beside the parameters: one tensor for each, not copied, and a number."""
+        return self._form.state()
+
+    @torch.no_grad()
+    def load_state(self, tensors: list[Tensor], number: float) -> None:
+        """Continue from what `state` of an optimizer of the same form returned."""
+        torch._foreach_copy_(self._form.state()[0], tensors)
+        self._form.set_number(number)
+
     @torch.no_grad()
     def step(self) -> Tensor:
         """Update the parameters from `.grad` and set it to None. Return the norm of the raw gradient, shape ().
@@ -95,6 +105,13 @@ class _Plain:
         # Kept from step to step: allocating memory each time costs more than the arithmetic on it.
         self._clipped = [torch.empty_like(t) for t in targets]
         self._denominators = [torch.empty_like(t) for t in targets]
+
+    def state(self) -> tuple[list[Tensor], float]:
+        """Return the mean squares, and a number that has no meaning here."""
+        return self.mean_square, 0.0
+
+    def set_number(self, number: float) -> None:
+        """Do nothing: there is no number."""
 
     def step(self, gradients: list[Tensor], scale: Tensor) -> None:
         """Make one step with `scale` times the gradients."""
@@ -138,6 +155,14 @@ class _Fused:
         self._sums = [torch.full_like(t, start) for t in targets]
         self._squared_scale = 1.0
         self._steps = [torch.ones(()) for _ in targets]  # required by the decay of the learning rate, which is not used
+
+    def state(self) -> tuple[list[Tensor], float]:
+        """Return w and k₋²."""
+        return self._sums, self._squared_scale
+
+    def set_number(self, number: float) -> None:
+        """Set k₋²."""
+        self._squared_scale = number
 
     def step(self, gradients: list[Tensor], scale: Tensor) -> None:
         """Make one step with `scale` times the gradients."""

@@ -32,6 +32,7 @@ FILES = (
     "transfer-run",
     "validation",
     "transfer-agent",
+    "transfer-state",
     "transfer-report",
     "study",
     "study-report",
@@ -56,6 +57,7 @@ POINTS = (
     "task.start",  # in the worker
     "task.update",
     "task.pushed",
+    "task.saved",
 )
 
 ACTIONS: dict[str, Callable[[str], object]] = {}

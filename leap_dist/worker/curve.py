@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -27,6 +27,11 @@ class LearningCurve:
         self._steps = 0
         self.points: list[CurvePoint] = []
         self.episodes: list[Episode] = []
+
+    def load(self, steps: int, points: Sequence[CurvePoint], episodes: Sequence[Episode]) -> None:
+        """Continue a curve that another process has brought to so many steps."""
+        self._steps = steps
+        self.points, self.episodes = list(points), list(episodes)
 
     def is_due(self, steps: int) -> bool:
         """Return whether `steps` has reached the next multiple of the interval since the last due point."""

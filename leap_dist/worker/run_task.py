@@ -19,6 +19,7 @@ from leap_dist.testing.failpoints import failpoint
 from leap_dist.worker.curve import LearningCurve
 from leap_dist.worker.preemption import PreemptionNotice
 from leap_dist.worker.start import Start, make_learner
+from leap_dist.worker.task_state import TaskState
 
 
 class Server(Protocol):
@@ -29,6 +30,9 @@ class Server(Protocol):
 
     def push(self, contribution: Contribution) -> Ack:
         """Deliver a contribution."""
+
+    def save_state(self, lease_id: str, incarnation: str, state: bytes) -> Ack:
+        """Keep the state of a task of an evaluation, so that it can be continued from there."""
 
     def snapshot(self) -> tuple[int, np.ndarray]:
         """Return the current version and φ, flat float32."""
@@ -120,12 +124,16 @@ class TaskRun:
         self._started = self._renewed = clock()
         self._quiet_until = self._started  # until then, the server wants no push but the final one
         self._longest_silence = lease.seconds / 4  # even then, the lease is renewed after this time
+        self._rollouts = self._steps = 0
+        if start.state is not None:
+            self._continue(TaskState.unpack(start.state))
+        self._saved = clock()
 
     def updates(self) -> Iterator[None]:
         """Train the whole task, and yield before each gradient, so that those of several tasks can be made together."""
         config, learner, meta_learner = self._config, self._learner, self._meta_learner
-        rollout, rollouts, interval = 0, config.rollouts_per_task, config.worker.push_interval
-        steps, pushed = 0, 0
+        rollout, rollouts, interval = self._rollouts, config.rollouts_per_task, config.worker.push_interval
+        steps = pushed = self._steps
         first_filmed = self._video.start(self._lease)
         failpoint("task.start")
         while rollout < rollouts:
@@ -153,6 +161,7 @@ class TaskRun:
             if self._notice.given and not self._notice.leaves_time_for(self._seconds_left(rollout, rollouts)):
                 if config.prefixes_count:
                     self._push(rollout, steps)
+                self._save(rollout, steps)
                 return
             ack = None
             if steps // interval > pushed // interval and self._clock() >= self._quiet_until:
@@ -166,7 +175,10 @@ class TaskRun:
                 self._renewed = self._clock()
                 self._quiet_until = max(self._quiet_until, self._renewed + ack.wait)
                 if not ack.proceed:
+                    self._save(rollout, steps)
                     return
+            if self._clock() - self._saved > config.worker.state_seconds:
+                self._save(rollout, steps)
         meta_learner.finish()
         if self._evaluation and (more := self._learner.conclude(self._beat(steps))):
             self._curve.add(steps, more)
@@ -177,6 +189,27 @@ class TaskRun:
     def _seconds_left(self, done: int, rollouts: int) -> float:
         """Estimate the time to the end of the task from the speed so far."""
         return (self._clock() - self._started) / done * (rollouts - done)
+
+    def _continue(self, state: TaskState) -> None:
+        """Continue from a state. Raises ValueError if it is that of a longer task or of another learner."""
+        if state.rollouts >= self._config.rollouts_per_task:
+            raise ValueError(f"the state has {state.rollouts} updates, all of the task's or more")
+        self._learner.load_state(state.learner)
+        self._curve.load(state.steps, state.points, state.episodes)
+        self._rollouts, self._steps = state.rollouts, state.steps
+        self._started -= state.seconds
+
+    def _save(self, rollouts: int, steps: int) -> None:
+        """Let the server keep the state of an evaluation's task, if the learner has one."""
+        self._saved = self._clock()
+        if not self._evaluation or (learner := self._learner.state()) is None:
+            return
+        curve = self._curve
+        state = TaskState(learner, rollouts, steps, self._saved - self._started, curve.points, curve.episodes)
+        with self._time("waiting"):
+            self._server.save_state(self._lease.id, self._lease.incarnation, state.pack())
+        failpoint("task.saved")
+        self._renewed = self._clock()
 
     def _must_renew(self) -> bool:
         """Return whether the server has not heard of the task for too long."""

@@ -26,6 +26,8 @@ class Start:
     """Name of the set of parameters in `vector`; None for the configured one."""
     evaluation: bool = False
     """Whether the task only evaluates: then there is no meta-learning, and the final push lists every episode."""
+    state: bytes | None = None
+    """State that the task continues from, see `leap_dist.worker.task_state`; None to start from the beginning."""
     learning_rate: float | None = None
     """Learning rate that an evaluation gives this arm; None for the configured one."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,6 +27,12 @@ class Environments(Protocol):
 
     def step(self, actions: np.ndarray) -> Step:
         """Execute one action in each copy."""
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Return everything that the next steps depend on, as arrays and JSON-compatible values, or None if unknown."""
+
+    def load_state(self, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> np.ndarray:
+        """Continue from what `state` returned, and return the observations there."""
 
     def close(self) -> None:
         """Release the environments."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,21 @@ class EpisodeTracker:
         returns, ends = tuple(self._returns), tuple(self._ends)
         self._returns, self._ends = [], []
         return returns, ends
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as JSON-compatible values."""
+        return {
+            "running": self._running.tolist(),
+            "steps": self._steps,
+            "returns": list(self._returns),
+            "ends": list(self._ends),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        self._running[:] = state["running"]
+        self._steps = int(state["steps"])
+        self._returns, self._ends = list(state["returns"]), list(state["ends"])
 
 
 REWARD_BOUND = 5.0
@@ -105,7 +121,8 @@ class Rollout:
         steps, envs = agent.unroll, agent.envs
         self._model = model
         self._agent = agent
-        self._generator = generator
+        self.generator = generator
+        """Draws the actions."""
         self._recorder = Recorder(model.encoder, steps, envs, dtype)
         weight = model.encoder.conv1.weight
         device, channels = weight.device, weight.shape[1]
@@ -134,7 +151,7 @@ class Rollout:
     def start(self) -> None:
         """Begin an unroll with the current parameters. Its first frames are those set last."""
         # Gumbel-max trick: argmax of logits − log E, with E exponential, is a sample of the softmax.
-        self._noise.exponential_(generator=self._generator).log_().neg_()
+        self._noise.exponential_(generator=self.generator).log_().neg_()
 
     def set_frames(self, observations: np.ndarray) -> None:
         """Set the observations of the next step, uint8 (N, C, 84, 84)."""

@@ -75,6 +75,13 @@ class GymnasiumVector:
         observations = self._observe(images, terminated | truncated)
         return Step(observations, np.array(rewards, np.float32), terminated, truncated, self.lives, final)
 
+    def state(self) -> None:
+        """Return None: a Gymnasium environment has no state that could be read."""
+
+    def load_state(self, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> np.ndarray:
+        """Raise RuntimeError, because there is no such state."""
+        raise RuntimeError("a Gymnasium environment has no state to continue from")
+
     def close(self) -> None:
         """Close the environments. Closing twice is harmless."""
         for env in self._envs:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from leap_dist.config.image_settings import SupervisedSettings
 from leap_dist.config.settings import WorkerSettings
-from leap_dist.leap.learner import Progress
+from leap_dist.leap.learner import LearnerState, Progress
 from leap_dist.nn.convnet import ConvNet, initialize
 from leap_dist.nn.device import resolve_device, resolve_precision
 from leap_dist.nn.flat_vector import add_vector, load_vector
@@ -227,6 +227,13 @@ class Classifier:
             self._patience.add(self._score(self._validation).error)
             self._scored = checks
         return self._seen >= self._most or self._patience.over
+
+    def state(self) -> None:
+        """Return None: a classifier trains for minutes at most, so it starts again from the beginning."""
+
+    def load_state(self, state: LearnerState) -> None:
+        """Raise RuntimeError, because there is no such state."""
+        raise RuntimeError("an image classifier has no state to continue from")
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
