@@ -53,14 +53,17 @@ def pause_after(seconds: float) -> float:
 
 def stop_message(status: dict[str, Any]) -> str:
     """Return what a first signal prints: what happens now, what is kept, and what a second signal does."""
+    running = len(status["leases"])
     if status.get("kind") == "evaluation":
-        kept = f"{status['tasks']} finished runs are kept"
+        kept = f"{status['tasks']} finished runs are kept, {running} running ones stop at their next report"
+        if status["saves_states"]:
+            kept += " and save their state, from which they continue"
     else:
-        kept = f"{status['contributions_applied'] + status['contributions_waiting']} accepted contributions are kept"
-    return (
-        f"stopping: {kept}, {len(status['leases'])} running tasks are given up at their next report. "
-        "A second Ctrl-C does not wait for them"
-    )
+        kept = (
+            f"{status['contributions_applied'] + status['contributions_waiting']} accepted contributions are kept, "
+            f"{running} running tasks are given up at their next report"
+        )
+    return f"stopping: {kept}. A second Ctrl-C does not wait for them"
 
 
 class ControlLoop:

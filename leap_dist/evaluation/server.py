@@ -212,6 +212,7 @@ class EvaluationServer:
         done = len(self._runs) - len(self._queue.waiting) - len(open_leases) - len(self._queue.given_up)
         return {
             "kind": "evaluation",
+            "saves_states": self._config.tasks == "atari",
             "tasks": done,
             "tasks_waiting": 0,
             "tasks_wanted": len(self._runs),

@@ -122,7 +122,14 @@ def test_what_is_kept_and_given_up_is_said_with_numbers() -> None:
         "stopping: 12 accepted contributions are kept, 3 running tasks are given up at their next report. "
         "A second Ctrl-C does not wait for them"
     )
-    assert "4 finished runs are kept, 1 running" in stop_message({"kind": "evaluation", "tasks": 4, "leases": [{}]})
+    evaluation = {"kind": "evaluation", "tasks": 4, "leases": [{}], "saves_states": False}
+    assert stop_message(evaluation) == (
+        "stopping: 4 finished runs are kept, 1 running ones stop at their next report. "
+        "A second Ctrl-C does not wait for them"
+    )
+    assert "at their next report and save their state, from which they continue." in stop_message(
+        {**evaluation, "saves_states": True}
+    )
 
 
 def test_a_run_directory_that_is_gone_or_another_ends_the_run(tmp_path: Path) -> None:
