@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from leap_dist.api import errors
@@ -63,6 +64,7 @@ def evaluate(
     config: Given = None,
     *,
     seeds: int = 5,
+    game_steps: Mapping[str, int] = MappingProxyType({}),
     out: str | Path | None = None,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
@@ -75,6 +77,7 @@ def evaluate(
         config: settings of the agents: the name of a preset, or settings by dotted name such as `games` and
             `task_steps`. All others are those of the run that made the first initialization.
         seeds: number of runs for each initialization and task.
+        game_steps: agent steps for single games, where they differ from the setting `task_steps`.
         out: output directory; by default a new one below reports/. If it holds runs of the same evaluation, only
             the missing ones are made.
         callbacks: called while it goes on: `on_start`, `on_report`, `on_alert` and `on_end`.
@@ -95,7 +98,7 @@ def evaluate(
         folder = Path(out) if out is not None else run_directory.create_unique(_default_folder())
         if run_directory.exists(folder) and not run_directory.holds_evaluation(folder):
             raise ConfigError(f"out: {folder} holds a training run; choose another")
-        planned = runs.plan(arms, resolved, seeds, initializations.first_seed(given, resolved))
+        planned = runs.plan(arms, resolved, seeds, initializations.first_seed(given, resolved), game_steps)
         runs.missing(planned, resolved, folder)  # raises errors before anything is written
         driver.check_prerequisites(resolved)
         stop.check()

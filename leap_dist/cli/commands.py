@@ -99,7 +99,8 @@ def evaluate(parsed: argparse.Namespace) -> int:
     from leap_dist.evaluation import initializations, runs
     from leap_dist.storage import run_directory
 
-    planned = runs.plan(arms, config, parsed.seeds, initializations.first_seed(parser.settings(parsed), config))
+    first = initializations.first_seed(parser.settings(parsed), config)
+    planned = runs.plan(arms, config, parsed.seeds, first, runs.parse_steps_of(parsed.game_steps))
     runs.missing(planned, config, out)  # raises errors before anything is written
     driver.check_prerequisites(config)
     check_stop()  # before anything is written
@@ -108,7 +109,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
         initializations.write(out, arms)
         results.print_notes(initializations.notes(arms, config))
         missing, _ = runs.missing(planned, config, out)
-        plan.print_evaluation(config, planned, len(missing), out)
+        plan.print_evaluation(config, planned, missing, out)
         outcome = reporting.evaluate(config, planned, out) if missing else "done"
         if any(out.glob("runs/*/*/*.json")):
             results.print_evaluation(out)

@@ -151,10 +151,22 @@ def _add_evaluate(command: Callable[..., _Parser], help: Help) -> _Parser:
     comparison.add_argument(
         "--seeds", type=_whole_number, default=5, metavar="N", help="runs per arm and game (default: 5)"
     )
+    _add_game_steps(comparison)
     comparison.add_argument("--out", type=_directory, metavar="DIR", help="output directory (default: reports/TIME)")
     _add_preset(comparison, "that of the first --init")
     _add_settings(evaluate, "evaluate", help)
     return evaluate
+
+
+def _add_game_steps(comparison: argparse._ArgumentGroup) -> None:
+    comparison.add_argument(
+        "--game-steps",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GAME=N",
+        help="agent steps for single games, where they differ from --task-steps",
+    )
 
 
 def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:

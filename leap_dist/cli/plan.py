@@ -58,31 +58,39 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
     ]
 
 
-def print_evaluation(config: Config, runs: Sequence[EvaluationRun], missing: int, out: Path) -> None:
-    """Print the plan of an evaluation; `missing` is the number of runs that are not finished."""
+def print_evaluation(config: Config, runs: Sequence[EvaluationRun], missing: Sequence[int], out: Path) -> None:
+    """Print the plan of an evaluation; `missing` has the indices of the runs that are not finished."""
     _print(evaluation(config, runs, missing, out))
 
 
-def evaluation(config: Config, runs: Sequence[EvaluationRun], missing: int, out: Path) -> list[tuple[str, str]]:
+def evaluation(
+    config: Config, runs: Sequence[EvaluationRun], missing: Sequence[int], out: Path
+) -> list[tuple[str, str]]:
     """Return the plan of an evaluation, a heading and then titles with texts."""
     arms = list(dict.fromkeys(run.arm.label for run in runs))
     seeds = len({run.seed for run in runs})
     unit = registry.for_config(config).step_unit
     length = (
         f"{_count(len(runs), 'agent')} ({len(arms)} × {_count(len(config.games), 'task')} × "
-        f"{_count(seeds, 'seed')}), {config.task_steps:,} {unit} each: {len(runs) * config.task_steps:,} in all"
+        f"{_count(seeds, 'seed')}), {_range([run.steps for run in runs])} {unit} each: "
+        f"{sum(run.steps for run in runs):,} in all"
     )
-    if missing < len(runs):
-        length += f"; {len(runs) - missing} of {len(runs)} are done"
+    if len(missing) < len(runs):
+        length += f"; {len(runs) - len(missing)} of {len(runs)} are done"
     return [
         ("", f"evaluation of {', '.join(arms)} on {_names(config)}, preset {config.preset}"),
         ("to do", length),
-        ("duration", _duration(config, missing * config.task_steps, {})),
+        ("duration", _duration(config, sum(runs[index].steps for index in missing), {})),
         ("directory", str(out)),
         ("watch", f"{console.command()} status {shlex.quote(str(out))}"),
         ("stop", "Ctrl-C; finished agents are kept"),
         ("go on", f"the same command with --out {shlex.quote(str(out))}"),
     ]
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _names(config: Config) -> str:

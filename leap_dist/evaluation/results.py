@@ -78,8 +78,8 @@ class Results:
     scoring: Scoring
     arms: tuple[str, ...]
     baseline: str
-    budget: int
-    """Length of the shortest run."""
+    budgets: dict[str, int]
+    """Length of the shortest run of each game, over which its runs are compared."""
     rows: tuple[Row, ...]
     targets: dict[str, float]
     """Mean final return of the baseline, by game; empty for errors."""
@@ -94,9 +94,20 @@ class Results:
     thresholds: dict[str, np.ndarray]
     """Thresholds of the performance profiles, by value."""
     all_points: Points | None
+    """Points of the curves over all games: percentages of the runs if these are compared over different lengths."""
     overall: dict[str, Overall]
     against: dict[str, Against]
     warnings: tuple[str, ...]
+
+    @property
+    def budget(self) -> int:
+        """Length of the shortest run."""
+        return min(self.budgets.values())
+
+    @property
+    def by_share(self) -> bool:
+        """Whether games are compared over different lengths, so that only shares of them mean the same in all."""
+        return self.scoring.human_normalized and len(set(self.budgets.values())) > 1
 
 
 _ByArm = dict[str, dict[str, list[Row]]]
@@ -129,12 +140,16 @@ def compute(
     everything = [row for rows_of_arm in of_arm.values() for row in rows_of_arm]
     thresholds = {name: _thresholds(everything, name) for name in scoring.values} if scoring.human_normalized else {}
     compared = _Comparison(scoring, thresholds if everything else {}, repetitions)
-    all_points = points_of(everything, scoring) if everything else None
+    budgets = {game: min(row.run.budget for row in rows if row.run.game == game) for game in found}
+    by_share = scoring.human_normalized and len(set(budgets.values())) > 1
+    all_points = None
+    if everything:
+        all_points = Points(statistics.grid(100), logarithmic=False) if by_share else points_of(everything, scoring)
     return Results(
         scoring=scoring,
         arms=arms,
         baseline=baseline,
-        budget=min(row.run.budget for row in rows),
+        budgets=budgets,
         rows=tuple(rows),
         targets=targets,
         cells={
@@ -274,7 +289,9 @@ class _Comparison(NamedTuple):
         )
 
     def _score_curve(self, row: Row, points: Points) -> np.ndarray:
-        return np.array([self.scoring.of_game(row.run.game, float(value)) for value in row.at(points)], float)
+        # All curves of games have their points at the same shares of the budget.
+        values = row.curve.values if self.scoring.human_normalized else row.at(points)
+        return np.array([self.scoring.of_game(row.run.game, float(value)) for value in values], float)
 
 
 def _targets(rows: Sequence[Row], baseline: str) -> dict[str, float]:
@@ -308,13 +325,15 @@ def _thresholds(rows: list[Row], name: str) -> np.ndarray:
 def _warnings(rows: list[Row], scoring: Scoring, excluded: dict[str, str], *, anything_counts: bool) -> list[str]:
     runs = [row.run for row in rows]
     games, seeds = sorted({run.game for run in runs}), sorted({run.seed for run in runs})
-    budget = min(run.budget for run in runs)
     found = []
-    if scoring.human_normalized and (others := sorted({run.budget for run in runs} - {budget})):
-        more = ", ".join(f"{other:,}" for other in others)
-        found.append(
-            f"budgets differ: all runs are compared over the first {budget:,} agent steps, also those of {more}"
-        )
+    for game in games if scoring.human_normalized else []:
+        budget, *others = sorted({run.budget for run in runs if run.game == game})
+        if others:
+            more = ", ".join(f"{other:,}" for other in others)
+            found.append(
+                f"budgets differ: all runs of {game} are compared over the first {budget:,} agent steps, also those of "
+                f"{more}"
+            )
     if silent := [row.run.name for row in rows if row.silent]:
         found.append(f"left out, because no episode ended in them: {', '.join(silent)}")
     present = {(run.arm, run.game, run.seed) for run in runs}

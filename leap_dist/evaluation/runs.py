@@ -12,12 +12,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from leap_dist.config.loading import ConfigError, default
 from leap_dist.config.settings import Config
+from leap_dist.config.validation import did_you_mean
 from leap_dist.evaluation.initializations import Arm, describe_arms, require_label
 from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Contribution
@@ -58,6 +60,8 @@ class Run(NamedTuple):
     game: str
     """Game, alphabet or data set."""
     seed: int
+    steps: int
+    """Length of the run in agent steps, or in examples."""
 
     @property
     def name(self) -> str:
@@ -69,20 +73,53 @@ class Run(NamedTuple):
         own = {} if self.arm.learning_rate is None else {"learning_rate": self.arm.learning_rate}
         return {
             "init": self.arm.sha256 or self.arm.source,
-            "steps": config.task_steps,
+            "steps": self.steps,
             "precision": config.worker.precision,
             **family_of(config).identity(config, self.game),
             **own,
         }
 
 
-def plan(arms: Sequence[Arm], config: Config, seeds: int, first: int | None = None) -> list[Run]:
+def plan(
+    arms: Sequence[Arm],
+    config: Config,
+    seeds: int,
+    first: int | None = None,
+    steps_of: Mapping[str, int] = MappingProxyType({}),
+) -> list[Run]:
     """Return all runs, seed by seed, so that an evaluation that ends early can still compare all arms.
 
-    The `seeds` seeds are consecutive, starting with `first`, by default the seed of the configuration.
+    The `seeds` seeds are consecutive, starting with `first`, by default the seed of the configuration. `steps_of` has
+    the lengths of the runs of single games; those of all others are `config.task_steps`. Raises ConfigError if it names
+    another game, or a length that is too short.
     """
+    for game, steps in steps_of.items():
+        if game not in config.games:
+            raise ConfigError(
+                f"game_steps: {game[:40]!r} is not one of the games {', '.join(config.games)}"
+                f"{did_you_mean(game[:40], config.games)}"
+            )
+        if steps < 2 * config.steps_per_update:
+            raise ConfigError(f"game_steps: {game}={steps} is less than two updates of {config.steps_per_update} steps")
     start = config.seed if first is None else first
-    return [Run(arm, game, seed) for seed in range(start, start + seeds) for game in config.games for arm in arms]
+    return [
+        Run(arm, game, seed, steps_of.get(game, config.task_steps))
+        for seed in range(start, start + seeds)
+        for game in config.games
+        for arm in arms
+    ]
+
+
+def parse_steps_of(texts: Sequence[str]) -> dict[str, int]:
+    """Return lengths of runs by game from texts of the form GAME=STEPS. Raises ConfigError."""
+    found = {}
+    for text in texts:
+        game, _, steps = text.partition("=")
+        try:
+            found[game] = int(steps.replace("_", "").replace(",", ""))
+        except ValueError:
+            raise ConfigError(f"game_steps: {text[:60]!r} is not GAME=STEPS, as in pong=8000000") from None
+    return found
 
 
 def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], list[str]]:
@@ -91,12 +128,13 @@ def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], 
     Raises ConfigError if `out` holds a result that was made with other settings, even one of an arm not in `runs`.
     """
     left, warnings = [], []
-    common = _shared_settings(runs[0].identity(config))
+    common, lengths = _shared_settings(runs[0].identity(config)), {run.game: run.steps for run in runs}
     planned = {path_of(out, run.arm.label, run.game, run.seed) for run in runs}
     for path in sorted(set(out.glob("runs/*/*/*.json")) - planned):
         with contextlib.suppress(CorruptFile, OSError):
             other, identity = load(path)
-            _require_same(f"{other.arm} on {other.game}", _shared_settings(identity), common, out)
+            steps = {"steps": lengths.get(other.game, identity.get("steps"))}
+            _require_same(f"{other.arm} on {other.game}", _shared_settings(identity), {**common, **steps}, out)
     for index, run in enumerate(runs):
         try:
             _, identity = load(path_of(out, run.arm.label, run.game, run.seed))

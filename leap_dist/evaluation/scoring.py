@@ -109,13 +109,15 @@ class Scoring:
     ) -> tuple[list[Row], list[str]]:
         """Return the scored runs, and a warning of one line for each run that cannot be scored.
 
-        Runs are scored over the smallest of their budgets. `group` and `seed` are those of a study.
+        The runs of a game are scored over the smallest of their budgets. `group` and `seed` are those of a study.
         """
-        budget = min((run.budget for run in runs), default=0)
+        budgets: dict[str, int] = {}
+        for run in runs:
+            budgets[run.game] = min(run.budget, budgets.get(run.game, run.budget))
         rows, warnings = [], []
         for run in runs:
             try:
-                row = self.score(run, budget)
+                row = self.score(run, budgets[run.game])
             except ValueError as error:
                 warnings.append(f"left out: {error}")
             else:

@@ -101,7 +101,7 @@ class EvaluationServer:
         run = self._runs[index]
         # The same for every arm: heads, actions and environments depend on the seed and the game alone.
         own_seed = int(np.random.SeedSequence((run.seed, *run.game.encode())).generate_state(1)[0])
-        task = Task(index, run.game, run.seed, own_seed, self._config.task_steps)
+        task = Task(index, run.game, run.seed, own_seed, run.steps)
         try:
             return self._leases.grant(task, worker, incarnation, 0, self._config.server.lease_seconds)
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -107,6 +108,8 @@ class TaskRun:
     ) -> None:
         self.ack: Ack | None = None  # what `run_task` returns
         self._notice = notice
+        if start.evaluation:  # whose games may have lengths of their own
+            config = replace(config, task_steps=lease.task.steps)
         self._lease = lease
         self._learner = learner
         self._config = config

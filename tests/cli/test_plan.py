@@ -81,7 +81,7 @@ def test_a_trial_that_fails_leaves_the_duration_open(monkeypatch):
 def test_an_evaluation_says_what_is_left(rate):
     config = resolve("quick", {"games": ("pong", "qbert"), "meta_learner": "none", "task_steps": 100_000})
     planned = runs.plan([Arm("leap", "/x", "encoder"), Arm("scratch", "scratch", "encoder")], config, 5)
-    lines = dict(plan.evaluation(config, planned, 15, Path("reports/x")))
+    lines = dict(plan.evaluation(config, planned, range(15), Path("reports/x")))
     assert lines[""] == "evaluation of leap, scratch on 2 games (pong, qbert), preset quick"
     assert lines["to do"] == (
         "20 agents (2 × 2 tasks × 5 seeds), 100,000 agent steps each: 2,000,000 in all; 5 of 20 are done"

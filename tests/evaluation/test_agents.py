@@ -69,4 +69,4 @@ def test_files_of_others_are_not_taken_for_agents(tmp_path):
     (tmp_path / "agents" / "leap" / "pong").mkdir(parents=True)
     (tmp_path / "agents" / "leap" / "pong" / "notes.safetensors").write_text("")
     assert agents.names(tmp_path) == []
-    assert Run(ARMS[0], "pong", 4) in RUNS
+    assert Run(ARMS[0], "pong", 4, RUNS[0].steps) in RUNS

@@ -280,10 +280,29 @@ def test_budgets_that_differ_are_compared_over_the_smallest():
     results = compute([*runs, run("scratch", "breakout", 3)], FEW)
     assert results.budget == results.points["pong"].at[-1] == 1000
     assert results.warnings == (
-        "budgets differ: all runs are compared over the first 1,000 agent steps, also those of 2,000",
+        "budgets differ: all runs of pong are compared over the first 1,000 agent steps, also those of 2,000",
     )
     long = next(row for row in results.rows if row.run.budget == 2000)
     assert long.values["final"] == pytest.approx(long.run.returns[:100].mean())
+
+
+def test_games_of_different_lengths_are_compared_over_shares_of_them(tmp_path: Path):
+    arms, seeds = ("leap", "scratch"), (0, 1, 2)
+    runs = [run(arm, "pong", seed, budget=1000) for arm in arms for seed in seeds]
+    runs += [run(arm, "breakout", seed, budget=3000) for arm in arms for seed in seeds]
+    results = compute(runs, FEW)
+    assert results.budgets == {"breakout": 3000, "pong": 1000}
+    assert results.points["pong"].at[-1] == 1000
+    assert results.points["breakout"].at[-1] == 3000
+    assert results.all_points.at.tolist() == list(range(1, 101))
+    assert not [warning for warning in results.warnings if "budgets" in warning]
+    pong, breakout = (compute([one for one in runs if one.game == game], FEW) for game in ("pong", "breakout"))
+    for name in ("pong", "breakout"):
+        alone = {"pong": pong, "breakout": breakout}[name]
+        assert results.cells[name]["leap"].intervals == alone.cells[name]["leap"].intervals
+    build(write(tmp_path, runs), FEW)
+    assert "of 1,000 to 3,000 agent steps each" in " ".join((tmp_path / "report.md").read_text().split())
+    assert {game: grid[-1] for game, grid in results_json(tmp_path)["grid"].items()} == {"breakout": 3000, "pong": 1000}
 
 
 @pytest.mark.usefixtures("one_pixel")

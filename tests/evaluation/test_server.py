@@ -20,7 +20,7 @@ from leap_dist.driver import driver
 from leap_dist.evaluation import initializations
 from leap_dist.evaluation import server as evaluation
 from leap_dist.evaluation.initializations import Arm, InitFile
-from leap_dist.evaluation.runs import load_all, path_of, plan
+from leap_dist.evaluation.runs import load_all, missing, parse_steps_of, path_of, plan
 from leap_dist.evaluation.server import EvaluationServer
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Contribution, CurvePoint, Episode, Idle, Lease, PathStatistics
@@ -97,6 +97,44 @@ def test_runs_come_seed_by_seed_and_arms_share_seeds(tmp_path):
     by_arm = {arm: [x.task.seed for x, run in zip(leases, runs, strict=True) if run[0] == arm] for arm, *_ in runs}
     assert by_arm["scratch"] == by_arm["other"]
     assert len(set(by_arm["other"])) == 4, "games and seeds differ"
+
+
+def test_single_games_may_have_lengths_of_their_own(tmp_path):
+    run = config()
+    planned = plan([SCRATCH], run, 1, steps_of={"freeway": 800})
+    server = EvaluationServer(run, planned, {}, tmp_path, session="a", clock=Clock())
+    assert {lease.task.game: lease.task.steps for lease in (grant(server, f"w{k}") for k in range(2))} == {
+        "pong": 400,
+        "freeway": 800,
+    }
+    server.close()
+    server = EvaluationServer(run, planned, {}, tmp_path, session="b", clock=Clock())
+    finish(server)
+    server.close()
+    assert missing(planned, run, tmp_path) == ([], [])
+    longer = plan([SCRATCH], run, 1, steps_of={"freeway": 1200})
+    with pytest.raises(ConfigError, match="holds scratch on freeway with seed 0 with steps 800, not 1200"):
+        missing(longer, run, tmp_path)
+    with pytest.raises(ConfigError, match="with steps 800, not 1200"):
+        missing([replace_seed(one) for one in longer], run, tmp_path)
+
+
+def replace_seed(run):
+    return run._replace(seed=run.seed + 1)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["pong"], r"game_steps: 'pong' is not GAME=STEPS, as in pong=8000000"),
+        (["pong=many"], r"game_steps: 'pong=many' is not GAME=STEPS"),
+        (["pnog=800"], r"game_steps: 'pnog' is not one of the games pong, freeway.*pong"),
+        (["pong=39"], r"game_steps: pong=39 is less than two updates of 20 steps"),
+    ],
+)
+def test_a_wrong_length_is_refused_in_one_line(texts, message):
+    with pytest.raises(ConfigError, match=message):
+        plan([SCRATCH], config(), 1, steps_of=parse_steps_of(texts))
 
 
 def test_an_arm_is_a_start_and_scratch_is_another_one_for_every_seed(tmp_path):

@@ -156,12 +156,15 @@ def plain(value: Any) -> Any:
 
 def _returns_numbers(results: Results) -> dict[str, Any]:
     """Return results.json of an evaluation of games; its rows are in results.csv."""
-    names = ("arms", "baseline", "budget", "targets", "counted", "excluded", "thresholds", "overall", "warnings")
+    names = ("arms", "baseline", "budgets", "targets", "counted", "excluded", "thresholds", "overall", "warnings")
     return {
         "conclusion": conclusion(results),
         **{name: getattr(results, name) for name in names},
         "window": statistics.WINDOW,
-        "grid": statistics.grid(results.budget),
+        "budget": results.budget,
+        "grid": {game: statistics.grid(budget) for game, budget in results.budgets.items()}
+        if results.by_share
+        else statistics.grid(results.budget),
         "cells": _each(results.cells, lambda cells: _each(cells, _returns_cell)),
         "against": _each(
             results.against,

@@ -49,7 +49,9 @@ def _scores(results: Results) -> str:
     ]
     first, *others = shown
     first = first.replace("'s ", f"'s {name} is ", 1)
-    return f"after {_budget(results.budget)} {results.scoring.metric.step_unit} {', '.join([first, *others])}"
+    budgets = sorted(set(results.budgets.values()))
+    length = _budget(budgets[0]) + (f" to {_budget(budgets[-1])}" if len(budgets) > 1 else "")
+    return f"after {length} {results.scoring.metric.step_unit} {', '.join([first, *others])}"
 
 
 def _verdict(results: Results, seeds: int) -> str:

@@ -43,6 +43,8 @@ class Panel(NamedTuple):
     random_play: float | None = None
     """Return of random play."""
     bold: bool = False
+    by_share: bool = False
+    """Whether the points are percentages of the training."""
 
 
 # Building blocks --------------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ def draw_curves(panels: Sequence[Panel], lines: Mapping[str, Style], metric: Met
 
 
 def _draw_panel(axes: Axes, panel: Panel, lines: Mapping[str, Style], metric: Metric) -> None:
-    axes.set_xlabel(metric.step_unit, fontsize=8)
+    axes.set_xlabel("share of the training (%)" if panel.by_share else metric.step_unit, fontsize=8)
     if panel.points is None:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no episode ended", transform=axes.transAxes, ha="center", va="center", fontsize=9)
@@ -152,6 +154,7 @@ def panels(results: Results) -> list[Panel]:
     if scoring.human_normalized and curves:
         title = f"IQM of {count} game{'s' if count > 1 else ''}"
         found.append(Panel(title, "human-normalized return", results.all_points, curves, bold=True))
+        found[-1] = found[-1]._replace(by_share=results.by_share)
     elif count > 1:
         found.append(Panel("mean of all tasks", scoring.metric.axis_label, results.all_points, curves, bold=True))
     return found

@@ -18,8 +18,8 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
-from leap_dist.evaluation import statistics
 from leap_dist.evaluation.results import Results
+from leap_dist.evaluation.scoring import Points
 from leap_dist.evaluation.statistics import Band
 from leap_dist.storage.atomic import remove
 from leap_dist.telemetry.event_file import EventFile
@@ -44,12 +44,20 @@ def write(results: Results, folder: Path) -> None:
     curves = list(_curves(results))
     writer = EventFile(folder)
     writer.add(_layout(curves), 0)
-    for index, step in enumerate(statistics.grid(results.budget)):
-        points = ((curve.tag(field), float(getattr(curve.band, field)[index])) for curve in curves for field in _FIELDS)
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in points if not math.isnan(value)]
-        writer.add(Summary(value=values), round(step))
+    for chart, points in _points(results).items():
+        of_chart = [curve for curve in curves if curve.chart == chart]
+        for index, step in enumerate(points.at):
+            shown = ((one.tag(field), float(getattr(one.band, field)[index])) for one in of_chart for field in _FIELDS)
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in shown if not math.isnan(value)]
+            writer.add(Summary(value=values), round(step))
     writer.flush()
     writer.close()
+
+
+def _points(results: Results) -> dict[str, Points]:
+    """Return the points of each chart that has curves."""
+    overall = {} if results.all_points is None else {_ALL_GAMES: results.all_points}
+    return {**overall, **results.points}
 
 
 def _curves(results: Results) -> Iterator[_Curve]:

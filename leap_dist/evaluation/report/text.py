@@ -75,12 +75,18 @@ def intervals_note(repetitions: int, drawn: str) -> str:
     )
 
 
+def lengths(results: Results) -> str:
+    """Return over how many steps runs are compared: a number, or the smallest and the largest."""
+    shortest, longest = min(results.budgets.values()), max(results.budgets.values())
+    return f"{shortest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
+
+
 def _scope(results: Results) -> str:
     seeds = {row.seed for row in results.rows}
     counts = [(results.arms, "initialization"), (results.cells, "game" if results.scoring.human_normalized else "task")]
     shown = [_count(len(things), name) for things, name in [*counts, (seeds, "seed"), (results.rows, "run")]]
     return (
-        f"{shown[0]} on {', '.join(shown[1:])} of {results.budget:,} {results.scoring.metric.step_unit} each. "
+        f"{shown[0]} on {', '.join(shown[1:])} of {lengths(results)} {results.scoring.metric.step_unit} each. "
         f"The baseline is {results.baseline}."
     )
 
@@ -271,7 +277,7 @@ def _method(results: Results, repetitions: int) -> list[Block]:
         Bullets(
             [
                 f"A run's learning curve is the mean raw return of its last {statistics.WINDOW} episodes (of all while "
-                f"there are fewer), at 100 points evenly spaced over {results.budget:,} agent steps. An agent step is "
+                f"there are fewer), at 100 points evenly spaced over {lengths(results)} agent steps. An agent step is "
                 "one decision, which lasts 4 frames.",
                 "The final return is the last value of that curve. The area under it is its mean height, where the "
                 "values before the end of the first episode are taken to be equal to the first known one.",
