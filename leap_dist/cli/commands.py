@@ -119,9 +119,11 @@ def evaluate(parsed: argparse.Namespace) -> int:
 
 
 def study(parsed: argparse.Namespace) -> int:
-    """Compare meta-learners on Omniglot or Multi-CV."""
+    """Compare meta-learners on Atari, Omniglot or Multi-CV."""
+    from leap_dist.cli import plan as printed
     from leap_dist.cli import results
-    from leap_dist.study import plan, spec
+    from leap_dist.evaluation.runs import parse_steps_of
+    from leap_dist.study import games, plan, spec
 
     preset, loaded = file_settings(parsed)
     planned = plan.make(
@@ -132,10 +134,16 @@ def study(parsed: argparse.Namespace) -> int:
         seeds=parsed.seeds,
         of_arms=plan.parse_of_arms(parsed.of_arms),
         test_steps=parsed.test_steps,
+        test_seeds=parsed.test_seeds,
+        game_steps=parse_steps_of(parsed.game_steps),
         existing=spec.Study.read(parsed.out) if (parsed.out / "study.json").exists() else None,
     )
     from leap_dist.study import run
 
+    if planned.tests:
+        seconds = printed.print_study(planned, parsed.out)
+        if seconds is not None and seconds > games.DAY and not parsed.yes:
+            raise ConfigError("yes: this study takes more than a day on this machine; add --yes to start it")
     outcome = run.run(planned, parsed.out, lambda text: print(text, flush=True))
     if outcome == "done":
         results.print_study(parsed.out)

@@ -45,6 +45,7 @@ Meta-train with every meta-learner on the same tasks and budget, and test each
 initialization on held-out tasks.
 
 examples:
+  {command} study --tasks atari --preset figure4 --out studies/atari --yes
   {command} study --tasks omniglot --out studies/omniglot
   {command} study --tasks omniglot --arms leap none --groups 10 --out studies/a
   {command} study --tasks multi-cv --games mnist svhn cifar10 --out studies/b

@@ -171,8 +171,8 @@ def _add_game_steps(comparison: argparse._ArgumentGroup) -> None:
 
 def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
     study = command(
-        "compare meta-learners on Omniglot or Multi-CV",
-        usage="%(prog)s --tasks omniglot|multi-cv --out DIR [--SETTING VALUE ...]",
+        "compare meta-learners on Atari, Omniglot or Multi-CV",
+        usage="%(prog)s --tasks atari|omniglot|multi-cv --out DIR [--SETTING VALUE ...]",
         description=_text(STUDY),
         epilog=EXIT_CODES,
     )
@@ -184,7 +184,7 @@ def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
         action="extend",
         default=[],
         metavar="NAME",
-        help="meta-learners to compare; `none` trains from a random initialization (default: all)",
+        help="meta-learners to compare; `none` trains from a random initialization (default: all; atari: leap none)",
     )
     comparison.add_argument(
         "--groups",
@@ -192,15 +192,27 @@ def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
         action="extend",
         default=[],
         metavar="NAME",
-        help="omniglot: numbers of pretraining alphabets (default: 4 10 20); multi-cv: data sets to hold out, one at a "
-        "time (default: each of --games)",
+        help="atari: sets of training games (default: seed24); omniglot: numbers of pretraining alphabets (default: "
+        "4 10 20); multi-cv: data sets to hold out, one at a time (default: each of --games)",
     )
     comparison.add_argument(
         "--seeds", type=_whole_number, default=3, metavar="N", help="number of seeds per arm and group (default: 3)"
     )
     comparison.add_argument(
-        "--test-steps", type=_whole_number, metavar="N", help="examples in a test (default: as in training)"
+        "--test-steps",
+        type=_whole_number,
+        metavar="N",
+        help="agent steps or examples in a test (default: as in training)",
     )
+    comparison.add_argument(
+        "--test-seeds",
+        type=_whole_number,
+        default=1,
+        metavar="N",
+        help="atari: agents for each initialization and game (default: 1)",
+    )
+    _add_game_steps(comparison)
+    comparison.add_argument("--yes", nargs=0, default=False, help="start even if it takes more than a day")
     comparison.add_argument(
         "--with",
         dest="of_arms",

@@ -16,6 +16,7 @@ from leap_dist.config.settings import Config
 from leap_dist.evaluation.runs import Run as EvaluationRun
 from leap_dist.storage import run_directory
 from leap_dist.storage.location import Run
+from leap_dist.study.plan import Plan as StudyPlan
 from leap_dist.telemetry.escaping import printable
 from leap_dist.worker import trial
 
@@ -56,6 +57,40 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
         ("stop", "Ctrl-C; everything accepted by then is kept"),
         ("go on", here),
     ]
+
+
+def print_study(plan: StudyPlan, out: Path) -> float | None:
+    """Print the plan of a study of games. Return the seconds that it takes on this machine, or None if unknown."""
+    rows, seconds = study(plan, out)
+    _print(rows)
+    return seconds
+
+
+def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float | None]:
+    """Return the plan of a study of games as a heading and titles with texts, and the seconds that it takes here."""
+    what, cost = plan.study, plan.cost
+    tests = plan.tests
+    assert tests is not None, what.tasks
+    config = plan.training(next(plan.cells()))
+    trained = len([arm for arm in what.arms if arm != "none"]) * len(what.groups) * len(what.seeds)
+    tested = len(what.arms) * len(what.groups) * len(what.seeds) * len(tests.games) * tests.seeds
+    lengths = _range([tests.game_steps.get(game, plan.test_steps) for game in tests.games])
+    machines = ", ".join(
+        f"{_words(cost.machines_hours(number) * 3600)} on {_count(number, 'machine')}" for number in (1, 8)
+    )
+    rate, source = _rate_here(config)
+    seconds = None if rate is None else cost.steps / rate
+    return [
+        ("", f"study of {', '.join(what.arms)} on {_count(len(tests.games), 'game')}, preset {plan.preset}"),
+        ("train", f"{_count(trained, 'initialization')}: {cost.training:,} agent steps in all"),
+        ("test", f"{_count(tested, 'agent')}, {lengths} agent steps each: {cost.testing:,} in all"),
+        ("duration", "unknown" if seconds is None else f"about {_words(seconds)}, {source}"),
+        ("with GPUs", f"about {machines} with 16 processors and an H100"),
+        ("directory", str(out)),
+        ("watch", f"{console.command()} status {shlex.quote(str(out))}"),
+        ("stop", "Ctrl-C; everything accepted by then is kept"),
+        ("go on", "the same command"),
+    ], seconds
 
 
 def print_evaluation(config: Config, runs: Sequence[EvaluationRun], missing: Sequence[int], out: Path) -> None:
@@ -108,14 +143,23 @@ def _duration(config: Config, steps: int, before: dict[str, Any]) -> str:
     if rate is None and config.workers == "auto" and config.address != "local":
         return "depends on the nodes; `status` shows it after the first tasks"
     if rate is None:
-        workers = _side_by_side(config)
-        with contextlib.suppress(Exception):  # the run itself will say what is wrong
-            rate = trial.steps_per_second(config)
+        rate, source = _rate_here(config)
         if rate is None:
             return "unknown; `status` shows it after the first tasks"
-        source = f"at {_rounded(rate)} steps/s for each of {_count(workers, 'worker')}, measured on this machine"
-        rate *= workers
     return f"about {_words(steps / rate)}, {source}"
+
+
+def _rate_here(config: Config) -> tuple[float | None, str]:
+    """Return the steps per second of this machine by a short trial, None if it fails, and where the figure is from."""
+    workers, rate = _side_by_side(config), None
+    with contextlib.suppress(Exception):  # the run itself will say what is wrong
+        rate = trial.steps_per_second(config)
+    if rate is None:
+        return None, ""
+    return (
+        rate * workers,
+        f"at {_rounded(rate)} steps/s for each of {_count(workers, 'worker')}, measured on this machine",
+    )
 
 
 def _rate_before(before: dict[str, Any]) -> float | None:

@@ -44,7 +44,10 @@ _SHORT = {
 }
 """Help texts of one line for the settings that people usually change."""
 
-_SHORT_OF_STUDIES = {"tasks": "omniglot or multi-cv", "games": "alphabets, data sets, or sets of them"}
+_SHORT_OF_STUDIES = {
+    "tasks": "atari, omniglot or multi-cv",
+    "games": "games to test on, or data sets",
+}
 """Help texts of the command `study` where they differ."""
 
 SHOWN = {

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import ALPHABETS, HELD_OUT, normalize
 from leap_dist.config.settings import Config
+from leap_dist.study import games
+from leap_dist.study.games import Cost, Tests
 from leap_dist.study.spec import ARMS, Study
 
 DEFAULT_GROUPS = ("4", "10", "20")
 MOST = len(ALPHABETS) - HELD_OUT - 1
 """Maximum number of pretraining alphabets."""
-_CELL_SETTINGS = {"games", "seed", "supervised.pretraining", "agent", "atari"}
-"""Settings and sections that differ between cells, or that studies do not use."""
+_CELL_SETTINGS = {"games", "seed", "supervised.pretraining"}
+"""Settings that differ between cells."""
+_LEARNERS = {"atari": ("agent", "atari"), "omniglot": ("supervised",), "multi-cv": ("supervised",)}
+"""Sections with the settings of the learners, by kind of task."""
 _OF_META_TRAINING = ("meta", "leap", "early_stopping")
 """First parts of the names of settings that evaluations do not use."""
 _TESTS, _NEW_ARM = "its tests", "an arm that is added"
 _CHANGEABLE = ("worker.precision", "worker.wire", "server.on_lost")
 """Settings that may be changed when a run is resumed, and that affect its results."""
+_OF_TESTS = ("task_steps", "games", "game_steps", "seeds")
+"""What a study records of its tests beside settings of their learners."""
 _COMMON = {
     "tasks", "games", "seed", "meta_learner", "meta_updates", "meta.batch_size", "task_steps", "data_dir",
     "supervised.pretraining",
@@ -54,7 +61,31 @@ class Plan:
     of_arms: Mapping[str, Mapping[str, Any]]
     """Settings of single arms, which take precedence, by arm and dotted name."""
     test_steps: int
-    """Number of examples that a run of an evaluation trains on."""
+    """Number of examples or agent steps that a run of an evaluation trains on."""
+    tests: Tests | None = None
+    """Games to test on, with lengths of their own; None for images."""
+
+    @property
+    def test_seeds(self) -> int:
+        """Number of runs in an evaluation for each initialization and task."""
+        return self.tests.seeds if self.tests else 1
+
+    @property
+    def game_steps(self) -> Mapping[str, int]:
+        """Lengths of the runs of single games in an evaluation."""
+        return self.tests.game_steps if self.tests else {}
+
+    @property
+    def cost(self) -> Cost:
+        """Agent steps of the whole study."""
+        study = self.study
+        comparisons = len(study.seeds) * len(study.groups)
+        trained = len([arm for arm in study.arms if arm != "none"]) * comparisons
+        played = self.tests.games if self.tests else ()
+        tested = sum(self.game_steps.get(game, self.test_steps) for game in played) * self.test_seeds
+        return Cost(
+            trained * study.meta_updates * study.batch_size * study.task_steps, tested * len(study.arms) * comparisons
+        )
 
     def cells(self) -> Iterator[Cell]:
         """Yield all cells, seed by seed, so that a study that ends early can still compare all arms."""
@@ -71,7 +102,9 @@ class Plan:
 
     def test(self, group: str, seed: int) -> Config:
         """Return the configuration of an evaluation, which is the same for all arms. Raises ConfigError."""
-        held_out = {"games": ("held_out",) if self.study.tasks == "omniglot" else (group,)}
+        held_out: dict[str, Any] = {"games": ("held_out",) if self.study.tasks == "omniglot" else (group,)}
+        if self.tests:
+            held_out = {"games": self.tests.games}
         fixed = {"meta_learner": "none", "mode": "buffered", "seed": seed, "task_steps": self.test_steps}
         learning = {name: value for name, value in self.given.items() if not name.startswith(_OF_META_TRAINING)}
         return configuration.resolve(self.preset, self.recorded.get(_TESTS, {}), learning, fixed, held_out)
@@ -87,6 +120,8 @@ class Plan:
         """Return the settings for the training tasks of a group."""
         if self.study.tasks == "omniglot":
             return {"games": ("pretraining",), "supervised.pretraining": group}
+        if self.study.tasks == "atari":
+            return {"games": (group,)}
         return {"games": tuple(name for name in self.study.games if name != group)}
 
 
@@ -99,6 +134,8 @@ def make(
     seeds: int,
     of_arms: Mapping[str, Mapping[str, Any]],
     test_steps: int | None,
+    test_seeds: int = 1,
+    game_steps: Mapping[str, int] = MappingProxyType({}),
     existing: Study | None = None,
 ) -> Plan:
     """Return a plan whose settings are valid for every run. Raises ConfigError.
@@ -107,19 +144,28 @@ def make(
         preset: preset that all settings start from.
         given: settings of all arms, by dotted name.
         arms: meta-learners; if empty, all that support the tasks.
-        groups: numbers of pretraining alphabets, or data sets to hold out; if empty, 4, 10 and 20, or all data sets.
+        groups: sets of training games, numbers of pretraining alphabets, or data sets to hold out; if empty, seed24;
+            4, 10 and 20; or all data sets.
         seeds: number of seeds, which are consecutive, starting with the setting `seed`.
         of_arms: settings of single arms, by arm and dotted name.
         test_steps: number of examples that a run of an evaluation trains on; by default, as in training.
+        test_seeds: number of agents for each initialization and game, for Atari.
+        game_steps: agent steps of single games in an evaluation, for Atari.
         existing: study to be continued. Its settings stand in for those that are not given, so the command that began
             it continues it, whatever has become of the preset since.
     """
     if not 1 <= seeds <= 1000:
         raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
-    tasks = configuration.parse_value("tasks", given.get("tasks", Config.tasks))
-    if tasks not in ("omniglot", "multi-cv"):
-        raise ConfigError(f"tasks: a study needs omniglot or multi-cv; for {tasks}, use the command evaluate")
-    arms = arms or [arm for arm in ARMS if (tasks, arm) != ("multi-cv", "finetune-single")]
+    if "tasks" not in given and existing is None:
+        raise ConfigError("tasks: say what the study is about: atari, omniglot or multi-cv")
+    tasks = configuration.parse_value("tasks", given.get("tasks", existing.tasks if existing else Config.tasks))
+    if tasks not in ("atari", "omniglot", "multi-cv"):
+        raise ConfigError(f"tasks: a study needs atari, omniglot or multi-cv; for {tasks}, use the command evaluate")
+    if tasks != "atari" and (game_steps or test_seeds != 1):
+        raise ConfigError(f"{'game' if game_steps else 'test'}_{'steps' if game_steps else 'seeds'}: only for atari")
+    arms = arms or (
+        games.ARMS if tasks == "atari" else [arm for arm in ARMS if (tasks, arm) != ("multi-cv", "finetune-single")]
+    )
     for arm in (*arms, *of_arms):
         if arm not in ARMS:
             raise ConfigError(f"arms: no meta-learner {arm[:40]!r} among {', '.join(ARMS)}")
@@ -131,8 +177,10 @@ def make(
                 raise ConfigError(f"with: {name} is the same for all arms of a study; give it for all")
     recorded = {} if existing is None else _recorded(existing)
     first = configuration.resolve(preset, recorded.get(_NEW_ARM, {}), given)
-    groups = groups or (DEFAULT_GROUPS if tasks == "omniglot" else first.games)
-    groups = groups if tasks == "omniglot" else [normalize(group) for group in groups]
+    groups = groups or {"atari": games.GROUPS, "omniglot": DEFAULT_GROUPS}.get(tasks, first.games)
+    groups = [normalize(group) for group in groups] if tasks == "multi-cv" else groups
+    if tasks == "atari":
+        games.check_groups(groups)
     if tasks == "multi-cv" and len(first.games) < 2:
         raise ConfigError(f"games: {first.games[0]} alone leaves nothing to train on while it is held out; add another")
     for group in groups:
@@ -141,9 +189,7 @@ def make(
         if tasks == "omniglot" and not (group.isascii() and group.isdecimal() and 1 <= int(group[:6]) <= MOST):
             raise ConfigError(f"groups: {group[:40]!r} is not a number of alphabets from 1 to {MOST}")
     if test_steps is not None and test_steps < first.steps_per_update:
-        raise ConfigError(
-            f"test_steps: {test_steps} is less than a batch of supervised.batch = {first.steps_per_update} examples"
-        )
+        raise ConfigError(f"test_steps: {test_steps} is less than {first.steps_per_update}, the steps of one update")
     study = Study(
         tasks=tasks,
         arms=tuple(arm for arm in ARMS if arm in arms),
@@ -156,15 +202,23 @@ def make(
         batch_size=first.meta.batch_size,
         task_steps=first.task_steps,
     )
+    asked_steps = test_steps
     if test_steps is None:
         test_steps = first.task_steps if existing is None else existing.test.get("task_steps", first.task_steps)
-    plan = Plan(study, preset, recorded, given, of_arms, test_steps)
+    tested = None
+    if tasks == "atari":
+        tested = games.tests(
+            preset, first, games="games" in given, lengths=game_steps, test_steps=asked_steps, seeds=test_seeds
+        )
+    plan = Plan(study, preset, recorded, given, of_arms, test_steps, tested)
     runs = {cell: plan.training(cell) for cell in plan.cells()}
     tests = {(cell.group, cell.seed): plan.test(cell.group, cell.seed) for cell in runs}
     for cell, config in runs.items():
-        assert not set(config.games) & set(tests[cell.group, cell.seed].games), cell
+        assert tested or not set(config.games) & set(tests[cell.group, cell.seed].games), cell
     found = {cell.arm: _settings(config) for cell, config in runs.items()}
     test = {name: value for name, value in _settings(next(iter(tests.values()))).items() if _applies_to_tests(name)}
+    if tested:
+        test |= {"games": list(tested.games), "game_steps": tested.game_steps, "seeds": tested.seeds}
     return dataclasses.replace(plan, study=dataclasses.replace(study, settings=found, test=test))
 
 
@@ -176,7 +230,11 @@ def _recorded(study: Study) -> dict[str, dict[str, Any]]:
     budget = {"tasks": study.tasks, "meta_updates": study.meta_updates, "task_steps": study.task_steps}
     budget |= {"meta.batch_size": study.batch_size} | ({"games": study.games} if study.games else {})
     every = {name for settings in study.settings.values() for name in settings}
-    newer = {name: configuration.default(name) for name in _settings(Config()) if name not in every}
+    newer = {
+        name: configuration.default(name)
+        for name in _settings(Config(tasks=cast(Any, study.tasks)))
+        if name not in every
+    }
     arms = {arm: {**newer, **settings, **budget} for arm, settings in study.settings.items() if settings}
     shared = {
         name: value
@@ -186,9 +244,10 @@ def _recorded(study: Study) -> dict[str, dict[str, Any]]:
         # A preset may give every arm its own rate; studies older than that have one for all.
         and (name in newer or not name.endswith("learning_rate") or "supervised.test_learning_rate" in newer)
     }
-    learning = {name: value for name, value in newer.items() if name.startswith("supervised.")}
+    learning = {name: value for name, value in newer.items() if name.split(".")[0] in _LEARNERS[study.tasks]}
     tests = {**learning, **study.test} if study.test else {}
-    tests.pop("task_steps", None)
+    for name in _OF_TESTS:
+        tests.pop(name, None)
     return {**arms, _TESTS: tests, _NEW_ARM: {**shared, **budget}}
 
 
@@ -205,16 +264,17 @@ def parse_of_arms(texts: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _applies_to_tests(name: str) -> bool:
-    return name == "task_steps" or name == "worker.precision" or name.startswith("supervised.")
+    return name in ("task_steps", "worker.precision") or name.split(".")[0] in ("agent", "atari", "supervised")
 
 
 def _settings(config: Config) -> dict[str, Any]:
     """Return the settings that affect the results, as JSON-compatible data."""
     more = {name: configuration.look_up(config, name) for name in _CHANGEABLE}
+    unused = {"agent", "atari", "supervised"} - set(_LEARNERS[config.tasks])
     return {
         name: value
         for name, value in {**configuration.fixed_settings(config), **more}.items()
-        if name not in _CELL_SETTINGS and name.split(".")[0] not in _CELL_SETTINGS
+        if name not in _CELL_SETTINGS and name.split(".")[0] not in unused
     }
 
 
@@ -232,8 +292,12 @@ def merge(old: Study, new: Study) -> Study:
     compared = {"tests": (old.test, new.test), **{arm: (old.settings[arm], new.settings[arm]) for arm in both_have}}
     for of, (before, after) in compared.items():
         for name, value in after.items():
-            was = before.get(name, configuration.default(name))  # the setting may be newer than the study
-            if not configuration.same_setting(name, was, value):
+            if name in _OF_TESTS and name != "task_steps":
+                was, same = before.get(name), before.get(name) == value
+            else:
+                was = before.get(name, configuration.default(name))  # the setting may be newer than the study
+                same = configuration.same_setting(name, was, value)
+            if not same:
                 raise ConfigError(f"{name}: the study there has {was} for {of}, not {value}; choose another --out")
 
     def both(name: str) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ from leap_dist.evaluation.report.build import ERROR_COLUMNS, UNIT, ReportFolder
 from leap_dist.evaluation.report.document import Block, Bullets, Heading, Paragraph, Picture, Table, markdown
 from leap_dist.evaluation.report.text import AREA_TEXT, ERRORS_TEXT, NONE, intervals_note, percent
 from leap_dist.evaluation.scoring import ERRORS, Row
-from leap_dist.study import figures, published
+from leap_dist.study import figures, games_report, published
 from leap_dist.study.results import REFERENCE, Cell, Comparison, Results, compute, load, load_evolution, load_validation
 from leap_dist.study.spec import Study
 
@@ -53,6 +53,8 @@ def build(out: Path, repetitions: int = statistics.REPETITIONS) -> list[str]:
     or nothing of it yet, and OSError if the report cannot be written.
     """
     study = Study.read(out)
+    if study.tasks == "atari":
+        return games_report.build(out, study, repetitions)
     rows, warnings = load(out, study)
     evolution, validation = None, None
     if study.tasks == "omniglot":

@@ -146,7 +146,7 @@ def _test(folder: Path, cells: list[Cell], plan: Plan, out: Path, say: Say) -> s
     labels, files = initializations.read([_spec(cell, out) for cell in cells])
     rates = {cell.arm: plan.training(cell).supervised.test_learning_rate or None for cell in cells}
     chosen = [replace(arm, learning_rate=rates[arm.label]) for arm in initializations.arms(labels, files, config)]
-    planned = runs.plan(chosen, config, seeds=1)
+    planned = runs.plan(chosen, config, seeds=plan.test_seeds, steps_of=plan.game_steps)
     left, warnings = runs.missing(planned, config, folder)
     for warning in warnings:
         say(warning)

@@ -4,7 +4,8 @@ OUT/study.json               the definition
 OUT/GROUP/seedN/ARM/         a training run; arm none has no such run
 OUT/GROUP/seedN/test/        an evaluation, whose arms are named after the meta-learners
 
-A group is a column of the paper's tables: a number of pretraining alphabets, or a held-out data set.
+A group is a set of training games, or a column of the paper's tables: a number of pretraining alphabets, or a held-out
+data set.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ class Study:
     """A comparison of meta-learners. Every arm is trained and evaluated in every group with every seed."""
 
     tasks: str
-    """Setting `tasks`: "omniglot" or "multi-cv"."""
+    """Setting `tasks`: "atari", "omniglot" or "multi-cv"."""
     arms: tuple[str, ...]
     """Meta-learners, a subset of ARMS in its order."""
     groups: tuple[str, ...]
-    """Numbers of pretraining alphabets, or names of held-out data sets."""
+    """Sets of training games, numbers of pretraining alphabets, or names of held-out data sets."""
     seeds: tuple[int, ...]
     """Seeds of meta-training. In Omniglot they also draw the pretraining and the held-out alphabets."""
     settings: dict[str, dict[str, Any]]
@@ -62,7 +63,7 @@ class Study:
     games: tuple[str, ...] = ()
     """Data sets of Multi-CV. The runs of a group train on all but the one that is held out."""
     test: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Settings of the evaluations, which are the same for all arms."""
+    """Settings of the evaluations, which are the same for all arms. For Atari, also what `games.Tests` has."""
 
     @classmethod
     def read(cls, out: Path) -> Study:
@@ -105,7 +106,7 @@ def _parse(content: Any) -> Study:
     if content["format"] > FORMAT:
         raise ValueError(f"format {content['format']} is newer than {FORMAT}; update leap-dist")
     schema.check(content, _SHAPE, "study")
-    if content["tasks"] not in ("omniglot", "multi-cv"):
+    if content["tasks"] not in ("atari", "omniglot", "multi-cv"):
         raise ValueError(f"there are no studies of {content['tasks'][:60]!r}")
     for name in ("arms", "groups", "seeds"):
         if not 0 < len(content[name]) == len(set(content[name])):
@@ -114,13 +115,20 @@ def _parse(content: Any) -> Study:
         if arm not in ARMS:
             raise ValueError(f"{arm[:60]!r} is not a meta-learner")
     for group in content["groups"]:  # groups become names of folders
-        if not (re.fullmatch("[1-9][0-9]?", group) if content["tasks"] == "omniglot" else group in DATA_SETS):
+        if not _is_group(group, content["tasks"]):
             raise ValueError(f"{group[:60]!r} is not a group of {content['tasks']}")
     if min(content["seeds"]) < 0 or min(content[name] for name in ("meta_updates", "batch_size", "task_steps")) < 1:
         raise ValueError("a seed or a length is out of range")
     values = {field.name: content[field.name] for field in dataclasses.fields(Study)}
     fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
     return Study(**fields)
+
+
+def _is_group(name: str, tasks: str) -> bool:
+    """Return whether a name is that of a group; none of them has a character that a path could not have."""
+    if tasks == "omniglot":
+        return bool(re.fullmatch("[1-9][0-9]?", name))
+    return bool(re.fullmatch("[a-z0-9_]{1,60}", name)) if tasks == "atari" else name in DATA_SETS
 
 
 # Progress ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from toy_data_sets import write_part
 
 from leap_dist.study.spec import Study
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
 
 
 def start(
@@ -31,6 +31,7 @@ def start(
         ), log
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_and_grows(environment, tmp_path):
     data_dir, out = tmp_path / "data", tmp_path / "study"
     write_part(data_dir, "mnist")
@@ -72,3 +73,18 @@ def test_a_study_that_is_killed_goes_on_and_grows(environment, tmp_path):
     )
     assert plotted.returncode == 0, plotted.stderr
     assert (out / "table.md").exists()
+
+
+def test_a_study_of_games_is_trained_tested_and_drawn(environment: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "atari"
+    command = [sys.executable, "launch.py", "study", "--tasks", "atari", "--preset", "smoke", "--groups", "pong",
+               "--games", "ms_pacman", "--game-steps", "ms_pacman=4000", "--atari.max-episode-frames", "400",
+               "--seeds", "1", "--out", str(out), "--worker.cpus", "0.5"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test       2 agents, 4,000 agent steps each: 8,000 in all" in done.stdout
+    runs = {path.relative_to(out).as_posix() for path in out.glob("*/seed0/test/runs/*/*/*.json")}
+    assert runs == {f"pong/seed0/test/runs/{arm}/ms_pacman/0.json" for arm in ("leap", "none")}
+    assert json.loads((out / "results.json").read_text())["groups"]["pong"]["budgets"] == {"ms_pacman": 4000}
+    assert (out / "figures" / "figure4.png").stat().st_size > 10_000
+    assert not list(out.glob("*/seed0/test/states"))

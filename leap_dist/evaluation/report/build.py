@@ -88,7 +88,7 @@ def build(out: Path, scoring: Scoring, repetitions: int = statistics.REPETITIONS
     if scoring.human_normalized:
         folder.write("report.html", page(text.title(results), blocks))
         folder.write_table(RETURN_COLUMNS, results.rows)
-        folder.write_numbers({"described": described, **_returns_numbers(results)}, repetitions)
+        folder.write_numbers({"described": described, **returns_numbers(results)}, repetitions)
         tensorboard.write(results, out / "tensorboard" / "eval")
     else:
         folder.write_table(ERROR_COLUMNS, results.rows)
@@ -154,7 +154,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _returns_numbers(results: Results) -> dict[str, Any]:
+def returns_numbers(results: Results) -> dict[str, Any]:
     """Return results.json of an evaluation of games; its rows are in results.csv."""
     names = ("arms", "baseline", "budgets", "targets", "counted", "excluded", "thresholds", "overall", "warnings")
     return {

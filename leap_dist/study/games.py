@@ -1,0 +1,91 @@
+"""What differs in a study of Atari games: groups are training sets, each test has a length, and it all has a cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.settings import Config
+from leap_dist.config.validation import did_you_mean
+from leap_dist.envs.games import SETS, available
+
+FIGURE_4 = {
+    "space_invaders": 30_000_000,
+    "krull": 30_000_000,
+    "kung_fu_master": 30_000_000,
+    "road_runner": 20_000_000,
+    "breakout": 20_000_000,
+    "pong": 8_000_000,
+}
+"""The games of the paper's figure 4 and the ends of its axes, in agent steps. Only Pong is trained on."""
+ARMS: tuple[str, ...] = ("leap", "none")
+"""The arms of figure 4: Leap, and a random initialization."""
+GROUPS: tuple[str, ...] = ("seed24",)
+"""The training games of the paper's first version."""
+PRESETS = ("figure4", "paper", "paper-5m")
+"""Presets with which games are tested for as long as in figure 4; with others, for as long as a task of training."""
+MACHINE_STEPS_PER_SECOND = 27_900
+"""Agent steps per second of one machine with 16 cores and an H100, measured (docs/performance.md)."""
+DAY = 86_400.0
+"""Duration in seconds above which a study has to be confirmed."""
+
+
+class Tests(NamedTuple):
+    """How the initializations of a study are tested."""
+
+    games: tuple[str, ...]
+    game_steps: dict[str, int]
+    """Agent steps of single games; those of all others are the study's `test_steps`."""
+    seeds: int
+    """Number of agents for each initialization and game."""
+
+
+def check_groups(groups: Sequence[str]) -> None:
+    """Raise ConfigError for a group that is neither a set of games nor a game."""
+    for group in groups:
+        if group not in SETS and group not in available():
+            raise ConfigError(
+                f"groups: {group[:40]!r} is neither one of the sets {', '.join(SETS)} nor a game"
+                f"{did_you_mean(group[:40], (*SETS, *available()))}"
+            )
+
+
+def tests(
+    preset: str, config: Config, *, games: bool, lengths: Mapping[str, int], test_steps: int | None, seeds: int
+) -> Tests:
+    """Return how a study is tested.
+
+    Args:
+        preset: the study's preset.
+        config: settings of the study; `config.games` are the games to test on if `games` is True.
+        games: whether the user has named games.
+        lengths: lengths that the user has given for single games.
+        test_steps: length that the user has given for all others.
+        seeds: number of agents for each initialization and game.
+    """
+    named = config.games if games else tuple(FIGURE_4)
+    as_published = FIGURE_4 if preset in PRESETS and test_steps is None else {}
+    steps = {game: lengths.get(game, as_published.get(game)) for game in named}
+    for game in lengths:
+        if game not in named:
+            raise ConfigError(
+                f"game_steps: {game[:40]!r} is not one of the games {', '.join(named)}{did_you_mean(game[:40], named)}"
+            )
+    return Tests(named, {game: length for game, length in steps.items() if length is not None}, seeds)
+
+
+class Cost(NamedTuple):
+    """Agent steps of a study, without those that earlier launches have made."""
+
+    training: int
+    testing: int
+
+    @property
+    def steps(self) -> int:
+        """Agent steps in all."""
+        return self.training + self.testing
+
+    def machines_hours(self, machines: int) -> float:
+        """Return the hours that so many machines with 16 cores and a GPU need."""
+        return self.steps / MACHINE_STEPS_PER_SECOND / machines / 3600

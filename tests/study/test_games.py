@@ -1,0 +1,203 @@
+"""Studies of Atari games: their plan, what they cost, and figure 4 from whatever is there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import no_ray  # noqa: F401
+
+from leap_dist.cli import plan as printed
+from leap_dist.cli.main import main
+from leap_dist.config.loading import ConfigError
+from leap_dist.envs.games import SETS
+from leap_dist.evaluation.runs import RunResult, save
+from leap_dist.study.games import FIGURE_4
+from leap_dist.study.plan import Plan, make, merge
+from leap_dist.study.report import build
+from leap_dist.study.spec import Study, evaluation_of
+from leap_dist.worker import trial
+
+FEW = 20  # bootstrap samples
+
+
+def planned(**changes: Any) -> Plan:
+    given = {"tasks": "atari", **changes.pop("given", {})}
+    settings = {"preset": "figure4", "arms": [], "groups": [], "seeds": 1, "of_arms": {}, "test_steps": None}
+    return make(given=given, **{**settings, **changes})
+
+
+def test_by_default_a_study_is_figure_4_of_the_paper() -> None:
+    plan = planned()
+    assert (plan.study.arms, plan.study.groups) == (("leap", "none"), ("seed24",))
+    assert plan.study.settings["leap"]["mode"] == "sync"
+    training, test = plan.training(next(plan.cells())), plan.test("seed24", 0)
+    assert training.games == SETS["seed24"]
+    assert (training.meta_updates, training.meta.batch_size, training.task_steps) == (100, 16, 1_000_000)
+    assert test.games == tuple(FIGURE_4)
+    assert plan.game_steps == FIGURE_4
+    assert set(test.games) & set(training.games) == {"pong"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "games", "lengths"),
+    [
+        ({"game_steps": {"pong": 80_000}}, tuple(FIGURE_4), {**FIGURE_4, "pong": 80_000}),
+        ({"test_steps": 70_000}, tuple(FIGURE_4), {}),
+        ({"given": {"games": "qbert,pong"}}, ("qbert", "pong"), {"pong": FIGURE_4["pong"]}),
+        ({"preset": "smoke", "given": {"games": "qbert"}, "game_steps": {"qbert": 800}}, ("qbert",), {"qbert": 800}),
+        ({"preset": "quick", "given": {"games": "breakout"}}, ("breakout",), {}),
+    ],
+)
+def test_games_and_lengths_are_the_papers_or_the_users(
+    changes: dict[str, Any], games: tuple[str, ...], lengths: dict[str, int]
+) -> None:
+    plan = planned(**changes)
+    assert plan.test("seed24", 0).games == games
+    assert plan.game_steps == lengths
+
+
+def test_the_cost_is_the_sum_over_trainings_and_agents() -> None:
+    plan = planned(arms=["leap", "finetune-multi", "none"], seeds=2, test_seeds=5)
+    assert plan.cost.training == 2 * 2 * 100 * 16 * 1_000_000
+    assert plan.cost.testing == 3 * 2 * 5 * sum(FIGURE_4.values())
+    assert planned(given={"task_steps": 5_000_000}).cost.training == 100 * 16 * 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": ["seed42"]}, "groups: 'seed42' is neither one of the sets seed24, camera25 nor a game.*seed24"),
+        ({"groups": ["../x"]}, "groups: '../x' is neither"),
+        ({"game_steps": {"pnog": 800}}, "game_steps: 'pnog' is not one of the games space_invaders, .*pong"),
+        ({"given": {"games": "pnog"}}, "games: no game 'pnog'"),
+        ({"test_steps": 10}, "test_steps: 10 is less than"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        planned(**changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"game_steps": {"pong": 800}}, {"test_seeds": 2}])
+def test_images_have_no_lengths_by_game_and_one_run_each(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="only for atari"):
+        planned(preset="paper", given={"tasks": "omniglot"}, **changes)
+
+
+def test_the_same_command_continues_a_study_and_another_one_is_refused(tmp_path: Path) -> None:
+    first = planned(test_seeds=2, game_steps={"pong": 80_000})
+    first.study.write(tmp_path)
+    old = Study.read(tmp_path)
+    again = planned(test_seeds=2, game_steps={"pong": 80_000}, existing=old)
+    assert merge(old, again.study) == old
+    assert again.training(next(again.cells())) == first.training(next(first.cells()))
+    assert again.test("seed24", 0) == first.test("seed24", 0)
+    for changes, field in [
+        ({"test_seeds": 3, "game_steps": {"pong": 80_000}}, "seeds"),
+        ({"test_seeds": 2}, "game_steps"),
+        ({"test_seeds": 2, "game_steps": {"pong": 80_000}, "given": {"agent.unroll": 6}}, "agent.unroll"),
+    ]:
+        with pytest.raises(ConfigError, match=f"^{field}: the study there has"):
+            merge(old, planned(existing=old, **changes).study)
+    more = planned(test_seeds=2, game_steps={"pong": 80_000}, arms=["leap", "reptile", "none"], existing=old)
+    assert merge(old, more.study).arms == ("leap", "reptile", "none")
+
+
+@pytest.mark.parametrize(("rate", "days"), [(1_000.0, True), (1e9, False)])
+def test_what_takes_more_than_a_day_needs_a_yes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: float, days: bool
+) -> None:
+    monkeypatch.setattr(trial, "steps_per_second", lambda config: rate)
+    rows, seconds = printed.study(planned(given={"workers": 2, "worker.cpus": 0.1}), tmp_path)
+    lines = dict(rows)
+    assert lines["train"] == "1 initialization: 1,600,000,000 agent steps in all"
+    assert lines["test"] == "12 agents, 8,000,000 to 30,000,000 agent steps each: 276,000,000 in all"
+    assert seconds is not None
+    assert (seconds > 86_400) is days
+    assert "19 hours on 1 machine, 2.3 hours on 8 machines with 16 processors and an H100" in lines["with GPUs"]
+
+
+def test_the_command_asks_for_the_yes_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trial, "steps_per_second", lambda config: 1_000.0)
+    out = tmp_path / "f4"
+    with pytest.raises(SystemExit) as caught:
+        main(["study", "--tasks", "atari", "--preset", "figure4", "--out", str(out)])
+    assert caught.value.code == 2
+    said = capsys.readouterr()
+    assert "276,000,000" not in said.out, "three seeds are the default"
+    assert "828,000,000 in all" in said.out
+    assert said.err.endswith("error: yes: this study takes more than a day on this machine; add --yes to start it\n")
+    assert not out.exists()
+
+
+# The report -------------------------------------------------------------------------------------------------------
+
+
+def result(arm: str, game: str, seed: int, steps: int, level: float) -> RunResult:
+    ended = np.arange(1, 101) * steps // 100
+    returns = level + np.linspace(0, 10, 100) + np.random.default_rng([seed, *game.encode()]).normal(size=100)
+    return RunResult(arm, game, seed, steps, 1.0, ended, returns, ({"steps": steps, "loss": 1.0},))
+
+
+def write(out: Path, groups: tuple[str, ...] = ("seed24",)) -> Study:
+    plan = planned(groups=list(groups), seeds=2, test_seeds=2)
+    plan.study.write(out)
+    for group in groups:
+        for seed in (0, 1):
+            for arm in plan.study.arms:
+                for game in ("pong", "breakout"):
+                    for agent in (seed, seed + 1):
+                        one = result(arm, game, agent, FIGURE_4[game], 3.0 if arm == "leap" else 0.0)
+                        save(evaluation_of(out, group, seed), one, {})
+    return plan.study
+
+
+def test_figure_4_and_the_table_come_from_whatever_is_there(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert build(tmp_path, FEW) == []
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "figure4.png", "profiles.png", "aggregates.png", "improvement.png",
+    }  # fmt: skip
+    text = (tmp_path / "table.md").read_text()
+    for part in ("## Trained on seed24", "figures/figure4.png", "8,000,000 to 20,000,000", "figures/improvement.png"):
+        assert part in text
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16
+    assert {(row["group"], row["seed"], row["agent_seed"]) for row in rows} == {
+        ("seed24", "0", "0"), ("seed24", "0", "1"), ("seed24", "1", "1"), ("seed24", "1", "2"),
+    }  # fmt: skip
+    numbers = json.loads((tmp_path / "results.json").read_text())["groups"]["seed24"]
+    assert numbers["baseline"] == "none"
+    assert numbers["against"]["leap"]["pairs"] == 8
+    assert numbers["against"]["leap"]["improvement"]["auc"]["point"] > 0.9
+
+
+def test_a_group_more_has_pictures_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path, ("seed24", "pong"))
+    build(tmp_path, FEW)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"seed24-figure4.png", "pong-figure4.png"} <= names
+    assert "figure4.png" not in names
+    assert "## Trained on pong" in (tmp_path / "table.md").read_text()
+
+
+def test_a_study_without_results_has_no_report(tmp_path: Path) -> None:
+    planned().study.write(tmp_path)
+    with pytest.raises(ConfigError, match="out: there is nothing of the study in"):
+        build(tmp_path, FEW)
+
+
+def test_arms_of_other_kinds_are_left_out_with_a_word(tmp_path: Path) -> None:
+    write(tmp_path)
+    save(evaluation_of(tmp_path, "seed24", 0), result("rival", "pong", 0, 8_000_000, 9.0), {})
+    (warning,) = build(tmp_path, FEW)
+    assert warning == "seed24/seed0/test: left out, because the study does not name them: rival"
