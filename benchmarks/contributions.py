@@ -6,10 +6,10 @@
 `record` trains every game from one random encoder, with several seeds for heads, actions and environments. While a task
 trains, it accumulates the pull-forward gradient in many forms at once, so that all of them are of the same path.
 `compare` prints for each form the mean cosine between contributions of the same game with different seeds, between
-different games, and between vectors whose entries were shuffled; the range of norms; and the share of the loss term. A
-form in which the same game with another seed is no more alike than another game carries no signal of the game; one
-in which other games are no more alike than shuffled vectors carries none that games share, which is all that an
-initialization can learn.
+different games, and between vectors whose entries were shuffled, and the range of norms: for the first tenth of the
+path, the rest and the whole, and for the convolutions and the linear layer. A form in which the same game with another
+seed is no more alike than another game carries no signal of the game; one in which other games are no more alike than
+shuffled vectors carries none that games share, which is all that an initialization can learn.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ FORMS: dict[str, Form] = {
     "length, −Δf": Form("length", stabilize=False),
 }
 """All recorded forms, by the name that the table gives them."""
+FIRST = 0.1
+"""Part of the path whose terms are kept apart: it begins with a random value function."""
 REPTILE = "energy, λ = 0"
 """Path term of the energy, θ_0 − θ_K, which is Reptile's gradient."""
 
@@ -107,7 +109,10 @@ class FixedBatch:
 
 
 def record(game: str, seed: int, task_steps: int, preset: str, forms: Mapping[str, Form]) -> dict[str, np.ndarray]:
-    """Train one task and return, for each form, both terms of the pull-forward gradient: (2, parameters), float32."""
+    """Train one task and return, for each form, both terms of the pull-forward gradient for two parts of the path.
+
+    These are the first tenth and the rest: (2 parts, 2 terms, parameters), float32.
+    """
     config = resolve(preset, {"games": [game], "task_steps": task_steps, "workers": 1})
     torch.set_num_threads(config.worker.threads)
     _, vector = family_of(config).initialization(config, 0, config.scope)
@@ -126,7 +131,10 @@ def record(game: str, seed: int, task_steps: int, preset: str, forms: Mapping[st
             for name, form in forms.items()
         }
         fixed = FixedBatch(learner)
-        for number in range(task_steps // learner.steps_per_update):
+        updates, first = task_steps // learner.steps_per_update, {}
+        for number in range(updates):
+            if number == int(FIRST * updates):
+                first = {name: torch.stack(path.terms()) for name, path in paths.items()}
             losses = {"batch": float(learner.backward())}
             if not number:
                 fixed.freeze()
@@ -135,7 +143,8 @@ def record(game: str, seed: int, task_steps: int, preset: str, forms: Mapping[st
             for name, path in paths.items():
                 path.observe(losses[forms[name].loss])
             learner.step()
-        return {name: torch.stack(path.terms()).numpy() for name, path in paths.items()}
+        whole = {name: torch.stack(path.terms()) for name, path in paths.items()}
+        return {name: torch.stack([first[name], whole[name] - first[name]]).numpy() for name in paths}
     finally:
         learner.close()
 
@@ -143,7 +152,19 @@ def record(game: str, seed: int, task_steps: int, preset: str, forms: Mapping[st
 # Comparison -------------------------------------------------------------------------------------------------------
 
 Contributions = dict[tuple[str, int], dict[str, np.ndarray]]
-"""Both terms of each form, (2, parameters), by game and seed."""
+"""What `record` returns, by game and seed."""
+PARTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "first tenth": lambda parts: parts[0],
+    "the rest": lambda parts: parts[1],
+    "all": lambda parts: parts.sum(axis=0),
+}
+"""Functions from the two parts of a path to both terms, (2, parameters), by name."""
+LAYERS: dict[str, slice] = {
+    "all": slice(None),
+    "convolutions": slice(0, 4096 + 16 + 8192 + 32),
+    "linear": slice(4096 + 16 + 8192 + 32, None),
+}
+"""Parts of the encoder's flat vector, for four gray frames."""
 
 
 def load(folder: Path) -> Contributions:
@@ -155,8 +176,8 @@ def load(folder: Path) -> Contributions:
     return found
 
 
-def gradients(found: Contributions) -> dict[str, dict[tuple[str, int], np.ndarray]]:
-    """Return the contributions of each form, and the two terms of each apart, as vectors by game and seed."""
+def gradients(found: Contributions, part: str, layer: str) -> dict[str, dict[tuple[str, int], np.ndarray]]:
+    """Return the contributions of each form, and its loss term apart, as vectors by game and seed."""
     names = list(next(iter(found.values())))
     columns: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {
         REPTILE: lambda terms: terms["energy, λ = 1"][1],
@@ -165,7 +186,11 @@ def gradients(found: Contributions) -> dict[str, dict[tuple[str, int], np.ndarra
         columns[name] = lambda terms, name=name: terms[name].sum(axis=0)  # type: ignore[misc]
         if FORMS[name].loss_weight:
             columns[f"{name}: loss term"] = lambda terms, name=name: terms[name][0]  # type: ignore[misc]
-    return {title: {key: of(terms) for key, terms in found.items()} for title, of in columns.items()}
+    chosen = {
+        key: {name: PARTS[part](parts)[:, LAYERS[layer]] for name, parts in forms.items()}
+        for key, forms in found.items()
+    }
+    return {title: {key: of(terms) for key, terms in chosen.items()} for title, of in columns.items()}
 
 
 def cosines(vectors: Mapping[tuple[str, int], np.ndarray], *, same_game: bool) -> list[float]:
@@ -175,11 +200,11 @@ def cosines(vectors: Mapping[tuple[str, int], np.ndarray], *, same_game: bool) -
     return [float(unit[a] @ unit[b]) for a, b in itertools.combinations(unit, 2) if (a[0] == b[0]) == same_game]
 
 
-def compare(found: Contributions) -> list[dict[str, Any]]:
-    """Return a row of the table for each form."""
+def compare(found: Contributions, part: str = "all", layer: str = "all") -> list[dict[str, Any]]:
+    """Return a row of the table for each form, for a part of the path and of the encoder."""
     rng = np.random.default_rng(0)
     rows = []
-    for title, vectors in gradients(found).items():
+    for title, vectors in gradients(found, part, layer).items():
         shuffled = {key: rng.permutation(vector) for key, vector in vectors.items()}
         norms = [float(np.linalg.norm(vector)) for vector in vectors.values()]
         rows.append(
@@ -221,7 +246,8 @@ def main() -> None:
         found = load(given.folder)
         if not found:
             parser.error(f"there are no contributions in {given.folder}")
-        print(table(compare(found)))
+        for part, layer in itertools.product(PARTS, LAYERS):
+            print(f"\npart of the path: {part}; layers: {layer}\n\n{table(compare(found, part, layer))}")
         return
     for seed, game in itertools.product(range(given.seeds), given.games):
         path = given.out / game / f"{seed}.npz"

@@ -24,7 +24,7 @@ from leap_dist.nn.actor_critic import initialize
 from leap_dist.nn.flat_vector import add_vector, flatten, load_vector
 from leap_dist.server.aggregation import Pull, combine
 from leap_dist.server.meta_optimizer import MetaOptimizer
-from leap_dist.worker.run_task import limited_shift
+from leap_dist.worker.trajectory import limited_shift
 
 
 class ToyLearner(EndlessLearner):

@@ -47,7 +47,6 @@ initialization on held-out tasks.
 examples:
   {command} study --tasks atari --preset figure4 --out studies/atari --yes
   {command} study --tasks omniglot --out studies/omniglot
-  {command} study --tasks omniglot --arms leap none --groups 10 --out studies/a
   {command} study --tasks multi-cv --games mnist svhn cifar10 --out studies/b
   {command} plot studies/omniglot        (tables and figures of the results)
 

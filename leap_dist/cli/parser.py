@@ -172,7 +172,7 @@ def _add_game_steps(comparison: argparse._ArgumentGroup) -> None:
 def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
     study = command(
         "compare meta-learners on Atari, Omniglot or Multi-CV",
-        usage="%(prog)s --tasks atari|omniglot|multi-cv --out DIR [--SETTING VALUE ...]",
+        usage="%(prog)s --tasks NAME --out DIR [--SETTING VALUE ...]",
         description=_text(STUDY),
         epilog=EXIT_CODES,
     )
@@ -184,7 +184,7 @@ def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
         action="extend",
         default=[],
         metavar="NAME",
-        help="meta-learners to compare; `none` trains from a random initialization (default: all; atari: leap none)",
+        help="meta-learners; `none`: random initialization (default: all; atari: leap none)",
     )
     comparison.add_argument(
         "--groups",
@@ -202,7 +202,7 @@ def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
         "--test-steps",
         type=_whole_number,
         metavar="N",
-        help="agent steps or examples in a test (default: as in training)",
+        help="steps of a test (default: as in training)",
     )
     comparison.add_argument(
         "--test-seeds",

@@ -164,7 +164,7 @@ def _text(text: str, default: str) -> str:
 
 def _defaults(command: str, preset: str, tasks: str) -> Callable[[str], str]:
     """Return a function from a setting's name to the text about its default."""
-    values = {"games": "breakout,qbert,space_invaders"} if command == "evaluate" else {}
+    values = {"evaluate": {"games": "breakout,qbert,space_invaders"}, "study": {"tasks": "none"}}.get(command, {})
     ours = {"workers", "min_workers", "wait_for_nodes", "seed", "address", "insecure", "worker", "server"}
     from_preset: dict[str, Any] = {}
     if command != "evaluate" or preset:

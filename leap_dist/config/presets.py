@@ -20,7 +20,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {**_ALGORITHM_1},
     "paper-5m": {**_ALGORITHM_1, "task_steps": 5_000_000},
     "paper-async": {},
-    "figure4": {**_ALGORITHM_1},
     "fast": {**_FAST},
     "quick": {
         **_FAST,

@@ -23,7 +23,9 @@ ARMS: tuple[str, ...] = ("leap", "none")
 """The arms of figure 4: Leap, and a random initialization."""
 GROUPS: tuple[str, ...] = ("seed24",)
 """The training games of the paper's first version."""
-PRESETS = ("figure4", "paper", "paper-5m")
+PRESET = "figure4"
+"""Name under which a study of games has the settings of `paper` and the lengths of FIGURE_4."""
+PRESETS = (PRESET, "paper", "paper-5m")
 """Presets with which games are tested for as long as in figure 4; with others, for as long as a task of training."""
 MACHINE_STEPS_PER_SECOND = 27_900
 """Agent steps per second of one machine with 16 cores and an H100, measured (docs/performance.md)."""

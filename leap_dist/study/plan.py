@@ -161,6 +161,8 @@ def make(
     tasks = configuration.parse_value("tasks", given.get("tasks", existing.tasks if existing else Config.tasks))
     if tasks not in ("atari", "omniglot", "multi-cv"):
         raise ConfigError(f"tasks: a study needs atari, omniglot or multi-cv; for {tasks}, use the command evaluate")
+    if preset == games.PRESET and tasks == "atari":
+        preset = "paper"
     if tasks != "atari" and (game_steps or test_seeds != 1):
         raise ConfigError(f"{'game' if game_steps else 'test'}_{'steps' if game_steps else 'seeds'}: only for atari")
     arms = arms or (

@@ -20,10 +20,11 @@ from leap_dist.testing.failpoints import failpoint
 from leap_dist.worker.curve import LearningCurve
 from leap_dist.worker.preemption import PreemptionNotice
 from leap_dist.worker.start import Start, make_learner
-from leap_dist.worker.task_state import TaskState
+from leap_dist.worker.task_state import StateKeeper, StateServer
+from leap_dist.worker.trajectory import limited_shift
 
 
-class Server(Protocol):
+class Server(StateServer, Protocol):
     """The part of the server that a running task talks to."""
 
     def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
@@ -31,9 +32,6 @@ class Server(Protocol):
 
     def push(self, contribution: Contribution) -> Ack:
         """Deliver a contribution."""
-
-    def save_state(self, lease_id: str, incarnation: str, state: bytes) -> Ack:
-        """Keep the state of a task of an evaluation, so that it can be continued from there."""
 
     def snapshot(self) -> tuple[int, np.ndarray]:
         """Return the current version and φ, flat float32."""
@@ -77,19 +75,6 @@ def run_task(
         learner.close()
 
 
-def limited_shift(shift: np.ndarray, learner: Learner, config: Config) -> np.ndarray:
-    """Return the part of a change of φ, flat float32, that a running task follows.
-
-    With `meta.shift increments`, one that is large compared with the parameters is scaled down: it assumes that θ_K
-    changes as much as φ (J = I), which holds only nearby. With `trajectory` the task follows all of it.
-    """
-    size = float(np.linalg.norm(shift))
-    largest = config.meta.max_shift * float(flatten(learner.shared.values()).norm())
-    if config.meta.shift == "trajectory" or size <= largest:
-        return shift
-    return shift * np.float32(largest / size)
-
-
 class TaskRun:
     """The state of one task while it is trained."""
 
@@ -127,16 +112,14 @@ class TaskRun:
         self._started = self._renewed = clock()
         self._quiet_until = self._started  # until then, the server wants no push but the final one
         self._longest_silence = lease.seconds / 4  # even then, the lease is renewed after this time
-        self._rollouts = self._steps = 0
-        if start.state is not None:
-            self._continue(TaskState.unpack(start.state))
-        self._saved = clock()
+        self._states = StateKeeper(lease, start, learner, self._curve, server, config.worker.state_seconds, clock)
+        self._started -= self._states.seconds
 
     def updates(self) -> Iterator[None]:
         """Train the whole task, and yield before each gradient, so that those of several tasks can be made together."""
         config, learner, meta_learner = self._config, self._learner, self._meta_learner
-        rollout, rollouts, interval = self._rollouts, config.rollouts_per_task, config.worker.push_interval
-        steps = pushed = self._steps
+        rollout, rollouts, interval = self._states.rollouts, config.rollouts_per_task, config.worker.push_interval
+        steps = pushed = self._states.steps
         first_filmed = self._video.start(self._lease)
         failpoint("task.start")
         while rollout < rollouts:
@@ -180,7 +163,7 @@ class TaskRun:
                 if not ack.proceed:
                     self._save(rollout, steps)
                     return
-            if self._clock() - self._saved > config.worker.state_seconds:
+            if self._states.is_due:
                 self._save(rollout, steps)
         meta_learner.finish()
         if self._evaluation and (more := self._learner.conclude(self._beat(steps))):
@@ -193,25 +176,10 @@ class TaskRun:
         """Estimate the time to the end of the task from the speed so far."""
         return (self._clock() - self._started) / done * (rollouts - done)
 
-    def _continue(self, state: TaskState) -> None:
-        """Continue from a state. Raises ValueError if it is that of a longer task or of another learner."""
-        if state.rollouts >= self._config.rollouts_per_task:
-            raise ValueError(f"the state has {state.rollouts} updates, all of the task's or more")
-        self._learner.load_state(state.learner)
-        self._curve.load(state.steps, state.points, state.episodes)
-        self._rollouts, self._steps = state.rollouts, state.steps
-        self._started -= state.seconds
-
     def _save(self, rollouts: int, steps: int) -> None:
-        """Let the server keep the state of an evaluation's task, if the learner has one."""
-        self._saved = self._clock()
-        if not self._evaluation or (learner := self._learner.state()) is None:
-            return
-        curve = self._curve
-        state = TaskState(learner, rollouts, steps, self._saved - self._started, curve.points, curve.episodes)
+        """Let the server keep the state of an evaluation's task."""
         with self._time("waiting"):
-            self._server.save_state(self._lease.id, self._lease.incarnation, state.pack())
-        failpoint("task.saved")
+            self._states.save(rollouts, steps, self._clock() - self._started)
         self._renewed = self._clock()
 
     def _must_renew(self) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from leap_dist.leap.learner import LearnerState
-from leap_dist.protocol.messages import CurvePoint, Episode
+from leap_dist.leap.learner import Learner, LearnerState
+from leap_dist.protocol.messages import Ack, CurvePoint, Episode, Lease
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, pack, unpack
+from leap_dist.testing.failpoints import failpoint
+from leap_dist.worker.curve import LearningCurve
+from leap_dist.worker.start import Start
 
 _LEARNER = "learner."
 _ENDED, _SCORES = "episodes.ended", "episodes.scores"
@@ -64,3 +68,66 @@ class TaskState:
             )
         except DECODE_ERRORS as error:
             raise CorruptFile(f"the state of the task is damaged: {one_line(error)}") from None
+
+
+class StateServer(Protocol):
+    """The part of the server that keeps states."""
+
+    def save_state(self, lease_id: str, incarnation: str, state: bytes) -> Ack:
+        """Keep the state of a task of an evaluation, so that it can be continued from there."""
+
+
+class StateKeeper:
+    """Continues a task from the state that it starts with, and saves its states from time to time.
+
+    Args:
+        lease: the task's lease.
+        start: what the task starts from. Only tasks of evaluations have states.
+        learner: the learner, which is brought to the state if there is one.
+        curve: the learning curve, which is continued as well.
+        server: keeps the states.
+        interval: seconds between two savings.
+        clock: monotonic seconds.
+
+    Raises CorruptFile if the state cannot be read, and what `Learner.load_state` raises.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        start: Start,
+        learner: Learner,
+        curve: LearningCurve,
+        server: StateServer,
+        interval: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._lease = lease
+        self._learner = learner
+        self._curve = curve
+        self._server = server
+        self._interval = interval
+        self._clock = clock
+        self._saved = clock()
+        self._is_on = start.evaluation
+        self.rollouts, self.steps, self.seconds = 0, 0, 0.0
+        """Updates, agent steps and seconds that earlier processes spent on the task."""
+        if start.state is not None:
+            state = TaskState.unpack(start.state)
+            learner.load_state(state.learner)
+            curve.load(state.steps, state.points, state.episodes)
+            self.rollouts, self.steps, self.seconds = state.rollouts, state.steps, state.seconds
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the state should be saved now."""
+        return self._is_on and self._clock() - self._saved > self._interval
+
+    def save(self, rollouts: int, steps: int, seconds: float) -> None:
+        """Save the state after so many updates, agent steps and seconds, if the learner has one."""
+        self._saved = self._clock()
+        if not self._is_on or (learner := self._learner.state()) is None:
+            return
+        state = TaskState(learner, rollouts, steps, seconds, self._curve.points, self._curve.episodes)
+        self._server.save_state(self._lease.id, self._lease.incarnation, state.pack())
+        failpoint("task.saved")

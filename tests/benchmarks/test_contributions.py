@@ -23,13 +23,13 @@ def recorded() -> dict[str, np.ndarray]:
 
 
 def test_all_forms_are_of_the_same_path(recorded: dict[str, np.ndarray]) -> None:
-    reptile = recorded["energy, λ = 1"][1]
+    reptile = recorded["energy, λ = 1"][:, 1]
     assert np.linalg.norm(reptile) > 0
     for name, form in contributions.FORMS.items():
         if form.metric == "energy":
-            assert np.array_equal(recorded[name][1], reptile)
+            assert np.array_equal(recorded[name][:, 1], reptile)
         elif not form.loss_weight:
-            assert not recorded[name][0].any()
+            assert not recorded[name][:, 0].any()
 
 
 def test_the_fixed_batch_has_the_loss_of_the_first_rollout_until_a_step_is_taken() -> None:
@@ -65,7 +65,7 @@ def test_what_was_recorded_can_be_read_and_compared(tmp_path: Path, recorded: di
         (tmp_path / game).mkdir()
         for seed in (0, 1):
             np.savez(tmp_path / game / f"{seed}.npz", allow_pickle=False, **recorded)
-    rows = contributions.compare(contributions.load(tmp_path))
+    rows = contributions.compare(contributions.load(tmp_path), "all", "all")
     assert [row["form"] for row in rows][:2] == [contributions.REPTILE, "energy, λ = 1"]
     expected = {row["form"]: 1.0 if row["largest norm"] else 0.0 for row in rows}
     assert {row["form"]: row["same game"] for row in rows} == pytest.approx(expected)

@@ -349,7 +349,7 @@ def test_the_help_of_a_command_shows_its_own_defaults(capsys):
     assert {evaluate[name] for name in ("task-steps", "agent.envs", "atari.frames")} == {"that of the first --init"}
     assert (evaluate["workers"], evaluate["worker.device"]) == (str(Config.workers), "auto")
     study = defaults(printed(capsys, "study", "--help"))
-    assert (study["tasks"], study["meta-updates"], study["seeds"]) == ("omniglot", "1000", "3")
+    assert (study["tasks"], study["meta-updates"], study["seeds"]) == ("none", "1000", "3")
 
 
 def test_bare_train_is_the_preset_for_a_laptop():

@@ -49,7 +49,7 @@ def test_the_page_on_cost_has_the_presets_numbers():
         found = [int(number.replace(",", "")) for number in (tasks, each, total)]
         assert found == [config.total_tasks, config.task_steps, config.total_tasks * config.task_steps], preset
         steps[preset] = found[2]
-    assert steps.keys() == {"quick", "fast", "paper", "paper-5m", "paper-async", "figure4"}
+    assert steps.keys() == {"quick", "fast", "paper", "paper-5m", "paper-async"}
     cores, gpu = (int(rate.replace(",", "")) for rate in re.findall(r"^\| [^|]+ \| ([\d,]+) \| ", text, re.M)[:2])
     assert (cores, gpu) == (3_219, 27_939)
     row = re.search(r"^\| `fast` \| ([\d.]+) days \| \\?\$(\d+) \| (\d+) hours \| \\?\$(\d+) \|$", text, re.M)

@@ -291,7 +291,7 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path):
     [
         ({"format": 2}, "newer"),
         ({"format": "1"}, "study.format"),
-        ({"tasks": "atari"}, "atari"),
+        ({"tasks": "images"}, "images"),
         ({"arms": ["leap", "adam"]}, "adam"),
         ({"arms": ["leap", "leap"]}, "twice"),
         ({"arms": []}, "missing"),

@@ -17,7 +17,7 @@ from leap_dist.config.settings import Config
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.server.meta_optimizer import MetaOptimizer
 from leap_dist.server.meta_server import MetaServer
-from leap_dist.worker import run_task
+from leap_dist.worker import run_task, trajectory
 from leap_dist.worker.start import Start
 
 START = np.linspace(-2, 2, Quadratic.dimension).astype(np.float32)
@@ -97,9 +97,9 @@ def test_every_push_counts_whole_also_after_a_restart_and_the_end_of_a_lost_leas
 def test_the_whole_shift_is_followed_however_large_it_is():
     config, learner = setting(1, 4), Quadratic(START, 7)
     shift = np.full(Quadratic.dimension, 1e3, np.float32)
-    assert run_task.limited_shift(shift, learner, config) is shift
+    assert trajectory.limited_shift(shift, learner, config) is shift
     config = replace(config, meta=replace(config.meta, shift="increments", max_shift=0.5))
-    norm = np.linalg.norm(run_task.limited_shift(shift, learner, config))
+    norm = np.linalg.norm(trajectory.limited_shift(shift, learner, config))
     assert norm == pytest.approx(0.5 * np.linalg.norm(START))
 
 

@@ -19,14 +19,12 @@ from leap_dist.leap.optimizers import RMSProp
 from leap_dist.nn.actor_critic import network_for_game
 from leap_dist.nn.device import graph_for, resolve_device, resolve_precision
 from leap_dist.nn.features import at_start
-from leap_dist.nn.flat_vector import Manifest, add_vector, flatten, load_vector
+from leap_dist.nn.flat_vector import add_vector, load_vector
 from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol.messages import AT_START
+from leap_dist.tasks.atari import agent_state
 from leap_dist.tasks.atari.environments import Environments, make_atari
 from leap_dist.tasks.atari.rollout import EpisodeTracker, Rollout, clip_rewards
-
-ENVIRONMENTS = "environments."
-"""First part of the names of the arrays in an agent's state that are the environments'."""
 
 
 class A2C(EndlessLearner):
@@ -151,46 +149,25 @@ class A2C(EndlessLearner):
 
     def state(self) -> LearnerState | None:
         """See `Learner.state`. None if the environments have no state that could be read."""
-        played = self._env.state()
-        if played is None:
-            return None
-        arrays, values = played
-        moments, number = self._optimizer.state()
         own = {
-            "model": flatten(self._model.parameters()).cpu().numpy(),
-            "optimizer": flatten(moments).cpu().numpy(),
-            "generator": self._rollout.generator.get_state().numpy(),
-        }
-        more = {
-            "optimizer": number,
             "episodes": self._episodes.state(),
             "parts": None if self._parts is None else self._parts.tolist(),
             "rollouts": self._rollouts,
             "at_start": self._at_start,
         }
-        return LearnerState(
-            {**own, **{ENVIRONMENTS + name: array for name, array in arrays.items()}},
-            {**more, "environments": values},
-        )
+        return agent_state.read(self._model, self._optimizer, self._rollout.generator, self._env, own)
 
     def load_state(self, state: LearnerState) -> None:
         """See `Learner.load_state`."""
-        arrays, values = state.arrays, state.values
-        named = dict(self._model.named_parameters())
-        load_vector(named, arrays["model"])
-        moments = Manifest.of(named).split(arrays["optimizer"])
-        device = next(iter(named.values())).device
-        self._optimizer.load_state(
-            [torch.from_numpy(moments[name]).to(device) for name in named], float(values["optimizer"])
+        self._rollout.set_frames(
+            agent_state.load(state, self._model, self._optimizer, self._rollout.generator, self._env)
         )
-        self._rollout.generator.set_state(torch.from_numpy(arrays["generator"].copy()))
-        self._episodes.load_state(values["episodes"])
-        self._parts = None if values["parts"] is None else torch.tensor(values["parts"], device=device)
-        self._rollouts, self._at_start = int(values["rollouts"]), values["at_start"]
-        prefix = len(ENVIRONMENTS)
-        played = {name[prefix:]: array for name, array in arrays.items() if name.startswith(ENVIRONMENTS)}
-        self._rollout.set_frames(self._env.load_state(played, values["environments"]))
         self._lives = self._env.lives
+        own = state.values["own"]
+        self._episodes.load_state(own["episodes"])
+        device = next(self._model.parameters()).device
+        self._parts = None if own["parts"] is None else torch.tensor(own["parts"], device=device)
+        self._rollouts, self._at_start = int(own["rollouts"]), own["at_start"]
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
         """Call `see` with the first environment's newest frame after every step, (1 or 3, 84, 84)."""
