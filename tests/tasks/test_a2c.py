@@ -427,6 +427,8 @@ def test_the_learner_implements_the_protocol():
         "interim",
         "conclude",
         "show",
+        "state",
+        "load_state",
         "close",
     }
     for name in methods:
