@@ -140,10 +140,8 @@ def study(parsed: argparse.Namespace) -> int:
     )
     from leap_dist.study import run
 
-    if planned.tests:
-        seconds = printed.print_study(planned, parsed.out)
-        if seconds is not None and seconds > games.DAY and not parsed.yes:
-            raise ConfigError("yes: this study takes more than a day on this machine; add --yes to start it")
+    if planned.tests and printed.print_study(planned, parsed.out) > games.DAY and not parsed.yes:
+        raise ConfigError("yes: this study takes more than a day on this machine; add --yes to start it")
     outcome = run.run(planned, parsed.out, lambda text: print(text, flush=True))
     if outcome == "done":
         results.print_study(parsed.out)

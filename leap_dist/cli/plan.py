@@ -59,15 +59,18 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
     ]
 
 
-def print_study(plan: StudyPlan, out: Path) -> float | None:
-    """Print the plan of a study of games. Return the seconds that it takes on this machine, or None if unknown."""
+def print_study(plan: StudyPlan, out: Path) -> float:
+    """Print the plan of a study of games. Return the seconds that it takes here."""
     rows, seconds = study(plan, out)
     _print(rows)
     return seconds
 
 
-def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float | None]:
-    """Return the plan of a study of games as a heading and titles with texts, and the seconds that it takes here."""
+def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float]:
+    """Return the plan of a study of games as a heading and titles with texts, and the seconds that it takes.
+
+    Where no trial is possible, these are the seconds on one machine with a GPU.
+    """
     what, cost = plan.study, plan.cost
     tests = plan.tests
     assert tests is not None, what.tasks
@@ -90,7 +93,7 @@ def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float | No
         ("watch", f"{console.command()} status {shlex.quote(str(out))}"),
         ("stop", "Ctrl-C; everything accepted by then is kept"),
         ("go on", "the same command"),
-    ], seconds
+    ], cost.machines_hours(1) * 3600 if seconds is None else seconds
 
 
 def print_evaluation(config: Config, runs: Sequence[EvaluationRun], missing: Sequence[int], out: Path) -> None:

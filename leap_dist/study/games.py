@@ -74,7 +74,13 @@ def tests(
             raise ConfigError(
                 f"game_steps: {game[:40]!r} is not one of the games {', '.join(named)}{did_you_mean(game[:40], named)}"
             )
-    return Tests(named, {game: length for game, length in steps.items() if length is not None}, seeds)
+    found = {game: length for game, length in steps.items() if length is not None}
+    for game, length in found.items():
+        if length < 2 * config.steps_per_update:
+            raise ConfigError(
+                f"game_steps: {game}={length} is less than two updates of {config.steps_per_update} steps"
+            )
+    return Tests(named, found, seeds)
 
 
 class Cost(NamedTuple):

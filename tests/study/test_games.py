@@ -76,6 +76,7 @@ def test_the_cost_is_the_sum_over_trainings_and_agents() -> None:
         ({"game_steps": {"pnog": 800}}, "game_steps: 'pnog' is not one of the games space_invaders, .*pong"),
         ({"given": {"games": "pnog"}}, "games: no game 'pnog'"),
         ({"test_steps": 10}, "test_steps: 10 is less than"),
+        ({"game_steps": {"pong": 319}}, "game_steps: pong=319 is less than two updates of 160 steps"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(changes: dict[str, Any], message: str) -> None:
@@ -118,9 +119,17 @@ def test_what_takes_more_than_a_day_needs_a_yes(
     lines = dict(rows)
     assert lines["train"] == "1 initialization: 1,600,000,000 agent steps in all"
     assert lines["test"] == "12 agents, 8,000,000 to 30,000,000 agent steps each: 276,000,000 in all"
-    assert seconds is not None
     assert (seconds > 86_400) is days
     assert "19 hours on 1 machine, 2.3 hours on 8 machines with 16 processors and an H100" in lines["with GPUs"]
+
+
+def test_where_no_trial_is_possible_the_measured_machine_decides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(trial, "steps_per_second", lambda config: None)
+    rows, seconds = printed.study(planned(), tmp_path)
+    assert dict(rows)["duration"] == "unknown"
+    assert seconds == pytest.approx((1_600_000_000 + 276_000_000) / 27_900)
 
 
 def test_the_command_asks_for_the_yes_and_writes_nothing(
