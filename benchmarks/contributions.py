@@ -27,7 +27,11 @@ from torch import Tensor
 
 from benchmarks.harness import progress
 from leap_dist.config.loading import resolve
+from leap_dist.envs import atari_vector
 from leap_dist.leap.pull_forward import PullForward
+from leap_dist.nn import actor_critic
+from leap_dist.nn.features import dead_units, effective_rank
+from leap_dist.nn.flat_vector import load_vector
 from leap_dist.protocol.messages import Lease, Task
 from leap_dist.tasks.atari.a2c import A2C
 from leap_dist.tasks.atari.rollout import n_step_returns
@@ -220,6 +224,50 @@ def compare(found: Contributions, part: str = "all", layer: str = "all") -> list
     return rows
 
 
+FRAMES_OF = ("breakout", "qbert", "space_invaders")
+"""Games whose frames, in random play, show what a step does to the encoder. None of them is recorded."""
+STEP = 0.1
+"""Length of that step, as a share of the encoder's norm."""
+
+
+def frames(count: int = 96) -> Tensor:
+    """Return frames of random play, in [0, 1], (count, 4, 84, 84)."""
+    rng, found = np.random.default_rng(0), []
+    for game in FRAMES_OF:
+        env = atari_vector.make(game, 4)
+        try:
+            env.reset(0)
+            for number in range(10 * count // len(FRAMES_OF) // 4):
+                step = env.step(rng.integers(0, len(env.actions), 4))
+                if number % 10 == 9:
+                    found.append(step.observations)
+        finally:
+            env.close()
+    return torch.from_numpy(np.concatenate(found)).float() / 255
+
+
+@torch.no_grad()
+def moved(found: Contributions, forms: Sequence[str]) -> list[str]:
+    """Return lines of a table: what the encoder is like before a step, and after one against the mean contribution.
+
+    Contributions have length 1 in that mean, so that each task has the same weight.
+    """
+    manifest, initial = actor_critic.initialization(4, 0)
+    seen, lines = frames(), ["| encoder | norm of the features | dead units | effective rank |", "|---|---|---|---|"]
+    vectors = gradients(found, "all", "all")
+    steps: dict[str, np.ndarray] = {"random initialization": np.zeros_like(initial)}
+    for form in forms:
+        mean = np.mean([vector / np.linalg.norm(vector) for vector in vectors[form].values()], axis=0)
+        steps[f"after a step against: {form}"] = STEP * np.linalg.norm(initial) * mean / np.linalg.norm(mean)
+    for name, step in steps.items():
+        encoder = actor_critic.Encoder(4)
+        load_vector({key: dict(encoder.named_parameters())[key] for key in manifest.names}, initial - step)
+        features = encoder(seen)
+        figures = float(features.norm(dim=1).mean()), dead_units(features), effective_rank(features)
+        lines.append(f"| {name} | {figures[0]:.3g} | {figures[1]:.2f} | {figures[2]:.1f} |")
+    return lines
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as a table in Markdown."""
     lines = ["| form | same game, other seed | other game | shuffled | norms |", "|---|---|---|---|---|"]
@@ -248,6 +296,8 @@ def main() -> None:
             parser.error(f"there are no contributions in {given.folder}")
         for part, layer in itertools.product(PARTS, LAYERS):
             print(f"\npart of the path: {part}; layers: {layer}\n\n{table(compare(found, part, layer))}")
+        print()
+        print("\n".join(moved(found, (REPTILE, *(f"{name}: loss term" for name in FORMS if FORMS[name].loss_weight)))))
         return
     for seed, game in itertools.product(range(given.seeds), given.games):
         path = given.out / game / f"{seed}.npz"
