@@ -226,8 +226,8 @@ def compare(found: Contributions, part: str = "all", layer: str = "all") -> list
 
 FRAMES_OF = ("breakout", "qbert", "space_invaders")
 """Games whose frames, in random play, show what a step does to the encoder. None of them is recorded."""
-STEP = 0.1
-"""Length of that step, as a share of the encoder's norm."""
+STEPS = (0.01, 0.03, 0.1)
+"""Lengths of that step, as shares of the encoder's norm."""
 
 
 def frames(count: int = 96) -> Tensor:
@@ -250,21 +250,25 @@ def frames(count: int = 96) -> Tensor:
 def moved(found: Contributions, forms: Sequence[str]) -> list[str]:
     """Return lines of a table: what the encoder is like before a step, and after one against the mean contribution.
 
-    Contributions have length 1 in that mean, so that each task has the same weight.
+    Each cell has the mean norm of the features, the share of dead units and the effective rank. Contributions have
+    length 1 in the mean, so that each task has the same weight.
     """
     manifest, initial = actor_critic.initialization(4, 0)
-    seen, lines = frames(), ["| encoder | norm of the features | dead units | effective rank |", "|---|---|---|---|"]
-    vectors = gradients(found, "all", "all")
-    steps: dict[str, np.ndarray] = {"random initialization": np.zeros_like(initial)}
-    for form in forms:
-        mean = np.mean([vector / np.linalg.norm(vector) for vector in vectors[form].values()], axis=0)
-        steps[f"after a step against: {form}"] = STEP * np.linalg.norm(initial) * mean / np.linalg.norm(mean)
-    for name, step in steps.items():
+    seen, vectors = frames(), gradients(found, "all", "all")
+
+    def after(step: np.ndarray) -> str:
         encoder = actor_critic.Encoder(4)
         load_vector({key: dict(encoder.named_parameters())[key] for key in manifest.names}, initial - step)
         features = encoder(seen)
-        figures = float(features.norm(dim=1).mean()), dead_units(features), effective_rank(features)
-        lines.append(f"| {name} | {figures[0]:.3g} | {figures[1]:.2f} | {figures[2]:.1f} |")
+        norm = float(features.norm(dim=1).mean())
+        return f"{norm:.2g}, {dead_units(features):.2f}, {effective_rank(features):.1f}"
+
+    lines = [f"| a step against | {' | '.join(f'{length:.0%}' for length in STEPS)} |", "|---" * (1 + len(STEPS)) + "|"]
+    lines.append(f"| nothing | {' | '.join([after(np.zeros_like(initial))] * len(STEPS))} |")
+    for form in forms:
+        mean = np.mean([vector / np.linalg.norm(vector) for vector in vectors[form].values()], axis=0)
+        direction = np.linalg.norm(initial) * mean / np.linalg.norm(mean)
+        lines.append(f"| {form} | {' | '.join(after(length * direction) for length in STEPS)} |")
     return lines
 
 

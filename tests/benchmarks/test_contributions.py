@@ -72,7 +72,7 @@ def test_what_was_recorded_can_be_read_and_compared(tmp_path: Path, recorded: di
     assert contributions.table(rows).count("\n") == len(rows) + 1
     lines = contributions.moved(contributions.load(tmp_path), [contributions.REPTILE])
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
-        "random initialization",
-        f"after a step against: {contributions.REPTILE}",
+        "nothing",
+        contributions.REPTILE,
     ]
     assert lines[2].split("|")[2:] != lines[3].split("|")[2:]
