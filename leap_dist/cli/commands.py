@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,18 @@ def timestamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
+def game_steps(texts: Sequence[str]) -> dict[str, int]:
+    """Return lengths of runs by game from texts of the form GAME=STEPS. Raises ConfigError."""
+    found = {}
+    for text in texts:
+        game, _, steps = text.partition("=")
+        try:
+            found[game] = int(steps.replace("_", "").replace(",", ""))
+        except ValueError:
+            raise ConfigError(f"game_steps: {text[:60]!r} is not GAME=STEPS, as in pong=8000000") from None
+    return found
+
+
 def evaluate(parsed: argparse.Namespace) -> int:
     """Compare initializations on held-out tasks."""
     config, arms, out = evaluation(parsed)
@@ -100,7 +112,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
     from leap_dist.storage import run_directory
 
     first = initializations.first_seed(parser.settings(parsed), config)
-    planned = runs.plan(arms, config, parsed.seeds, first, runs.parse_steps_of(parsed.game_steps))
+    planned = runs.plan(arms, config, parsed.seeds, first, game_steps(parsed.game_steps))
     runs.missing(planned, config, out)  # raises errors before anything is written
     driver.check_prerequisites(config)
     check_stop()  # before anything is written
@@ -120,9 +132,6 @@ def evaluate(parsed: argparse.Namespace) -> int:
 
 def study(parsed: argparse.Namespace) -> int:
     """Compare meta-learners on Atari, Omniglot or Multi-CV."""
-    from leap_dist.cli import plan as printed
-    from leap_dist.cli import results
-    from leap_dist.evaluation.runs import parse_steps_of
     from leap_dist.study import games, plan, spec
 
     preset, loaded = file_settings(parsed)
@@ -135,9 +144,11 @@ def study(parsed: argparse.Namespace) -> int:
         of_arms=plan.parse_of_arms(parsed.of_arms),
         test_steps=parsed.test_steps,
         test_seeds=parsed.test_seeds,
-        game_steps=parse_steps_of(parsed.game_steps),
+        game_steps=game_steps(parsed.game_steps),
         existing=spec.Study.read(parsed.out) if (parsed.out / "study.json").exists() else None,
     )
+    from leap_dist.cli import plan as printed
+    from leap_dist.cli import results
     from leap_dist.study import run
 
     if planned.tests and printed.print_study(planned, parsed.out) > games.DAY and not parsed.yes:

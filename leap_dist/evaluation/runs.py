@@ -110,18 +110,6 @@ def plan(
     ]
 
 
-def parse_steps_of(texts: Sequence[str]) -> dict[str, int]:
-    """Return lengths of runs by game from texts of the form GAME=STEPS. Raises ConfigError."""
-    found = {}
-    for text in texts:
-        game, _, steps = text.partition("=")
-        try:
-            found[game] = int(steps.replace("_", "").replace(",", ""))
-        except ValueError:
-            raise ConfigError(f"game_steps: {text[:60]!r} is not GAME=STEPS, as in pong=8000000") from None
-    return found
-
-
 def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], list[str]]:
     """Return the indices of the runs that have no result in `out` yet, and a warning for each damaged result.
 

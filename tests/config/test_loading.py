@@ -1073,6 +1073,7 @@ PLACEMENT = {
     "worker.push_interval": 999,
     "worker.wire": "int8",
     "worker.heartbeat_seconds": 1.0,
+    "worker.state_seconds": 60.0,
     "server.lease_seconds": 99.0,
     "server.keep_checkpoints": 9,
     "telemetry.gif_interval": 3,

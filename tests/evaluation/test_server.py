@@ -14,13 +14,14 @@ from commands import no_ray, refused  # noqa: F401
 from initialization_files import written
 from protocol import Clock
 
+from leap_dist.cli.commands import game_steps
 from leap_dist.config.loading import ConfigError, resolve, to_yaml
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver
 from leap_dist.evaluation import initializations
 from leap_dist.evaluation import server as evaluation
 from leap_dist.evaluation.initializations import Arm, InitFile
-from leap_dist.evaluation.runs import load_all, missing, parse_steps_of, path_of, plan
+from leap_dist.evaluation.runs import load_all, missing, path_of, plan
 from leap_dist.evaluation.server import EvaluationServer
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Contribution, CurvePoint, Episode, Idle, Lease, PathStatistics
@@ -134,7 +135,7 @@ def replace_seed(run):
 )
 def test_a_wrong_length_is_refused_in_one_line(texts, message):
     with pytest.raises(ConfigError, match=message):
-        plan([SCRATCH], config(), 1, steps_of=parse_steps_of(texts))
+        plan([SCRATCH], config(), 1, steps_of=game_steps(texts))
 
 
 def test_an_arm_is_a_start_and_scratch_is_another_one_for_every_seed(tmp_path):

@@ -228,8 +228,9 @@ class Classifier:
             self._scored = checks
         return self._seen >= self._most or self._patience.over
 
-    def state(self) -> None:
+    def state(self) -> LearnerState | None:
         """Return None: a classifier trains for minutes at most, so it starts again from the beginning."""
+        return None
 
     def load_state(self, state: LearnerState) -> None:
         """Raise RuntimeError, because there is no such state."""
