@@ -212,7 +212,7 @@ class EvaluationServer:
         done = len(self._runs) - len(self._queue.waiting) - len(open_leases) - len(self._queue.given_up)
         return {
             "kind": "evaluation",
-            "saves_states": self._config.tasks == "atari",
+            "saves_states": self._config.tasks == "atari" and self._config.atari.frame_skip >= 3,
             "tasks": done,
             "tasks_waiting": 0,
             "tasks_wanted": len(self._runs),

@@ -84,7 +84,7 @@ def tests(
 
 
 class Cost(NamedTuple):
-    """Agent steps of a study, without those that earlier launches have made."""
+    """Agent steps of a whole study, whatever is done already."""
 
     training: int
     testing: int
