@@ -86,9 +86,9 @@ class ServerClient:
                 return ack
             time.sleep(ack.wait)
 
-    def save_state(self, lease_id: str, incarnation: str, state: bytes) -> Ack:
+    def save_state(self, lease_id: str, incarnation: str, state: bytes, steps: int) -> Ack:
         """Let the server keep the state of a task."""
-        ack: Ack = self.call("save_state", lease_id, incarnation, state)
+        ack: Ack = self.call("save_state", lease_id, incarnation, state, steps)
         return ack
 
     def snapshot(self) -> tuple[int, np.ndarray]:

@@ -30,9 +30,9 @@ class EvaluationActor(ServerProcess):
         start = Start(NO_VECTOR, scope=scope, evaluation=True, learning_rate=rate, state=state)
         return Grant(lease, ray.put(vector), start)
 
-    def save_state(self, lease_id: str, incarnation: str, state: bytes) -> Ack:
+    def save_state(self, lease_id: str, incarnation: str, state: bytes, steps: int) -> Ack:
         """Keep the state of a running agent; see EvaluationServer.save_state."""
-        return self._with_stop(self._server.save_state(lease_id, incarnation, state))
+        return self._with_stop(self._server.save_state(lease_id, incarnation, state, steps))
 
 
 EVALUATION: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(EvaluationActor)

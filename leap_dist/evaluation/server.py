@@ -69,6 +69,7 @@ class EvaluationServer:
         self._counts: Counter[str] = Counter()  # steps, pushes, leases_lost, duplicates
         self._refused: Counter[str] = Counter()  # by reason
         self._silent: deque[str] = deque(maxlen=100)  # incarnations whose lease expired
+        self._continued: dict[str, int] = {}  # steps that a run began with, by lease
         self._lock = RunLock(out)
         try:
             left, warnings = missing(self._runs, config, out)
@@ -123,22 +124,27 @@ class EvaluationServer:
 
     def state_of(self, lease: Lease) -> bytes | None:
         """Return the state that a run continues from, or None if it starts from the beginning."""
-        run = self._runs[lease.task.index]
+        run, held = self._runs[lease.task.index], self._leases.get(lease.id)
         try:
-            return self._states.load(run)
+            found = self._states.load(run)
         except (CorruptFile, OSError) as error:
             self._alert(f"{run.name} starts from the beginning: {error}")
             return None
+        if found is None or held is None:
+            return None
+        state, held.steps = found  # only later steps count as work of this launch
+        self._continued[lease.id] = held.steps
+        return state
 
-    def save_state(self, lease_id: str, incarnation: str, state: bytes) -> Ack:
-        """Store the state of a run, so that it can continue from there, and extend its lease."""
+    def save_state(self, lease_id: str, incarnation: str, state: bytes, steps: int) -> Ack:
+        """Store the state of a run after so many steps, so that it can continue from there, and extend its lease."""
         held = self._leases.get(lease_id)
         if held is None or held.lease.incarnation != incarnation:
             return _ack(False, reason=self._leases.outcome(lease_id), proceed=False)
-        self._extend(held, held.steps)
+        self._extend(held, steps)
         run = self._runs[held.lease.task.index]
         try:
-            self._states.keep(run, state)
+            self._states.keep(run, state, steps)
         except OSError as error:  # the run goes on; it would only start earlier after a stop
             self._alert(f"the state of {run.name} could not be stored: {error}")
             return _ack(False, reason="storage")
@@ -285,7 +291,8 @@ class EvaluationServer:
     def _fail(self, held: OpenLease, reason: str) -> None:
         run = self._runs[held.lease.task.index]
         self._alert(f"{run.name} failed on {held.lease.worker}: {reason}")
-        if not held.steps:  # it made no progress, so the state that it continued from may be the cause
+        # If it made no progress, the state that it continued from may be the cause.
+        if held.steps <= self._continued.get(held.lease.id, 0):
             self._states.drop(run)
         self._lose(held, "failed")
         self._blame(held, reason)

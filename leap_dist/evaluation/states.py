@@ -27,15 +27,16 @@ class StateStore:
         self._out = out
         self._config = config
 
-    def keep(self, run: Run, state: bytes) -> None:
-        """Store a state, durably, in place of the one before. Raises OSError."""
+    def keep(self, run: Run, state: bytes, steps: int) -> None:
+        """Store the state after so many steps, durably, in place of the one before. Raises OSError."""
         path = self._path(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = pack({"state": np.frombuffer(state, np.uint8)}, {"identity": run.identity(self._config)})
+        header = {"identity": run.identity(self._config), "steps": steps}
+        data = pack({"state": np.frombuffer(state, np.uint8)}, header)
         write_atomic(path, data, "transfer-state")
 
-    def load(self, run: Run) -> bytes | None:
-        """Return the state of a run; None if there is none of an agent with the same settings.
+    def load(self, run: Run) -> tuple[bytes, int] | None:
+        """Return the state of a run and its steps; None if there is none of an agent with the same settings.
 
         Raises CorruptFile if it is damaged, and OSError if it cannot be read.
         """
@@ -45,8 +46,8 @@ class StateStore:
         except FileNotFoundError:
             return None
         try:
-            state: bytes = arrays["state"].tobytes()
-            return state if header["identity"] == run.identity(self._config) else None
+            found = arrays["state"].tobytes(), int(header["steps"])
+            return found if header["identity"] == run.identity(self._config) else None
         except DECODE_ERRORS as error:
             raise CorruptFile(f"{path.name} is not the state of a run: {error}") from None
 

@@ -73,8 +73,8 @@ class TaskState:
 class StateServer(Protocol):
     """The part of the server that keeps states."""
 
-    def save_state(self, lease_id: str, incarnation: str, state: bytes) -> Ack:
-        """Keep the state of a task of an evaluation, so that it can be continued from there."""
+    def save_state(self, lease_id: str, incarnation: str, state: bytes, steps: int) -> Ack:
+        """Keep the state of a task of an evaluation after so many steps, so that it can be continued from there."""
 
 
 class StateKeeper:
@@ -129,5 +129,5 @@ class StateKeeper:
         if not self._is_on or (learner := self._learner.state()) is None:
             return
         state = TaskState(learner, rollouts, steps, seconds, self._curve.points, self._curve.episodes)
-        self._server.save_state(self._lease.id, self._lease.incarnation, state.pack())
+        self._server.save_state(self._lease.id, self._lease.incarnation, state.pack(), steps)
         failpoint("task.saved")

@@ -56,8 +56,8 @@ class Worker:
         self._stops_after = stops_after
         self.saved = 0
 
-    def save_state(self, lease_id: str, incarnation: str, state: bytes) -> Ack:
-        ack = self._server.save_state(lease_id, incarnation, state)
+    def save_state(self, lease_id: str, incarnation: str, state: bytes, steps: int) -> Ack:
+        ack = self._server.save_state(lease_id, incarnation, state, steps)
         self.saved += 1
         if self.saved == self._dies_after:
             raise Stopped
@@ -129,6 +129,12 @@ def test_a_worker_that_is_told_to_stop_saves_its_state(tmp_path: Path, whole: Pa
     lease = server.lease("w0", "i1")
     state = server.state_of(lease)
     assert TaskState.unpack(state).steps == 200
+    (shown,) = server.status()["leases"]
+    assert (shown["steps"], server.status()["agent_steps"]) == (200, 0), (
+        "steps of earlier launches are not counted again"
+    )
+    assert server.renew(lease.id, "i1", 260).proceed
+    assert server.status()["agent_steps"] == 60
     server.close()
     server = serve(out, run, "third")
     work(server, run)
@@ -198,14 +204,14 @@ def test_only_the_holder_of_the_lease_may_store_a_state(tmp_path: Path) -> None:
     run, out = config(), tmp_path / "out"
     server = serve(out, run)
     lease = server.lease("w0", "i0")
-    refused = server.save_state(lease.id, "i1", b"state")
+    refused = server.save_state(lease.id, "i1", b"state", 20)
     assert (refused.accepted, refused.proceed) == (False, False)
     assert server.state_of(lease) is None
-    assert server.save_state(lease.id, "i0", b"state").durable
+    assert server.save_state(lease.id, "i0", b"state", 20).durable
     assert server.state_of(lease) == b"state"
     server.release("i0")
-    assert not server.save_state(lease.id, "i0", b"late").accepted
-    assert server.state_of(lease) == b"state"
+    assert not server.save_state(lease.id, "i0", b"late", 40).accepted
+    assert server.state_of(server.lease("w0", "i1")) == b"state"
 
 
 def test_a_state_that_is_none_is_refused_in_one_line() -> None:
