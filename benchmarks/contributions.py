@@ -28,13 +28,15 @@ from torch import Tensor
 from benchmarks.harness import progress
 from leap_dist.config.loading import resolve
 from leap_dist.envs import atari_vector
+from leap_dist.envs.games import HELD_OUT
+from leap_dist.leap.path_statistics import Metric
 from leap_dist.leap.pull_forward import PullForward
 from leap_dist.nn import actor_critic
 from leap_dist.nn.features import dead_units, effective_rank
-from leap_dist.nn.flat_vector import load_vector
+from leap_dist.nn.flat_vector import Manifest, load_vector
 from leap_dist.protocol.messages import Lease, Task
 from leap_dist.tasks.atari.a2c import A2C
-from leap_dist.tasks.atari.rollout import n_step_returns
+from leap_dist.tasks.atari.rollout import a2c_loss, n_step_returns
 from leap_dist.tasks.task import family_of
 from leap_dist.worker.start import Start, make_learner
 
@@ -46,7 +48,7 @@ SMOOTHING = 0.99
 class Form:
     """A form of the pull-forward gradient."""
 
-    metric: str
+    metric: Metric
     loss_weight: float = 1.0
     smoothing: float = 0.0
     loss: str = "batch"
@@ -102,14 +104,8 @@ class FixedBatch:
     @torch.no_grad()
     def loss(self) -> float:
         """Return the loss at the current parameters."""
-        agent = self._learner._agent
         logits, values = self._learner._model(self._states)
-        log_policy = torch.log_softmax(logits, dim=-1)
-        chosen = log_policy.gather(1, self._actions).squeeze(1)
-        advantages = self._returns - values
-        entropy = -(log_policy.exp() * log_policy).sum(-1).mean()
-        loss = -(advantages * chosen).mean() + agent.value_cost * advantages.square().mean()
-        return float(loss - agent.entropy_cost * entropy)
+        return float(a2c_loss(logits, values, self._returns, self._actions, self._learner._agent)[0])
 
 
 def record(game: str, seed: int, task_steps: int, preset: str, forms: Mapping[str, Form]) -> dict[str, np.ndarray]:
@@ -127,7 +123,7 @@ def record(game: str, seed: int, task_steps: int, preset: str, forms: Mapping[st
         paths = {
             name: PullForward(
                 learner.shared.values(),
-                metric="energy" if form.metric == "energy" else "length",
+                metric=form.metric,
                 loss_weight=form.loss_weight,
                 loss_smoothing=form.smoothing,
                 stabilize=form.stabilize,
@@ -163,10 +159,11 @@ PARTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "all": lambda parts: parts.sum(axis=0),
 }
 """Functions from the two parts of a path to both terms, (2, parameters), by name."""
+_CONVOLUTIONS = Manifest.of(actor_critic.ActorCritic(actor_critic.Encoder(4), 1).parameters_of("convolutions")[0]).size
 LAYERS: dict[str, slice] = {
     "all": slice(None),
-    "convolutions": slice(0, 4096 + 16 + 8192 + 32),
-    "linear": slice(4096 + 16 + 8192 + 32, None),
+    "convolutions": slice(0, _CONVOLUTIONS),
+    "linear": slice(_CONVOLUTIONS, None),
 }
 """Parts of the encoder's flat vector, for four gray frames."""
 
@@ -224,7 +221,7 @@ def compare(found: Contributions, part: str = "all", layer: str = "all") -> list
     return rows
 
 
-FRAMES_OF = ("breakout", "qbert", "space_invaders")
+FRAMES_OF = HELD_OUT["seed24"]
 """Games whose frames, in random play, show what a step does to the encoder. None of them is recorded."""
 STEPS = (0.01, 0.03, 0.1)
 """Lengths of that step, as shares of the encoder's norm."""
@@ -253,12 +250,12 @@ def moved(found: Contributions, forms: Sequence[str]) -> list[str]:
     Each cell has the mean norm of the features, the share of dead units and the effective rank. Contributions have
     length 1 in the mean, so that each task has the same weight.
     """
-    manifest, initial = actor_critic.initialization(4, 0)
+    _, initial = actor_critic.initialization(4, 0)
     seen, vectors = frames(), gradients(found, "all", "all")
 
     def after(step: np.ndarray) -> str:
         encoder = actor_critic.Encoder(4)
-        load_vector({key: dict(encoder.named_parameters())[key] for key in manifest.names}, initial - step)
+        load_vector(dict(encoder.named_parameters()), initial - step)
         features = encoder(seen)
         norm = float(features.norm(dim=1).mean())
         return f"{norm:.2g}, {dead_units(features):.2f}, {effective_rank(features):.1f}"

@@ -54,6 +54,11 @@ def make(
     )
 
 
+def has_state(frame_skip: int, max_episode_frames: int) -> bool:
+    """Return whether `Atari.state` returns a state with these settings: no step may play fewer than three frames."""
+    return frame_skip >= 3 and not 0 < max_episode_frames % frame_skip < 3
+
+
 def rebuild() -> None:
     """Make sure that new environments share nothing with those that were closed before."""
     clear()
@@ -139,11 +144,10 @@ class Atari:
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Return everything that the next steps depend on, as arrays and as JSON-compatible values, by name.
 
-        Returns None with settings under which a single frame is played in some step: the emulator's screen is not a
-        part of its state, and in some games one frame does not fill it.
+        Returns None where `has_state` is False: the emulator's screen is not a part of its state, and in some games one
+        frame does not fill it.
         """
-        rest = self._max_episode_frames % self._frame_skip
-        if self._frame_skip < 3 or 0 < rest < 3:
+        if not has_state(self._frame_skip, self._max_episode_frames):
             return None
         machines = [np.frombuffer(emulator.state(), np.uint8) for emulator in self._emulators]
         arrays = {f"machine{n}": machine for n, machine in enumerate(machines)}

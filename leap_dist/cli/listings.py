@@ -10,14 +10,12 @@ from leap_dist.cli import console
 from leap_dist.config import loading, pretrained
 from leap_dist.config.presets import DEFAULTS, PRESET_HELP, PRESETS, TASKS
 from leap_dist.config.settings import Config
-from leap_dist.envs.games import CRASHING, SETS, available, reference_scores
+from leap_dist.envs.games import CRASHING, HELD_OUT, SETS, available, reference_scores
 
 _ORIGIN = {
     "seed24": "meta-training games of the paper's first version, which holds out three",
     "camera25": "meta-training games of the camera-ready version, which holds out two",
 }
-HELD_OUT = {"seed24": ("breakout", "qbert", "space_invaders"), "camera25": ("breakout", "space_invaders")}
-"""Games that are kept for evaluation, by the set of games for training."""
 
 
 def games() -> int:

@@ -75,25 +75,21 @@ def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float]:
     tests = plan.tests
     assert tests is not None, what.tasks
     config = plan.training(next(plan.cells()))
-    trained = len([arm for arm in what.arms if arm != "none"]) * len(what.groups) * len(what.seeds)
-    tested = len(what.arms) * len(what.groups) * len(what.seeds) * len(tests.games) * tests.seeds
     lengths = _range([tests.game_steps.get(game, plan.test_steps) for game in tests.games])
-    machines = ", ".join(
-        f"{_words(cost.machines_hours(number) * 3600)} on {_count(number, 'machine')}" for number in (1, 8)
-    )
+    machines = ", ".join(f"{_words(cost.seconds_on(number))} on {_count(number, 'machine')}" for number in (1, 8))
     rate, source = _rate_here(config)
     seconds = None if rate is None else cost.steps / rate
     return [
         ("", f"study of {', '.join(what.arms)} on {_count(len(tests.games), 'game')}, preset {plan.preset}"),
-        ("train", f"{_count(trained, 'initialization')}: {cost.training:,} agent steps in all"),
-        ("test", f"{_count(tested, 'agent')}, {lengths} agent steps each: {cost.testing:,} in all"),
+        ("train", f"{_count(cost.trainings, 'initialization')}: {cost.training:,} agent steps in all"),
+        ("test", f"{_count(cost.agents, 'agent')}, {lengths} agent steps each: {cost.testing:,} in all"),
         ("duration", "unknown" if seconds is None else f"about {_words(seconds)}, {source}"),
         ("with GPUs", f"about {machines} with 16 processors and an H100"),
         ("directory", str(out)),
         ("watch", f"{console.command()} status {shlex.quote(str(out))}"),
         ("stop", "Ctrl-C; everything accepted by then is kept"),
         ("go on", "the same command"),
-    ], cost.machines_hours(1) * 3600 if seconds is None else seconds
+    ], cost.seconds_on(1) if seconds is None else seconds
 
 
 def print_evaluation(config: Config, runs: Sequence[EvaluationRun], missing: Sequence[int], out: Path) -> None:

@@ -243,6 +243,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return flat
 
 
+def check_game_steps(lengths: Mapping[str, int], games: Sequence[str], steps_per_update: int) -> None:
+    """Raise ConfigError if a length is that of another game than `games`, or shorter than two updates."""
+    for game, steps in lengths.items():
+        if game not in games:
+            near = did_you_mean(game[:40], games)
+            raise ConfigError(f"game_steps: {game[:40]!r} is not one of the games {', '.join(games)}{near}")
+        if steps < 2 * steps_per_update:
+            raise ConfigError(f"game_steps: {game}={steps} is less than two updates of {steps_per_update} steps")
+
+
 def incompatibilities(old: Config, new: Config) -> list[str]:
     """List the changes that prevent a run of `old` from resuming as `new`, each as "field: old -> new"."""
     before, after = _flat(old), _flat(new)

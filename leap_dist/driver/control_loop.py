@@ -31,9 +31,9 @@ MAX_PAUSE_SECONDS = 2.0
 STOP_SECONDS = 20.0
 """How long a clean stop waits for the workers."""
 AWAY_SECONDS = 60.0
-"""How long the server may be away at least. Ray restarts it within seconds as long as there is a cluster."""
+"""Shortest absence after which the server counts as lost. Ray restarts it within seconds where there is a cluster."""
 AWAY_STARTS = 5.0
-"""How long it may be away in multiples of the time that its first start took: a slow machine restarts it slowly too."""
+"""The same in multiples of the time that the first start took: a slow machine restarts the server slowly too."""
 LAST_POLL_SECONDS = 10.0
 """How long the last poll waits: it only fetches what happened while the workers stopped."""
 

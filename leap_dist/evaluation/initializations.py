@@ -21,6 +21,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.presets import PRESETS, TASKS
 from leap_dist.config.registry import DATA_SETS, OWN
 from leap_dist.config.settings import Config
+from leap_dist.envs.games import HELD_OUT
 from leap_dist.protocol import schema
 from leap_dist.storage import reader
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, read_regular, write_atomic
@@ -35,7 +36,6 @@ SCRATCH = "scratch"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")  # labels become names of folders
 _OF_RUNS = ("best.safetensors", "init.safetensors")
 """Initializations in a run directory: the one that early stopping has chosen, if any, and the newest."""
-_HELD_OUT_GAMES = ("breakout", "qbert", "space_invaders")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _data_seed(tasks: str, trained: Mapping[str, Mapping[str, Any]], given: Mapp
 def _held_out(tasks: str, files: Sequence[InitFile]) -> tuple[str, ...]:
     """Return the games, alphabets or data sets that are evaluated by default."""
     if tasks == "atari":
-        return _HELD_OUT_GAMES
+        return HELD_OUT["seed24"]
     if tasks == "omniglot":
         return ("held_out",)
     known = {name: None for file in files for name in file.content.metadata["games"]}

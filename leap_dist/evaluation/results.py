@@ -107,7 +107,7 @@ class Results:
     @property
     def by_share(self) -> bool:
         """Whether games are compared over different lengths, so that only shares of them mean the same in all."""
-        return self.scoring.human_normalized and len(set(self.budgets.values())) > 1
+        return _differ(self.scoring, self.budgets)
 
 
 _ByArm = dict[str, dict[str, list[Row]]]
@@ -141,10 +141,13 @@ def compute(
     thresholds = {name: _thresholds(everything, name) for name in scoring.values} if scoring.human_normalized else {}
     compared = _Comparison(scoring, thresholds if everything else {}, repetitions)
     budgets = {game: min(row.run.budget for row in rows if row.run.game == game) for game in found}
-    by_share = scoring.human_normalized and len(set(budgets.values())) > 1
     all_points = None
     if everything:
-        all_points = Points(statistics.grid(100), logarithmic=False) if by_share else points_of(everything, scoring)
+        all_points = (
+            Points(statistics.grid(100), logarithmic=False)
+            if _differ(scoring, budgets)
+            else points_of(everything, scoring)
+        )
     return Results(
         scoring=scoring,
         arms=arms,
@@ -292,6 +295,11 @@ class _Comparison(NamedTuple):
         # All curves of games have their points at the same shares of the budget.
         values = row.curve.values if self.scoring.human_normalized else row.at(points)
         return np.array([self.scoring.of_game(row.run.game, float(value)) for value in values], float)
+
+
+def _differ(scoring: Scoring, budgets: dict[str, int]) -> bool:
+    """Return whether games are compared over different lengths."""
+    return scoring.human_normalized and len(set(budgets.values())) > 1
 
 
 def _targets(rows: Sequence[Row], baseline: str) -> dict[str, float]:

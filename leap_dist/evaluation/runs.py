@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leap_dist.config.loading import ConfigError, default
+from leap_dist.config.loading import ConfigError, check_game_steps, default
 from leap_dist.config.settings import Config
-from leap_dist.config.validation import did_you_mean
 from leap_dist.evaluation.initializations import Arm, describe_arms, require_label
 from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Contribution
@@ -93,14 +92,7 @@ def plan(
     the lengths of the runs of single games; those of all others are `config.task_steps`. Raises ConfigError if it names
     another game, or a length that is too short.
     """
-    for game, steps in steps_of.items():
-        if game not in config.games:
-            raise ConfigError(
-                f"game_steps: {game[:40]!r} is not one of the games {', '.join(config.games)}"
-                f"{did_you_mean(game[:40], config.games)}"
-            )
-        if steps < 2 * config.steps_per_update:
-            raise ConfigError(f"game_steps: {game}={steps} is less than two updates of {config.steps_per_update} steps")
+    check_game_steps(steps_of, config.games, config.steps_per_update)
     start = config.seed if first is None else first
     return [
         Run(arm, game, seed, steps_of.get(game, config.task_steps))

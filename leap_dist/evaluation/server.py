@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from leap_dist.config.settings import Config
+from leap_dist.envs.atari_vector import has_state
 from leap_dist.evaluation.agents import AgentStore
 from leap_dist.evaluation.run_queue import RunQueue
 from leap_dist.evaluation.runs import Run, missing, result_of, save
@@ -218,7 +219,8 @@ class EvaluationServer:
         done = len(self._runs) - len(self._queue.waiting) - len(open_leases) - len(self._queue.given_up)
         return {
             "kind": "evaluation",
-            "saves_states": self._config.tasks == "atari" and self._config.atari.frame_skip >= 3,
+            "saves_states": self._config.tasks == "atari"
+            and has_state(self._config.atari.frame_skip, self._config.atari.max_episode_frames),
             "tasks": done,
             "tasks_waiting": 0,
             "tasks_wanted": len(self._runs),

@@ -1,11 +1,11 @@
-"""What differs in a study of Atari games: groups are training sets, each test has a length, and it all has a cost."""
+"""The plan of a study of Atari games, as far as it differs from that of images: training sets, tests and cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from leap_dist.config.loading import ConfigError
+from leap_dist.config.loading import ConfigError, check_game_steps
 from leap_dist.config.settings import Config
 from leap_dist.config.validation import did_you_mean
 from leap_dist.envs.games import SETS, available
@@ -34,7 +34,7 @@ DAY = 86_400.0
 
 
 class Tests(NamedTuple):
-    """How the initializations of a study are tested."""
+    """The games, lengths and number of agents with which the initializations of a study are tested."""
 
     games: tuple[str, ...]
     game_steps: dict[str, int]
@@ -69,31 +69,28 @@ def tests(
     named = config.games if games else tuple(FIGURE_4)
     as_published = FIGURE_4 if preset in PRESETS and test_steps is None else {}
     steps = {game: lengths.get(game, as_published.get(game)) for game in named}
-    for game in lengths:
-        if game not in named:
-            raise ConfigError(
-                f"game_steps: {game[:40]!r} is not one of the games {', '.join(named)}{did_you_mean(game[:40], named)}"
-            )
     found = {game: length for game, length in steps.items() if length is not None}
-    for game, length in found.items():
-        if length < 2 * config.steps_per_update:
-            raise ConfigError(
-                f"game_steps: {game}={length} is less than two updates of {config.steps_per_update} steps"
-            )
+    check_game_steps({**found, **lengths}, named, config.steps_per_update)
     return Tests(named, found, seeds)
 
 
 class Cost(NamedTuple):
-    """Agent steps of a whole study, whatever is done already."""
+    """The work of a whole study, whatever is done already."""
 
+    trainings: int
+    """Number of initializations to train."""
     training: int
+    """Agent steps of all trainings."""
+    agents: int
+    """Number of agents to test them with."""
     testing: int
+    """Agent steps of all agents."""
 
     @property
     def steps(self) -> int:
         """Agent steps in all."""
         return self.training + self.testing
 
-    def machines_hours(self, machines: int) -> float:
-        """Return the hours that so many machines with 16 cores and a GPU need."""
-        return self.steps / MACHINE_STEPS_PER_SECOND / machines / 3600
+    def seconds_on(self, machines: int) -> float:
+        """Return the seconds that so many machines with 16 cores and a GPU need."""
+        return self.steps / MACHINE_STEPS_PER_SECOND / machines

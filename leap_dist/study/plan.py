@@ -27,8 +27,8 @@ _OF_META_TRAINING = ("meta", "leap", "early_stopping")
 _TESTS, _NEW_ARM = "its tests", "an arm that is added"
 _CHANGEABLE = ("worker.precision", "worker.wire", "server.on_lost")
 """Settings that may be changed when a run is resumed, and that affect its results."""
-_OF_TESTS = ("task_steps", "games", "game_steps", "seeds")
-"""What a study records of its tests beside settings of their learners."""
+_OF_TESTS = ("games", "game_steps", "seeds")
+"""Names under which a study of games records its `Tests`, which are no settings of the tests' learners."""
 _COMMON = {
     "tasks", "games", "seed", "meta_learner", "meta_updates", "meta.batch_size", "task_steps", "data_dir",
     "supervised.pretraining",
@@ -80,11 +80,14 @@ class Plan:
         """Agent steps of the whole study."""
         study = self.study
         comparisons = len(study.seeds) * len(study.groups)
-        trained = len([arm for arm in study.arms if arm != "none"]) * comparisons
+        trainings = len([arm for arm in study.arms if arm != "none"]) * comparisons
         played = self.tests.games if self.tests else ()
-        tested = sum(self.game_steps.get(game, self.test_steps) for game in played) * self.test_seeds
+        each = comparisons * len(study.arms) * self.test_seeds  # agents for each game
         return Cost(
-            trained * study.meta_updates * study.batch_size * study.task_steps, tested * len(study.arms) * comparisons
+            trainings,
+            trainings * study.meta_updates * study.batch_size * study.task_steps,
+            each * len(played),
+            each * sum(self.game_steps.get(game, self.test_steps) for game in played),
         )
 
     def cells(self) -> Iterator[Cell]:
@@ -248,7 +251,7 @@ def _recorded(study: Study) -> dict[str, dict[str, Any]]:
     }
     learning = {name: value for name, value in newer.items() if name.split(".")[0] in _LEARNERS[study.tasks]}
     tests = {**learning, **study.test} if study.test else {}
-    for name in _OF_TESTS:
+    for name in ("task_steps", *_OF_TESTS):
         tests.pop(name, None)
     return {**arms, _TESTS: tests, _NEW_ARM: {**shared, **budget}}
 
@@ -294,7 +297,7 @@ def merge(old: Study, new: Study) -> Study:
     compared = {"tests": (old.test, new.test), **{arm: (old.settings[arm], new.settings[arm]) for arm in both_have}}
     for of, (before, after) in compared.items():
         for name, value in after.items():
-            if name in _OF_TESTS and name != "task_steps":
+            if name in _OF_TESTS:
                 was, same = before.get(name), before.get(name) == value
             else:
                 was = before.get(name, configuration.default(name))  # the setting may be newer than the study

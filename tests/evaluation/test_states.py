@@ -84,6 +84,14 @@ def work(server: EvaluationServer, run: Config, incarnation: str = "i0", **limit
     return worker
 
 
+def die(out: Path, run: Config) -> None:
+    """Let a launch die after it has saved three states of the first run."""
+    server = serve(out, run)
+    with pytest.raises(Stopped):
+        work(server, run, dies_after=3)
+    server.close()
+
+
 def result(out: Path) -> dict[str, Any]:
     (path,) = out.glob("runs/*/*/*.json")
     content: dict[str, Any] = json.loads(path.read_text())
@@ -164,10 +172,7 @@ def cut_off(path: Path) -> None:
 @pytest.mark.parametrize("harm", [damage, cut_off])
 def test_a_damaged_state_is_not_used_and_said(tmp_path: Path, whole: Path, harm: Callable[[Path], None]) -> None:
     run, out = config(), tmp_path / "out"
-    server = serve(out, run)
-    with pytest.raises(Stopped):
-        work(server, run, dies_after=3)
-    server.close()
+    die(out, run)
     (path,) = out.glob("states/*/*/*.safetensors")
     harm(path)
     server = serve(out, run, "again")
@@ -178,10 +183,7 @@ def test_a_damaged_state_is_not_used_and_said(tmp_path: Path, whole: Path, harm:
 
 def test_a_state_of_other_settings_is_not_used(tmp_path: Path) -> None:
     run, out = config(), tmp_path / "out"
-    server = serve(out, run)
-    with pytest.raises(Stopped):
-        work(server, run, dies_after=3)
-    server.close()
+    die(out, run)
     other = config(agent__learning_rate=1e-3)
     server = serve(out, other, "again")
     assert server.state_of(server.lease("w0", "i1")) is None
@@ -189,10 +191,7 @@ def test_a_state_of_other_settings_is_not_used(tmp_path: Path) -> None:
 
 def test_a_state_from_which_the_run_fails_is_dropped(tmp_path: Path) -> None:
     run, out = config(), tmp_path / "out"
-    server = serve(out, run)
-    with pytest.raises(Stopped):
-        work(server, run, dies_after=3)
-    server.close()
+    die(out, run)
     server = serve(out, run, "again")
     lease = server.lease("w0", "i1")
     assert server.state_of(lease) is not None

@@ -96,6 +96,25 @@ def n_step_returns(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Ten
     return returns
 
 
+def a2c_loss(logits: Tensor, values: Tensor, returns: Tensor, actions: Tensor, agent: AgentSettings) -> Tensor:
+    """Return the A2C loss (Mnih et al. 2016), a mean over n steps, and its three parts: (4,).
+
+    Args:
+        logits: (n, A).
+        values: (n,).
+        returns: n-step returns, (n,).
+        actions: the actions taken, int64 (n, 1).
+        agent: weights of the parts.
+    """
+    log_policy = torch.log_softmax(logits, dim=-1)
+    chosen = log_policy.gather(1, actions).squeeze(1)
+    policy_loss = -((returns - values.detach()) * chosen).mean()
+    value_loss = (returns - values).square().mean()
+    entropy = -(log_policy.exp() * log_policy).sum(-1).mean()
+    loss = policy_loss + agent.value_cost * value_loss - agent.entropy_cost * entropy
+    return torch.stack([loss, policy_loss, value_loss, entropy])
+
+
 class Rollout:
     """Computes one unroll after the other: call `start`, then `act` T times, then `gradients` or `loss`.
 
@@ -214,14 +233,6 @@ class Rollout:
 
     def _loss(self, features: Tensor) -> Tensor:
         """Return the A2C loss (Mnih et al. 2016), a mean over T × N steps, and its three parts: (4,)."""
-        agent = self._agent
-        logits, values = self._model.heads(features)
-        log_policy = torch.log_softmax(logits, dim=-1)
         rewards, discounts = self._outcome
         returns = n_step_returns(rewards, discounts, self._last_value).view(-1)
-        chosen = log_policy.gather(1, self._actions.view(-1, 1)).squeeze(1)
-        policy_loss = -((returns - values.detach()) * chosen).mean()
-        value_loss = (returns - values).square().mean()
-        entropy = -(log_policy.exp() * log_policy).sum(-1).mean()
-        loss = policy_loss + agent.value_cost * value_loss - agent.entropy_cost * entropy
-        return torch.stack([loss, policy_loss, value_loss, entropy])
+        return a2c_loss(*self._model.heads(features), returns, self._actions.view(-1, 1), self._agent)
