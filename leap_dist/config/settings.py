@@ -28,6 +28,9 @@ class LeapSettings:
     loss_smoothing: float = setting(
         0.0, "decay of the moving average that smooths f along the path; 0 uses f itself", low=0, high=0.9999
     )
+    loss_warmup: float = setting(
+        0.0, "part of a task, at its start, in which the change of the loss does not count", low=0, high=1
+    )
     final_loss: bool = setting(
         False, "use a task's last rollout to evaluate f(θ_K), so that the last segment counts too"
     )

@@ -34,6 +34,7 @@ class MetaLearner:
             loss_weight=config.leap.loss_weight,
             stabilize=config.leap.stabilize,
             loss_smoothing=config.leap.loss_smoothing,
+            loss_warmup=round(config.leap.loss_warmup * config.rollouts_per_task),
             descent=learner.descent,
         )
 

@@ -17,6 +17,8 @@ Metric = Literal["energy", "length"]
 Scalar = float | Tensor
 """A number. On a GPU it is a float64 tensor of shape (), because reading it would wait for the device."""
 
+_MIN_NORM = 1e-12
+
 
 class PathSums:
     """Sums Σ a_i ∇f(θ_i) and −Σ b_i Δθ_i along a path, with weights a_i and b_i given segment by segment.
@@ -214,3 +216,8 @@ class DescentSums:
             part.as_strided(tensor.shape, tensor.stride(), part.storage_offset())
             for part, tensor in zip(parts, self._previous, strict=True)
         ]
+
+
+def inverse(norm: Scalar) -> Scalar:
+    """Return 1/n. It stays finite for a segment of length zero, which has no direction and adds nothing."""
+    return 1.0 / (norm.clamp_min(_MIN_NORM) if isinstance(norm, Tensor) else max(norm, _MIN_NORM))

@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leap_dist.leap.path_statistics import DescentSums, Metric, PathSums, Scalar
-
-_MIN_NORM = 1e-12  # a segment of length zero has no direction: its weight 1/n must not become infinite
+from leap_dist.leap.path_statistics import DescentSums, Metric, PathSums, Scalar, inverse
 
 
 class PullForward:
@@ -39,6 +37,7 @@ class PullForward:
         stabilize: replace −Δf_i by |Δf_i|, so that a step that raised the loss does not push away (μ, section 2.3).
         loss_smoothing: d, decay of the moving average f̄_i = d f̄_{i−1} + (1−d) f_i, f̄_0 = f_0, which replaces f along
             the path and reduces the noise of batches. The paper uses 0, no smoothing.
+        loss_warmup: number of segments, at the start of the path, whose Δf counts as 0. The paper uses 0.
         descent: α, if each step is exactly θ_{i+1} = θ_i − α∇f(θ_i). Then Δθ_i is known without reading the parameters,
             which halves the cost. None allows any optimizer.
         copy_gradients: keep a copy of each gradient instead of the tensor itself. Needed if something writes into
@@ -55,6 +54,7 @@ class PullForward:
         loss_weight: float = 1.0,
         stabilize: bool = True,
         loss_smoothing: float = 0.0,
+        loss_warmup: int = 0,
         descent: float | None = None,
         copy_gradients: bool = False,
     ) -> None:
@@ -75,6 +75,7 @@ class PullForward:
         self._loss_weight = loss_weight
         self._stabilize = stabilize
         self._loss_smoothing = loss_smoothing
+        self._warmup = loss_warmup  # segments that are left of it
         points = [p.detach() for p in self._parameters]  # the same memory, outside the graph
         self._sums: PathSums | DescentSums
         if descent is None:
@@ -150,18 +151,19 @@ class PullForward:
         value = self._scalar(loss)
         if self._observed:
             squared_step = self._sums.step_factor * self._scalar(self._sums.squared_step())
-            if self._shifted:  # the average starts anew, or what is left out here would enter it bit by bit
+            if self._shifted or self._warmup > 0:  # the average starts anew, so that what is left out never enters it
                 loss_change: Scalar = 0.0
             else:
                 value = value + self._loss_smoothing * (self._loss - value)
                 loss_change = value - self._loss
             squared: Scalar = squared_step + self._loss_weight * loss_change**2  # n_i²
             norm: Scalar = squared**0.5
-            weight: Scalar = 1.0 / _at_least_min(norm) if self._by_length else 1.0
+            weight: Scalar = inverse(norm) if self._by_length else 1.0
             outward: Any = abs(loss_change) if self._stabilize else -loss_change
             self._sums.add(self._loss_weight * weight * outward, weight)
             self._energy = self._energy + squared
             self._length = self._length + norm
+            self._warmup -= 1
         self._sums.advance()
         self._loss = value
         self._shifted = False
@@ -180,7 +182,3 @@ class PullForward:
                     "before zero_grad; leave out, or freeze, a parameter that the loss does not depend on"
                 )
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-
-
-def _at_least_min(norm: Scalar) -> Scalar:
-    return norm.clamp_min(_MIN_NORM) if isinstance(norm, Tensor) else max(norm, _MIN_NORM)

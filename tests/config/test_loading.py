@@ -988,6 +988,7 @@ OTHER_VALUES = {
     "leap.stabilize": False,
     "leap.final_loss": True,
     "leap.loss_smoothing": 0.5,
+    "leap.loss_warmup": 0.1,
     "meta.batch_size": 7,
     "meta.optimizer": "sgd",
     "meta.learning_rate": 0.5,

@@ -104,6 +104,18 @@ def test_a_smoothed_loss_takes_the_place_of_the_loss(settings, decay, kind, seed
     assert_path(pull, record.oracle(updates + with_final_loss, loss_smoothing=decay, **settings))
 
 
+@given(settings_of_leap, decays, optimizers, seeds, st.integers(1, 8), st.integers(0, 10), st.booleans())
+def test_during_the_warm_up_a_change_of_the_loss_does_not_count(
+    settings, decay, kind, seed, updates, warmup, with_final_loss
+):
+    """The moving average begins at its end, too."""
+    net = make_net(seed)
+    pull = PullForward(net.encoder.parameters(), loss_smoothing=decay, loss_warmup=warmup, **settings)
+    record, final_loss = train(net, pull, updates=updates, kind=kind, seed=seed)
+    pull.close(final_loss if with_final_loss else None)
+    assert_path(pull, record.oracle(updates + with_final_loss, loss_smoothing=decay, loss_warmup=warmup, **settings))
+
+
 def test_the_moving_average_of_the_losses_by_hand():
     """Losses 8, 4, 0 with d = ¾: averages 8, 7, 5¼, so energy without steps is 1² + 1¾²."""
     assert smoothed([8.0, 4.0, 0.0], 0.75) == [8.0, 7.0, 5.25]
@@ -514,15 +526,21 @@ def test_no_parameters_are_refused():
         {"leap.metric": "length", "leap.loss_weight": 0.25},
         {"leap.metric": "length", "leap.stabilize": False},
         {"leap.loss_smoothing": 0.9},
+        {"leap.loss_warmup": 0.5},
     ],
 )
 def test_the_configured_meta_learner_and_its_statistics(settings):
     net = make_net(2)
-    pull = meta_learners.make(resolve("paper", settings), watched(net))
+    config = resolve("paper", {**settings, "task_steps": 6 * 32 * 5})
+    assert config.rollouts_per_task == 6
+    pull = meta_learners.make(config, watched(net))
     record, _ = train(net, pull, updates=6)
     pull.finish()
     vector, statistics = pull.report()
-    path = record.oracle(6, **{name.split(".")[1]: value for name, value in settings.items()})
+    of_path = {name.split(".")[1]: value for name, value in settings.items()}
+    if "loss_warmup" in of_path:
+        of_path["loss_warmup"] = 3
+    path = record.oracle(6, **of_path)
     np.testing.assert_allclose(vector.numpy(), path.gradient, atol=1e-6 * np.linalg.norm(path.gradient))
     norms = np.linalg.norm(path.loss_term), np.linalg.norm(path.path_term)
     assert statistics.energy == pytest.approx(path.energy)

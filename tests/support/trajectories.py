@@ -42,9 +42,11 @@ class Recording:
     gradients: list[np.ndarray] = field(default_factory=list)
     shifts: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
-    def oracle(self, points: int, *, loss_smoothing: float = 0.0, **settings: object) -> Path:
-        """Of the path through the first `points` points."""
-        losses = smoothed(self.losses, loss_smoothing)[:points]
+    def oracle(self, points: int, *, loss_smoothing: float = 0.0, loss_warmup: int = 0, **settings: object) -> Path:
+        """Of the path through the first `points` points. During the warm-up, the loss stays where it ends."""
+        left = self.losses[loss_warmup:points] or self.losses[points - 1 : points]
+        averages = smoothed(left, loss_smoothing)
+        losses = [averages[0]] * (points - len(averages)) + averages
         return pull_forward_with_shifts(self.thetas, losses, self.gradients, self.shifts, **settings)
 
 
