@@ -216,6 +216,26 @@ def test_a_local_ray_that_cannot_start_is_one_line(
     assert cluster._MARK not in os.environ
 
 
+@pytest.mark.parametrize(("workers", "preloaded"), [("auto", True), (os.cpu_count(), True), (1, os.cpu_count() == 1)])
+def test_processes_import_pytorch_early_where_all_of_them_will_be_workers(
+    monkeypatch: Any, workers: Any, preloaded: bool
+) -> None:
+    """With one thread: Ray would tell them only when they get work, which is after the import."""
+    found: dict[str, Any] = {}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(
+        cluster.ray, "init", lambda *_, **given: found.update(given, threads=os.environ["OMP_NUM_THREADS"])
+    )
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    cluster.connect(resolve("smoke", {"workers": workers}))
+    cluster.disconnect()
+    assert ("torch" in found.get("_system_config", {}).get("preload_python_modules", ())) is preloaded
+    assert found["threads"] == "1"
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
 def test_a_local_ray_that_was_too_slow_is_started_once_more(monkeypatch: Any) -> None:
     outcomes: list[Exception | None] = [RuntimeError("The current node timed out during startup."), None]
     started: list[Exception | None] = []
