@@ -16,6 +16,7 @@ from leap_dist.config.settings import Config
 from leap_dist.evaluation.runs import Run as EvaluationRun
 from leap_dist.storage import run_directory
 from leap_dist.storage.location import Run
+from leap_dist.study import games
 from leap_dist.study.plan import Plan as StudyPlan
 from leap_dist.telemetry.escaping import printable
 from leap_dist.worker import trial
@@ -60,36 +61,39 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
 
 
 def print_study(plan: StudyPlan, out: Path) -> float:
-    """Print the plan of a study of games. Return the seconds that it takes here."""
+    """Print the plan of a study of games. Return the seconds that are left here."""
     rows, seconds = study(plan, out)
     _print(rows)
     return seconds
 
 
 def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float]:
-    """Return the plan of a study of games as a heading and titles with texts, and the seconds that it takes.
+    """Return the plan of a study of games as a heading and titles with texts, and the seconds that are left.
 
     Where no trial is possible, these are the seconds on one machine with a GPU.
     """
-    what, cost = plan.study, plan.cost
+    what, cost, done = plan.study, plan.cost, plan.steps_done(out)
+    left = max(0, cost.steps - done)
     tests = plan.tests
     assert tests is not None, what.tasks
     config = plan.training(next(plan.cells()))
     lengths = _range([tests.game_steps.get(game, plan.test_steps) for game in tests.games])
-    machines = ", ".join(f"{_words(cost.seconds_on(number))} on {_count(number, 'machine')}" for number in (1, 8))
+    with_gpu = left / games.MACHINE_STEPS_PER_SECOND
+    machines = ", ".join(f"{_words(with_gpu / number)} on {_count(number, 'machine')}" for number in (1, 8))
     rate, source = _rate_here(config)
-    seconds = None if rate is None else cost.steps / rate
+    seconds = None if rate is None else left / rate
     return [
         ("", f"study of {', '.join(what.arms)} on {_count(len(tests.games), 'game')}, preset {plan.preset}"),
         ("train", f"{_count(cost.trainings, 'initialization')}: {cost.training:,} agent steps in all"),
         ("test", f"{_count(cost.agents, 'agent')}, {lengths} agent steps each: {cost.testing:,} in all"),
+        *([("done", f"{done:,} of {cost.steps:,} agent steps")] if done else []),
         ("duration", "unknown" if seconds is None else f"about {_words(seconds)}, {source}"),
         ("with GPUs", f"about {machines} with 16 processors and an H100"),
         ("directory", str(out)),
         ("watch", f"{console.command()} status {shlex.quote(str(out))}"),
         ("stop", "Ctrl-C; everything accepted by then is kept"),
         ("go on", "the same command"),
-    ], cost.seconds_on(1) if seconds is None else seconds
+    ], with_gpu if seconds is None else seconds
 
 
 def print_evaluation(config: Config, runs: Sequence[EvaluationRun], missing: Sequence[int], out: Path) -> None:

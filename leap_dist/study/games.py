@@ -90,7 +90,3 @@ class Cost(NamedTuple):
     def steps(self) -> int:
         """Agent steps in all."""
         return self.training + self.testing
-
-    def seconds_on(self, machines: int) -> float:
-        """Return the seconds that so many machines with 16 cores and a GPU need."""
-        return self.steps / MACHINE_STEPS_PER_SECOND / machines

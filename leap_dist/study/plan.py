@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +14,7 @@ from leap_dist.config.registry import ALPHABETS, HELD_OUT, normalize
 from leap_dist.config.settings import Config
 from leap_dist.study import games
 from leap_dist.study.games import Cost, Tests
-from leap_dist.study.spec import ARMS, Study
+from leap_dist.study.spec import ARMS, Study, agents_done, progress_of, training_of
 
 DEFAULT_GROUPS = ("4", "10", "20")
 MOST = len(ALPHABETS) - HELD_OUT - 1
@@ -89,6 +90,18 @@ class Plan:
             each * len(played),
             each * sum(self.game_steps.get(game, self.test_steps) for game in played),
         )
+
+    def steps_done(self, out: Path) -> int:
+        """Return the agent steps of all ended tasks and finished agents in the study's folder."""
+        steps = 0
+        for cell in self.cells():
+            if cell.arm != "none":
+                training = training_of(out, cell.group, cell.seed, cell.arm)
+                steps += int(progress_of(training)["done"]) * self.study.task_steps
+            for game in self.tests.games if self.tests else ():
+                agents = agents_done(out, cell.group, cell.seed, cell.arm, game)
+                steps += agents * self.game_steps.get(game, self.test_steps)
+        return steps
 
     def cells(self) -> Iterator[Cell]:
         """Yield all cells, seed by seed, so that a study that ends early can still compare all arms."""

@@ -100,6 +100,11 @@ def evaluation_of(out: Path, group: str, seed: int) -> Path:
     return out / group / f"seed{seed}" / "test"
 
 
+def agents_done(out: Path, group: str, seed: int, arm: str, game: str) -> int:
+    """Return how many runs of an arm on a task the evaluation has finished."""
+    return len(list((evaluation_of(out, group, seed) / "runs" / arm / game).glob("*.json")))
+
+
 def _parse(content: Any) -> Study:
     """Return the study that `content` describes. Raises ValueError if it describes none."""
     schema.check(content, {"format": int}, "study")
@@ -161,22 +166,24 @@ def progress_text(found: dict[str, Any]) -> str:
 
 
 def _comparison(out: Path, study: Study, group: str, seed: int) -> dict[str, Any]:
-    arms = {arm: _state(training_of(out, group, seed, arm)) for arm in study.arms if arm != "none"}
+    arms = {arm: progress_of(training_of(out, group, seed, arm)) for arm in study.arms if arm != "none"}
     folder = evaluation_of(out, group, seed)
-    test = _state(folder)
+    test = progress_of(folder)
     if test["state"] == "done" and not all((folder / "runs" / arm).is_dir() for arm in study.arms):
         test["state"] = "waiting"  # arms have been added since
     return {"group": group, "seed": seed, "arms": arms, "test": test}
 
 
-def _state(folder: Path) -> dict[str, Any]:
+def progress_of(folder: Path) -> dict[str, Any]:
+    """Return the "state" of a training run or an evaluation, and how many of its tasks are "done", "of" how many."""
     try:
         summary = run_directory.read_summary(folder)
     except ConfigError:
         return {"state": "waiting", "done": 0, "of": 0}
     ended = summary["state"] in run_directory.ENDED or run_directory.is_alive(folder)
     state = summary["state"] if ended else "died"
-    return {"state": state, "done": summary.get("tasks", 0), "of": summary["tasks_wanted"]}
+    done = summary.get("tasks", 0)
+    return {"state": state, "done": done if isinstance(done, int) else 0, "of": summary["tasks_wanted"]}
 
 
 def _shown(part: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from leap_dist.evaluation.runs import RunResult, save
 from leap_dist.study.games import FIGURE_4
 from leap_dist.study.plan import Plan, make, merge
 from leap_dist.study.report import build
-from leap_dist.study.spec import Study, evaluation_of
+from leap_dist.study.spec import Study, evaluation_of, training_of
 from leap_dist.worker import trial
 
 FEW = 20  # bootstrap samples
@@ -121,6 +121,24 @@ def test_what_takes_more_than_a_day_needs_a_yes(
     assert lines["test"] == "12 agents, 8,000,000 to 30,000,000 agent steps each: 276,000,000 in all"
     assert (seconds > 86_400) is days
     assert "19 hours on 1 machine, 2.3 hours on 8 machines with 16 processors and an H100" in lines["with GPUs"]
+
+
+def test_what_is_done_already_takes_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A study of which less than a day is left needs no second yes."""
+    monkeypatch.setattr(trial, "steps_per_second", lambda config: 1_000.0)
+    plan = planned(given={"workers": 2, "worker.cpus": 0.1}, seeds=1, test_seeds=2)
+    _, before = printed.study(plan, tmp_path)
+    test = evaluation_of(tmp_path, "seed24", 0)
+    for agent in (0, 1):
+        save(test, result("none", "pong", agent, FIGURE_4["pong"], 0.0), {})
+    training = training_of(tmp_path, "seed24", 0, "leap")
+    training.mkdir()
+    (training / "summary.json").write_text(json.dumps({"state": "died", "tasks": 900, "tasks_wanted": 1600}))
+    rows, seconds = printed.study(plan, tmp_path)
+    done = 2 * 8_000_000 + 900 * 1_000_000
+    assert dict(rows)["done"] == f"{done:,} of 2,152,000,000 agent steps"
+    assert seconds == pytest.approx(before * (1 - done / 2_152_000_000))
+    assert dict(rows)["with GPUs"].startswith("about 12 hours on 1 machine")
 
 
 def test_where_no_trial_is_possible_the_measured_machine_decides(
