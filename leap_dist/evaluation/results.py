@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -69,6 +70,10 @@ class Against(Difference):
 
     improvement: dict[str, Interval]
     """Probability that a run of the arm beats a run of the baseline, by value; empty for errors."""
+    ratios: dict[str, Interval | None]
+    """The summary of the arm's scores divided by that of the baseline's, over the pairs, by value; empty for errors.
+
+    None where the baseline's summary may be 0 or below."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ class Results:
     """Points of the curves over all games: percentages of the runs if these are compared over different lengths."""
     overall: dict[str, Overall]
     against: dict[str, Against]
+    improvements: dict[str, dict[tuple[str, str], Interval]]
+    """Probability that a run of the first arm beats a run of the second one, by value; empty for errors."""
     warnings: tuple[str, ...]
 
     @property
@@ -168,6 +175,13 @@ def compute(
         against={arm: compared.against(of_arm[arm], of_arm[baseline]) for arm in arms if arm != baseline}
         if all_points or not scoring.human_normalized
         else {},
+        improvements={
+            name: {
+                (first, second): compared.improvement(of_arm[first], of_arm[second], name)
+                for first, second in itertools.permutations(arms, 2)
+            }
+            for name in compared.thresholds
+        },
         warnings=(*warnings, *_warnings(rows, scoring, excluded, anything_counts=bool(counted))),
     )
 
@@ -210,11 +224,9 @@ def difference(
     ours: Sequence[Row], theirs: Sequence[Row], scoring: Scoring, stratum: Stratum, repetitions: int
 ) -> Difference:
     """Return the summary of our scores minus that of theirs, over pairs of runs, which are resampled as pairs."""
-    sides = [{(row.group, row.seed, row.run.game, row.run.seed): row for row in side} for side in (ours, theirs)]
-    shared = sorted(sides[0].keys() & sides[1].keys(), key=lambda key: (stratum(sides[0][key]), *key))
-    if not shared:
+    x, y = _pairs(ours, theirs, stratum)
+    if not x:
         return Difference({}, {}, 0)
-    x, y = ([side[key] for key in shared] for side in sides)
     first = next(iter(scoring.values))
     of_seeds: defaultdict[int, list[float]] = defaultdict(list)
     for our, their in zip(x, y, strict=True):
@@ -225,7 +237,20 @@ def difference(
         )
         for name in scoring.values
     }
-    return Difference(intervals, {seed: float(np.mean(found)) for seed, found in of_seeds.items()}, len(shared))
+    return Difference(intervals, {seed: float(np.mean(found)) for seed, found in of_seeds.items()}, len(x))
+
+
+def ratio(ours: Sequence[Row], theirs: Sequence[Row], name: str, scoring: Scoring, repetitions: int) -> Interval | None:
+    """Return the summary of our scores divided by that of theirs, over pairs of runs; None if it means nothing."""
+    x, y = (scores_of(side, name, by_game) for side in _pairs(ours, theirs, by_game))
+    return statistics.paired_ratio(scoring.summary, x, y, generator(), repetitions) if x else None
+
+
+def _pairs(ours: Sequence[Row], theirs: Sequence[Row], stratum: Stratum) -> tuple[list[Row], list[Row]]:
+    """Return the rows of either side for which the other has one of the same game and seed, in the same order."""
+    sides = [{(row.group, row.seed, row.run.game, row.run.seed): row for row in side} for side in (ours, theirs)]
+    shared = sorted(sides[0].keys() & sides[1].keys(), key=lambda key: (stratum(sides[0][key]), *key))
+    return [sides[0][key] for key in shared], [sides[1][key] for key in shared]
 
 
 # Parts of the results ---------------------------------------------------------------------------------------------
@@ -280,16 +305,14 @@ class _Comparison(NamedTuple):
     def against(self, ours: list[Row], theirs: list[Row]) -> Against:
         found = difference(ours, theirs, self.scoring, by_game, self.repetitions)
         return Against(
-            found.intervals,
-            found.by_seed,
-            found.pairs,
-            improvement={
-                name: statistics.probability_of_improvement(
-                    scores_of(ours, name, by_game), scores_of(theirs, name, by_game), generator(), self.repetitions
-                )
-                for name in self.thresholds
-            },
+            **vars(found),
+            improvement={name: self.improvement(ours, theirs, name) for name in self.thresholds},
+            ratios={name: ratio(ours, theirs, name, self.scoring, self.repetitions) for name in self.thresholds},
         )
+
+    def improvement(self, ours: list[Row], theirs: list[Row], name: str) -> Interval:
+        both = scores_of(ours, name, by_game), scores_of(theirs, name, by_game)
+        return statistics.probability_of_improvement(*both, generator(), self.repetitions)
 
     def _score_curve(self, row: Row, points: Points) -> np.ndarray:
         # All curves of games have their points at the same shares of the budget.

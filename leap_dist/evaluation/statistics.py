@@ -225,6 +225,25 @@ def paired_difference(
     return _one(_bootstrap(lambda counts: statistic(x, counts) - statistic(y, counts), sizes, rng, repetitions))
 
 
+def paired_ratio(
+    statistic: Statistic, x: Scores, y: Scores, rng: np.random.Generator, repetitions: int = REPETITIONS
+) -> Interval | None:
+    """Return the statistic of X divided by that of Y, over pairs as in `paired_difference`.
+
+    Returns None if the statistic of Y is not above 0 in every resample: a ratio would mean nothing then.
+    """
+    divisors: list[float] = []
+
+    def ratio(counts: Counts) -> np.ndarray:
+        below = statistic(y, counts)
+        divisors.append(float(below.min()))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(statistic(x, counts) / below)
+
+    found = _bootstrap(ratio, [len(score) for score in x], rng, repetitions)
+    return _one(found) if min(divisors) > 0 else None
+
+
 def _bootstrap(
     of: Callable[[Counts], np.ndarray], sizes: Sequence[int], rng: np.random.Generator, repetitions: int
 ) -> Band:

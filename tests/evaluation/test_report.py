@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import itertools
 import json
 import math
 from html.parser import HTMLParser
@@ -175,6 +176,16 @@ def test_everything_is_the_statistics_of_the_runs(tmp_path: Path):
         wanted = statistics.paired_difference(statistics.iqm, *both, np.random.default_rng(SEED), FEW)
         assert data["against"][arm]["iqm_difference"]["final"] == wanted._asdict()
         assert data["against"][arm]["pairs"] == 6
+        ratio = statistics.paired_ratio(statistics.iqm, *both, np.random.default_rng(SEED), FEW)
+        assert data["against"][arm]["iqm_ratio"]["final"] == (ratio and ratio._asdict())
+    pairs = {(one.pop("arm"), one.pop("other")): one for one in data["improvements"]["final"]}
+    assert set(pairs) == set(itertools.permutations(("leap", "reptile", "scratch"), 2))
+    wanted = statistics.probability_of_improvement(scores["leap"], scores["reptile"], np.random.default_rng(SEED), FEW)
+    assert pairs["leap", "reptile"] == wanted._asdict()
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("Every arm against every other") == 1
+    assert "| final return | leap | reptile | scratch |" in text
+    assert f"| leap | – | {wanted.point:.3f}" in text
     assert set(data["against"]) == {"leap", "reptile"}
     assert data["bootstrap"] == {"repetitions": FEW, "level": 0.95, "seed": SEED}
 

@@ -293,6 +293,25 @@ def test_pairs_are_narrower_the_more_they_share():
     assert widths[0] > 1.2 * widths[1] > 1.4 * widths[2]
 
 
+def test_a_ratio_of_pairs_by_hand():
+    """A seed's effect on both sides cancels in a ratio, too."""
+    luck = [rng(8).uniform(1, 9, size=6), rng(9).uniform(1, 9, size=6)]
+    better = [1.5 * score for score in luck]
+    assert statistics.paired_ratio(statistics.iqm, better, luck, rng(), FEW) == pytest.approx((1.5,) * 3)
+    x, y = games([3, 5], [1, 1]), games([2, 2], [1, 3])
+    found = statistics.paired_ratio(statistics.mean, x, y, rng(), FEW)
+    assert found is not None
+    assert found.point == pytest.approx((4 + 1) / (2 + 2))
+    assert found.low == pytest.approx((3 + 1) / (2 + 3)), "of the nine resamples, one in sixteen is this"
+    assert found.high == pytest.approx((5 + 1) / (2 + 1))
+
+
+@pytest.mark.parametrize("below", [games([0, 0]), games([-1, 1, 1, 1]), games([-3, -2])])
+def test_a_ratio_to_what_may_be_zero_means_nothing(below: list[np.ndarray]):
+    above = [np.ones(len(score)) for score in below]
+    assert statistics.paired_ratio(statistics.mean, above, below, rng(), FEW) is None
+
+
 def test_pairs_have_two_sides():
     with pytest.raises(AssertionError, match="as many runs"):
         statistics.paired_difference(statistics.mean, games([1, 2]), games([1]), rng())

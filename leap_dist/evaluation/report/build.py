@@ -172,8 +172,13 @@ def returns_numbers(results: Results) -> dict[str, Any]:
                 "improvement": found.improvement,
                 "pairs": found.pairs,
                 "iqm_difference": found.intervals,
+                "iqm_ratio": found.ratios,
             },
         ),
+        "improvements": {
+            value: [{"arm": first, "other": second, **found._asdict()} for (first, second), found in of_pairs.items()]
+            for value, of_pairs in results.improvements.items()
+        },
     }
 
 

@@ -190,28 +190,48 @@ def _improvement(results: Results, pictures: dict[str, bytes]) -> list[Block]:
         return []
     header = ["arm"]
     for value in results.scoring.values:
-        header += [f"P(better), {_SHORT[value]}", f"difference, {_SHORT[value]}"]
+        header += [f"{what}, {_SHORT[value]}" for what in ("P(better)", "difference", "ratio")]
     rows = []
     for arm, found in results.against.items():
         row = [arm]
         for value in results.scoring.values:
-            difference = found.intervals.get(value)
-            row += [_normalized(found.improvement[value]), _normalized(difference) if difference else NONE]
+            parts = found.improvement[value], found.intervals.get(value), found.ratios[value]
+            row += [_normalized(part) if part else NONE for part in parts]
         rows.append([*row, str(found.pairs)])
     return [
         Heading(f"Against {results.baseline}"),
         Paragraph(
             f"P(better) is the probability that a run of the arm beats one of {results.baseline} on the same game. The "
-            "difference is between the IQMs of human-normalized scores, over pairs of runs with the same game and "
-            "seed. If an interval contains 0.5 or 0, respectively, it is open which of the two is better."
+            "difference and the ratio are those of the IQMs of human-normalized scores, over pairs of runs with the "
+            "same game and seed. If an interval contains 0.5, 0 or 1, respectively, it is open which of the two is "
+            f"better. There is no ratio where the IQM of {results.baseline} may be 0 or below."
         ),
         Table([*header, "pairs"], rows),
+        *_every_pair(results),
         _picture(
             "improvement.png",
             f"Probability of improvement over {results.baseline} (diamonds) and its 95 % interval (bars).",
             pictures,
         ),
     ]
+
+
+def _every_pair(results: Results) -> list[Block]:
+    """Return tables of all arms against all others, where there are others than the baseline."""
+    if len(results.arms) < 3:
+        return []
+    found: list[Block] = [
+        Heading("Every arm against every other", 3),
+        Paragraph("The probability that a run of the row's arm beats one of the column's on the same game:"),
+    ]
+    for value, heading in results.scoring.values.items():
+        of_pairs = results.improvements[value]
+        rows = [
+            [first, *(NONE if first == second else _normalized(of_pairs[first, second]) for second in results.arms)]
+            for first in results.arms
+        ]
+        found.append(Table([heading, *results.arms], rows))
+    return found
 
 
 def _steps(cell: Cell) -> str:
