@@ -96,6 +96,8 @@ def game_steps(texts: Sequence[str]) -> dict[str, int]:
     found = {}
     for text in texts:
         game, _, steps = text.partition("=")
+        if game in found:
+            raise ConfigError(f"game_steps: {game[:40]!r} is given twice")
         try:
             found[game] = int(steps.replace("_", "").replace(",", ""))
         except ValueError:

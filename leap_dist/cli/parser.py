@@ -207,7 +207,6 @@ def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
     comparison.add_argument(
         "--test-seeds",
         type=_whole_number,
-        default=1,
         metavar="N",
         help="atari: agents for each initialization and game (default: 1)",
     )

@@ -80,14 +80,17 @@ def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float]:
     lengths = _range([tests.game_steps.get(game, plan.test_steps) for game in tests.games])
     with_gpu = left / games.MACHINE_STEPS_PER_SECOND
     machines = ", ".join(f"{_words(with_gpu / number)} on {_count(number, 'machine')}" for number in (1, 8))
-    rate, source = _rate_here(config)
+    rate, source = (None, "") if _follows_nodes(config) else _rate_here(config)
     seconds = None if rate is None else left / rate
+    duration = "unknown" if seconds is None else f"about {_words(seconds)}, {source}"
+    if not left:
+        duration = "nothing is left to do"
     return [
         ("", f"study of {', '.join(what.arms)} on {_count(len(tests.games), 'game')}, preset {plan.preset}"),
         ("train", f"{_count(cost.trainings, 'initialization')}: {cost.training:,} agent steps in all"),
         ("test", f"{_count(cost.agents, 'agent')}, {lengths} agent steps each: {cost.testing:,} in all"),
         *([("done", f"{done:,} of {cost.steps:,} agent steps")] if done else []),
-        ("duration", "unknown" if seconds is None else f"about {_words(seconds)}, {source}"),
+        ("duration", duration),
         ("with GPUs", f"about {machines} with 16 processors and an H100"),
         ("directory", str(out)),
         ("watch", f"{console.command()} status {shlex.quote(str(out))}"),
@@ -143,13 +146,18 @@ def _duration(config: Config, steps: int, before: dict[str, Any]) -> str:
     rate, source = _rate_before(before), "at the rate so far"
     if rate is None and steps < WORTH_A_TRIAL:
         return "less than a minute, plus some seconds to start"
-    if rate is None and config.workers == "auto" and config.address != "local":
+    if rate is None and _follows_nodes(config):
         return "depends on the nodes; `status` shows it after the first tasks"
     if rate is None:
         rate, source = _rate_here(config)
         if rate is None:
             return "unknown; `status` shows it after the first tasks"
     return f"about {_words(steps / rate)}, {source}"
+
+
+def _follows_nodes(config: Config) -> bool:
+    """Return whether the number of workers depends on a cluster that is not joined yet."""
+    return config.workers == "auto" and config.address != "local"
 
 
 def _rate_here(config: Config) -> tuple[float | None, str]:

@@ -21,6 +21,9 @@ from leap_dist.config.presets import DEFAULTS, OF_META_LEARNERS, PRESETS, TASKS
 from leap_dist.config.settings import Config
 from leap_dist.config.validation import conflicts, did_you_mean
 
+LARGEST = 10**12
+"""Largest whole number that a setting may have: as many agent steps take a thousand GPUs a year."""
+
 
 class ConfigError(ValueError):
     """A setting is wrong. The message is one line with the field, the value, and the nearest valid choice."""
@@ -186,8 +189,9 @@ def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any], words:
         raise ConfigError(f"{name}: {_display(number)} is too small; the smallest valid value is {limits['low']}")
     if number <= limits["above"]:
         raise ConfigError(f"{name}: {_display(number)} is too small; it must be greater than {limits['above']}")
-    if number > limits["high"]:
-        raise ConfigError(f"{name}: {_display(number)} is too large; the largest valid value is {limits['high']}")
+    high = min(limits["high"], LARGEST) if kind is int else limits["high"]
+    if number > high:
+        raise ConfigError(f"{name}: {_display(number)} is too large; the largest valid value is {high}")
     return int(number) if kind is int else float(number)
 
 
@@ -244,13 +248,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def check_game_steps(lengths: Mapping[str, int], games: Sequence[str], steps_per_update: int) -> None:
-    """Raise ConfigError if a length is that of another game than `games`, or shorter than two updates."""
+    """Raise ConfigError if a length is that of another game than `games`, or out of range."""
     for game, steps in lengths.items():
         if game not in games:
             near = did_you_mean(game[:40], games)
             raise ConfigError(f"game_steps: {game[:40]!r} is not one of the games {', '.join(games)}{near}")
         if steps < 2 * steps_per_update:
             raise ConfigError(f"game_steps: {game}={steps} is less than two updates of {steps_per_update} steps")
+        if steps > LARGEST:
+            raise ConfigError(
+                f"game_steps: {game}={_display(steps)} is too large; the largest valid value is {LARGEST}"
+            )
 
 
 def incompatibilities(old: Config, new: Config) -> list[str]:

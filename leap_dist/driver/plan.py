@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
 
 from leap_dist.config.settings import Config
 from leap_dist.driver.placement import Room
+from leap_dist.telemetry.progress import duration
 
 STEPS_PER_SECOND = {"cpu": 1_600.0, "cuda": 1_700.0}
 """Agent steps per second of one worker on Atari, by device: on one core, and on a GPU that the emulator keeps waiting.
@@ -37,8 +37,7 @@ def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int
     if config.is_supervised or not workers:
         return text
     rate = sum(STEPS_PER_SECOND[device] * count for device, count in places.items())
-    left = timedelta(seconds=round(steps_left / rate))
-    return f"{text}; about {_rounded(rate):,.0f} agent steps/s, {left} to the end"
+    return f"{text}; about {_rounded(rate):,.0f} agent steps/s, {duration(steps_left / rate)} to the end"
 
 
 def _limit(config: Config, rooms: Sequence[Room], workers: int) -> str:

@@ -355,7 +355,7 @@ def _thresholds(rows: list[Row], name: str) -> np.ndarray:
 
 def _warnings(rows: list[Row], scoring: Scoring, excluded: dict[str, str], *, anything_counts: bool) -> list[str]:
     runs = [row.run for row in rows]
-    games, seeds = sorted({run.game for run in runs}), sorted({run.seed for run in runs})
+    games, seeds = sorted({run.game for run in runs}), sorted({(row.seed, row.run.seed) for row in rows})
     found = []
     for game in games if scoring.human_normalized else []:
         budget, *others = sorted({run.budget for run in runs if run.game == game})
@@ -367,12 +367,12 @@ def _warnings(rows: list[Row], scoring: Scoring, excluded: dict[str, str], *, an
             )
     if silent := [row.run.name for row in rows if row.silent]:
         found.append(f"left out, because no episode ended in them: {', '.join(silent)}")
-    present = {(run.arm, run.game, run.seed) for run in runs}
+    present = {(row.run.arm, row.run.game, row.seed, row.run.seed) for row in rows}
     missing: defaultdict[str, list[str]] = defaultdict(list)
     for arm in dict.fromkeys(run.arm for run in runs):
         for game in games:
-            for seed in seeds:
-                if (arm, game, seed) not in present:
+            for of_study, seed in seeds:
+                if (arm, game, of_study, seed) not in present:
                     missing[f"{arm}/{game}"].append(str(seed))
     if missing:
         places = "; ".join(f"{place} seed {', '.join(lacking)}" for place, lacking in missing.items())

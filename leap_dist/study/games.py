@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leap_dist.config.loading import ConfigError, check_game_steps
 from leap_dist.config.settings import Config
@@ -53,25 +53,34 @@ def check_groups(groups: Sequence[str]) -> None:
             )
 
 
-def tests(
-    preset: str, config: Config, *, games: bool, lengths: Mapping[str, int], test_steps: int | None, seeds: int
-) -> Tests:
-    """Return how a study is tested.
+class Asked(NamedTuple):
+    """What the user has said about the tests of a study; empty or None where nothing."""
+
+    games: tuple[str, ...]
+    """Games to test on."""
+    game_steps: Mapping[str, int]
+    """Lengths of single games."""
+    test_steps: int | None
+    """Length of all others."""
+    seeds: int | None
+    """Number of agents for each initialization and game."""
+
+
+def tests(preset: str, config: Config, asked: Asked, before: Mapping[str, Any]) -> Tests:
+    """Return how a study is tested: as asked, or else as before, or else as in figure 4 with one agent each.
 
     Args:
         preset: the study's preset.
-        config: settings of the study; `config.games` are the games to test on if `games` is True.
-        games: whether the user has named games.
-        lengths: lengths that the user has given for single games.
-        test_steps: length that the user has given for all others.
-        seeds: number of agents for each initialization and game.
+        config: settings of the study.
+        asked: what the user has asked for.
+        before: `Study.test` of the study that is continued; empty for a new one.
     """
-    named = config.games if games else tuple(FIGURE_4)
-    as_published = FIGURE_4 if preset in PRESETS and test_steps is None else {}
-    steps = {game: lengths.get(game, as_published.get(game)) for game in named}
+    named = asked.games or tuple(before.get("games", FIGURE_4))
+    usual = before.get("game_steps", FIGURE_4 if preset in PRESETS and asked.test_steps is None else {})
+    steps = {game: asked.game_steps.get(game, usual.get(game)) for game in named}
     found = {game: length for game, length in steps.items() if length is not None}
-    check_game_steps({**found, **lengths}, named, config.steps_per_update)
-    return Tests(named, found, seeds)
+    check_game_steps({**found, **asked.game_steps}, named, config.steps_per_update)
+    return Tests(named, found, asked.seeds or before.get("seeds", 1))
 
 
 class Cost(NamedTuple):

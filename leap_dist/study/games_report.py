@@ -6,7 +6,9 @@ figures/*.png its pictures          results.json    every number, with its inter
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from leap_dist.evaluation.report import figures, text
 from leap_dist.evaluation.report.build import RETURN_COLUMNS, ReportFolder, returns_numbers
 from leap_dist.evaluation.report.document import Block, Heading, Paragraph, Picture, markdown
 from leap_dist.evaluation.results import Results, compute
-from leap_dist.evaluation.runs import load_all
+from leap_dist.evaluation.runs import RunResult, load_all
 from leap_dist.evaluation.scoring import RETURNS, Row
 from leap_dist.study.spec import Study, evaluation_of
 
@@ -72,9 +74,24 @@ def _load(out: Path, study: Study) -> tuple[dict[str, list[Row]], list[str]]:
         if rows:
             found.setdefault(group, []).extend(rows)
         warnings += [f"{folder.relative_to(out)}: {warning}" for warning in (*wrong, *more)]
+        if lacking := _missing(runs, study, seed):
+            warnings.append(f"{folder.relative_to(out)}: incomplete: {lacking}")
     for rows in found.values():
         rows.sort(key=lambda row: (study.arms.index(row.run.arm), row.run.game, row.seed, row.run.seed))
     return found, warnings
+
+
+def _missing(runs: Sequence[RunResult], study: Study, seed: int) -> str:
+    """Return in words which of the runs that the study plans for one of its seeds are missing, or ""."""
+    first = seed * study.test["seeds"]
+    agents = range(first, first + study.test["seeds"])
+    present = {(run.arm, run.game, run.seed) for run in runs}
+    planned = itertools.product(study.arms, study.test["games"], agents)
+    lacking = Counter((arm, game) for arm, game, agent in planned if (arm, game, agent) not in present)
+    if not lacking:
+        return ""
+    places = ", ".join(f"{arm}/{game}" + (f" ({count})" if count > 1 else "") for (arm, game), count in lacking.items())
+    return f"{lacking.total()} of {len(study.arms) * len(study.test['games']) * len(agents)} runs are missing: {places}"
 
 
 def _section(results: Results, group: str, study: Study, pictures: dict[str, bytes], repetitions: int) -> list[Block]:

@@ -150,7 +150,7 @@ def make(
     seeds: int,
     of_arms: Mapping[str, Mapping[str, Any]],
     test_steps: int | None,
-    test_seeds: int = 1,
+    test_seeds: int | None = None,
     game_steps: Mapping[str, int] = MappingProxyType({}),
     existing: Study | None = None,
 ) -> Plan:
@@ -165,7 +165,7 @@ def make(
         seeds: number of seeds, which are consecutive, starting with the setting `seed`.
         of_arms: settings of single arms, by arm and dotted name.
         test_steps: number of examples that a run of an evaluation trains on; by default, as in training.
-        test_seeds: number of agents for each initialization and game, for Atari.
+        test_seeds: number of agents for each initialization and game, for Atari; by default, one.
         game_steps: agent steps of single games in an evaluation, for Atari.
         existing: study to be continued. Its settings stand in for those that are not given, so the command that began
             it continues it, whatever has become of the preset since.
@@ -179,7 +179,9 @@ def make(
         raise ConfigError(f"tasks: a study needs atari, omniglot or multi-cv; for {tasks}, use the command evaluate")
     if preset == games.PRESET and tasks == "atari":
         preset = "paper"
-    if tasks != "atari" and (game_steps or test_seeds != 1):
+    if test_seeds is not None and not 1 <= test_seeds <= 1000:
+        raise ConfigError(f"test_seeds: {test_seeds} is not between 1 and 1000")
+    if tasks != "atari" and (game_steps or test_seeds not in (None, 1)):
         raise ConfigError(f"{'game' if game_steps else 'test'}_{'steps' if game_steps else 'seeds'}: only for atari")
     arms = arms or (
         games.ARMS if tasks == "atari" else [arm for arm in ARMS if (tasks, arm) != ("multi-cv", "finetune-single")]
@@ -220,14 +222,12 @@ def make(
         batch_size=first.meta.batch_size,
         task_steps=first.task_steps,
     )
-    asked_steps = test_steps
-    if test_steps is None:
-        test_steps = first.task_steps if existing is None else existing.test.get("task_steps", first.task_steps)
     tested = None
     if tasks == "atari":
-        tested = games.tests(
-            preset, first, games="games" in given, lengths=game_steps, test_steps=asked_steps, seeds=test_seeds
-        )
+        asked = games.Asked(first.games if "games" in given else (), game_steps, test_steps, test_seeds)
+        tested = games.tests(preset, first, asked, existing.test if existing else {})
+    if test_steps is None:
+        test_steps = first.task_steps if existing is None else existing.test.get("task_steps", first.task_steps)
     plan = Plan(study, preset, recorded, given, of_arms, test_steps, tested)
     runs = {cell: plan.training(cell) for cell in plan.cells()}
     tests = {(cell.group, cell.seed): plan.test(cell.group, cell.seed) for cell in runs}
@@ -237,7 +237,10 @@ def make(
     test = {name: value for name, value in _settings(next(iter(tests.values()))).items() if _applies_to_tests(name)}
     if tested:
         test |= {"games": list(tested.games), "game_steps": tested.game_steps, "seeds": tested.seeds}
-    return dataclasses.replace(plan, study=dataclasses.replace(study, settings=found, test=test))
+    study = dataclasses.replace(study, settings=found, test=test)
+    if existing is not None:
+        merge(existing, study)  # raises errors before anything is printed
+    return dataclasses.replace(plan, study=study)
 
 
 def _recorded(study: Study) -> dict[str, dict[str, Any]]:
@@ -316,6 +319,7 @@ def merge(old: Study, new: Study) -> Study:
                 was = before.get(name, configuration.default(name))  # the setting may be newer than the study
                 same = configuration.same_setting(name, was, value)
             if not same:
+                name = "test_seeds" if name == "seeds" else name
                 raise ConfigError(f"{name}: the study there has {was} for {of}, not {value}; choose another --out")
 
     def both(name: str) -> tuple[Any, ...]:

@@ -146,7 +146,8 @@ def _test(folder: Path, cells: list[Cell], plan: Plan, out: Path, say: Say) -> s
     labels, files = initializations.read([_spec(cell, out) for cell in cells])
     rates = {cell.arm: plan.training(cell).supervised.test_learning_rate or None for cell in cells}
     chosen = [replace(arm, learning_rate=rates[arm.label]) for arm in initializations.arms(labels, files, config)]
-    planned = runs.plan(chosen, config, seeds=plan.test_seeds, steps_of=plan.game_steps)
+    first = seed * plan.test_seeds  # so that no two seeds of the study have agents with the same seed
+    planned = runs.plan(chosen, config, plan.test_seeds, first, plan.game_steps)
     left, warnings = runs.missing(planned, config, folder)
     for warning in warnings:
         say(warning)

@@ -39,6 +39,7 @@ _SHAPE = {
     "batch_size": int,
     "task_steps": int,
 }
+_TESTS_OF_GAMES = {"games": [str], "game_steps": {...: int}, "seeds": int, ...: object}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,8 @@ def _parse(content: Any) -> Study:
     if content["format"] > FORMAT:
         raise ValueError(f"format {content['format']} is newer than {FORMAT}; update leap-dist")
     schema.check(content, _SHAPE, "study")
+    if content["tasks"] == "atari":
+        schema.check(content["test"], _TESTS_OF_GAMES, "test")
     if content["tasks"] not in ("atari", "omniglot", "multi-cv"):
         raise ValueError(f"there are no studies of {content['tasks'][:60]!r}")
     for name in ("arms", "groups", "seeds"):

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from datetime import timedelta
 from typing import Any
 
 from leap_dist.config import registry
 from leap_dist.config.settings import Config
 
 WINDOW_SECONDS = 30.0
+_LONGEST = 10**13  # seconds; Python's timedelta ends not far beyond
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds, after days if there are any."""
+    return str(timedelta(seconds=round(min(max(0.0, seconds), _LONGEST))))
 
 
 class Progress:

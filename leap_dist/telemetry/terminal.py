@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +18,7 @@ from rich.text import Text
 from leap_dist.config import registry
 from leap_dist.config.registry import Metric
 from leap_dist.telemetry.escaping import printable
+from leap_dist.telemetry.progress import duration
 
 _STYLES = {
     "running": "green",
@@ -199,7 +199,7 @@ def _facts(summary: dict[str, Any], now: float | None) -> Iterator[tuple[str, st
     rate = f", {summary['steps_per_second']:,.0f} per second" if summary["state"] not in _OVER else ""
     yield "steps", f"{summary['agent_steps']:,} {unit}{rate}"
     so_far = "" if summary["state"] in _OVER else " so far"
-    yield "time", f"{_duration(summary['wall_seconds'])}{so_far}{_time_left(summary, now)}"
+    yield "time", f"{duration(summary['wall_seconds'])}{so_far}{_time_left(summary, now)}"
     workers = f"{summary['workers_alive']} of {summary['workers_wanted']} up"
     if summary["restarts"]:
         workers += f", {_count(summary['restarts'], 'restart')}"
@@ -210,7 +210,7 @@ def _facts(summary: dict[str, Any], now: float | None) -> Iterator[tuple[str, st
         yield "trouble", ", ".join(troubles)
     age = 0.0 if now is None else now - summary["updated"]
     if summary["state"] not in _OVER and age > OLD_SECONDS:
-        yield "reported", f"{_duration(age)} ago; a run reports twice a second"
+        yield "reported", f"{duration(age)} ago; a run reports twice a second"
 
 
 def _progress(summary: dict[str, Any]) -> str:
@@ -245,7 +245,7 @@ def _line(summary: dict[str, Any]) -> str:
     """Return the progress of a run as one line, of at most 80 characters while numbers are usual."""
     updates = "" if _is_evaluation(summary) else f"{_count(summary['meta_updates'], 'meta-update')}, "
     line = (
-        f"{_duration(summary['wall_seconds'])}  {summary['tasks']}/{summary['tasks_wanted']} {_noun(summary)}s, "
+        f"{duration(summary['wall_seconds'])}  {summary['tasks']}/{summary['tasks_wanted']} {_noun(summary)}s, "
         f"{updates}{summary['agent_steps']:,} steps, {summary['steps_per_second']:,.0f}/s{_time_left(summary, None)}"
     )
     refused = 0 if _is_evaluation(summary) else sum(summary["refused"].values())
@@ -261,7 +261,7 @@ def _time_left(summary: dict[str, Any], now: float | None) -> str:
     if 0 < summary["tasks_wanted"] <= summary["tasks"]:
         return ", about to end"
     left = summary["eta_seconds"] - (0.0 if now is None else now - summary["updated"])
-    return f", {_duration(left)} left" if left > 0 else ", overdue"
+    return f", {duration(left)} left" if left > 0 else ", overdue"
 
 
 def _done(summary: dict[str, Any]) -> float:
@@ -308,7 +308,3 @@ def _lease_cells(lease: dict[str, Any], shown: Metric) -> tuple[str, ...]:
         shown.format(scores[-1]) if scores else "",
         f"{lease['silent_seconds']:.0f} s",
     )
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=max(0, round(seconds))))

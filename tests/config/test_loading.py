@@ -261,7 +261,7 @@ def test_derived_values():
         ("workers", "auto", "auto"),
         ("task_steps", "1_000_000", 1_000_000),
         ("task_steps", "2e6", 2_000_000),
-        ("task_steps", "9007199254740993", 9_007_199_254_740_993),  # 2**53 + 1 is no float
+        ("task_steps", "999999999999", 999_999_999_999),
         ("agent.learning_rate", "1e-4", 1e-4),  # text to PyYAML, too
         ("agent.learning_rate", 1, 1.0),
         ("leap.stabilize", "no", False),
@@ -351,6 +351,7 @@ def test_limits_are_inclusive_where_they_say_so():
         ({"workers": 0}, ["workers: 0", "too small", "1"]),
         ({"workers": "-4"}, ["workers: -4", "too small", "1"]),
         ({"workers": 100_001}, ["workers: 100001", "too large", "100000"]),
+        ({"task_steps": 10**23}, ["task_steps: 1" + 23 * "0", "too large", "1000000000000"]),
         ({"agent.discount": 1.01}, ["agent.discount: 1.01", "too large", "1"]),
         ({"agent.learning_rate": 0}, ["agent.learning_rate: 0", "greater than 0"]),
         ({"agent.learning_rate": -1e-4}, ["agent.learning_rate: -0.0001", "greater than 0"]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from commands import no_ray  # noqa: F401
 from leap_dist.cli import plan as printed
 from leap_dist.cli.main import main
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.settings import Config
 from leap_dist.envs.games import SETS
-from leap_dist.evaluation.runs import RunResult, save
+from leap_dist.evaluation.runs import Run, RunResult, save
+from leap_dist.study import run as study_run
 from leap_dist.study.games import FIGURE_4
 from leap_dist.study.plan import Plan, make, merge
 from leap_dist.study.report import build
@@ -76,6 +80,9 @@ def test_the_cost_is_the_sum_over_trainings_and_agents() -> None:
         ({"game_steps": {"pnog": 800}}, "game_steps: 'pnog' is not one of the games space_invaders, .*pong"),
         ({"given": {"games": "pnog"}}, "games: no game 'pnog'"),
         ({"test_steps": 10}, "test_steps: 10 is less than"),
+        ({"game_steps": {"pong": 10**32}}, "game_steps: pong=10{32} is too large; the largest valid value is 10{12}$"),
+        ({"test_seeds": 0}, "test_seeds: 0 is not between 1 and 1000"),
+        ({"test_seeds": 10**8}, "test_seeds: 100000000 is not between 1 and 1000"),
         ({"game_steps": {"pong": 319}}, "game_steps: pong=319 is less than two updates of 160 steps"),
     ],
 )
@@ -100,12 +107,14 @@ def test_the_same_command_continues_a_study_and_another_one_is_refused(tmp_path:
     assert again.training(next(again.cells())) == first.training(next(first.cells()))
     assert again.test("seed24", 0) == first.test("seed24", 0)
     for changes, field in [
-        ({"test_seeds": 3, "game_steps": {"pong": 80_000}}, "seeds"),
-        ({"test_seeds": 2}, "game_steps"),
+        ({"test_seeds": 3}, "test_seeds"),
+        ({"game_steps": {"pong": 90_000}}, "game_steps"),
+        ({"given": {"games": "pong"}}, "games"),
         ({"test_seeds": 2, "game_steps": {"pong": 80_000}, "given": {"agent.unroll": 6}}, "agent.unroll"),
     ]:
         with pytest.raises(ConfigError, match=f"^{field}: the study there has"):
             merge(old, planned(existing=old, **changes).study)
+    assert merge(old, planned(existing=old).study) == old, "what is not given is as before"
     more = planned(test_seeds=2, game_steps={"pong": 80_000}, arms=["leap", "reptile", "none"], existing=old)
     assert merge(old, more.study).arms == ("leap", "reptile", "none")
 
@@ -139,6 +148,27 @@ def test_what_is_done_already_takes_no_time(monkeypatch: pytest.MonkeyPatch, tmp
     assert dict(rows)["done"] == f"{done:,} of 2,152,000,000 agent steps"
     assert seconds == pytest.approx(before * (1 - done / 2_152_000_000))
     assert dict(rows)["with GPUs"].startswith("about 12 hours on 1 machine")
+
+
+def test_the_rate_of_this_machine_says_nothing_about_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(trial, "steps_per_second", lambda config: 1_000.0)
+    rows, seconds = printed.study(planned(given={"address": "10.0.0.1:6379"}), tmp_path)
+    assert dict(rows)["duration"] == "unknown"
+    assert seconds == pytest.approx((1_600_000_000 + 276_000_000) / 27_900)
+
+
+@pytest.mark.parametrize("said", [(), ("--yes",)])
+def test_yes_starts_what_takes_long(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trial, "steps_per_second", lambda config: 1_000.0)
+    started: list[Any] = []
+    monkeypatch.setattr(study_run, "run", lambda *given: started.append(given) or "interrupted")
+    try:
+        code: Any = main(["study", "--tasks", "atari", "--preset", "figure4", "--out", str(tmp_path / "f4"), *said])
+    except SystemExit as error:
+        code = error.code
+    assert (len(started), code) == ((1, 130) if said else (0, 2))
 
 
 def test_where_no_trial_is_possible_the_measured_machine_decides(
@@ -175,13 +205,13 @@ def result(arm: str, game: str, seed: int, steps: int, level: float) -> RunResul
 
 
 def write(out: Path, groups: tuple[str, ...] = ("seed24",)) -> Study:
-    plan = planned(groups=list(groups), seeds=2, test_seeds=2)
+    plan = planned(groups=list(groups), seeds=2, test_seeds=2, given={"games": "pong,breakout"})
     plan.study.write(out)
     for group in groups:
         for seed in (0, 1):
             for arm in plan.study.arms:
                 for game in ("pong", "breakout"):
-                    for agent in (seed, seed + 1):
+                    for agent in (2 * seed, 2 * seed + 1):
                         one = result(arm, game, agent, FIGURE_4[game], 3.0 if arm == "leap" else 0.0)
                         save(evaluation_of(out, group, seed), one, {})
     return plan.study
@@ -200,12 +230,45 @@ def test_figure_4_and_the_table_come_from_whatever_is_there(tmp_path: Path) -> N
         rows = list(csv.DictReader(file))
     assert len(rows) == 16
     assert {(row["group"], row["seed"], row["agent_seed"]) for row in rows} == {
-        ("seed24", "0", "0"), ("seed24", "0", "1"), ("seed24", "1", "1"), ("seed24", "1", "2"),
+        ("seed24", "0", "0"), ("seed24", "0", "1"), ("seed24", "1", "2"), ("seed24", "1", "3"),
     }  # fmt: skip
     numbers = json.loads((tmp_path / "results.json").read_text())["groups"]["seed24"]
     assert numbers["baseline"] == "none"
     assert numbers["against"]["leap"]["pairs"] == 8
     assert numbers["against"]["leap"]["improvement"]["auc"]["point"] > 0.9
+
+
+def test_runs_that_the_study_plans_and_that_are_not_there_are_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    (evaluation_of(tmp_path, "seed24", 0) / "runs" / "leap" / "pong" / "1.json").unlink()
+    first, *others = build(tmp_path, FEW)
+    assert first == "seed24/seed0/test: incomplete: 1 of 8 runs are missing: leap/pong"
+    assert "incomplete: missing runs, 1: leap/pong seed 1" in others
+    shutil.rmtree(evaluation_of(tmp_path, "seed24", 1))
+    warnings = build(tmp_path, FEW)
+    assert warnings[1] == (
+        "seed24/seed1/test: incomplete: 8 of 8 runs are missing: leap/pong (2), leap/breakout (2), none/pong (2), "
+        "none/breakout (2)"
+    )
+
+
+def test_no_two_agents_of_a_study_share_their_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runs of a random initialization depend on the agent's seed alone: copies would count as independent."""
+    plan = planned(
+        preset="smoke", arms=["none"], groups=["pong"], seeds=3, test_seeds=5,
+        given={"games": "pong,breakout", "workers": 1}, game_steps={"pong": 80},
+    )  # fmt: skip
+    made: list[tuple[str, int, int]] = []
+
+    def perform(config: Config, runs: list[Run], out: Path) -> str:
+        made.extend((run.game, run.seed, run.steps) for run in runs)
+        return "done"
+
+    monkeypatch.setattr(study_run.reporting, "evaluate", perform)
+    monkeypatch.setattr(study_run.driver, "session", lambda config: nullcontext())
+    assert study_run.run(plan, tmp_path / "study", lambda text: None) == "done"
+    assert sorted(seed for game, seed, _ in made if game == "pong") == list(range(15))
+    assert {(game, steps) for game, _, steps in made} == {("pong", 80), ("breakout", 400)}
 
 
 def test_a_group_more_has_pictures_of_its_own(tmp_path: Path) -> None:
