@@ -91,7 +91,9 @@ def _preloading(config: Config) -> dict[str, Any]:
     Ray starts a process for each processor while it starts itself. Workers need not wait for the import then. Where
     there will be fewer workers than processes, memory comes first.
     """
-    if config.workers != "auto" and config.workers < len(os.sched_getaffinity(0)):
+    processors = len(os.sched_getaffinity(0))
+    workers = processors if config.workers == "auto" else config.workers
+    if workers < processors or config.worker.cpus > 1 or config.worker.gpus > 0:
         return {}
     return {"_system_config": {"preload_python_modules": ["torch"]}}
 

@@ -71,12 +71,15 @@ class EvaluationServer:
         self._refused: Counter[str] = Counter()  # by reason
         self._silent: deque[str] = deque(maxlen=100)  # incarnations whose lease expired
         self._continued: dict[str, int] = {}  # steps that a run began with, by lease
+        self._stuck: set[int] = set()  # indices of runs that have failed before they made progress
         self._lock = RunLock(out)
         try:
             left, warnings = missing(self._runs, config, out)
             self._queue = RunQueue(self._runs, left)
             self._agents = AgentStore(out, self._runs)
             self._states = StateStore(out, config)
+            for index in set(range(len(self._runs))) - set(left):
+                self._states.drop(self._runs[index])  # a kill may have left it
             journal, max_gap = Journal(out / "journal"), config.server.lease_seconds / 4
             self._leases = LeaseBook(journal, session, clock, max_gap)
             warnings += self._reopen_leases(journal, session)
@@ -293,9 +296,11 @@ class EvaluationServer:
     def _fail(self, held: OpenLease, reason: str) -> None:
         run = self._runs[held.lease.task.index]
         self._alert(f"{run.name} failed on {held.lease.worker}: {reason}")
-        # If it made no progress, the state that it continued from may be the cause.
+        # If it fails twice without progress, the state that it continues from may be the cause.
         if held.steps <= self._continued.get(held.lease.id, 0):
-            self._states.drop(run)
+            if held.lease.task.index in self._stuck:
+                self._states.drop(run)
+            self._stuck ^= {held.lease.task.index}
         self._lose(held, "failed")
         self._blame(held, reason)
 

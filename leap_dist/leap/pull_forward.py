@@ -69,6 +69,8 @@ class PullForward:
             raise ValueError(f"loss_weight is {loss_weight}; it must not be negative")
         if not 0 <= loss_smoothing < 1:
             raise ValueError(f"loss_smoothing is {loss_smoothing}; it must be at least 0 and below 1")
+        if not loss_warmup >= 0:
+            raise ValueError(f"loss_warmup is {loss_warmup}; it must not be negative")
         if descent is not None and not descent > 0:
             raise ValueError(f"descent is {descent}; it must be above 0, or None")
         self._by_length = metric == "length"

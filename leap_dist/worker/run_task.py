@@ -144,11 +144,6 @@ class TaskRun:
                 break
             if self._curve.is_due(steps):
                 self._curve.add(steps, self._learner.interim(self._beat(steps)) if self._evaluation else {})
-            if self._notice.given and not self._notice.leaves_time_for(self._seconds_left(rollout, rollouts)):
-                if config.prefixes_count:
-                    self._push(rollout, steps)
-                self._save(rollout, steps)
-                return
             ack = None
             if steps // interval > pushed // interval and self._clock() >= self._quiet_until:
                 ack, pushed = self._push(rollout, steps), steps
@@ -163,6 +158,11 @@ class TaskRun:
                 if not ack.proceed:
                     self._save(rollout, steps)
                     return
+            if self._notice.given and not self._notice.leaves_time_for(self._seconds_left(rollout, rollouts)):
+                if config.prefixes_count and pushed < steps:
+                    self._push(rollout, steps)
+                self._save(rollout, steps)
+                return
             if self._states.is_due:
                 self._save(rollout, steps)
         meta_learner.finish()

@@ -216,9 +216,21 @@ def test_a_local_ray_that_cannot_start_is_one_line(
     assert cluster._MARK not in os.environ
 
 
-@pytest.mark.parametrize(("workers", "preloaded"), [("auto", True), (os.cpu_count(), True), (1, os.cpu_count() == 1)])
+PROCESSORS = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "preloaded"),
+    [
+        ({"workers": "auto"}, True),
+        ({"workers": PROCESSORS}, True),
+        ({"workers": 1}, PROCESSORS == 1),
+        ({"workers": "auto", "worker.cpus": 2}, False),
+        ({"workers": "auto", "worker.gpus": 0.5}, False),
+    ],
+)
 def test_processes_import_pytorch_early_where_all_of_them_will_be_workers(
-    monkeypatch: Any, workers: Any, preloaded: bool
+    monkeypatch: Any, settings: dict[str, Any], preloaded: bool
 ) -> None:
     """With one thread: Ray would tell them only when they get work, which is after the import."""
     found: dict[str, Any] = {}
@@ -229,7 +241,7 @@ def test_processes_import_pytorch_early_where_all_of_them_will_be_workers(
     )
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-    cluster.connect(resolve("smoke", {"workers": workers}))
+    cluster.connect(resolve("smoke", settings))
     cluster.disconnect()
     assert ("torch" in found.get("_system_config", {}).get("preload_python_modules", ())) is preloaded
     assert found["threads"] == "1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,8 +21,10 @@ from leap_dist.evaluation.runs import plan
 from leap_dist.evaluation.server import EvaluationServer
 from leap_dist.protocol.messages import Ack, Idle, Lease, Task
 from leap_dist.storage.atomic import CorruptFile
+from leap_dist.tasks.atari.a2c import A2C
 from leap_dist.tasks.task import family_of
 from leap_dist.testing import failpoints
+from leap_dist.worker.preemption import PreemptionNotice
 from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start, make_learner
 from leap_dist.worker.task_state import TaskState
@@ -74,13 +77,31 @@ class Worker:
         raise AssertionError("an evaluation has no snapshots")
 
 
-def work(server: EvaluationServer, run: Config, incarnation: str = "i0", **limits: int) -> Worker:
-    """Lease the next run and train it, from its state if there is one."""
+def work(
+    server: EvaluationServer,
+    run: Config,
+    incarnation: str = "i0",
+    *,
+    notice: PreemptionNotice | None = None,
+    given_after: int = 0,
+    **limits: int,
+) -> Worker:
+    """Lease the next run and train it, from its state if there is one. The notice is given after so many updates."""
     lease = server.lease("w0", incarnation)
     assert isinstance(lease, Lease)
     vector, scope, _ = server.start(lease)
     worker = Worker(server, **limits)
-    run_task(lease, Start(vector, scope=scope, evaluation=True, state=server.state_of(lease)), run, worker)
+    start = Start(vector, scope=scope, evaluation=True, state=server.state_of(lease))
+    with pytest.MonkeyPatch.context() as patch:
+        step, made = A2C.step, itertools.count(1)
+
+        def step_and_notice(learner: A2C) -> None:
+            step(learner)
+            if next(made) == given_after and notice is not None:
+                notice.give(0.0)
+
+        patch.setattr(A2C, "step", step_and_notice)
+        run_task(lease, start, run, worker, notice=notice)
     return worker
 
 
@@ -189,14 +210,74 @@ def test_a_state_of_other_settings_is_not_used(tmp_path: Path) -> None:
     assert server.state_of(server.lease("w0", "i1")) is None
 
 
-def test_a_state_from_which_the_run_fails_is_dropped(tmp_path: Path) -> None:
+def test_a_state_from_which_the_run_fails_twice_is_dropped(tmp_path: Path) -> None:
+    """One failure may have another cause, such as a lack of memory."""
+    run, out = config(), tmp_path / "out"
+    die(out, run)
+    server = serve(out, run, "again")
+    for _ in range(2):
+        lease = server.lease("w0", "i1")
+        assert server.state_of(lease) is not None
+        server.fail(lease.id, "i1", "ValueError: the state is that of another learner")
+    assert server.state_of(server.lease("w0", "i1")) is None
+
+
+def test_a_failure_after_progress_says_nothing_against_the_state(tmp_path: Path) -> None:
+    run, out = config(), tmp_path / "out"
+    die(out, run)
+    server = serve(out, run, "again")
+    for _ in range(2):
+        lease = server.lease("w0", "i1")
+        assert server.state_of(lease) is not None
+        server.renew(lease.id, "i1", 380)
+        server.fail(lease.id, "i1", "OSError: the emulator has failed")
+    assert server.state_of(server.lease("w0", "i1")) is not None
+
+
+def test_the_state_of_a_run_that_has_its_result_goes_with_the_next_launch(tmp_path: Path) -> None:
+    """A kill between the result and the removal of the state leaves both."""
+    run, out = config(), tmp_path / "out"
+    die(out, run)
+    (state,) = out.glob("states/*/*/*.safetensors")
+    left = state.read_bytes()
+    server = serve(out, run)
+    work(server, run)
+    server.close()
+    state.parent.mkdir(parents=True)
+    state.write_bytes(left)
+    serve(out, run, "again")
+    assert not (out / "states").exists()
+
+
+@pytest.mark.parametrize("update", [3, 4, 6])
+def test_a_worker_whose_node_goes_away_hands_its_run_over(tmp_path: Path, update: int) -> None:
+    """At updates 3 and 6, a report is due as well: it is made before the state is saved, or it would never be."""
+    run = config(worker__state_seconds=1e9, worker__push_interval=60)
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    work(serve(undisturbed, run), run)
+    server = serve(out, run)
+    notice = PreemptionNotice()
+    worker = work(server, run, notice=notice, given_after=update)
+    assert worker.saved == 1
+    server.close()
+    server = serve(out, run, "again")
+    state = server.state_of(server.lease("w0", "i1"))
+    assert TaskState.unpack(state).rollouts == update
+    server.release("i1")
+    work(server, run, "i2")
+    assert result(out) == result(undisturbed)
+
+
+def test_the_time_of_earlier_launches_counts(tmp_path: Path) -> None:
     run, out = config(), tmp_path / "out"
     die(out, run)
     server = serve(out, run, "again")
     lease = server.lease("w0", "i1")
-    assert server.state_of(lease) is not None
-    server.fail(lease.id, "i1", "ValueError: the state is that of another learner")
-    assert server.state_of(server.lease("w0", "i1")) is None
+    state = replace(TaskState.unpack(server.state_of(lease)), seconds=1000.0)
+    vector, scope, _ = server.start(lease)
+    run_task(lease, Start(vector, scope=scope, evaluation=True, state=state.pack()), run, Worker(server))
+    (path,) = out.glob("runs/*/*/*.json")
+    assert 1000 < json.loads(path.read_text())["seconds"] < 1100
 
 
 def test_only_the_holder_of_the_lease_may_store_a_state(tmp_path: Path) -> None:
@@ -235,11 +316,13 @@ def test_an_agent_continues_bit_for_bit_in_another_learner(form: str) -> None:
             first.step()
         state = first.state()
         assert state is not None
+        second._lives = second._lives + 7  # or nobody would notice that they are those of the start
         second.load_state(
             type(state)(
                 {name: array.copy() for name, array in state.arrays.items()}, json.loads(json.dumps(state.values))
             )
         )
+        assert np.array_equal(first._lives, second._lives)
         for _ in range(7):
             assert float(first.backward()) == float(second.backward())
             first.step()

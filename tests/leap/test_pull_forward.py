@@ -507,6 +507,8 @@ def test_a_gradient_overwritten_in_place_is_refused_unless_copied(overwrite):
         ({"loss_smoothing": 1.0}, "loss_smoothing is 1.0.*below 1"),
         ({"loss_smoothing": 2.0}, "loss_smoothing is 2.0"),
         ({"loss_smoothing": float("nan")}, "loss_smoothing is nan"),
+        ({"loss_warmup": -1}, "loss_warmup is -1; it must not be negative"),
+        ({"loss_warmup": float("nan")}, "loss_warmup is nan"),
     ],
 )
 def test_bad_settings_are_refused(settings, words):
