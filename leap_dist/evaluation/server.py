@@ -266,7 +266,15 @@ class EvaluationServer:
             # Indices of another session are those of other runs.
             if held in orphans or not self._queue.take_run(held.lease.task.index):
                 self._leases.end(held, "worker-lost")
+            else:
+                self._continue_from(held, self._runs[held.lease.task.index])
         return warnings + more
+
+    def _continue_from(self, held: OpenLease, run: Run) -> None:
+        """Count only the steps beyond the state that a run has, whoever made it."""
+        with contextlib.suppress(CorruptFile, OSError):
+            if (found := self._states.load(run)) is not None:
+                held.steps = self._continued[held.lease.id] = found[1]
 
     def _store(self, held: OpenLease, contribution: Contribution) -> Ack | None:
         """Store the result of a run. Returns the refusal if that is not possible."""

@@ -165,6 +165,10 @@ def test_a_worker_that_is_told_to_stop_saves_its_state(tmp_path: Path, whole: Pa
     assert server.renew(lease.id, "i1", 260).proceed
     assert server.status()["agent_steps"] == 60
     server.close()
+    restarted = serve(out, run, "again")
+    assert restarted.renew(lease.id, "i1", 280).proceed
+    assert restarted.status()["agent_steps"] == 80, "what was made since the state, though some of it before a crash"
+    restarted.close()
     server = serve(out, run, "third")
     work(server, run)
     assert result(out) == result(whole)
