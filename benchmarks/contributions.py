@@ -116,7 +116,8 @@ def record(game: str, seed: int, task_steps: int, preset: str, forms: Mapping[st
     config = resolve(preset, {"games": [game], "task_steps": task_steps, "workers": 1})
     torch.set_num_threads(config.worker.threads)
     _, vector = family_of(config).initialization(config, 0, config.scope)
-    task = Task(seed, game, 0, seed=1_000 + seed, steps=task_steps)
+    own_seed = int(np.random.SeedSequence((1_000 + seed, *game.encode())).generate_state(1)[0])
+    task = Task(seed, game, 0, seed=own_seed, steps=task_steps)
     learner = make_learner(config, Lease("record", task, "record", "record", 0, 60.0), Start(vector))
     assert isinstance(learner, A2C)
     try:
@@ -306,7 +307,10 @@ def main() -> None:
             continue
         terms = record(game, seed, given.task_steps, given.preset, FORMS)
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, allow_pickle=False, **terms)
+        unfinished = path.with_suffix(".part")
+        with unfinished.open("wb") as file:
+            np.savez(file, allow_pickle=False, **terms)
+        unfinished.replace(path)
         progress(f"{game}, seed {seed}: done")
 
 

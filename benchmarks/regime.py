@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from leap_dist.envs.games import HELD_OUT, reference_scores
+from leap_dist.envs.games import HELD_OUT, SETS, reference_scores
 from leap_dist.evaluation.runs import RunResult, load_all
 from leap_dist.evaluation.statistics import grid, moving_average
 
@@ -39,6 +39,12 @@ HELD_OUT_PLACES = (2, 5)
 """Places in the ranking of moving training games with reference scores, from 0, whose games are held out instead."""
 SEED_HELD_OUT = HELD_OUT["seed24"]
 """The games that the paper's first version holds out."""
+TRAINING = SETS["seed24"]
+"""Its training games."""
+SEEDS = 2
+"""Number of runs with which a game must move."""
+MOVING, HELD_OUT_MOVING = GAMES + len(HELD_OUT_PLACES), 2
+"""Numbers of training games and of held-out games that must move within a task."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +82,35 @@ def effects(runs: Sequence[RunResult], task_steps: int) -> dict[str, float]:
     return {game: float(np.min(values)) for game, values in sorted(found.items())}
 
 
+def usable(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Return the runs that the rule is about: whole ones from a random initialization, on the paper's games."""
+    games = {*TRAINING, *SEED_HELD_OUT}
+    return [run for run in runs if run.arm == "scratch" and run.game in games and run.budget >= LENGTHS[-1]]
+
+
+def undecided(runs: Sequence[RunResult]) -> list[str]:
+    """Return the games of which a further run may change the choice.
+
+    A game that does not move with one seed does not move with two, so it needs no further run.
+    """
+    by_length = [effects(runs, length) for length in LENGTHS]
+    lacking = [game for game in (*TRAINING, *SEED_HELD_OUT) if sum(run.game == game for run in runs) < SEEDS]
+    return [game for game in lacking if any(found.get(game, math.inf) >= EFFECT for found in by_length)]
+
+
 def choose(runs: Sequence[RunResult]) -> Choice:
     """Apply the rule: the shortest task within which enough games move, and the games that move most.
 
-    The task is the shortest of LENGTHS within which GAMES + 2 training games and two of the paper's held-out games
-    move, or else the longest. The training games that move are ranked by their effect. The third and the sixth of
-    those with reference scores are held out, and the first GAMES of the others are the training games.
+    The task is the shortest of LENGTHS within which MOVING training games and HELD_OUT_MOVING of the paper's held-out
+    games move, or else the longest. The training games that move are ranked by their effect. The third and the sixth of
+    those with reference scores are held out, and the first GAMES of the others are the training games. Where fewer than
+    three or six games with reference scores move, fewer are held out.
     """
     for task_steps in LENGTHS:
         found = effects(runs, task_steps)
-        moving = [game for game, value in found.items() if value >= EFFECT]
-        ranked = sorted((game for game in moving if game not in SEED_HELD_OUT), key=lambda game: -found[game])
-        if len(ranked) >= GAMES + len(HELD_OUT_PLACES) and len(moving) - len(ranked) >= 2:
+        moving = {game for game, value in found.items() if value >= EFFECT}
+        ranked = sorted((game for game in TRAINING if game in moving), key=lambda game: -found[game])
+        if len(ranked) >= MOVING and len(moving.intersection(SEED_HELD_OUT)) >= HELD_OUT_MOVING:
             break
     scored = [game for game in ranked if game in reference_scores()]
     ours = tuple(scored[place] for place in HELD_OUT_PLACES if place < len(scored))
@@ -161,15 +184,23 @@ def main() -> None:
     runs, warnings = load_all(arguments.evaluation)
     for warning in warnings:
         print(warning, file=sys.stderr)
+    runs = usable(runs)
     if not runs:
-        parser.error(f"there are no runs in {arguments.evaluation}")
+        parser.error(
+            f"there are no runs from a random initialization of {LENGTHS[-1]:,} steps in {arguments.evaluation}"
+        )
     print(table(runs))
+    if arguments.out:
+        try:
+            draw(runs, arguments.out)
+        except OSError as error:
+            parser.error(f"--out: {arguments.out} cannot be written: {error.strerror}")
+    if games := undecided(runs):
+        parser.error(f"the rule cannot be applied yet: {SEEDS} runs are needed of {', '.join(games)}")
     choice = choose(runs)
     print(f"\ntask length: {choice.task_steps:,} agent steps")
     print(f"training games: {', '.join(choice.training)}")
     print(f"held-out games: {', '.join(choice.held_out)}")
-    if arguments.out:
-        draw(runs, arguments.out)
 
 
 if __name__ == "__main__":
