@@ -12,7 +12,7 @@ if [ -z "${RAY_AUTH_TOKEN:-}" ] && [ ! -s "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/aut
     exit 2
 fi
 
-export RAY_USAGE_STATS_ENABLED=0
+export RAY_USAGE_STATS_ENABLED=0 RAY_worker_killing_policy_by_group=true # if memory runs out, workers go before the server
 # Private directory on each node for Ray's sockets, logs and spilled objects. Socket paths must be short.
 export RAY_TMPDIR="${LEAP_TMPDIR:-/tmp}/leap-$SLURM_JOB_ID-${SLURM_NODEID:-0}"
 private_folder() {

@@ -29,12 +29,13 @@ def games() -> int:
         "Scores are mean returns of random play and of a person over episodes with 30 no-op starts, as published "
         "with DQN Zoo. A human-normalized score is 0 for the first and 1 for the second.",
     )
-    print(f"\n{'game':<20} {'seed24':<9} {'camera25':<9} {'random':>10} {'human':>10}")
+    columns = " ".join(f"{name:<9}" for name in SETS)
+    print(f"\n{'game':<20} {columns} {'random':>10} {'human':>10}")
     scores = reference_scores()
     for game in available():
-        roles = [_role(game, name) for name in SETS]
+        roles = " ".join(f"{_role(game, name):<9}" for name in SETS)
         numbers = [f"{scores[game][kind]:,.1f}" if game in scores else "-" for kind in ("random", "human")]
-        print(f"{game:<20} {roles[0]:<9} {roles[1]:<9} {numbers[0]:>10} {numbers[1]:>10}")
+        print(f"{game:<20} {roles} {numbers[0]:>10} {numbers[1]:>10}")
     print()
     _print_wrapped("", f"Cannot be played, because they crash the emulator: {', '.join(CRASHING)}.")
     return 0

@@ -23,6 +23,7 @@ from ray.scripts import scripts
 
 from leap_dist.cli import parser as command_line
 from leap_dist.config import loading
+from leap_dist.driver import memory
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -131,6 +132,14 @@ def test_clouds_ask_for_the_token_and_open_nothing(name: str) -> None:
     assert "--dashboard-host=127.0.0.1" in starts[0]
     assert file["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "security_group" not in file["provider"]
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", "slurm/common.sh", "Dockerfile", "README.md"])
+def test_where_memory_runs_out_the_server_is_the_last_to_go(name: str) -> None:
+    """Every `ray start` has the policy of a local Ray. KubeRay's pods run the image."""
+    ((variable, value),) = memory.MONITOR.items()
+    text = (CLUSTER / name).read_text()
+    assert text.count(f"{variable}={value}") == {"slurm/common.sh": 1, "Dockerfile": 1}.get(name, 2)
 
 
 def ray_starts() -> list[tuple[str, list[str]]]:
