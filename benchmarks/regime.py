@@ -141,7 +141,9 @@ def draw(runs: Sequence[RunResult], path: Path) -> None:
     games, columns = sorted({run.game for run in runs}), 5
     rows = math.ceil(len(games) / columns)
     figure = Figure(figsize=(3.0 * columns, 2.1 * rows), dpi=100, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(games) :]:
+        axes.axis("off")
     for axes, game in zip(panels, games, strict=False):
         top = -math.inf
         for run in (run for run in runs if run.game == game):
@@ -156,8 +158,6 @@ def draw(runs: Sequence[RunResult], path: Path) -> None:
         axes.set_title(game, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.25)
-    for axes in panels:  # those without a game
-        axes.axis("off")
     figure.supxlabel("agent steps (thousands)", fontsize=9)
     figure.supylabel("mean return of the last 100 episodes", fontsize=9)
     figure.savefig(path)

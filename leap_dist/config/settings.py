@@ -250,7 +250,7 @@ class Config:
     )
     games: tuple[str, ...] = setting(
         ("seed24",),
-        "names of the tasks. atari: games, or the sets seed24 and camera25; omniglot: alphabets, or the sets "
+        "names of the tasks. atari: games, or the sets seed24, camera25 and moving4; omniglot: alphabets, or the sets "
         "pretraining, validation, held_out and all; multi-cv: data sets, or all; gymnasium: IDs of environments; "
         "images: names of files NAME.npz in data_dir",
     )

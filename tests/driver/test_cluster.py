@@ -49,7 +49,7 @@ def test_the_shipped_code_works_without_a_checkout(shipped: Path, tmp_path: Path
     )  # fmt: skip
     file, *sets = done.stdout.split()
     assert Path(file).is_relative_to(tmp_path)
-    assert sets == ["seed24", "camera25"]
+    assert sets == ["seed24", "camera25", "moving4"]
 
 
 # The address and who listens there --------------------------------------------------------------------------------

@@ -38,6 +38,12 @@ def test_the_sets_have_the_sizes_and_the_held_out_games_of_the_papers():
     assert "pong" in seed, "figure 4: Pong is trained on, and evaluated too"
 
 
+def test_what_is_trained_on_is_not_held_out_and_has_a_human_score():
+    for name, held_out in games.HELD_OUT.items():
+        assert not set(games.SETS[name]) & set(held_out)
+    assert {*games.SETS["moving4"], *games.HELD_OUT["moving4"]} <= games.reference_scores().keys()
+
+
 def test_the_27_games_have_as_many_minimal_actions_as_the_table_says():
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     found = {}

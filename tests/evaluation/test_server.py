@@ -18,6 +18,7 @@ from leap_dist.cli.commands import game_steps
 from leap_dist.config.loading import ConfigError, resolve, to_yaml
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver
+from leap_dist.envs.games import HELD_OUT, SETS
 from leap_dist.evaluation import initializations
 from leap_dist.evaluation import server as evaluation
 from leap_dist.evaluation.initializations import Arm, InitFile
@@ -453,6 +454,13 @@ def test_labels_come_from_the_command_or_from_where_a_file_lies(tmp_path):
     labels, files = initializations.read([str(run), f"best={run / 'init.safetensors'}", "scratch", "fresh=scratch"])
     assert labels == ["mine", "best", "scratch", "fresh"]
     assert [file.label for file in files] == ["mine", "best"]
+
+
+def test_by_default_agents_play_what_the_set_of_the_training_games_holds_out(tmp_path):
+    for name, games in SETS.items():
+        run = trained_run(tmp_path / name, games=games)
+        _, files = initializations.read([str(run)])
+        assert initializations.settings(files, {}, None)["games"] == HELD_OUT[name]
 
 
 def test_agents_are_set_up_as_the_first_ones_own_run_was(tmp_path):

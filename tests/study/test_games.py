@@ -75,7 +75,10 @@ def test_the_cost_is_the_sum_over_trainings_and_agents() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"groups": ["seed42"]}, "groups: 'seed42' is neither one of the sets seed24, camera25 nor a game.*seed24"),
+        (
+            {"groups": ["seed42"]},
+            "groups: 'seed42' is neither one of the sets seed24, camera25, moving4 nor a game.*seed24",
+        ),
         ({"groups": ["../x"]}, "groups: '../x' is neither"),
         ({"game_steps": {"pnog": 800}}, "game_steps: 'pnog' is not one of the games space_invaders, .*pong"),
         ({"given": {"games": "pnog"}}, "games: no game 'pnog'"),
