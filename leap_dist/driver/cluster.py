@@ -45,7 +45,6 @@ END_SECONDS = 3.0
 
 _MARK = "LEAP_DIST_CLUSTER"
 """Environment variable by which the processes of a local Ray are recognized."""
-_THREADS = "OMP_NUM_THREADS"
 
 LONGEST_TEMP_DIR = 107 - len("/session_2026-01-31_12-00-00_000000_4194304/sockets/plasma_store")
 """Length in bytes of the longest directory in which Ray can make its sockets: their paths are limited to 107 bytes."""
@@ -70,7 +69,7 @@ def connect(config: Config) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address == "local":
-        _start_local({**common, **_preloading(config)})
+        _start_local(common)
         return
     address = prepare_to_join(config.address, insecure=config.insecure)
     if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # `ray job submit` ships its working directory itself
@@ -83,19 +82,6 @@ def connect(config: Config) -> None:
             f"address: the cluster at {address!r} answers, but cannot be joined from here ({error}); "
             "run this on one of its nodes, with the same versions of Python and Ray"
         ) from None
-
-
-def _preloading(config: Config) -> dict[str, Any]:
-    """Return the arguments with which the processes of a local Ray import PyTorch before they get work.
-
-    Ray starts a process for each processor while it starts itself. Workers need not wait for the import then. Where
-    there will be fewer workers than processes, memory comes first.
-    """
-    processors = len(os.sched_getaffinity(0))
-    workers = processors if config.workers == "auto" else config.workers
-    if workers < processors or config.worker.cpus > 1 or config.worker.gpus > 0:
-        return {}
-    return {"_system_config": {"preload_python_modules": ["torch"]}}
 
 
 def _start_local(common: dict[str, Any]) -> None:
@@ -197,20 +183,13 @@ def disconnect() -> None:
 
 @contextlib.contextmanager
 def _marked() -> Iterator[None]:
-    """Mark the processes that start in this context, and their descendants: `disconnect` ends them.
-
-    They compute with one thread unless they are told otherwise. Ray sees to that only when a process gets work, which
-    is too late for a library that is imported by then.
-    """
-    mark = uuid.uuid4().hex
+    """Mark the processes that start in this context, and their descendants: `disconnect` ends them."""
+    os.environ[_MARK] = mark = uuid.uuid4().hex
     _at_disconnect.callback(_end_processes, mark)
-    added = {name: value for name, value in {_MARK: mark, _THREADS: "1"}.items() if name not in os.environ}
-    os.environ.update(added)
     try:
         yield
     finally:
-        for name in added:
-            del os.environ[name]
+        del os.environ[_MARK]
 
 
 def _end_processes(mark: str) -> None:

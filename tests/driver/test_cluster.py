@@ -216,38 +216,6 @@ def test_a_local_ray_that_cannot_start_is_one_line(
     assert cluster._MARK not in os.environ
 
 
-PROCESSORS = len(os.sched_getaffinity(0))
-
-
-@pytest.mark.parametrize(
-    ("settings", "preloaded"),
-    [
-        ({"workers": "auto"}, True),
-        ({"workers": PROCESSORS}, True),
-        ({"workers": 1}, PROCESSORS == 1),
-        ({"workers": "auto", "worker.cpus": 2}, False),
-        ({"workers": "auto", "worker.gpus": 0.5}, False),
-    ],
-)
-def test_processes_import_pytorch_early_where_all_of_them_will_be_workers(
-    monkeypatch: Any, settings: dict[str, Any], preloaded: bool
-) -> None:
-    """With one thread: Ray would tell them only when they get work, which is after the import."""
-    found: dict[str, Any] = {}
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(
-        cluster.ray, "init", lambda *_, **given: found.update(given, threads=os.environ["OMP_NUM_THREADS"])
-    )
-    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-    cluster.connect(resolve("smoke", settings))
-    cluster.disconnect()
-    assert ("torch" in found.get("_system_config", {}).get("preload_python_modules", ())) is preloaded
-    assert found["threads"] == "1"
-    assert "OMP_NUM_THREADS" not in os.environ
-
-
 def test_a_local_ray_that_was_too_slow_is_started_once_more(monkeypatch: Any) -> None:
     outcomes: list[Exception | None] = [RuntimeError("The current node timed out during startup."), None]
     started: list[Exception | None] = []
