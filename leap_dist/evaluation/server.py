@@ -305,10 +305,12 @@ class EvaluationServer:
         run = self._runs[held.lease.task.index]
         self._alert(f"{run.name} failed on {held.lease.worker}: {reason}")
         # If it fails twice without progress, the state that it continues from may be the cause.
-        if held.steps <= self._continued.get(held.lease.id, 0):
-            if held.lease.task.index in self._stuck:
-                self._states.drop(run)
-            self._stuck ^= {held.lease.task.index}
+        if held.steps > self._continued.get(held.lease.id, 0):
+            self._stuck.discard(held.lease.task.index)
+        elif held.lease.task.index in self._stuck:
+            self._states.drop(run)
+        else:
+            self._stuck.add(held.lease.task.index)
         self._lose(held, "failed")
         self._blame(held, reason)
 

@@ -54,7 +54,7 @@ def check_groups(groups: Sequence[str]) -> None:
 
 
 class Asked(NamedTuple):
-    """What the user has said about the tests of a study; empty or None where nothing."""
+    """Holds what the user has said about the tests of a study. What was not said is empty or None."""
 
     games: tuple[str, ...]
     """Games to test on."""

@@ -214,7 +214,8 @@ def test_a_state_of_other_settings_is_not_used(tmp_path: Path) -> None:
     assert server.state_of(server.lease("w0", "i1")) is None
 
 
-def test_a_state_from_which_the_run_fails_twice_is_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_state_from_which_the_run_fails_twice_without_progress_is_dropped(tmp_path: Path, progress: bool) -> None:
     """One failure may have another cause, such as a lack of memory."""
     run, out = config(), tmp_path / "out"
     die(out, run)
@@ -222,20 +223,10 @@ def test_a_state_from_which_the_run_fails_twice_is_dropped(tmp_path: Path) -> No
     for _ in range(2):
         lease = server.lease("w0", "i1")
         assert server.state_of(lease) is not None
+        if progress:
+            server.renew(lease.id, "i1", 380)
         server.fail(lease.id, "i1", "ValueError: the state is that of another learner")
-    assert server.state_of(server.lease("w0", "i1")) is None
-
-
-def test_a_failure_after_progress_says_nothing_against_the_state(tmp_path: Path) -> None:
-    run, out = config(), tmp_path / "out"
-    die(out, run)
-    server = serve(out, run, "again")
-    for _ in range(2):
-        lease = server.lease("w0", "i1")
-        assert server.state_of(lease) is not None
-        server.renew(lease.id, "i1", 380)
-        server.fail(lease.id, "i1", "OSError: the emulator has failed")
-    assert server.state_of(server.lease("w0", "i1")) is not None
+    assert (server.state_of(server.lease("w0", "i1")) is not None) is progress
 
 
 def test_the_state_of_a_run_that_has_its_result_goes_with_the_next_launch(tmp_path: Path) -> None:
