@@ -82,13 +82,13 @@ def cluster(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Ite
     from ray.cluster_utils import Cluster  # slow to import, and only some tests need Ray
 
     from leap_dist.driver import auth
-    from leap_dist.driver.cluster import _agents_with_ports
+    from leap_dist.driver.cluster import _agents_with_ports, _without_services
 
     class PatientCluster(Cluster):
         """Its nodes start on a busy machine, too."""
 
         def add_node(self, **settings: Any) -> Any:
-            with _agents_with_ports():
+            with _agents_with_ports(), _without_services():
                 return super().add_node(**settings)
 
     for name in ("HOME", "RAY_TMPDIR"):

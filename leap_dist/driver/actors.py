@@ -64,7 +64,7 @@ class ServerProcess:
 
     def lease(self, worker: str, incarnation: str) -> Idle | Grant:
         """Grant a task with everything that it starts from, or tell the worker to wait or to finish."""
-        if self._stopping:
+        if self._stopping or self._problem is not None:
             return Idle(finished=True)
         lease = self._server.lease(worker, incarnation)
         return lease if isinstance(lease, Idle) else self._grant(lease)

@@ -104,7 +104,7 @@ def _try_to_start_local(common: dict[str, Any]) -> None:
     try:
         prepare_monitor()
         temp_dir = _temp_dir()
-        with _marked(), _signals_stay_ours(), _agents_with_ports():
+        with _marked(), _signals_stay_ours(), _agents_with_ports(), _without_services():
             ray.init(
                 "local",
                 include_dashboard=False,
@@ -146,6 +146,27 @@ def _agents_with_ports() -> Iterator[None]:
         yield
     finally:
         parameter.RayParams, services.start_ray_process = make_parameters, start_process  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _without_services() -> Iterator[None]:
+    """Leave out, of a Ray that starts in this context, what a run on one machine has no use for.
+
+    These are the monitor of the autoscaler, the monitor of logs, and the server of the dashboard, which Ray starts and
+    waits for even where no dashboard is wanted. Each is a Python process with imports of seconds. The agents of the
+    node stay; one of them offers the metrics.
+    """
+    make_parameters, start_dashboard = parameter.RayParams, services.start_api_server
+
+    def bare(**arguments: Any) -> Any:
+        return make_parameters(**{**arguments, "no_monitor": True, "include_log_monitor": False})
+
+    parameter.RayParams = bare  # type: ignore[assignment, misc]
+    services.start_api_server = lambda *arguments, **more: (None, None)  # what it returns where it does not start
+    try:
+        yield
+    finally:
+        parameter.RayParams, services.start_api_server = make_parameters, start_dashboard  # type: ignore[misc]
 
 
 def _free_ports(count: int) -> list[int]:

@@ -29,7 +29,7 @@ from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.placement import fit_resources, gpus_per_worker
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.preflight import check_nodes
-from leap_dist.driver.server_start import ServerPlan, start_server
+from leap_dist.driver.server_start import ServerPlan, start_server, wait_for_server
 from leap_dist.driver.signals import INTERRUPTED, stop_signal
 from leap_dist.evaluation.runs import Run
 from leap_dist.storage.replica import Remote
@@ -176,11 +176,12 @@ def _work(
             config, alerts = fit_resources(config, usable, one_kind=plan.one_kind)
             pool = Pool(config, nodes, profiles, alerts, checks=checks, most_workers=plan.most_workers)
             pool.require_capacity()
-            announce("starting the server")
+            announce("starting the server and the workers")
             progress.start.begin("server")
-            server = start_server(plan, stop)
-            progress.start.begin("workers")
+            server = start_server(plan)
             pool.open(server)
+            wait_for_server(server, plan, stop)
+            progress.start.begin("workers")
             offset = plan.ledger_offset
             outcome = ControlLoop(server, pool, nodes, progress, record, plan.folder, stop, offset).run()
             if nodes.head_is_gone:

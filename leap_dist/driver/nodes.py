@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import ray
 
+from leap_dist.driver.reservation import Reservation
 from leap_dist.driver.waiting import RunningClock
 
 READ_SECONDS = 1.0
@@ -47,7 +48,8 @@ class Nodes:
         """Read the nodes now and every READ_SECONDS until `close`. Raises Ray's error where the first read fails."""
         self.clock = RunningClock()
         """Clock for waiting for others; it stands still while this process is stopped."""
-        self.view = _read({})
+        self.reservation = Reservation.of_this_program()
+        self.view = _read({}, self.reservation)
         self._seen_at = self.clock()
         self.clock.start()
         self._closed = threading.Event()
@@ -74,20 +76,20 @@ class Nodes:
     def _watch(self) -> None:
         while not self._closed.wait(READ_SECONDS):
             try:
-                self.view = _read(self.view.leaving)
+                self.view = _read(self.view.leaving, self.reservation)
             except Exception:  # Ray raises various errors when its head does not answer; only their duration matters
                 continue
             self._seen_at = self.clock()
 
 
-def _read(known: Mapping[str, float]) -> View:
+def _read(known: Mapping[str, float], reservation: Reservation) -> View:
     """Read the nodes. `known` keeps the deadlines of the last view, so that a jump of the wall clock changes none."""
     leaving = {name: known[name] if name in known else _monotonic(deadline) for name, deadline in _draining().items()}
-    nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
+    nodes: dict[str, dict[str, Any]] = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     staying = {
-        node["NodeID"]: Node(node["Resources"], node.get("Labels") or {}, node["NodeManagerAddress"])
-        for node in nodes
-        if node["NodeID"] not in leaving
+        name: Node(node["Resources"], node.get("Labels") or {}, node["NodeManagerAddress"])
+        for name, node in reservation.limit(nodes).items()
+        if name not in leaving
     }
     return View(staying, leaving)
 

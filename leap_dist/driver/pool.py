@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
@@ -120,8 +119,9 @@ class Pool:
         return Request(*bundles(self._need, wanted, list(self._hosts().values()), groups))
 
     def open(self, server: Any) -> None:
-        """Let `reconcile` start workers for `server` from now on."""
+        """Start workers for `server`, which may still be starting; `reconcile` keeps them from now on."""
         self._server = server
+        self.reconcile()
 
     def close(self) -> None:
         """End checks and MPS daemons, and withdraw the request to the autoscaler."""
@@ -258,7 +258,7 @@ class Pool:
         worker = WORKER.options(
             num_cpus=self._need.cpus,
             num_gpus=room.gpus,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(host, soft=False),
+            scheduling_strategy=self._nodes.reservation.strategy(host),
             # The pool restarts workers itself. But a local Ray kills what may not be restarted last; see memory.py.
             max_restarts=-1 if self._config.address == "local" else 0,
         )

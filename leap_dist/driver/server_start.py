@@ -32,16 +32,19 @@ class ServerPlan(NamedTuple):
     """Offset in bytes of the first ledger line to record."""
 
 
-def start_server(plan: ServerPlan, stop: StopSignal) -> Any:
-    """Start the server, on the driver's own node if possible: the folder certainly exists there.
-
-    Raises the error that keeps the server from working, ClusterError if it does not start in time.
-    """
+def start_server(plan: ServerPlan) -> Any:
+    """Start the server, on the driver's own node if possible: the folder certainly exists there. Does not wait."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=plan.movable)
-    server = plan.actor.options(scheduling_strategy=here).remote(*plan.arguments)
+    return plan.actor.options(scheduling_strategy=here).remote(*plan.arguments)
+
+
+def wait_for_server(server: Any, plan: ServerPlan, stop: StopSignal) -> None:
+    """Wait until the server works.
+
+    Raises the error that keeps it from working, ClusterError if it does not start in time.
+    """
     problem = first_answer(server.problem, SERVER_START_SECONDS, stop)
     if isinstance(problem, OSError):
         raise ConfigError(f"run-dir: {plan.folder} cannot be used: {problem}")
     if problem is not None:
         raise problem
-    return server

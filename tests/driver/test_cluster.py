@@ -148,6 +148,18 @@ def test_the_agents_of_a_local_node_have_ports_that_the_node_knows(monkeypatch: 
     RayParams(**made)  # the names are Ray's
 
 
+def test_a_local_ray_leaves_out_what_a_run_has_no_use_for(monkeypatch: Any) -> None:
+    own = services.start_api_server
+    monkeypatch.setattr(parameter, "RayParams", dict)
+    with cluster._agents_with_ports(), cluster._without_services():
+        made = parameter.RayParams(num_cpus=1)
+        assert services.start_api_server(False, False, port=None) == (None, None), "as where the server does not start"
+    assert (made["no_monitor"], made["include_log_monitor"], made["num_cpus"]) == (True, False, 1)
+    assert set(cluster.AGENT_PORTS) < made.keys()
+    assert (services.start_api_server, parameter.RayParams) == (own, dict)
+    RayParams(**made)  # the names are Ray's
+
+
 def test_a_port_on_which_somebody_listens_is_left_alone(monkeypatch: Any) -> None:
     with socket.create_server(("", 0)) as taken, socket.socket() as other:
         other.bind(("", 0))

@@ -10,8 +10,11 @@ import pytest
 
 from leap_dist.config.loading import resolve
 from leap_dist.driver import pool as pool_module
+from leap_dist.driver.actors import ServerProcess
 from leap_dist.driver.nodes import Node, Nodes, View
 from leap_dist.driver.pool import Pool
+from leap_dist.protocol.messages import Idle
+from leap_dist.storage.locks import RunDirectoryBusy
 
 CPU, GPU = Node({"CPU": 4.0}, {}, "10.0.0.1"), Node({"CPU": 16.0, "GPU": 1.0}, {}, "10.0.0.2")
 
@@ -117,6 +120,21 @@ def test_nothing_starts_before_min_workers_fit(placed: dict[str, tuple[str, str,
     pool._nodes.view = View({"a": CPU, "b": CPU}, {})
     pool.reconcile()
     assert len(placed) == 8
+
+
+def test_workers_start_beside_the_server_and_one_that_cannot_work_sends_them_home(
+    placed: dict[str, tuple[str, str, float]],
+) -> None:
+    pool = Pool(resolve("paper"), FixedNodes(a=CPU))
+    pool.open("a server that is still starting")
+    assert len(placed) == 4
+
+    class Unable(ServerProcess):
+        def _make(self, *arguments: Any) -> Any:
+            raise RunDirectoryBusy("another server works here")
+
+    server = Unable()
+    assert server.lease("w0", "an incarnation") == Idle(finished=True), "the driver says why, and no worker fails"
 
 
 class Unsure(pool_module.NoChecks):

@@ -46,12 +46,13 @@ def test_a_head_counts_as_gone_only_where_the_driver_has_listened(monkeypatch: p
     given = Clock()
     answers = threading.Event()
 
-    def read(known: Any) -> nodes.View:
+    def read(known: Any, reservation: Any) -> nodes.View:
         if answers.is_set():
             raise ConnectionError
         return nodes.View({}, {})
 
     monkeypatch.setattr(nodes, "_read", read)
+    monkeypatch.setattr(nodes.Reservation, "of_this_program", lambda: None)
     monkeypatch.setattr(nodes, "RunningClock", lambda: RunningClock(given))
     watched = nodes.Nodes()
     answers.set()

@@ -338,7 +338,8 @@ def test_the_server_of_a_working_copy_stays_on_the_driver_s_machine(monkeypatch:
     monkeypatch.setattr(server_start, "first_answer", lambda *_: None)
     for movable in (True, False):
         plan = server_start.ServerPlan(Actor(), (), Path(), movable=movable, most_workers=1, one_kind=False)
-        server = server_start.start_server(plan, StopSignal())
+        server = server_start.start_server(plan)
+        server_start.wait_for_server(server, plan, StopSignal())
         assert (server.chosen.node_id, server.chosen.soft) == ("0" * 56, movable)
 
 

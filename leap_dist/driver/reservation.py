@@ -1,0 +1,62 @@
+"""What is reserved for this program where it runs in a placement group, as a trial of Ray Tune does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+
+class Reservation:
+    """The placement group of this program, in which its workers have to be: the rest belongs to other programs.
+
+    Args:
+        group: the placement group, or None where the program is in none.
+        own: resources of the group that the program itself occupies.
+        node: Ray's ID of the node that the program runs on.
+    """
+
+    def __init__(self, group: PlacementGroup | None, own: Mapping[str, float], node: str) -> None:
+        self._group = group
+        self._own = own
+        self._node = node
+
+    @classmethod
+    def of_this_program(cls) -> Reservation:
+        """Return what is reserved for this program. A group without room for anyone but the program is ignored."""
+        context = ray.get_runtime_context()
+        group = get_current_placement_group()
+        found = cls(group, context.get_assigned_resources() if group else {}, context.get_node_id())
+        free = found.by_node()
+        return found if any(free[node].get("CPU", 0.0) > 0.0 for node in free) else cls(None, {}, "")
+
+    def by_node(self) -> dict[str, dict[str, float]]:
+        """Return what the group holds on each node, by Ray's ID, without what the program itself occupies."""
+        if self._group is None:
+            return {}
+        table: Mapping[str, Any] = placement_group_table(self._group)
+        found: dict[str, Counter[str]] = {}
+        for number, node in table["bundles_to_node_id"].items():
+            found.setdefault(node, Counter()).update(table["bundles"][number])
+        found.get(self._node, Counter()).subtract(self._own)
+        return {node: dict(amounts) for node, amounts in found.items()}
+
+    def limit(self, nodes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Return the nodes on which the program may have workers, each with no more resources than are its own.
+
+        Takes and returns nodes as `ray.nodes()` describes them, by Ray's ID.
+        """
+        if self._group is None:
+            return dict(nodes)
+        reserved = self.by_node()
+        return {name: {**node, "Resources": reserved[name]} for name, node in nodes.items() if name in reserved}
+
+    def strategy(self, node: str) -> NodeAffinitySchedulingStrategy | PlacementGroupSchedulingStrategy:
+        """Return the scheduling strategy of a worker for this node. In a group, Ray chooses among the group's nodes."""
+        if self._group is None:
+            return NodeAffinitySchedulingStrategy(node, soft=False)
+        return PlacementGroupSchedulingStrategy(self._group, placement_group_capture_child_tasks=False)
