@@ -20,6 +20,7 @@ from leap_dist.evaluation.report.document import Block, Heading, Paragraph, Pict
 from leap_dist.evaluation.results import Results, compute
 from leap_dist.evaluation.runs import RunResult, load_all
 from leap_dist.evaluation.scoring import RETURNS, Row
+from leap_dist.study.settings_of_arms import settings_of_arms
 from leap_dist.study.spec import Study, evaluation_of
 
 COLUMNS: dict[str, Callable[[Row], Any]] = {
@@ -54,6 +55,7 @@ def build(out: Path, study: Study, repetitions: int) -> list[str]:
         numbers[group] = returns_numbers(results)
         rows += results.rows
     every = [_name(name, group, study) for group in study.groups for name in figures.NAMES]
+    blocks += settings_of_arms(study)
     folder.write_pictures(pictures, every)
     folder.write("table.md", markdown(blocks))
     folder.write_table(COLUMNS, rows)

@@ -22,6 +22,7 @@ from leap_dist.evaluation.report.text import AREA_TEXT, ERRORS_TEXT, NONE, inter
 from leap_dist.evaluation.scoring import ERRORS, Row
 from leap_dist.study import figures, games_report, published
 from leap_dist.study.results import REFERENCE, Cell, Comparison, Results, compute, load, load_evolution, load_validation
+from leap_dist.study.settings_of_arms import settings_of_arms
 from leap_dist.study.spec import Study
 
 COLUMNS: dict[str, Callable[[Row], Any]] = {
@@ -95,7 +96,7 @@ def blocks(results: Results, pictures: dict[str, bytes], repetitions: int) -> li
         Heading("Pictures"),
         *shown,
         *_method(results, repetitions),
-        *_settings(results),
+        *settings_of_arms(study),
     ]
 
 
@@ -267,26 +268,6 @@ def _method(results: Results, repetitions: int) -> list[Block]:
             ]
         ),
     ]
-
-
-def _settings(results: Results) -> list[Block]:
-    settings = results.study.settings
-    if not any(settings.values()):
-        return []
-    arms = [arm for arm in results.study.arms if arm in settings]
-    first = settings[arms[0]]
-    alike = {name: first[name] for name in first if all(settings[arm].get(name) == first[name] for arm in arms)}
-    rows = [[arm, _shown({n: v for n, v in settings[arm].items() if n not in alike or len(arms) == 1})] for arm in arms]
-    found: list[Block] = [Heading("Settings of each arm"), Table(["arm", "settings"], rows, numbers=False)]
-    return found if len(arms) == 1 or not alike else [*found, Paragraph(f"All arms: {_shown(alike)}.")]
-
-
-def _shown(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_value(value)}" for name, value in settings.items()) or NONE
-
-
-def _value(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)[:80]
 
 
 def _spread(cell: Cell | None, name: str, *, runs: bool = False) -> str:

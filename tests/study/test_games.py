@@ -227,7 +227,11 @@ def test_figure_4_and_the_table_come_from_whatever_is_there(tmp_path: Path) -> N
         "figure4.png", "profiles.png", "aggregates.png", "improvement.png",
     }  # fmt: skip
     text = (tmp_path / "table.md").read_text()
-    for part in ("## Trained on seed24", "figures/figure4.png", "8,000,000 to 20,000,000", "figures/improvement.png"):
+    for part in (
+        "## Trained on seed24", "figures/figure4.png", "8,000,000 to 20,000,000", "figures/improvement.png",
+        "## Settings of each arm", "| leap | meta_learner leap, meta.optimizer adam |",
+        "They do not show that of meta-training",
+    ):  # fmt: skip
         assert part in text
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -310,7 +310,8 @@ def _method(results: Results, repetitions: int) -> list[Block]:
                     repetitions,
                     "runs with replacement within each game; for the probability of improvement independently for "
                     "both arms, for paired differences seeds, so that pairs stay together. With few seeds they tend "
-                    "to be too narrow. They show the randomness of the runs, not of the choice of games.",
+                    "to be too narrow. They show the randomness of the runs. They do not show that of meta-training, "
+                    "which all runs with one initialization have in common, nor that of the choice of games.",
                 ),
                 "After Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice.",
             ]
