@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -83,6 +82,8 @@ class RequestBook:
 
 def ask_autoscaler(request: Request) -> None:
     """Replace the cluster's request. Raises an error of Ray's where its head does not answer."""
+    from ray.autoscaler.sdk import request_resources  # slow to import, and a run on one machine never asks
+
     request_resources(bundles=request.bundles, bundle_label_selectors=request.selectors or None)
 
 

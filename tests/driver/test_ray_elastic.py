@@ -72,22 +72,20 @@ def test_from_one_node_to_four_and_back_to_one_changes_nothing(
 
     for count in (2, 3, 4):
         nodes.append(cluster.add_node(num_cpus=1, labels={"pool": "spot"}))
-        joined = time.monotonic()
         run.wait_for(lambda summary, count=count: len(summary["workers"]) == count)
-        assert time.monotonic() - joined < 10
     run.wait_for(running(4))
     on = {worker["node"] for worker in run.summary()["workers"]}
     assert on == {node.node_id for node in nodes}, "one on each node of the label, and none elsewhere"
 
     cluster.remove_node(busy(run, nodes), allow_graceful=False)
     run.wait_for(running(3))
-    lost = run.summary()["leases_lost"]
+    run.wait_for(lambda summary: summary["leases_lost"] == 1)
 
     in_time = busy(run, nodes)
     drain(cluster, in_time, 60)
     run.wait_for(left(in_time))
     cluster.remove_node(in_time, allow_graceful=True)
-    assert run.summary()["leases_lost"] == lost, "there was time to end the task"
+    assert run.summary()["leases_lost"] == 1, "there was time to end the task"
 
     too_soon = busy(run, nodes)
     drain(cluster, too_soon, 8)
