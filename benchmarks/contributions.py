@@ -35,6 +35,7 @@ from leap_dist.nn import actor_critic
 from leap_dist.nn.features import dead_units, effective_rank
 from leap_dist.nn.flat_vector import Manifest, load_vector
 from leap_dist.protocol.messages import Lease, Task
+from leap_dist.protocol.seeds import derived_seed
 from leap_dist.tasks.atari.a2c import A2C
 from leap_dist.tasks.atari.rollout import a2c_loss, n_step_returns
 from leap_dist.tasks.task import family_of
@@ -116,7 +117,7 @@ def record(game: str, seed: int, task_steps: int, preset: str, forms: Mapping[st
     config = resolve(preset, {"games": [game], "task_steps": task_steps, "workers": 1})
     torch.set_num_threads(config.worker.threads)
     _, vector = family_of(config).initialization(config, 0, config.scope)
-    own_seed = int(np.random.SeedSequence((1_000 + seed, *game.encode())).generate_state(1)[0])
+    own_seed = derived_seed(1_000 + seed, game)
     task = Task(seed, game, 0, seed=own_seed, steps=task_steps)
     learner = make_learner(config, Lease("record", task, "record", "record", 0, 60.0), Start(vector))
     assert isinstance(learner, A2C)

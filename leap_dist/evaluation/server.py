@@ -23,6 +23,7 @@ from leap_dist.evaluation.run_queue import RunQueue
 from leap_dist.evaluation.runs import Run, missing, result_of, save
 from leap_dist.evaluation.states import StateStore
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Task, process_of
+from leap_dist.protocol.seeds import derived_seed
 from leap_dist.server.leases import ACCEPTED, LeaseBook, OpenLease, describe
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.journal import Journal
@@ -105,7 +106,7 @@ class EvaluationServer:
             return Idle(finished=False)
         run = self._runs[index]
         # The same for every arm: heads, actions and environments depend on the seed and the game alone.
-        own_seed = int(np.random.SeedSequence((run.seed, *run.game.encode())).generate_state(1)[0])
+        own_seed = derived_seed(run.seed, run.game)
         task = Task(index, run.game, run.seed, own_seed, run.steps)
         try:
             return self._leases.grant(task, worker, incarnation, 0, self._config.server.lease_seconds)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from leap_dist.protocol.messages import Task
+from leap_dist.protocol.seeds import derived_seed
 
 
 def task(
@@ -33,7 +34,7 @@ def task(
     else:
         visit, position = divmod(index, len(games))
         chosen = int(np.random.default_rng((seed, visit)).permutation(len(games))[position])
-    own_seed = int(np.random.SeedSequence((seed, index, failures)).generate_state(1)[0])
+    own_seed = derived_seed(seed, index, failures)
     return Task(index, games[chosen], visit, own_seed, steps)
 
 

@@ -10,6 +10,7 @@ from leap_dist.config.settings import Config
 from leap_dist.leap.learner import Learner
 from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol.messages import Lease
+from leap_dist.protocol.seeds import derived_seed
 from leap_dist.tasks.starting_point import StartingPoint
 from leap_dist.tasks.task import family_of
 
@@ -35,11 +36,11 @@ class Start:
 def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatch | None = None) -> Learner:
     """Make the learner for a lease's task. Raises ConfigError if the task's data is not there."""
     # A persistent head starts from the same values whichever task of the game comes first.
-    head_seed = np.random.SeedSequence((config.seed, *lease.task.game.encode())).generate_state(1)[0]
+    head_seed = derived_seed(config.seed, lease.task.game)
     point = StartingPoint(
         start.vector,
         start.scope or config.scope,
-        head_seed=int(head_seed) if config.keeps_heads else None,
+        head_seed=head_seed if config.keeps_heads else None,
         head_change=start.head,
         learning_rate=start.learning_rate,
     )

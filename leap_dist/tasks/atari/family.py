@@ -15,6 +15,7 @@ from leap_dist.nn.flat_vector import Manifest
 from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Lease
+from leap_dist.protocol.seeds import derived_seed
 from leap_dist.tasks.atari.a2c import A2C
 from leap_dist.tasks.atari.environments import Environments
 from leap_dist.tasks.atari.joint import JointA2C
@@ -71,13 +72,8 @@ class Atari:
         agents: dict[str, A2C] = {}
         try:
             for number, game in enumerate(config.games):
-                seeds = (
-                    np.random.SeedSequence((lease.task.seed, number)),
-                    np.random.SeedSequence((start.head_seed or 0, *game.encode())),
-                )
-                seed, head_seed = (int(one.generate_state(1)[0]) for one in seeds)
-                own = start._replace(head_seed=head_seed, head_change=None)
-                agents[game] = self._agent(config, game, seed, own, stopwatch)
+                own = start._replace(head_seed=derived_seed(start.head_seed or 0, game), head_change=None)
+                agents[game] = self._agent(config, game, derived_seed(lease.task.seed, number), own, stopwatch)
             return JointA2C(agents, config.agent, start.head_change)
         except BaseException:
             for agent in agents.values():

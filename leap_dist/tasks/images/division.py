@@ -15,6 +15,7 @@ import numpy as np
 from leap_dist.config.image_settings import SupervisedSettings
 from leap_dist.datasets.omniglot import CLASSES, DRAWINGS, HELD_OUT_DRAWINGS, rotated
 from leap_dist.datasets.splits import ClassificationProblem, Split, divide, hold_out
+from leap_dist.protocol.seeds import derived_seed
 from leap_dist.tasks.images.examples import Dataset, Examples
 
 MAX_VALIDATION_IMAGES = 400
@@ -73,7 +74,7 @@ def relabeled(data: Dataset, classes: np.ndarray) -> Dataset:
 
 
 def _rotated(split: Split, settings: SupervisedSettings, own: tuple[int, int], part: int) -> Split:
-    return rotated(split, int(np.random.SeedSequence((*own, part)).generate_state(1)[0]), settings.rotations)
+    return rotated(split, derived_seed(*own, part), settings.rotations)
 
 
 def _examples(split: Split, settings: SupervisedSettings) -> Examples:
