@@ -51,12 +51,13 @@ hooks: .venv/installed-dev ## run the linters at every commit (pre-commit; nothi
 	$(BIN)/pip $(PIP) pre-commit==4.7.0
 	$(BIN)/pre-commit install
 
-docs: .venv-docs/installed ## build the documentation as a site in build/site, and fail on a link that leads nowhere
+docs: .venv-docs/installed ## build the documentation in build/site, fail on a link that leads nowhere, and check CITATION.cff
 	rm -rf build/pages && mkdir -p build/pages/tests
 	cp -r README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md LICENSE docs cluster build/pages/
 	cp tests/README.md build/pages/tests/
 	find leap_dist -name "*.py" -exec cp --parents {} build/pages/ \;
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	.venv-docs/bin/cffconvert --validate
 
 bench: .venv/installed .venv-sb3/installed .venv-rllib/installed ## agent steps per second beside Stable-Baselines3 and RLlib (an hour and a half)
 	$(BIN)/python -m benchmarks.peers $(ARGS)

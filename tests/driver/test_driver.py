@@ -83,7 +83,7 @@ def test_a_worker_killed_in_mid_task_and_one_stopped_beyond_its_lease_are_replac
     launch: Callable[..., Launch], undisturbed: Path
 ) -> None:
     slow = {"LEAP_FAILPOINTS": "task.update=slow@1-100000"}
-    run = launch("workers", *SYNC, "--workers", "2", "--server.lease-seconds", "3", **slow)
+    run = launch("workers", *SYNC, "--workers", "2", "--server.lease-seconds", "10", **slow)
     first = run.wait_for(playing)
     os.kill(first, signal.SIGKILL)
     # On a slow machine a living worker may be silent for longer than its lease too, so these counts are minima.

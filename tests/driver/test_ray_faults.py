@@ -38,7 +38,7 @@ def test_a_server_killed_again_and_again_and_a_worker_that_hangs_change_nothing(
     fired = tmp_path / "fired"
     faults = ",".join((*KILLS, "task.update=hang@40"))
     more = {"LEAP_FAILPOINTS": faults, "LEAP_FAILPOINTS_FIRED": str(fired), "LEAP_AUDIT": str(tmp_path / "audit")}
-    run = launch("faults", *SYNC, "--workers", "2", "--server.lease-seconds", "4", **more)
+    run = launch("faults", *SYNC, "--workers", "2", "--server.lease-seconds", "10", **more)
     assert run.end(400) == 0, run.log.read_text()
     assert set(fired.read_text().splitlines()) == set(faults.split(","))
     summary = run.summary()

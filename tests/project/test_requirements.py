@@ -34,6 +34,12 @@ def pins(*names: str) -> dict[str, str]:
     return found
 
 
+def test_what_is_installed_into_one_environment_is_resolved_together() -> None:
+    """pip replaces what is there without a word where a later file asks for another version of it."""
+    for later, earlier in (("-extras", "-dev"), ("-dev", "")):
+        assert f"-r requirements{earlier}.txt" in (ROOT / f"requirements{later}.txt").read_text().splitlines()
+
+
 @pytest.mark.parametrize(("build", "tag"), BUILDS.items())
 def test_a_build_is_the_pinned_release_of_torch_and_agrees_with_the_other_constraints(build: str, tag: str) -> None:
     special = pins(f"constraints-{build}.txt")
