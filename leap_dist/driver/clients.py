@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from leap_dist.driver.waiting import may_come_back
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Renewal
 from leap_dist.server.aggregator import Aggregator
 from leap_dist.storage.redaction import redact_output
@@ -48,8 +49,8 @@ class ServerClient:
         while True:
             try:
                 return ray.get(getattr(self._server, method).remote(*arguments))
-            except ActorUnavailableError:
-                if time.monotonic() > deadline:
+            except (ActorDiedError, ActorUnavailableError) as error:
+                if not may_come_back(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)

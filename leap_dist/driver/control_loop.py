@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
+from ray.exceptions import RayError
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.driver import memory
@@ -17,7 +17,7 @@ from leap_dist.driver.errors import RunDirectoryLost
 from leap_dist.driver.nodes import Nodes
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.signals import Stopped, StopSignal
-from leap_dist.driver.waiting import last_line, result_of
+from leap_dist.driver.waiting import last_line, may_come_back, result_of
 from leap_dist.storage.ledger import PAGE_BYTES
 from leap_dist.storage.redaction import redact_all
 from leap_dist.tasks.atari.video import Clip
@@ -176,10 +176,10 @@ class ControlLoop:
                 status, lines, offset = result_of(answer, AWAY_SECONDS, self._stop)
             else:
                 status, lines, offset = ray.get(answer, timeout=last_seconds)
-        except (ActorUnavailableError, GetTimeoutError):
-            self._miss()
-            return
         except RayError as error:
+            if may_come_back(error):
+                self._miss()
+                return
             raise _ServerLost(f"the server cannot go on: {last_line(error)}") from None
         self._away_since = None
         self._server_restarts += self._status.get("server_pid", status["server_pid"]) != status["server_pid"]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
 
 from leap_dist.driver.errors import ClusterError
 from leap_dist.driver.signals import StopSignal
@@ -83,12 +83,23 @@ def first_answer(method: Any, seconds: float, stop: StopSignal) -> Any:
     while True:
         try:
             return result_of(method.remote(), max(0.0, deadline - time.monotonic()), stop)
-        except ActorDiedError as error:
-            raise ClusterError(f"the server cannot start: {last_line(error)}") from None
-        except (ActorUnavailableError, GetTimeoutError) as error:
+        except (ActorDiedError, ActorUnavailableError, GetTimeoutError) as error:
+            if not may_come_back(error):
+                raise ClusterError(f"the server cannot start: {last_line(error)}") from None
             if time.monotonic() >= deadline:
                 raise ClusterError(f"the server has not started within {seconds:.0f} s: {last_line(error)}") from None
             stop.wait(0.5)
+
+
+def may_come_back(error: RayError) -> bool:
+    """Return whether the actor that did not answer may answer later.
+
+    A call to an actor on a node that is about to leave ends with ActorDiedError, without a reason, as soon as the node
+    is gone. But Ray starts the actor again on another node, if it may.
+    """
+    if isinstance(error, ActorDiedError):
+        return error.preempted
+    return isinstance(error, ActorUnavailableError | GetTimeoutError)
 
 
 def last_line(error: BaseException) -> str:

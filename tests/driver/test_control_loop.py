@@ -3,8 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError
 
-from leap_dist.driver import memory
+from leap_dist.driver import control_loop, memory
 from leap_dist.driver.control_loop import AWAY_SECONDS, ControlLoop, _ServerLost
 from leap_dist.driver.signals import StopSignal
 
@@ -48,3 +49,27 @@ def test_a_server_that_starts_slowly_may_be_away_for_longer(monkeypatch, tmp_pat
     now += 1.0
     with pytest.raises(_ServerLost, match=f"the server has not answered for {longest + 1:.0f} s; continue"):
         loop._miss()
+
+
+@pytest.mark.parametrize(("preempted", "lost"), [(True, False), (False, True)])
+def test_a_server_whose_node_leaves_is_away_and_not_lost(monkeypatch, tmp_path, preempted, lost):
+    """Ray says that it has died, but starts it again on another node."""
+
+    def result_of(*arguments):
+        error = ActorDiedError()
+        error._preempted = preempted
+        raise error
+
+    monkeypatch.setattr(control_loop, "result_of", result_of)
+    pool = SimpleNamespace(alerts=[], ended=[], wanted=1)
+    nodes = SimpleNamespace(clock=lambda: 1000.0)
+    server = SimpleNamespace(advance=SimpleNamespace(remote=lambda *arguments: "an answer"))
+    loop = ControlLoop(server, pool, nodes, None, lambda *report: None, tmp_path, None)
+    missed = []
+    monkeypatch.setattr(loop, "_miss", lambda: missed.append(True))
+    if lost:
+        with pytest.raises(_ServerLost, match="the server cannot go on"):
+            loop._poll()
+    else:
+        loop._poll()
+    assert missed == ([] if lost else [True])

@@ -6,13 +6,16 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from leap_dist.driver import nodes, waiting
+from leap_dist.driver.clients import ServerClient
 from leap_dist.driver.control_loop import ControlLoop, stop_message
 from leap_dist.driver.errors import ClusterError, RunDirectoryLost
 from leap_dist.driver.signals import Stopped, StopSignal, stop_signal
@@ -86,10 +89,32 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "wait", lambda references, **_: (references, []))
 
 
-def test_a_server_that_is_killed_while_it_starts_is_waited_for(ready: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = Actor(ActorUnavailableError("it restarts", None), "answer")
+PREEMPTED = ActorDiedError(
+    ActorDiedErrorContext(
+        actor_id=b"a" * 16, node_death_info=NodeDeathInfo(reason=NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED)
+    )
+)
+"""What Ray says of an actor whose node has announced that it leaves, even while it starts the actor elsewhere."""
+
+
+@pytest.mark.parametrize("error", [ActorUnavailableError("it restarts", None), PREEMPTED])
+def test_a_server_that_is_killed_while_it_starts_is_waited_for(
+    ready: None, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    actor = Actor(error, "answer")
     monkeypatch.setattr(ray, "get", actor.get)
     assert waiting.first_answer(actor, 60.0, StopSignal()) == "answer"
+
+
+def test_a_worker_waits_for_a_server_whose_node_leaves_and_not_for_one_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Actor(PREEMPTED, PREEMPTED, "answer")
+    monkeypatch.setattr(ray, "get", server.get)
+    assert ServerClient(SimpleNamespace(renew=server)).call("renew") == "answer"
+    server.answers = [ActorDiedError()]
+    with pytest.raises(ActorDiedError):
+        ServerClient(SimpleNamespace(renew=server)).call("renew")
 
 
 @pytest.mark.parametrize(

@@ -181,5 +181,7 @@ def test_the_real_mlflow_has_the_curves(settings, tmp_path, monkeypatch):
     assert run.summary["alerts"] == []
     (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "meta/loss")
-    assert [(point.step, point.value) for point in history] == pytest.approx(written(tmp_path / "run")["meta/loss"])
+    steps, values = zip(*written(tmp_path / "run")["meta/loss"], strict=True)
+    assert [point.step for point in history] == list(steps)
+    assert [point.value for point in history] == pytest.approx(values)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "done"

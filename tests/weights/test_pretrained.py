@@ -298,8 +298,8 @@ def test_the_hub_s_own_reader_understands_the_card(shipped, tmp_path):
     huggingface_hub = pytest.importorskip("huggingface_hub", reason="optional extra")
     folder = leap_dist.save_pretrained(shipped, tmp_path / "leap-toy", results=RESULTS)
     card = huggingface_hub.ModelCard.load(folder / "README.md")
-    (result,) = card.data.eval_results
-    assert (result.dataset_name, result.metric_type, result.metric_value) == ("breakout", "mean_return", 12.5)
+    found = [(result.dataset_name, result.metric_type, result.metric_value) for result in card.data.eval_results]
+    assert found == [("breakout", "mean_return", 12.5), ("pong", "mean_return", -20.0)]
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "leap-dist")
 
 
