@@ -85,7 +85,7 @@ def timed_server(config: Config, run_dir: Path) -> Any:
 
 
 class Cost(NamedTuple):
-    """Time that Ray adds to calls, in seconds."""
+    """Time in seconds that Ray adds to calls."""
 
     call: float
     """Seconds of the server's time per call without a vector, while calls queue up."""

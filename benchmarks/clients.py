@@ -27,7 +27,7 @@ CURVE_POINTS = 20  # learning-curve points of a task of the paper's length, at t
 
 
 def config(**settings: Any) -> Config:
-    """Return the fast preset in mode buffered, with leases, a run and a staleness limit that outlast the benchmark."""
+    """Return the fast preset in mode buffered, with leases, run and staleness limit that outlast the benchmark."""
     endless = {
         "mode": "buffered",
         "meta_updates": 100_000,
@@ -101,7 +101,7 @@ def contribution(lease: Lease, manifest: str, vector: np.ndarray, seq: int, *, f
 
 
 class Final(NamedTuple):
-    """One delivered task: seconds of its lease and push, and whether the push made a meta-update."""
+    """One delivered task: seconds of its lease and push, and whether the push triggered a meta-update."""
 
     lease: float
     push: float

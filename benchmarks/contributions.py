@@ -1,15 +1,15 @@
-"""Measure which form of the pull-forward gradient carries a signal on Atari: does a game say the same thing twice?
+"""Measure which form of the pull-forward gradient carries a signal on Atari: are two of the same game alike?
 
     python -m benchmarks.contributions record --games assault asterix ms_pacman --seeds 2 --out contributions
     python -m benchmarks.contributions compare contributions
 
 `record` trains every game from one random encoder, with several seeds for heads, actions and environments. While a task
-trains, it accumulates the pull-forward gradient in many forms at once, so that all of them are of the same path.
+trains, it accumulates the pull-forward gradient in many forms at once, so that all of them describe the same path.
 `compare` prints for each form the mean cosine between contributions of the same game with different seeds, between
 different games, and between vectors whose entries were shuffled, and the range of norms: for the first tenth of the
-path, the rest and the whole, and for the convolutions and the linear layer. A form in which the same game with another
-seed is no more alike than another game carries no signal of the game; one in which other games are no more alike than
-shuffled vectors carries none that games share, which is all that an initialization can learn.
+path, the rest and the whole, and for the convolutions and the linear layer. If contributions of the same game are no
+more similar than those of different games, a form carries no signal of the game. If those of different games are no
+more similar than shuffled vectors, it carries no signal that games share, and an initialization can learn no other.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Form:
     loss_weight: float = 1.0
     smoothing: float = 0.0
     loss: str = "batch"
-    """What stands for f in Δf: the loss of the sampled "batch", of a "fixed" batch, or minus the mean "reward"."""
+    """What is used as f in Δf: the loss of the sampled "batch", of a "fixed" batch, or minus the mean "reward"."""
     stabilize: bool = True
 
 
@@ -69,9 +69,9 @@ FORMS: dict[str, Form] = {
     "length, reward": Form("length", loss="reward", smoothing=SMOOTHING),
     "length, −Δf": Form("length", stabilize=False),
 }
-"""All recorded forms, by the name that the table gives them."""
+"""All recorded forms, by their names in the table."""
 FIRST = 0.1
-"""Part of the path whose terms are kept apart: it begins with a random value function."""
+"""Initial part of the path whose terms are kept apart, because it starts with a random value function."""
 REPTILE = "energy, λ = 0"
 """Path term of the energy, θ_0 − θ_K, which is Reptile's gradient."""
 
@@ -79,7 +79,7 @@ REPTILE = "energy, λ = 0"
 class FixedBatch:
     """The A2C loss on the states, actions and returns of a task's first rollout, at the current parameters.
 
-    It is to be made before the first rollout and completed by `freeze` after it.
+    Create it before the first rollout, and complete it with `freeze` afterwards.
     """
 
     def __init__(self, learner: A2C) -> None:
@@ -93,7 +93,7 @@ class FixedBatch:
         self._frames.append(torch.from_numpy(observations.copy()))
 
     def freeze(self) -> None:
-        """Keep what the first rollout consisted of."""
+        """Keep the states, actions and returns of the first rollout."""
         rollout = self._learner._rollout
         rollout.set_frames = self._set_frames  # type: ignore[method-assign]
         self._states = torch.cat(self._frames[:-1]).float() / 255
@@ -179,7 +179,7 @@ def load(folder: Path) -> Contributions:
 
 
 def gradients(found: Contributions, part: str, layer: str) -> dict[str, dict[tuple[str, int], np.ndarray]]:
-    """Return the contributions of each form, and its loss term apart, as vectors by game and seed."""
+    """Return the contributions of each form, and separately its loss term, as vectors by game and seed."""
     names = list(next(iter(found.values())))
     columns: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {
         REPTILE: lambda terms: terms["energy, λ = 1"][1],
@@ -223,7 +223,7 @@ def compare(found: Contributions, part: str = "all", layer: str = "all") -> list
 
 
 FRAMES_OF = HELD_OUT["seed24"]
-"""Games whose frames, in random play, show what a step does to the encoder. None of them is recorded."""
+"""Games whose frames, in random play, show how a step affects the encoder. None of them is recorded."""
 STEPS = (0.01, 0.03, 0.1)
 """Lengths of that step, as shares of the encoder's norm."""
 
@@ -246,10 +246,10 @@ def frames(count: int = 96) -> Tensor:
 
 @torch.no_grad()
 def moved(found: Contributions, forms: Sequence[str]) -> list[str]:
-    """Return lines of a table: what the encoder is like before a step, and after one against the mean contribution.
+    """Return lines of a table: statistics of the encoder before a step, and after one against the mean contribution.
 
-    Each cell has the mean norm of the features, the share of dead units and the effective rank. Contributions have
-    length 1 in the mean, so that each task has the same weight.
+    Each cell has the mean norm of the features, the share of dead units and the effective rank. Contributions
+    are scaled to length 1 for the mean, so that each task has the same weight.
     """
     _, initial = actor_critic.initialization(4, 0)
     seen, vectors = frames(), gradients(found, "all", "all")

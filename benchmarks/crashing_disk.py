@@ -1,4 +1,4 @@
-"""A disk on which a process is killed at a chosen write, and on which what was not synced may be lost."""
+"""A disk on which a process is killed at a chosen write, and on which unsynced data may be lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class Crash(BaseException):
-    """Stands in for SIGKILL or a power failure: nothing catches it."""
+    """Represents SIGKILL or a power failure: nothing catches it."""
 
 
 class _Change(NamedTuple):
@@ -43,7 +43,7 @@ class CrashingDisk:
         self._mkdir = Path.mkdir
 
     def crash_in(self, calls: int | None, *, after: bool = False) -> None:
-        """Crash at the call with this number from now on, 0 being the next; None: not at all."""
+        """Crash after this many further calls: 0 means at the next one, None not at all."""
         self._left, self._after = calls, after
 
     @contextmanager

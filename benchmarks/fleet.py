@@ -37,7 +37,7 @@ SPEEDS = {
     "skiing": 1927, "time_pilot": 1941, "tutankham": 1753, "up_n_down": 1136, "video_pinball": 1463,
     "wizard_of_wor": 1749,
 }  # fmt: skip
-"""Agent steps per CPU second of the loop of benchmarks/worker.py, by game.
+"""Agent steps per CPU second of the loop in benchmarks/worker.py, by game.
 
 Measured with the preset fast from a random initialization, on the machine that docs/scaling.md names: the median of
 three measurements of thirty updates.

@@ -5,15 +5,15 @@
     python -m benchmarks.fuzz_protocol --history 4711          repeat one history, to see what happened
 
 A history is a short run in a random mode, on the plain server class: workers lease, push, repeat old pushes, fail, fall
-silent and vanish. In one half of the histories the server crashes again and again at some write to its directory, and
-in every other crash the power fails too, so that what was not synced may be lost. In the other half the run is kept in
-an object store, and again and again another launch takes it over in the middle of a request of the launch before, which
-then goes on. In the end the run is finished without faults and judged from its ledger:
+silent and vanish. In one half of the histories the server repeatedly crashes at some write to its directory, and in
+every other crash the power fails too, so that what was not synced may be lost. In the other half the run is kept in an
+object store, and other launches repeatedly take it over in the middle of a request of the previous launch, which then
+continues. In the end the run is finished without faults and judged from its ledger:
 
     lost       contributions that were acknowledged as durable and are not in φ
     doubled    contributions, or tasks, that are in φ twice
     wrong φ    runs whose φ is not what the contributions in the ledger add up to, in float64
-    hung       runs that do not come to their end
+    hung       runs that do not end
     failed     runs that end with an error
 
 The exit code is 1 if any of these is not 0.
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def run_many(seed: int, seconds: float, crashes: int = 0, takeovers: int = 0) -> Counter[str]:
-    """Run histories from number `seed` on, until the time is over or both numbers are reached. Return the totals."""
+    """Run histories from number `seed` on, until time is up or both numbers are reached. Return the totals."""
     total: Counter[str] = Counter()
     started = told = time.monotonic()
     number = seed

@@ -47,7 +47,7 @@ def settings_of(chance: random.Random) -> Config:
         "meta.staleness": "constant",
         "meta.contribution_clip": 0,
         "meta.refuse_norm": 0,
-        # In `stream` mode, with several workers, a limit so low would let nobody come to an end.
+        # In `stream` mode, with several workers, such a low limit would keep tasks from ever ending.
         "meta.max_staleness": 1000 if mode == "stream" else chance.choice([1, 1000]),
         "server.keep_checkpoints": chance.randint(1, 3),
         "server.on_lost": "keep" if mode == "stream" else chance.choice(["keep", "retry"]),
@@ -71,13 +71,13 @@ def server_of(
 
 
 class Clock:
-    """Monotonic seconds that pass when a history says so."""
+    """Monotonic seconds that pass only when a history advances them."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
     def __call__(self) -> float:
-        """Return the present."""
+        """Return the current time."""
         return self.now
 
 
@@ -117,7 +117,7 @@ class History:
 
 
 class Player:
-    """The workers of one launch, with everything that may happen to them."""
+    """The workers of one launch, and the random events that may happen to them."""
 
     def __init__(self, history: History, chance: random.Random, session: str) -> None:
         self._history = history
@@ -126,7 +126,7 @@ class Player:
         self._workers = [_Worker(history, f"w{i}-{session}") for i in range(chance.randint(1, 4))]
 
     def act(self, server: Any, *, calm: bool) -> None:
-        """Let something happen. If `calm`, workers only work."""
+        """Cause one random event. If `calm`, a worker takes its next regular step."""
         worker = self._chance.choice(self._workers)
         dice = 1.0 if calm else self._chance.random()
         if dice < 0.08:
@@ -160,7 +160,7 @@ class Player:
 
 
 class _Worker:
-    """A worker with one push under way at a time, which it repeats until it is answered."""
+    """A worker with one outstanding push at a time, which it repeats until it gets an answer."""
 
     def __init__(self, history: History, name: str) -> None:
         self._history = history
@@ -172,7 +172,7 @@ class _Worker:
 
     @property
     def renewal(self) -> Renewal | None:
-        """A renewal of the lease, if there is one."""
+        """Renewal of the worker's lease, or None if it has none."""
         return Renewal(self.lease.id, self._incarnation, 1) if self.lease else None
 
     def step(self, server: Any) -> None:
@@ -203,7 +203,7 @@ class _Worker:
             self.todo = []
 
     def repeat(self, server: Any, chance: random.Random) -> None:
-        """Push again what was pushed before."""
+        """Push an earlier contribution again."""
         if self._sent:
             old = chance.choice(self._sent)
             if server.push(old).durable:

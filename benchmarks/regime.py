@@ -30,7 +30,7 @@ START = 50_000
 END = 0.75
 """Fraction of the task after which episodes count as the last."""
 EPISODES = 10
-"""Number of episodes below which the first or the last ones say nothing."""
+"""Minimum number of first episodes, and of last ones, for an effect to be computed."""
 EFFECT = 0.8
 """Smallest effect size at which a game moves: what Cohen (1988) calls a large effect."""
 GAMES = 8
@@ -40,9 +40,9 @@ HELD_OUT_PLACES = (2, 5)
 SEED_HELD_OUT = HELD_OUT["seed24"]
 """The games that the paper's first version holds out."""
 TRAINING = SETS["seed24"]
-"""Its training games."""
+"""The training games of that version."""
 SEEDS = 2
-"""Number of runs with which a game must move."""
+"""Number of runs in each of which a game must move."""
 MOVING, HELD_OUT_MOVING = GAMES + len(HELD_OUT_PLACES), 2
 """Numbers of training games and of held-out games that must move within a task."""
 
@@ -83,13 +83,13 @@ def effects(runs: Sequence[RunResult], task_steps: int) -> dict[str, float]:
 
 
 def usable(runs: Sequence[RunResult]) -> list[RunResult]:
-    """Return the runs that the rule is about: whole ones from a random initialization, on the paper's games."""
+    """Return the runs to which the rule applies: whole ones from a random initialization, on the paper's games."""
     games = {*TRAINING, *SEED_HELD_OUT}
     return [run for run in runs if run.arm == "scratch" and run.game in games and run.budget >= LENGTHS[-1]]
 
 
 def undecided(runs: Sequence[RunResult]) -> list[str]:
-    """Return the games of which a further run may change the choice.
+    """Return the games for which a further run may change the choice.
 
     A game that does not move with one seed does not move with two, so it needs no further run.
     """

@@ -49,7 +49,7 @@ def configuration() -> Config:
 
 
 def serve(run_dir: Path) -> MetaServer:
-    """The run's server."""
+    """Return the run's server."""
     manifest = Manifest(("weight",), ((PARAMETERS,),))
     return MetaServer(configuration(), run_dir, manifest=manifest, initial=np.zeros(PARAMETERS, np.float32))
 
@@ -99,7 +99,7 @@ def update(server: MetaServer) -> None:
 
 
 def contribution(lease: Lease) -> Contribution:
-    """The final one of a lease."""
+    """Return the final contribution to a lease."""
     return Contribution(
         lease=lease.id,
         worker=lease.worker,
@@ -120,7 +120,7 @@ def contribution(lease: Lease) -> Contribution:
 
 
 def run_server(run_dir: Path, connection: Connection) -> None:
-    """Resume as the server's process, lease a task, answer calls for pages, and send what was measured at the end."""
+    """Act as the server's process: resume, lease a task, answer calls for pages, and finally send the measurements."""
     started = time.perf_counter()
     server = serve(run_dir)
     lease = server.lease("w0", "i0")
@@ -167,7 +167,7 @@ DRIVERS_PART = {
 
 def peak() -> float:
     """Return the largest resident memory of this process so far, in MB."""
-    # Not ru_maxrss, which starts from the memory of the process that this one was started by.
+    # Not ru_maxrss, which starts from the memory of the parent process.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1000
 
@@ -180,7 +180,7 @@ def resumed(run_dir: Path) -> dict[str, float]:
     server = context.Process(target=run_server, args=(run_dir, there))
     server.start()
     ready = here.recv()
-    here.send(0)  # the size of one page, before anybody is behind
+    here.send(0)  # requests one page before the driver starts
     here.recv()
     relay, to_driver = context.Pipe()
     driver = context.Process(target=run_driver, args=(run_dir, to_driver, drivers))

@@ -85,7 +85,7 @@ def text(report: dict[str, Any]) -> str:
         f"{report['messages_lost']['replies']} replies",
         f"                 {len(judged['lost'])} LOST, {len(judged['doubled'])} APPLIED TWICE",
         f"  agent steps:   {steps['counted']:,} count, {steps['redone']:,} redone, {steps['unfinished']:,} unfinished "
-        f"at the end: {steps['goodput']:.1%} of what the server heard of counts",
+        f"at the end: {steps['goodput']:.1%} of what was reported to the server counts",
         f"  speed:         {speed['undisturbed']:,.0f} steps/s undisturbed, {speed['disturbed']:,.0f} disturbed, of "
         f"which {speed['useful']:,.0f} count: {speed['goodput']:.1%} of undisturbed",
         "  memory:        "

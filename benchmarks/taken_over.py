@@ -1,4 +1,4 @@
-"""A run in an object store that launches take over from each other, in the middle of each other's requests."""
+"""A run in an object store, which launches take over from each other in the middle of a request."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from leap_dist.storage.objects import Storage
 from leap_dist.storage.replica import Replica, pull
 
 MAX_DEPTH = 3
-"""Largest number of launches that wait for each other's request."""
+"""Maximum depth to which launches interrupt each other's requests."""
 MAX_TAKEOVERS = 8
-"""Take-overs in one history."""
+"""Maximum number of take-overs in one history."""
 
 
 class Bucket(MemoryFileSystem):  # type: ignore[misc]
@@ -63,7 +63,7 @@ class Bucket(MemoryFileSystem):  # type: ignore[misc]
 
 
 class TakeOvers:
-    """Launches of one run. Each has its own workers, and continues after it was taken over until it notices."""
+    """Launches of one run. Each has its own workers, and continues after a take-over until it notices."""
 
     def __init__(self, history: History, chance: random.Random, folder: Path) -> None:
         self._history = history
@@ -82,11 +82,11 @@ class TakeOvers:
             before = self.count
             self._until = self._chance.randint(0, 120)
             self._launch(turns=40)
-            if self.count == before:  # it has ended, or was at rest
+            if self.count == before:  # the run has ended, or made no requests
                 break
         self._bucket.interrupt = lambda: None
         started = self._start()
-        assert started is not None, "nobody else wants the run"
+        assert started is not None, "no other launch wants the run"
         server, player = started
         for _ in range(2000):
             if server.finished:
@@ -117,7 +117,7 @@ class TakeOvers:
             self._depth -= 1
 
     def _start(self) -> tuple[MetaServer, Player] | None:
-        """Return a server of a new launch, on a machine that has nothing, or None if another launch was faster."""
+        """Return the server of a new launch, on a machine without any files, or None if another launch was faster."""
         number = sum(1 for _ in self._folder.iterdir())
         folder = self._folder / str(number)
         folder.mkdir()
