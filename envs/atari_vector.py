@@ -20,7 +20,7 @@ def channels(frames: str) -> int:
 
 
 class Step(NamedTuple):
-    """Result of one step of N environments. Where an episode has ended, the next one has begun."""
+    """Result of one step of N environments. If an episode has ended, the next one has begun."""
 
     observations: np.ndarray
     """Observations, uint8 (N, C, 84, 84), a new array: oldest frame first, RGB planes within a frame."""
@@ -144,7 +144,7 @@ class Atari:
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Return everything that the next steps depend on, as arrays and as JSON-compatible values, by name.
 
-        Returns None where `has_state` is False: the emulator's screen is not a part of its state, and in some games one
+        Returns None if `has_state` is False: the emulator's screen is not a part of its state, and in some games one
         frame does not fill it.
         """
         if not has_state(self._frame_skip, self._max_episode_frames):

@@ -20,7 +20,7 @@ class TaskResult:
     game: str
     """Game, environment, alphabet or data set."""
     task: int
-    """Number of the task in the run, from 0."""
+    """Index of the task in the run, from 0."""
     visit: int
     """Number of earlier tasks of the same game."""
     worker: str
@@ -45,7 +45,7 @@ class TaskResult:
 
     @classmethod
     def of_line(cls, line: dict[str, Any]) -> TaskResult:
-        """Return the result that a final line of the ledger describes."""
+        """Return the task result described by a ledger line whose contribution was final."""
         curve = line["curve"]
         return cls(
             game=line["game"],
@@ -79,22 +79,22 @@ class MetaUpdate:
     contributions: int
     """Number of contributions that it applied."""
     tasks: tuple[TaskResult, ...]
-    """Tasks that ended with it. In mode `stream`, a meta-update may also apply pushes of tasks that still run."""
+    """Tasks that ended with it. In mode `stream`, a meta-update may also apply pushes of running tasks."""
 
     @property
     def path_length(self) -> float | None:
-        """Mean path length over its tasks, or None if no task ended with it."""
+        """Mean path length over the tasks that ended with this meta-update, or None if there were none."""
         return sum(task.path_length for task in self.tasks) / len(self.tasks) if self.tasks else None
 
     @property
     def score(self) -> float | None:
-        """Mean score over its tasks, or None if no episode ended."""
+        """Mean score over the tasks that ended with this meta-update, or None if no episode ended."""
         scores = [task.score for task in self.tasks if task.score is not None]
         return sum(scores) / len(scores) if scores else None
 
     @classmethod
     def of_lines(cls, lines: Sequence[dict[str, Any]]) -> MetaUpdate:
-        """Return the meta-update that these lines of the ledger, all of one version, describe."""
+        """Return the meta-update described by these ledger lines, which must all have the same version."""
         last = lines[-1]
         return cls(
             version=last["version_after"],
@@ -112,7 +112,7 @@ class LiveRun:
     Args:
         path: path or URL of the run or evaluation.
         folder: local directory of its files. For a run at a URL this is a working copy, which is removed at the end.
-        config: its configuration.
+        config: configuration of the run.
         stop: the signal that requests a stop.
     """
 
@@ -132,10 +132,10 @@ class LiveRun:
 
 
 class Callback:
-    """Base class of callbacks. Override what is of interest; every method does nothing by default.
+    """Base class of callbacks. Override the methods you need; by default, they all do nothing.
 
     Methods are called one at a time, from the thread that called `train` or `evaluate`, while the workers continue. If
-    one raises an exception, the run ends cleanly, with everything accepted saved, and `train` raises it again.
+    one raises an exception, the run ends cleanly, with everything accepted saved, and `train` re-raises the exception.
     """
 
     def on_start(self, run: LiveRun) -> None:
@@ -158,7 +158,7 @@ class Callback:
 
 
 class Dispatcher:
-    """Passes the events of a run to callbacks. If one raises an exception, it is kept as `error`, and the run stops.
+    """Passes the events of a run to callbacks. If one raises, the exception is kept as `error` and the run stops.
 
     Args:
         callbacks: the callbacks, in the order in which they are called.
@@ -184,7 +184,7 @@ class Dispatcher:
             callback.on_start(self._run)
 
     def record(self, lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-        """Call the callbacks for new events. After an exception, call no further ones."""
+        """Pass new events to the callbacks. Once a callback has raised an exception, none is called any more."""
         self._run.summary = summary
         if self.error is not None:
             return
@@ -195,7 +195,7 @@ class Dispatcher:
             self._run.stop()
 
     def end(self, outcome: str) -> str:
-        """Call `on_end`, and return the outcome: "stopped" if it was a callback that interrupted the run."""
+        """Call `on_end` and return the outcome: "stopped" if a callback asked for it, "failed" if a callback raised."""
         if self.error is not None:
             outcome = "failed"
         elif outcome == "interrupted" and self._run.stopped:

@@ -1,7 +1,7 @@
-"""Exceptions with which `train` and `evaluate` end where the command line would exit with a code other than 0.
+"""Exceptions that `train` and `evaluate` raise where the command line would exit with a code other than 0.
 
 exit code    exception
-1            RunFailed: the work could not go on, and the message says why
+1            RunFailed: the run could not continue, and the message says why
 2            ConfigError, RunDirectoryBusy or CorruptFile: bad input, nothing was started
 130          Interrupted: stopped by a signal, with everything accepted saved
 """
@@ -14,18 +14,18 @@ from leap_dist.driver.errors import RunFailed
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the work. Everything that was accepted is saved, and `result` says where."""
+    """A signal stopped the run. Everything that was accepted is saved, and `result` says where."""
 
     def __init__(self, result: Any) -> None:
         super().__init__(f"interrupted; everything accepted is saved in {result.path}")
         self.result = result
-        """This is what `train` or `evaluate` would have returned."""
+        """The result that `train` or `evaluate` would have returned."""
 
 
 def raise_for(outcome: str, result: Any, summary: dict[str, Any], error: BaseException | None) -> None:
-    """Raise the exception for an outcome; "done" and "stopped" have none.
+    """Raise the exception that belongs to an outcome; do nothing for "done" and "stopped".
 
-    Raises `error`, which is the exception of a callback; Interrupted; or RunFailed with the last alerts of the summary.
+    Raises `error`, the exception of a callback, if there is one; else Interrupted, or RunFailed with the last alerts.
     """
     if error is not None:
         raise error
@@ -33,4 +33,4 @@ def raise_for(outcome: str, result: Any, summary: dict[str, Any], error: BaseExc
         raise Interrupted(result)
     if outcome == "failed":
         reasons = "; ".join(summary.get("alerts", [])[-3:]) or f"see {result.path}/summary.json"
-        raise RunFailed(f"the run could not go on: {reasons}")
+        raise RunFailed(f"the run could not continue: {reasons}")

@@ -1,4 +1,4 @@
-"""`leap_dist.evaluate`: what `leap-dist evaluate` does, as a function."""
+"""`leap_dist.evaluate`, the Python counterpart of the command `leap-dist evaluate`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from leap_dist.evaluation.runs import RunResult
 from leap_dist.storage import run_directory
 
 _OF_TRAINING = ("leap", "fomaml", "meta", "mode", "meta_learner", "meta_updates", "sampling")
-"""Settings and sections of settings that have no meaning for evaluations."""
+"""Settings and sections of settings that do not apply to evaluations."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Report:
     numbers: dict[str, Any]
     """The content of results.json: every number of the report with its interval; see docs/evaluation.md."""
     warnings: tuple[str, ...]
-    """Each line names something that the report leaves out."""
+    """Warnings, each of one line, about what the report leaves out."""
 
     @property
     def markdown(self) -> str:
@@ -47,7 +47,7 @@ class Report:
 
     @property
     def html(self) -> Path:
-        """Path of the report as a page that needs no other file; only evaluations of games have one."""
+        """Path of the report as a self-contained HTML page; only evaluations of games have one."""
         return self.path / "report.html"
 
     def runs(self) -> list[RunResult]:
@@ -77,15 +77,15 @@ def evaluate(
         config: settings of the agents: the name of a preset, or settings by dotted name such as `games` and
             `task_steps`. All others are those of the run that made the first initialization.
         seeds: number of runs for each initialization and task.
-        game_steps: agent steps for single games, where they differ from the setting `task_steps`.
+        game_steps: agent steps for individual games, where they differ from the setting `task_steps`.
         out: output directory; by default a new one below reports/. If it holds runs of the same evaluation, only
-            the missing ones are made.
-        callbacks: called while it goes on: `on_start`, `on_report`, `on_alert` and `on_end`.
+            the missing ones are performed.
+        callbacks: called during the evaluation: `on_start`, `on_report`, `on_alert` and `on_end`.
         progress: show a live table on a terminal, and plain lines elsewhere.
 
     Raises:
         ConfigError: bad input in one line; nothing was started.
-        RunDirectoryBusy: another launch works in `out`.
+        RunDirectoryBusy: another launch is working in `out`.
         RunFailed: an agent could not be trained. Finished runs are kept.
         Interrupted: a signal stopped it. Finished runs are kept.
         Exception: the exception that a callback raised, after a clean stop.
@@ -127,13 +127,13 @@ def evaluate(
 
 
 def _checked(config: Given) -> dict[str, Any]:
-    """Return the settings by dotted name. Raises ConfigError for one that has no meaning for evaluations."""
+    """Return the settings by dotted name. Raises ConfigError for one that does not apply to evaluations."""
     if isinstance(config, Config):
         raise ConfigError("config: give only the settings that differ from those of the first initialization's run")
     given = settings(config)
     for name in given:
         if name.split(".")[0].replace("-", "_") in _OF_TRAINING:
-            raise ConfigError(f"{name}: has no meaning for an evaluation; leave it out")
+            raise ConfigError(f"{name}: does not apply to evaluations; leave it out")
     return given
 
 

@@ -1,4 +1,4 @@
-"""Settings in the forms in which a program may give them."""
+"""The forms in which a program may pass settings to `train` and `evaluate`."""
 
 from __future__ import annotations
 

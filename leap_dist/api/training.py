@@ -1,4 +1,4 @@
-"""`leap_dist.train`: what `leap-dist train` does, as a function."""
+"""`leap_dist.train`, the Python counterpart of the command `leap-dist train`."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def train(
     """Meta-train an initialization, and return the finished run.
 
     Args:
-        config: a `Config`, the name of a preset, or settings by dotted name (with `preset` among them). By default the
-            preset `quick`. To resume, give nothing, or the settings that change.
+        config: a `Config`, the name of a preset, or settings by dotted name, which may include `preset`. The default
+            is the preset `quick`. To resume, pass nothing, or only the settings that change.
         run_dir: output directory or URL; by default a new directory below runs/.
         resume: continue the run in `run_dir` with its own settings; "auto" starts a new run there if it holds none.
-        callbacks: called while the run goes on; see `Callback`.
+        callbacks: called during the run; see `Callback`.
         progress: show a live table on a terminal, and plain lines elsewhere.
         profile: write a trace and a time breakdown of each worker to the run directory.
 
@@ -83,9 +83,9 @@ def train(
 
     Raises:
         ConfigError: bad input in one line; nothing was started.
-        RunDirectoryBusy: another launch works on the run.
+        RunDirectoryBusy: another launch is working on the run.
         CorruptFile: the run to resume is damaged beyond repair.
-        RunFailed: training could not go on.
+        RunFailed: training could not continue.
         Interrupted: a signal stopped the run, with everything accepted saved.
         Exception: the exception that a callback raised, after a clean stop.
     """
@@ -116,7 +116,7 @@ def train(
 
 
 def _open(given: Given, run_dir: str | Path | None, resume: bool | Literal["auto"]) -> tuple[Config, location.Run]:
-    """Return the configuration and the run, which is not entered yet. Raises ConfigError."""
+    """Return the configuration and the run, whose context is not entered yet. Raises ConfigError."""
     where = None if run_dir is None else location.location(str(run_dir))
     if resume and where is None:
         raise ConfigError("resume: name the run with run_dir")

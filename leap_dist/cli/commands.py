@@ -19,7 +19,7 @@ from leap_dist.config.validation import did_you_mean
 from leap_dist.driver.signals import check_stop
 from leap_dist.telemetry.escaping import printable, printable_tree
 
-# Everything else is imported where it is used, so that mistakes in flags are answered at once.
+# Everything else is imported where it is used, so that mistakes in flags are reported at once.
 if TYPE_CHECKING:
     from leap_dist.evaluation.initializations import Arm
     from leap_dist.storage.location import Run
@@ -35,7 +35,7 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
     name, given = preset or setting_flags.DEFAULT_PRESET["train"], {**loaded, **parser.settings(parsed)}
     if parsed.resume is not True:
         config = loading.resolve(name, given)
-    from leap_dist.storage import location, manifest, remote_run, run_directory  # slow, so the settings come first
+    from leap_dist.storage import location, manifest, remote_run, run_directory  # slow to import, so only now
 
     if not parsed.run_dir:
         from leap_dist.driver import driver
@@ -59,7 +59,7 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
         raise ConfigError(f"seeds: {parsed.seeds} is not between 1 and 1000")
     given = parser.settings(parsed)
     preset, loaded = file_settings(parsed)
-    # The file may be one for training: settings without a meaning for evaluations are ignored.
+    # The file may have been written for training: settings that do not apply to evaluations are ignored.
     loaded = {name: value for name, value in loaded.items() if setting_flags.is_for_evaluations(name)}
     for name, value in given.items():
         loading.parse_value(name, value)
@@ -198,7 +198,7 @@ def status(parsed: argparse.Namespace) -> int:
 
 
 def plot(parsed: argparse.Namespace) -> int:
-    """Draw the picture of a run, or the report of an evaluation or study, again."""
+    """Redraw the picture of a run, or rebuild the report of an evaluation or study."""
     from leap_dist.cli import results
     from leap_dist.storage import location, reader, run_directory
 
@@ -239,7 +239,7 @@ def export(parsed: argparse.Namespace) -> int:
     with location.translated_errors(init, str(where)):
         names = write(init, parsed.to, parsed.out, linear_seed=parsed.linear_seed)
     print(f"{parsed.out}: {', '.join(names)}")
-    print(f"to see that it works: cd {shlex.quote(str(parsed.out))} && python {parser.LIBRARIES[parsed.to]}")
+    print(f"to check that it works: cd {shlex.quote(str(parsed.out))} && python {parser.LIBRARIES[parsed.to]}")
     return 0
 
 

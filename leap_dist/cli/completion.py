@@ -1,4 +1,4 @@
-"""The command `completion`: a script with which a shell completes commands, flags and values."""
+"""The command `completion`: prints a script that lets a shell complete commands, flags and values."""
 
 from __future__ import annotations
 

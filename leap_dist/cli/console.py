@@ -19,12 +19,12 @@ EXIT_CODES = {"done": 0, "failed": FAILED, "interrupted": INTERRUPTED}
 
 
 def program() -> str:
-    """Return the name under which this program was called: `launch.py`, or `leap-dist` in any other way."""
+    """Return the name under which this program was called: `launch.py`, or else `leap-dist`."""
     return "launch.py" if Path(sys.argv[0]).name == "launch.py" else "leap-dist"
 
 
 def command() -> str:
-    """Return what has to be typed to call this program again."""
+    """Return the words that the user has to type to call this program again."""
     return f"python {program()}" if program() == "launch.py" else program()
 
 
@@ -44,7 +44,7 @@ def safe_streams() -> Iterator[None]:
     """Replace standard output and error by streams that never raise.
 
     A reader that is gone (`| head`), a full disk, a closed stream or an encoding that lacks a character must not end
-    hours of training: what cannot be written is dropped.
+    hours of training: output that cannot be written is dropped.
     """
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
@@ -66,7 +66,7 @@ def _open_closed_descriptors() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def _safe(stream: TextIO | None) -> TextIO:

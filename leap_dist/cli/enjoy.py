@@ -1,4 +1,4 @@
-"""The command `enjoy`: watch an agent play, or write a film of it."""
+"""The command `enjoy`: watch an agent play, or record a video of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Chosen(NamedTuple):
     """An agent to watch."""
 
     about: str
-    """This text tells the user which file or run the agent comes from."""
+    """Text that tells the user which file or run the agent comes from."""
     game: str
     vector: np.ndarray
     scope: str
@@ -40,7 +40,7 @@ class _Chosen(NamedTuple):
 
 
 def enjoy(parsed: argparse.Namespace) -> int:
-    """Let an agent play, print its returns, and show or film it. Raises ConfigError."""
+    """Let an agent play, print its returns, and show or record the play. Raises ConfigError."""
     _check(parsed)
     from leap_dist.storage import run_directory
 
@@ -98,7 +98,7 @@ def _check(parsed: argparse.Namespace) -> None:
 
 
 def _of_evaluation(parsed: argparse.Namespace, out: Path) -> _Chosen:
-    """Return an agent that an evaluation has kept. Raises ConfigError if there is none of that arm and game."""
+    """Return an agent that an evaluation has kept. Raises ConfigError if there is none for that arm and game."""
     from leap_dist.evaluation import agents
 
     found = agents.names(out)
@@ -164,7 +164,7 @@ def _require_games(config: Config, shown: str) -> None:
 
 
 def _train(learner: Learner, steps: int) -> None:
-    """Train a learner, with a line about every tenth of the way."""
+    """Train a learner, and print its progress after each tenth of the steps."""
     done, told = 0, 0
     while done < steps:
         learner.backward()
@@ -178,7 +178,7 @@ def _train(learner: Learner, steps: int) -> None:
 def _viewer(
     parsed: argparse.Namespace, screens: list[np.ndarray], most: int, rate: float
 ) -> Callable[[np.ndarray], None] | None:
-    """Return a function that films the screens or shows them on a terminal; None if nobody watches."""
+    """Return a function that records the screens or shows them on a terminal; None if nobody is watching."""
     if parsed.out is not None:
 
         def record(screen: np.ndarray) -> None:

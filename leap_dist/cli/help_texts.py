@@ -55,7 +55,7 @@ more seeds, it adds to it. Several processes may work on one study.
 """
 
 EXIT_CODES = """\
-exit codes: 0 done; 1 could not go on (the summary says why); 2 bad input;
+exit codes: 0 done; 1 could not continue (the summary says why); 2 bad input;
             130 interrupted, and everything accepted is saved
 """
 
@@ -68,7 +68,7 @@ examples:
   {command} enjoy scratch --game pong --steps 0
 
 An evaluation keeps the agent of its first seed for each initialization and
-game. A run or an initialization has no agent, only what agents start from, so
-an agent is first trained from it for --steps. Without --out, a terminal with
-24-bit colors shows the play; anywhere else, only the returns are printed.
+game. A run or an initialization holds no agent, only the weights that agents
+start from, so an agent is first trained for --steps. Without --out, a terminal
+with 24-bit colors shows the play; elsewhere, only the returns are printed.
 """

@@ -92,7 +92,7 @@ def weights() -> int:
 
 
 def _print_wrapped(first: str, text: str) -> None:
-    """Print a text over lines of at most 80 characters, indented below its first word."""
+    """Print `first` and a text, wrapped at 80 characters, with later lines aligned below the start of the text."""
     start = f"{first} " if first else ""
     indent = " " * len(start)
     print(textwrap.fill(text, 80, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False))

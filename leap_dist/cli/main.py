@@ -1,7 +1,7 @@
 """Entry point of the command line: parse the arguments, run one command, return its exit code.
 
 `train` is here, because the main path begins with it; commands.py has the other commands. Modules that import PyTorch
-or Ray are imported only when they are needed, so that `--help` and mistakes are answered at once.
+or Ray are imported only when they are needed, so that help and error messages appear at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands and their flags, with one-line answers to mistakes."""
+"""The commands and their flags. Mistakes are reported in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from leap_dist.cli.setting_flags import DEFAULT_PRESET, Formatter, Once, add_set
 from leap_dist.config.validation import did_you_mean
 
 LIBRARIES = {"sb3": "example.py", "torch": "load.py", "cleanrl": "agent.py"}
-"""The libraries that an initialization can be written for, each with the program in the export that shows it."""
+"""The libraries that an initialization can be exported to, each with the exported program that demonstrates it."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -55,17 +55,17 @@ def settings(parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that answers mistakes in one line."""
+    """An argument parser that reports mistakes in one line."""
 
     def error(self, message: str) -> NoReturn:
         console.complain(message.removeprefix("argument "))
 
 
 class Help(NamedTuple):
-    """The kinds of help that a command line may ask for."""
+    """The help that a command line asks for."""
 
     everything: bool = False
-    """Whether it lists every setting."""
+    """Whether the help lists every setting."""
     preset: str = ""
     """Preset whose values are shown as defaults; "" for that of the command."""
     tasks: str = ""
@@ -125,7 +125,7 @@ def _add_train(command: Callable[..., _Parser], help: Help) -> _Parser:
         const=True,
         default=False,
         metavar="auto",
-        help="continue the run in --run-dir; auto: or start one",
+        help="continue the run in --run-dir; auto: if it exists",
     )
     run.add_argument("--profile", nargs=0, default=False, help="write profiles of the workers to DIR/profile")
     _add_settings(train, "train", help)
@@ -165,7 +165,7 @@ def _add_game_steps(comparison: argparse._ArgumentGroup) -> None:
         action="extend",
         default=[],
         metavar="GAME=N",
-        help="agent steps for single games, where they differ from --task-steps",
+        help="agent steps for individual games, if not --task-steps",
     )
 
 
@@ -208,7 +208,7 @@ def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
         "--test-seeds",
         type=_whole_number,
         metavar="N",
-        help="atari: agents for each initialization and game (default: 1)",
+        help="atari: number of agents for each initialization and game (default: 1)",
     )
     _add_game_steps(comparison)
     comparison.add_argument("--yes", nargs=0, default=False, help="start even if it takes more than a day")
@@ -233,7 +233,7 @@ def _add_status(command: Callable[..., _Parser], _: Help) -> _Parser:
 
 
 def _add_plot(command: Callable[..., _Parser], _: Help) -> _Parser:
-    plot = command("draw the picture, or the report, again")
+    plot = command("redraw the picture, or rebuild the report")
     _add_place(plot, "run_dir", "--run-dir", "DIR", "directory of a run, an evaluation or a study")
     plot.add_argument("--phone", nargs=0, default=False, help="draw a tall picture, DIR/progress-phone.png")
     plot.add_argument("--out", type=_directory, metavar="FILE", help="picture of the run (default: DIR/progress.png)")
@@ -263,16 +263,16 @@ def _add_export(command: Callable[..., _Parser], _: Help) -> _Parser:
 
 
 def _add_enjoy(command: Callable[..., _Parser], _: Help) -> _Parser:
-    enjoy = command("watch an agent play, or film it", description=_text(ENJOY))
+    enjoy = command("watch an agent play, or record a video", description=_text(ENJOY))
     what = "run directory, init.safetensors, URL, `scratch`, or directory of an evaluation"
     _add_place(enjoy, "init", "--init", "WHAT", what)
     enjoy.add_argument("--game", metavar="NAME", help="game to play (default: breakout, or the evaluation's first)")
     enjoy.add_argument("--arm", metavar="LABEL", help="initialization whose agent plays (default: the first one's)")
-    enjoy.add_argument("--out", type=_directory, metavar="FILE", help="film to write: NAME.gif or NAME.mp4")
+    enjoy.add_argument("--out", type=_directory, metavar="FILE", help="video to write: NAME.gif or NAME.mp4")
     for flag, default, text in (
         ("--steps", 20_000, "agent steps of training before an agent from an initialization plays"),
         ("--episodes", 1, "number of episodes"),
-        ("--seconds", 30, "longest film, in seconds of play"),
+        ("--seconds", 30, "maximum length of the video, in seconds of play"),
         ("--seed", 0, "seed of the agent and of the episodes"),
     ):
         enjoy.add_argument(flag, type=_whole_number, default=default, metavar="N", help=f"{text} (default: {default})")

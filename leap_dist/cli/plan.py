@@ -1,4 +1,4 @@
-"""The plan printed before the first step: what is trained, where to, for how long, and how to stop and continue."""
+"""The plan printed before the first step: what is trained, for how long, where results go, how to stop and resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from leap_dist.telemetry.escaping import printable
 from leap_dist.worker import trial
 
 WORTH_A_TRIAL = 50_000
-"""Least number of steps for which the plan measures this machine's speed; fewer take a minute at most."""
+"""Smallest number of steps for which the plan measures this machine's speed; fewer take at most a minute."""
 
 
 def print_training(config: Config, run: Run) -> None:
@@ -34,7 +34,7 @@ def print_training(config: Config, run: Run) -> None:
 
 
 def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the plan of a training run, a heading and then titles with texts.
+    """Return the plan of a training run: pairs of title and text, the first of which is a heading without title.
 
     Args:
         config: the run's configuration.
@@ -56,21 +56,21 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
         ("directory", shown),
         ("watch", f"{console.command()} status {shlex.quote(shown)}"),
         ("stop", "Ctrl-C; everything accepted by then is kept"),
-        ("go on", here),
+        ("continue", here),
     ]
 
 
 def print_study(plan: StudyPlan, out: Path) -> float:
-    """Print the plan of a study of games. Return the seconds that are left here."""
+    """Print the plan of a study of games, and return the seconds that it still takes; see `study`."""
     rows, seconds = study(plan, out)
     _print(rows)
     return seconds
 
 
 def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float]:
-    """Return the plan of a study of games as a heading and titles with texts, and the seconds that are left.
+    """Return the plan of a study of games, with titles and texts as in `training`, and the seconds that it still takes.
 
-    Where no trial is possible, these are the seconds on one machine with a GPU.
+    The seconds are measured by a trial on this machine, or if that is impossible, estimated for one with a GPU.
     """
     what, cost, done = plan.study, plan.cost, plan.steps_done(out)
     left = max(0, cost.steps - done)
@@ -95,7 +95,7 @@ def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float]:
         ("directory", str(out)),
         ("watch", f"{console.command()} status {shlex.quote(str(out))}"),
         ("stop", "Ctrl-C; everything accepted by then is kept"),
-        ("go on", "the same command"),
+        ("continue", "the same command"),
     ], with_gpu if seconds is None else seconds
 
 
@@ -107,7 +107,7 @@ def print_evaluation(config: Config, runs: Sequence[EvaluationRun], missing: Seq
 def evaluation(
     config: Config, runs: Sequence[EvaluationRun], missing: Sequence[int], out: Path
 ) -> list[tuple[str, str]]:
-    """Return the plan of an evaluation, a heading and then titles with texts."""
+    """Return the plan of an evaluation, with titles and texts as in `training`."""
     arms = list(dict.fromkeys(run.arm.label for run in runs))
     seeds = len({run.seed for run in runs})
     unit = registry.for_config(config).step_unit
@@ -125,7 +125,7 @@ def evaluation(
         ("directory", str(out)),
         ("watch", f"{console.command()} status {shlex.quote(str(out))}"),
         ("stop", "Ctrl-C; finished agents are kept"),
-        ("go on", f"the same command with --out {shlex.quote(str(out))}"),
+        ("continue", f"the same command with --out {shlex.quote(str(out))}"),
     ]
 
 
@@ -161,9 +161,9 @@ def _follows_nodes(config: Config) -> bool:
 
 
 def _rate_here(config: Config) -> tuple[float | None, str]:
-    """Return the steps per second of this machine by a short trial, None if it fails, and where the figure is from."""
+    """Measure this machine's steps per second in a short trial. Return them, or None if it fails, and their source."""
     workers, rate = _side_by_side(config), None
-    with contextlib.suppress(Exception):  # the run itself will say what is wrong
+    with contextlib.suppress(Exception):  # the run itself will report what is wrong
         rate = trial.steps_per_second(config)
     if rate is None:
         return None, ""
@@ -174,7 +174,7 @@ def _rate_here(config: Config) -> tuple[float | None, str]:
 
 
 def _rate_before(before: dict[str, Any]) -> float | None:
-    """Return the steps per second of earlier launches; None if they have made too few to say."""
+    """Return the steps per second of earlier launches; None if there were too few steps to tell."""
     steps, seconds = before.get("agent_steps", 0), before.get("wall_seconds", 0.0)
     if not isinstance(steps, int) or not isinstance(seconds, int | float) or steps < WORTH_A_TRIAL or seconds < 10:
         return None
@@ -182,7 +182,7 @@ def _rate_before(before: dict[str, Any]) -> float | None:
 
 
 def _side_by_side(config: Config) -> int:
-    """Return how many workers train at the same time: as many as there are processors, on this machine."""
+    """Return how many workers train at the same time: on this machine, no more than it has processors for."""
     workers = config.total_tasks if config.workers == "auto" else config.workers
     if config.address != "local":
         return workers

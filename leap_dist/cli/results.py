@@ -1,4 +1,4 @@
-"""Print the result of a command that has done its work, and the places of its files."""
+"""Print the result of a finished command, and where its files are."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _build(build: Callable[[Path], list[str]], out: Path) -> list[str]:
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Print each note as a line of its own to standard error."""
+    """Print each note to standard error, on its own line."""
     for note in notes:
         console.notice("note", note)
 

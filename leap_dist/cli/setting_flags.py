@@ -22,7 +22,7 @@ FOR_EVALUATIONS = {
     "tasks", "games", "data_dir", "workers", "min_workers", "wait_for_nodes", "task_steps", "seed", "address",
     "insecure", "agent", "atari", "gymnasium", "supervised", "worker", "server.lease_seconds", "server.storage",
 }  # fmt: skip
-"""Settings, and whole sections of settings, that have a meaning for evaluations."""
+"""Settings, and whole sections of settings, that apply to evaluations."""
 
 _SHORT = {
     "tasks": "atari, omniglot, gymnasium, …",
@@ -42,7 +42,7 @@ _SHORT = {
     "worker.device": "auto, cpu or cuda",
     "address": "Ray: local, auto or HOST:PORT",
 }
-"""Help texts of one line for the settings that people usually change."""
+"""One-line help texts for the settings that people usually change."""
 
 _SHORT_OF_STUDIES = {
     "tasks": "atari, omniglot or multi-cv",
@@ -62,7 +62,7 @@ DEFAULT_PRESET = {"train": "quick", "study": "paper"}
 
 
 def is_for_evaluations(name: str) -> bool:
-    """Return whether a setting has a meaning for evaluations."""
+    """Return whether a setting applies to evaluations."""
     return _is_in(name, FOR_EVALUATIONS)
 
 
@@ -84,7 +84,7 @@ class Once(argparse.Action):
 
 
 class Switch(Once):
-    """Store "yes" for --FLAG and "no" for --no-FLAG. `--FLAG yes` and `--FLAG no` are read as well."""
+    """Store "yes" for --FLAG and "no" for --no-FLAG. `--FLAG yes` and `--FLAG no` are accepted as well."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Store the answer that this flag gives. See argparse.Action."""
@@ -109,12 +109,12 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 def add_settings(
     parser: argparse.ArgumentParser, command: str, *, everything: bool, preset: str = "", tasks: str = ""
 ) -> None:
-    """Add a flag for every setting that has a meaning for a command.
+    """Add a flag for every setting that applies to a command.
 
     Args:
         parser: parser of the command.
         command: train, evaluate or study.
-        everything: whether the help lists all settings, and not only those that people usually change.
+        everything: whether the help lists all settings rather than only those that people usually change.
         preset: preset whose values the help shows as defaults; "" for the command's own.
         tasks: kind of tasks of these defaults; "" for the command's own.
     """
@@ -163,13 +163,13 @@ def _text(text: str, default: str) -> str:
 
 
 def _defaults(command: str, preset: str, tasks: str) -> Callable[[str], str]:
-    """Return a function from a setting's name to the text about its default."""
+    """Return a function that maps a setting's name to the text about its default."""
     values = {"evaluate": {"games": "breakout,qbert,space_invaders"}, "study": {"tasks": "none"}}.get(command, {})
     ours = {"workers", "min_workers", "wait_for_nodes", "seed", "address", "insecure", "worker", "server"}
     from_preset: dict[str, Any] = {}
     if command != "evaluate" or preset:
         kind = tasks or ("omniglot" if command == "study" else Config.tasks)
-        with contextlib.suppress(ConfigError):  # a mistake, which the command itself would answer
+        with contextlib.suppress(ConfigError):  # a mistake, which the command itself reports
             from_preset = {"tasks": kind, **loading.preset_values(preset or DEFAULT_PRESET[command], {"tasks": kind})}
 
     def default(name: str) -> str:

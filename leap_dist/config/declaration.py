@@ -18,7 +18,7 @@ def setting(
 ) -> Any:
     """Declare a setting: a dataclass field with a help text and a range (low ≤ value ≤ high, value > above).
 
-    `switch` has the choices that stand for no and yes if the setting was a boolean once, in the files of old runs.
+    `switch` holds the choices that stand for no and yes in the files of old runs, if the setting was once a boolean.
     """
     limits = {"low": low, "high": high, "above": above}
     return dataclasses.field(default=default, metadata={"help": help, **limits, "switch": switch})

@@ -1,6 +1,6 @@
-"""Opening files whose content, or name, somebody else may have prepared.
+"""Safe opening of files whose content or name may have been prepared by somebody else.
 
-A pipe never ends, a device has side effects, a link leads anywhere, and a sparse file of terabytes fits on any disk.
+A pipe never ends, a device has side effects, a link may lead anywhere, and a sparse file of terabytes fits on any disk.
 The functions here open regular files only, and read no more than a stated number of bytes. They are the lowest layer:
 the configuration, data sets and run directories are all read and written through them.
 """
@@ -24,12 +24,12 @@ class Unreadable(OSError):
 
 
 def open_regular(path: Path, *, follow_links: bool = False) -> IO[bytes]:
-    """Open a regular file for reading, without ever blocking. Raises OSError; for anything else, Unreadable."""
+    """Open a regular file for reading, without ever blocking. Raises OSError, or Unreadable if it is not regular."""
     return os.fdopen(_open(path, os.O_RDONLY, follow_links=follow_links), "rb")
 
 
 def read_regular(path: Path, limit: int, *, follow_links: bool = False) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes. Raises OSError; for anything else, Unreadable."""
+    """Return the content of a regular file of at most `limit` bytes. Raises OSError, or Unreadable if it is not one."""
     with open_regular(path, follow_links=follow_links) as file:
         if os.fstat(file.fileno()).st_size > limit:
             raise Unreadable(errno.EFBIG, f"the file is larger than {limit:,} bytes", str(path))
@@ -90,7 +90,7 @@ def load(path: Path) -> Any:
 
 
 def _read(path: Path) -> bytes:
-    """Return the content of a regular file, without waiting for one that is a pipe."""
+    """Return the content of a regular file. Raises YAMLError for anything else, such as a pipe, without blocking."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise yaml.YAMLError("not a regular file")

@@ -60,7 +60,7 @@ class SupervisedSettings:
         low=0,
     )
     patience_steps: int = setting(
-        0, "the same, counted in updates, for tasks with long epochs; use one of the two", low=0, high=10**9
+        0, "like patience, but counted in updates, for tasks with long epochs; use one of the two", low=0, high=10**9
     )
     validation_interval: int = setting(
         25, "number of updates between two measurements of the validation error, with patience_steps", low=1
@@ -72,10 +72,10 @@ class SupervisedSettings:
         high=0.5,
     )
     test_learning_rate: float = setting(
-        0.0, "studies: learning rate of tests that start from a learned initialization; 0: that of all tests", low=0
+        0.0, "studies: learning rate of tests that start from a learned initialization; 0: as in all tests", low=0
     )
     test_interval: int = setting(
-        0, "least number of updates between two tests within an evaluation's run; 0: test at its end only", low=0
+        0, "minimum number of updates between two tests within an evaluation's run; 0: test only at its end", low=0
     )
 
 
@@ -84,7 +84,7 @@ class EarlyStoppingSettings:
     """Early stopping on omniglot's validation alphabets (appendix C)."""
 
     interval: int = setting(
-        0, "meta-updates between two measurements of the error on the validation alphabets; 0: none", low=0
+        0, "number of meta-updates between two measurements of the validation alphabets' error; 0: none", low=0
     )
     patience: int = setting(
         5, "stop after this many measurements without a new lowest error; 0: measure, but never stop", low=0

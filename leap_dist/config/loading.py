@@ -1,4 +1,4 @@
-"""Load a configuration: presets, overrides, validation, and YAML in and out.
+"""Load a configuration: presets, overrides, validation, and reading and writing YAML.
 
 YAML files and command-line flags both go through `resolve`, so that a mistake gets the same one-line answer wherever it
 was made. settings.py declares the settings themselves.
@@ -22,7 +22,7 @@ from leap_dist.config.settings import Config
 from leap_dist.config.validation import conflicts, did_you_mean
 
 LARGEST = 10**12
-"""Largest whole number that a setting may have: as many agent steps take a thousand GPUs a year."""
+"""Largest whole number that a setting may have. As agent steps, it would keep a thousand GPUs busy for a year."""
 
 
 class ConfigError(ValueError):
@@ -168,7 +168,7 @@ def parse_value(name: str, value: Any) -> Any:
 
 
 def _parse_bool(value: Any) -> bool | None:
-    """Return the boolean that a value or a word stands for, or None if it stands for none."""
+    """Return the boolean that a value or a word stands for, or None if it stands for neither."""
     words = {"true": True, "yes": True, "false": False, "no": False}
     parsed = words.get(value.lower()) if isinstance(value, str) else value
     return parsed if isinstance(parsed, bool) else None
@@ -201,7 +201,7 @@ def _display(value: Any) -> str:
         return "a number of more than 40 digits"
     try:
         text = str(value) if isinstance(value, int | float) else reprlib.repr(value)
-    except ValueError:  # a number like that inside a list
+    except ValueError:  # such a number inside a list
         text = f"a {type(value).__name__} with a number too long to print"
     return text if len(text) <= 70 else f"{text[:67]}..."
 
@@ -248,7 +248,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def check_game_steps(lengths: Mapping[str, int], games: Sequence[str], steps_per_update: int) -> None:
-    """Raise ConfigError if a length is that of another game than `games`, or out of range."""
+    """Raise ConfigError if a length is out of range or belongs to a game that is not in `games`."""
     for game, steps in lengths.items():
         if game not in games:
             near = did_you_mean(game[:40], games)
@@ -262,7 +262,7 @@ def check_game_steps(lengths: Mapping[str, int], games: Sequence[str], steps_per
 
 
 def incompatibilities(old: Config, new: Config) -> list[str]:
-    """List the changes that prevent a run of `old` from resuming as `new`, each as "field: old -> new"."""
+    """List the changes that prevent a run from resuming with `new` instead of `old`, each as "field: old -> new"."""
     before, after = _flat(old), _flat(new)
     return [
         f"{name}: {before[name]} -> {after[name]}" for name in before if _is_fixed(name) and before[name] != after[name]
@@ -276,7 +276,7 @@ def fixed_settings(config: Config) -> dict[str, Any]:
 
 
 def same_setting(name: str, old: Any, new: Any) -> bool:
-    """Return whether a value in the files of a run, perhaps of an earlier version, means the present value `new`."""
+    """Return whether a value in a run's files, perhaps written by an earlier version, is equivalent to `new`."""
     if old == new or _FIELDS[name][0].metadata["switch"] is None:
         return bool(old == new)
     return bool(parse_value(name, old) == new)
@@ -287,9 +287,9 @@ def _is_fixed(name: str) -> bool:
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in a file of a run. Newer settings that it lacks have their defaults, not a preset's.
+    """Return the settings from a run's file. Newer settings that it lacks get their defaults, not a preset's values.
 
-    A file without `tasks` is returned as it is: no run of images has written it.
+    A file without `tasks` is returned unchanged, because no run with images can have written it.
     """
     if "tasks" not in saved:
         return dict(saved)

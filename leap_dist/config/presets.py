@@ -1,4 +1,4 @@
-"""Presets: named sets of changes to the defaults, whose agent is that of the paper's appendix E."""
+"""Presets: named sets of changes to the defaults. The default agent is that of the paper's appendix E."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         **_FAST,
         "games": ("assault", "asterix", "ms_pacman"),  # fast to emulate, with episodes that end within a task
-        "workers": 2,  # so that it takes and shows the same on any machine
+        "workers": 2,  # so that duration and results hardly depend on the machine
         "meta_updates": 10,
         "meta.batch_size": 3,
         "task_steps": 10_000,
@@ -181,19 +181,19 @@ OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "finetune-multi": {"supervised.learning_rate": 0.01, "supervised.test_learning_rate": 0.01},
         "finetune-single": {"supervised.learning_rate": 0.01, "supervised.test_learning_rate": 0.01},
     },
-    # Encoder and heads alike are plain averages, which nothing weights or clips.
+    # The encoder and the heads are both plain averages, without weighting or clipping.
     **{
         (tasks, preset): {"finetune-multi": {"meta.contribution_clip": 0.0, "meta.staleness": "constant"}}
         for tasks, presets in (("atari", PRESETS), ("gymnasium", TASKS["gymnasium"]))
         for preset in presets
     },
 }
-"""Settings of single meta-learners in a preset, by tasks and preset. They take precedence over DEFAULTS."""
+"""Settings of individual meta-learners in a preset, by tasks and preset. They take precedence over DEFAULTS."""
 
 DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     # Adam and momentum are a known hazard with stale gradients, so single contributions are applied with plain SGD.
     ("mode", "async", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1}),
-    # The pushes of a stream are in φ already, so its task cannot be taken back and trained again.
+    # The pushes of a stream are in φ already, so its task cannot be undone and trained again.
     ("mode", "stream", {"meta.optimizer": "sgd", "meta.learning_rate": 0.1, "server.on_lost": "keep"}),
     # Arrivals are neither weighted nor clipped in arXiv 2102.07215.
     ("meta.shift", "trajectory", {"meta.contribution_clip": 0.0, "meta.staleness": "constant"}),
@@ -202,7 +202,7 @@ DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("meta_learner", "fomaml", {"meta.optimizer": "sgd", "meta.learning_rate": 0.5}),
     ("meta_learner", "finetune-multi", {"meta.optimizer": "sgd", "meta.learning_rate": 1.0}),
     ("meta_learner", "finetune-single", {"meta.optimizer": "sgd", "meta.learning_rate": 1.0}),
-    # One learner that goes on where it stopped: φ becomes θ_K, and there is never a second task beside it.
+    # A single learner continues where it stopped: φ becomes θ_K, and no two tasks run at the same time.
     (
         "meta_learner",
         "multitask",
@@ -231,6 +231,6 @@ PRESET_HELP = {
     "fast": "to try ideas: A2C settings that learn, 24 games, hours to days",
     "paper": "to repeat the paper (Algorithm 1, appendix E) on a cluster",
     "paper-5m": "the camera-ready version: five million steps per task",
-    "paper-async": "as paper, with asynchronous meta-updates: nobody waits",
+    "paper-async": "as paper, with asynchronous meta-updates: no worker waits",
 }
-"""One line about each preset, for the help: what it is for."""
+"""One line about the purpose of each preset, for the help."""

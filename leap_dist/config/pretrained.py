@@ -1,4 +1,4 @@
-"""The initializations that come with the package, which are named `pretrained:NAME` wherever one is asked for."""
+"""The initializations that come with the package. Wherever one is expected, `pretrained:NAME` names it."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def available(root: Path | None = None) -> Iterator[Pretrained]:
 
 
 def is_name(source: str) -> bool:
-    """Return whether a source is the name of such an initialization, and not a path or URL."""
+    """Return whether a source is the name of such an initialization rather than a path or URL."""
     return source.startswith(PREFIX)
 
 
 def path_of(source: str) -> Path:
     """Return the path of the weights for `pretrained:NAME`, and the path itself for anything else.
 
-    Raises ConfigError, with the nearest name, if there is none of this name, or if its weights were changed.
+    Raises ConfigError if there is no initialization of that name, with the nearest one, or if its weights were changed.
     """
     if not is_name(source):
         return Path(source)

@@ -58,7 +58,7 @@ def partition(alphabets: tuple[str, ...], pretraining: int, seed: int) -> Partit
 
 
 def normalize(name: str) -> str:
-    """Return a published name as it is typed and as its folder is called: lower case, words joined by "_"."""
+    """Return a published name in the form used on the command line and for folders: lower case, words joined by "_"."""
     return re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
@@ -102,12 +102,12 @@ _OTHER_SPELLING = re.compile(r"^(?:ALE/)?(.+?)(?:-ram)?(?:NoFrameskip|Determinis
 
 
 def _refuse_foreign_games(names: tuple[str, ...]) -> None:
-    """Raise ValueError for a game as other programs write it, such as `PongNoFrameskip-v4` or `ms pacman`."""
+    """Raise ValueError for a game spelled as in other programs, such as `PongNoFrameskip-v4` or `ms pacman`."""
     known = {game.replace("_", ""): game for game in atari.available()}
     for first, name in enumerate(names):
         if name in atari.SETS or name in known.values():
             continue
-        for end in range(min(len(names), first + 4), first, -1):  # a name with spaces has become several
+        for end in range(min(len(names), first + 4), first, -1):  # a name with spaces was split into several
             written = " ".join(names[first:end])
             match = _OTHER_SPELLING.match(written[:80])
             game = known.get(re.sub("[^a-z0-9]", "", match[1].lower())) if match else None
@@ -137,7 +137,7 @@ class Metric:
     axis_label: str
     """Label of a figure's axis, with the unit."""
     step_unit: str
-    """What one step of a task is, in the plural."""
+    """Unit in which the length of a task is counted, in the plural, such as "agent steps"."""
     rate_unit: str
     """Unit of the training speed."""
     task_noun: str
@@ -151,7 +151,7 @@ class Metric:
     minimum: float | None
     """Smallest possible score; None if scores have no lower bound."""
     counted_from: float
-    """Fraction of a task after which its scores count.
+    """Fraction of a task after which its scores start to count.
 
     Returns count from the second half on. For classifiers the whole task counts: late in a task they make no errors.
     """

@@ -9,11 +9,11 @@ from leap_dist.config.declaration import setting
 from leap_dist.config.image_settings import EarlyStoppingSettings, SupervisedSettings
 
 CURVE_POINTS = 20
-"""Number of points in the curve of a supervised task."""
+"""Maximum number of points in the curve of a supervised task."""
 ALL_GAMES = "all_games"
 """Name of the tasks of an agent that learns all games at once."""
 EXPECTED_WORKERS = 16
-"""Number of workers for which limits are set as long as the real number is unknown."""
+"""Number of workers that limits are based on while the real number is unknown."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LeapSettings:
         0.0, "decay of the moving average that smooths f along the path; 0 uses f itself", low=0, high=0.9999
     )
     loss_warmup: float = setting(
-        0.0, "part of a task, at its start, in which the change of the loss does not count", low=0, high=1
+        0.0, "fraction of a task, from its start, in which changes of the loss do not count", low=0, high=1
     )
     final_loss: bool = setting(
         False, "use a task's last rollout to evaluate f(θ_K), so that the last segment counts too"
@@ -62,7 +62,7 @@ class MetaSettings:
     nesterov: bool = setting(False, "use Nesterov momentum (sgd and delayed-nesterov)")
     weight_decay: float = setting(0.0, "decoupled weight decay of adamw", low=0)
     schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "schedule by which the meta learning rate falls to 0 over the tasks of the run"
+        "constant", "how the meta learning rate changes over the tasks of the run; all but constant fall to 0"
     )
     max_norm: float = setting(0.0, "clip the norm of the meta-gradient at this value; 0: do not clip", low=0)
     staleness: Literal["constant", "polynomial", "hinge", "inverse"] = setting(
@@ -70,7 +70,7 @@ class MetaSettings:
     )
     max_staleness: int = setting(
         0,
-        "refuse contributions more versions old than this; 0: 4 × workers, in stream times the pushes of a task",
+        "refuse contributions older than this many versions; 0: 4 × workers, in stream times the pushes of a task",
         low=0,
     )
     contribution_clip: float = setting(
@@ -86,8 +86,8 @@ class MetaSettings:
     endpoint_correction: float = setting(0.0, "ρ, add ρ(φ_now − φ_lease) to each contribution", low=0, high=1)
     shift: Literal["no", "increments", "trajectory"] = setting(
         "no",
-        "shift running workers when φ moves (stream only); φ moves by what each push adds, and shifts are limited "
-        "(increments), or by the whole path so far, and nothing is limited (trajectory, as in arXiv 2102.07215)",
+        "shift running workers when φ moves (stream only). increments: φ moves by what each push adds, and shifts are "
+        "limited; trajectory: φ moves by the whole path so far, and nothing is limited, as in arXiv 2102.07215",
         switch=("no", "increments"),
     )
     max_shift: float = setting(
@@ -177,7 +177,7 @@ class WorkerSettings:
     mps: Literal["auto", "no"] = setting(
         "auto",
         "NVIDIA's MPS daemon, with which workers that share a GPU compute at the same time; auto: start one for a run "
-        "where the tool is installed and nobody else's runs",
+        "where the tool is installed and no other daemon is running",
     )
     labels: tuple[str, ...] = setting(
         (), "labels that a node must have to run workers, such as pool=spot or pool!=stable"
@@ -189,7 +189,7 @@ class WorkerSettings:
     heartbeat_seconds: float = setting(2.0, "seconds between two renewals of a lease", above=0)
     state_seconds: float = setting(
         300.0,
-        "seconds between two savings of an evaluated agent, which continues from the last one after a stop",
+        "seconds between two saved states of an evaluated agent, which continues from the last one after a stop",
         above=0,
     )
 
@@ -201,7 +201,7 @@ class ServerSettings:
     lease_seconds: float = setting(60.0, "seconds without renewal after which a lease expires", above=0)
     on_lost: Literal["retry", "keep"] = setting(
         "retry",
-        "fate of the task of a lost lease: train it again (retry), or count its last partial contribution (keep)",
+        "if a lease is lost: train its task again (retry), or count the task's last partial contribution (keep)",
     )
     pushes_per_second: float = setting(
         100.0, "limit on partial contributions per second; beyond it, workers are told to wait", above=0
@@ -230,10 +230,10 @@ class TelemetrySettings:
 
     gif_interval: int = setting(5, "record a video of play at every N-th task of a game; 0: none", low=0)
     agreement_interval: int = setting(
-        5, "least number of meta-updates between two heat maps of gradient agreement; 0: none", low=0
+        5, "minimum number of meta-updates between two heat maps of gradient agreement; 0: none", low=0
     )
     tracker: Literal["none", "wandb", "mlflow", "trackio"] = setting(
-        "none", "experiment tracker that gets all curves too, besides TensorBoard"
+        "none", "experiment tracker that receives all curves in addition to TensorBoard"
     )
     project: str = setting("leap-dist", "project (or experiment) of the tracker")
 
@@ -303,7 +303,7 @@ class Config:
 
     @property
     def expected_workers(self) -> int:
-        """Number of workers for which limits are set before their real number is known."""
+        """Number of workers that limits are based on before the real number is known."""
         return EXPECTED_WORKERS if self.workers == "auto" else self.workers
 
     def max_staleness(self, workers: int) -> int:
@@ -313,22 +313,22 @@ class Config:
 
     @property
     def is_joint(self) -> bool:
-        """Whether one agent learns all games at once. A task is then of all games, and as long as a whole batch."""
+        """Whether one agent learns all games at once. A task then covers all games and is as long as a batch."""
         return self.meta_learner == "multitask"
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """Names that tasks may have: games, alphabets or data sets, or that of all games together."""
+        """Names that tasks may have: games, alphabets or data sets, or the one name for all games together."""
         return (ALL_GAMES,) if self.is_joint else self.games
 
     @property
     def batch_tasks(self) -> int:
-        """Number of tasks in a meta-update of a mode with batches: |B|, or one that is as long as all of them."""
+        """Number of tasks in a meta-update of a mode with batches: |B|, or 1 if a task is as long as a whole batch."""
         return 1 if self.is_joint else self.meta.batch_size
 
     @property
     def steps_of_task(self) -> int:
-        """Agent steps (or examples) of a task as it is leased."""
+        """Agent steps (or examples) in a task that is leased to a worker."""
         return self.task_steps * (self.meta.batch_size if self.is_joint else 1)
 
     @property
@@ -355,7 +355,7 @@ class Config:
 
     @property
     def curve_interval(self) -> int:
-        """Steps between two points of a task's curve. The curve of a supervised task has 20 points."""
+        """Steps between two points of a task's curve. The curve of a supervised task has up to 20 points."""
         if not self.is_supervised:
             return self.steps_of_task
         return -(-self.rollouts_per_task // CURVE_POINTS) * self.steps_per_update

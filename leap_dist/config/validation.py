@@ -12,7 +12,7 @@ from leap_dist.config.settings import Config
 SMALLEST_SHARE = 0.0001
 """Smallest fraction of a GPU that Ray can reserve."""
 GOOD = 0.6
-"""Similarity from which a single suggestion is worth making."""
+"""Smallest similarity at which a single suggestion is worth making."""
 
 
 def nearest(word: str, choices: Iterable[str], *, count: int = 1, cutoff: float = GOOD) -> list[str]:
@@ -155,10 +155,7 @@ def _images(config: Config) -> Iterator[str]:
     elif given.split in ("image", "training") and given.held_out_images == "upright":
         yield f"supervised.held_out_images: upright does not go with supervised.split {given.split}; use rotated"
     elif given.held_out_images == "upright" and not given.rotations:
-        yield (
-            "supervised.held_out_images: upright has a meaning only with supervised.rotations, and they are 0; use "
-            "rotated"
-        )
+        yield "supervised.held_out_images: upright applies only with supervised.rotations, which is 0; use rotated"
 
 
 def _early_stopping(config: Config) -> Iterator[str]:
@@ -170,8 +167,8 @@ def _early_stopping(config: Config) -> Iterator[str]:
         )
     elif interval and config.meta.schedule != "constant":
         yield (
-            f"meta.schedule: {config.meta.schedule} needs a known end, which early_stopping.interval {interval} does "
-            "not leave it; use constant"
+            f"meta.schedule: {config.meta.schedule} needs a known end, which a run with early_stopping.interval "
+            f"{interval} does not have; use constant"
         )
     if 0 < steps < config.steps_per_update:
         yield (
@@ -181,7 +178,7 @@ def _early_stopping(config: Config) -> Iterator[str]:
 
 
 def _gpus(gpus: float) -> Iterator[str]:
-    """Ray gives a worker whole GPUs, or a fraction of one, in steps of 1/10,000."""
+    """Check the GPUs of a worker: Ray assigns whole GPUs, or a fraction of one in steps of 1/10,000."""
     if 0 < gpus < SMALLEST_SHARE:
         yield f"worker.gpus: {gpus:g} is less than the smallest share of a GPU; use {SMALLEST_SHARE:g}"
     if gpus > 1 and gpus != int(gpus):
@@ -224,7 +221,7 @@ def _meta_learner(config: Config) -> Iterator[str]:
 
 
 def _multitask(config: Config) -> Iterator[str]:
-    """Check the baseline in which one agent learns all games, and goes on with each task where it stopped."""
+    """Check the baseline in which one agent learns all games, and continues with each task where the last one ended."""
     if not config.is_joint:
         return
     if config.is_supervised:
@@ -245,13 +242,13 @@ def _multitask(config: Config) -> Iterator[str]:
         if value != needed:
             shown, use = (f"{one:g}" if isinstance(one, float) else str(one).lower() for one in (value, needed))
             yield (
-                f"{name}: {shown} does not go with meta_learner multitask, whose learner goes on exactly where it "
-                f"stopped; use {use}"
+                f"{name}: {shown} does not go with meta_learner multitask, whose learner continues exactly where "
+                f"it stopped; use {use}"
             )
 
 
 def _endpoint(config: Config) -> Iterator[str]:
-    """Check fedasync and the endpoint correction, which need G = φ_lease − θ_K (plus the loss term)."""
+    """Check fedasync and the endpoint correction, which require that G = φ_lease − θ_K (plus the loss term)."""
     learner, mode, leap, rho = config.meta_learner, config.mode, config.leap, config.meta.endpoint_correction
     if mode == "fedasync" and rho > 0:
         yield f"meta.endpoint_correction: {rho:g} does not go with mode fedasync, which includes ρ = 1; use 0"

@@ -1,6 +1,6 @@
 """Reading image files and archives within bounds, and the data sets that are folders of them: GTSRB and FaceScrub.
 
-Both readers raise DatasetMissing if nothing of the data set is there, and DatasetError if something is missing or
+Both readers raise DatasetMissing if no part of the data set is there, and DatasetError if a part is missing or
 damaged. Images are resized as a whole, as Serrà et al. (2018) did.
 """
 
@@ -61,7 +61,7 @@ def decode_image(path: Path, formats: Sequence[str], largest: int) -> Image.Imag
     except _DECODE_ERRORS as error:
         reason = ascii(" ".join(str(error).split())[:160])[1:-1]
         # Pillow's message names the memory buffer, which tells the user nothing.
-        reason = "it is not such a file" if "cannot identify" in reason else reason
+        reason = "it has another format" if "cannot identify" in reason else reason
         raise DatasetError(f"{path} cannot be read as {' or '.join(formats)}: {reason}") from None
     return image
 
@@ -97,7 +97,7 @@ class DatasetError(ValueError):
 
 
 class DatasetMissing(DatasetError):
-    """No file of the data set is there."""
+    """The data set is missing altogether."""
 
 
 def first_existing(folder: Path, *names: str) -> Path | None:
@@ -251,7 +251,7 @@ def gtsrb(folder: Path, train: int, test: int, *, classes: int, size: int) -> tu
     places = ("Final_Test/Images/GT-final_test.csv", "Final_Test/GT-final_test.csv", "GT-final_test.csv")
     table = first_existing(training.parents[1], *places) or first_existing(folder, *places)
     if table is None:
-        raise DatasetError(f"{testing / 'GT-final_test.csv'} is not there, which holds the labels of the test set")
+        raise DatasetError(f"{testing / 'GT-final_test.csv'} is not there; it holds the labels of the test set")
     signs: list[_Sign] = []
     for label in range(classes):
         name = f"{label:05d}"

@@ -1,7 +1,7 @@
 """File formats of MNIST (IDX), CIFAR (binary rows) and SVHN (MATLAB): a reader for each data set.
 
 Every reader takes the numbers of training and test images that the files must hold, and returns both splits. It raises
-DatasetMissing if nothing of the data set is there, and DatasetError if a file is missing or damaged.
+DatasetMissing if no part of the data set is there, and DatasetError if a file is missing or damaged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def mnist(folder: Path, train: int, test: int) -> tuple[Split, Split]:
 
 
 def mnist_test(folder: Path, test: int) -> Split | None:
-    """Read only the test images; None if they are not there either."""
+    """Read only the test images; return None if these are missing too."""
     return _mnist_split(folder, "t10k", test) if _idx_file(folder, "t10k", "images") else None
 
 
@@ -233,7 +233,7 @@ def _array(content: memoryview, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
 
 
 class _Parts:
-    """Iterates over the elements of an array."""
+    """Reads the elements of a MATLAB array one after the other."""
 
     def __init__(self, content: memoryview) -> None:
         self._content = content

@@ -40,10 +40,10 @@ class Source:
         test: number of test images; likewise.
         mean: mean of images / 255: one number, or one for each channel.
         std: standard deviation of the same.
-        home: address that the user can download it from.
+        home: address from which the user can download it.
         layout: description of the files that its folder must hold.
-        read: reads both splits from a folder.
-        enlarge: brings gray images from 28 × 28 to 32 × 32; None if the images are 32 × 32 in color.
+        read: function that reads both splits from a folder.
+        enlarge: function that enlarges gray images from 28 × 28 to 32 × 32; None if the images are 32 × 32 in color.
         balanced: whether all classes have the same number of images.
     """
 
@@ -119,7 +119,7 @@ def _check(found: ClassificationProblem, source: Source, folder: Path) -> None:
         if source.balanced and not found.part and counts.min() != counts.max():
             raise DatasetError(
                 f"{folder} has from {counts.min():,} to {counts.max():,} {word} images of a class, "
-                f"where all have {len(split) // source.classes:,}"
+                f"not {len(split) // source.classes:,} of each"
             )
         some = split.images[:: max(1, len(split) // 2000)]
         mean, published = float(some.mean()) / 255, float(np.mean(source.mean))
@@ -155,7 +155,7 @@ def _from_archive(path: Path, source: Source, total: int) -> tuple[Split, Split]
     Raises DatasetError if it holds anything else.
     """
     if total > (source.train + source.test or _LARGEST_PART):
-        raise DatasetError(f"{path} would be more than all of {source.title}, by its name")
+        raise DatasetError(f"by its name, {path} holds more images than all of {source.title}")
     image = (SIZE, SIZE, 3) if source.enlarge is None else (formats.MNIST_SIZE, formats.MNIST_SIZE)
     some = range(1, total)
     arrays = read_npz(

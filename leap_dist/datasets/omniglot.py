@@ -118,9 +118,9 @@ def _rows(table: Path) -> dict[str, range]:
         ordered = sorted(rows.values(), key=lambda found: found.start)
         borders = [0, *(found.stop for found in ordered)]
         if [found.start for found in ordered] != borders[:-1] or borders[-1] != CHARACTERS or not all(ordered):
-            raise ValueError(f"its alphabets do not have each of {CHARACTERS:,} rows once")
+            raise ValueError(f"its alphabets do not cover each of the {CHARACTERS:,} rows exactly once")
         if len(entries) != len(rows) or not all(map(_is_name, rows)):
-            raise ValueError("its alphabets are not named, each in its own way")
+            raise ValueError("its alphabets do not have valid, distinct names")
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         reason = ascii(" ".join(str(error).split())[:160])[1:-1]
         raise DatasetError(f"{table} is not the table of {CHARACTERS:,} rows: {reason}") from None
@@ -184,7 +184,7 @@ def _checked(drawings: dict[str, np.ndarray], counts: Mapping[str, int], source:
     for name, images in drawings.items():
         share = float(images.mean()) / 255
         if not 0.01 < share < 0.25:  # the alphabets have from 0.03 to 0.13
-            raise DatasetError(f"{source}: {share:.0%} of {name} is ink, which drawings do not have")
+            raise DatasetError(f"{source}: {share:.0%} of {name} is ink, which is implausible for drawings")
     return Omniglot(drawings)
 
 

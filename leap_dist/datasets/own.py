@@ -27,7 +27,7 @@ LAYOUT = (
 def find(data_dir: Path, name: str) -> ClassificationProblem:
     """Read `data_dir/NAME.npz`, whose name may also be spelled with capitals and dashes, and resize its images.
 
-    Raises ConfigError, whose one line says what is wrong with the file, or which files there are.
+    Raises ConfigError, whose one line says what is wrong with the file, or which files exist.
     """
     there = {normalize(path.stem): path for path in sorted(data_dir.glob("*.npz"))}
     if name not in there:
@@ -40,7 +40,7 @@ def find(data_dir: Path, name: str) -> ClassificationProblem:
         raise ConfigError(f"data_dir: {path} cannot be used: {error}; it must hold {LAYOUT}") from None
     classes = int(train.labels.max()) + 1
     if missing := sorted(set(range(classes)) - set(train.labels.tolist())):
-        raise ConfigError(f"data_dir: {path} has no training image of class {missing[0]}, but some of {classes - 1}")
+        raise ConfigError(f"data_dir: {path} has training images of class {classes - 1}, but none of {missing[0]}")
     if int(test.labels.max()) >= classes:
         raise ConfigError(f"data_dir: {path} has test images of class {test.labels.max()}, but no training images")
     pixels = train.images.reshape(-1, 3) / 255

@@ -1,4 +1,4 @@
-"""What actors send to each other and to the driver, besides the protocol's own messages."""
+"""Messages of actors to each other and to the driver, besides those of the protocol."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NO_VECTOR = np.empty(0, np.float32)
 
 
 class Grant(NamedTuple):
-    """A lease and what its task starts from."""
+    """A lease and everything that its task starts from."""
 
     lease: Lease
     vector: ray.ObjectRef[Any]
     """Reference to φ, which Ray fetches once per node."""
     start: Start
-    """Everything else that the task starts from; its own vector is empty."""
+    """Everything else that the task starts from, with NO_VECTOR in place of φ."""
 
 
 class EndedWorker(NamedTuple):
@@ -40,7 +40,7 @@ class WorkerHealth(NamedTuple):
 
     pid: int
     node: str
-    """Ray's ID of the node."""
+    """Ray's node ID."""
     memory_bytes: int
     """Resident memory of the process."""
     seconds: dict[str, float]
@@ -54,7 +54,7 @@ class WorkerHealth(NamedTuple):
     def of_this_process(
         cls, seconds: dict[str, float], profile: tuple[bytes, str] | None, clips: list[Clip]
     ) -> WorkerHealth:
-        """Return the report of the worker whose process this is."""
+        """Return the report of the worker that runs in this process."""
         statm = Path("/proc/self/statm")
         pages = int(statm.read_text().split()[1]) if statm.exists() else 0
         node: str = ray.get_runtime_context().get_node_id()

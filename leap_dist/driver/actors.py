@@ -50,7 +50,7 @@ class ServerProcess:
         try:
             self._server = self._make(*arguments)
         except (RunDirectoryBusy, CorruptFile, ConfigError, OSError) as error:
-            self._problem = error  # a constructor that raised would reach the driver as the text of a traceback
+            self._problem = error  # if the constructor raised, the driver would only see the text of a traceback
 
     def _make(self, *arguments: Any) -> Any:
         raise NotImplementedError
@@ -166,10 +166,10 @@ class WorkerActor:
         self._notice = PreemptionNotice()
 
     def run(self, server: Any, aggregators: Mapping[str, Any]) -> list[Clip]:
-        """Work until no tasks are left or the node is about to go. Raises when the server is gone for good.
+        """Work until no tasks are left or the node is about to leave. Raises when the server is gone for good.
 
-        Takes the server's handle, and those of aggregators by Ray's ID of their node. Returns the recorded episodes
-        that no health report contained.
+        `server` is the server's handle; `aggregators` maps Ray's node IDs to the handles of the nodes' aggregators.
+        Returns the recorded episodes that no health report has contained.
         """
         self._client = ServerClient(server, aggregators.get(ray.get_runtime_context().get_node_id()))
         worker, pause = self._config.worker, 0.05
@@ -189,7 +189,7 @@ class WorkerActor:
 
     @ray.method(concurrency_group="io")
     def leave(self, seconds: float) -> None:
-        """Tell the worker to be gone within `seconds`: it takes no further task, and ends this one only if in time."""
+        """Tell the worker to leave within `seconds`: it takes no new task, and ends this one only if time allows."""
         self._client.bypass_aggregator()
         self._notice.give(seconds)
 

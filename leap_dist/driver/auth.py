@@ -40,13 +40,13 @@ PROBE_SECONDS = 10.0
 
 _CHANGED = ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
 _before: dict[str, str | None] = {}
-"""The values of the variables that a local cluster changes, while there is one."""
+"""Original values of the environment variables that a local cluster changes; empty while there is none."""
 
 
 def prepare_local() -> None:
-    """Make the next `ray.init("local")` ask for a token of its own and listen on loopback only.
+    """Make the next `ray.init("local")` require a new token and listen on loopback only.
 
-    Nobody but its own processes needs that token, so it is made for this one cluster. `restore` must follow.
+    Only the cluster's own processes need that token, so it is made for this one cluster. `restore` must follow.
     """
     _before.update({name: os.environ.get(name) for name in _CHANGED})
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -135,7 +135,7 @@ def _read_mode() -> None:
 def _lets_in(found: str, address: str) -> bool:
     """Return whether the cluster at `found` answers a call made in the current mode.
 
-    Raises ConfigError, which names the `address` that the user gave, where nothing answers.
+    Raises ConfigError, which names the `address` that the user gave, if nothing answers.
     """
     with init_grpc_channel(found, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
@@ -159,7 +159,7 @@ def find_cluster(address: str) -> str:
     """Return HOST:PORT of the cluster that the user means. Raises ConfigError.
 
     `auto` is RAY_ADDRESS, or else a cluster that this user runs on this machine: the newest one according to the file
-    that `ray start` writes, or the only one that has processes. Ray itself would also believe a file in /tmp or a
+    that `ray start` writes, or the only one that has processes. Ray itself would also trust a file in /tmp or a
     command line that belongs to somebody else, and send our token and our code there.
     """
     if address == "auto":
@@ -211,13 +211,13 @@ def _running_clusters() -> Iterator[str]:
 def require_trusted_listener(found: str, address: str) -> None:
     """Raise ConfigError if another user of this machine listens at HOST:PORT `found`.
 
-    A token is sent as it is, so whoever listens there could use it. For another machine this cannot be told; there,
-    only TLS (RAY_USE_TLS) proves who answers.
+    The token is sent in plain text, so whoever listens there could use it. On another machine, the owner of a port
+    cannot be determined; only TLS (RAY_USE_TLS) proves who answers there.
     """
     host, _, port = found.rpartition(":")
     try:
         owners = _listeners(host.strip("[]"), int(port))
-    except (OSError, ValueError):  # a system without /proc does not tell
+    except (OSError, ValueError):  # without /proc, the owner is unknown
         return
     if owners and not owners & {*_TRUSTED, os.geteuid()}:
         raise ConfigError(
@@ -227,7 +227,7 @@ def require_trusted_listener(found: str, address: str) -> None:
 
 
 def _listeners(host: str, port: int) -> set[int]:
-    """Return the users whose processes listen at an address of this machine; empty for another machine's."""
+    """Return the users whose processes listen at an address; empty if the address is not of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         try:

@@ -27,7 +27,7 @@ CALL_SECONDS = 120.0
 
 
 class ServerClient:
-    """The server as a running task sees it: calls are retried while the server restarts.
+    """The server from the view of a running task: calls are retried while the server restarts.
 
     Args:
         server: handle of the server actor.
@@ -41,7 +41,7 @@ class ServerClient:
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the server.
 
-        Raises ActorUnavailableError when the server stays away for CALL_SECONDS, ActorDiedError when it is gone for
+        Raises ActorUnavailableError if the server is unavailable for CALL_SECONDS, ActorDiedError if it is gone for
         good.
         """
         deadline, pause = time.monotonic() + CALL_SECONDS, 0.1
@@ -55,7 +55,7 @@ class ServerClient:
                 pause = min(2 * pause, 2.0)
 
     def lease(self, worker: str, incarnation: str, most: int) -> tuple[list[Any], Idle | None]:
-        """Lease up to so many tasks, each under a name of its own, and return the server's answer if it has no more."""
+        """Lease up to `most` tasks, each under its own worker name. Return them, and the server's Idle if fewer."""
         grants: list[Any] = []
         for number in range(most):
             suffix = f"/{number}" if number else ""
@@ -87,7 +87,7 @@ class ServerClient:
             time.sleep(ack.wait)
 
     def save_state(self, lease_id: str, incarnation: str, state: bytes, steps: int) -> Ack:
-        """Let the server keep the state of a task."""
+        """Store the state of a task on the server."""
         ack: Ack = self.call("save_state", lease_id, incarnation, state, steps)
         return ack
 
@@ -118,7 +118,7 @@ MAX_CONCURRENT_CALLS = 1000
 
 
 class _Delivery:
-    """The server as an aggregator sees it: calls are retried while the server restarts."""
+    """The server from the view of an aggregator: calls are retried while the server restarts."""
 
     def __init__(self, server: Any) -> None:
         self._client = ServerClient(server)
@@ -159,16 +159,16 @@ class Aggregators:
     """The aggregators of all nodes that are not about to leave.
 
     Args:
-        seconds: how often each delivers, see Aggregator; 0 turns aggregators off.
+        seconds: time between two deliveries of an aggregator, see Aggregator; 0 turns aggregators off.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.handles: dict[str, Any] = {}
-        """Actor handles by Ray's ID of the node."""
+        """Actor handles by Ray's node ID."""
 
     def follow(self, nodes: Iterable[str], server: Any) -> None:
-        """Start an aggregator on each new node, and forget those whose node has gone or is about to."""
+        """Start an aggregator on each new node, and forget those whose node is gone or about to leave."""
         if not self._seconds:
             return
         self.handles = {name: handle for name, handle in self.handles.items() if name in nodes}

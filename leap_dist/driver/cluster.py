@@ -44,7 +44,7 @@ END_SECONDS = 3.0
 """How long Ray's processes may take to end by themselves after the shutdown."""
 
 _MARK = "LEAP_DIST_CLUSTER"
-"""Environment variable by which the processes of a local Ray are recognized."""
+"""Environment variable that identifies the processes of a local Ray."""
 
 LONGEST_TEMP_DIR = 107 - len("/session_2026-01-31_12-00-00_000000_4194304/sockets/plasma_store")
 """Length in bytes of the longest directory in which Ray can make its sockets: their paths are limited to 107 bytes."""
@@ -55,7 +55,7 @@ AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_lis
 """Ports of the agents of a node, by the names of Ray's parameters."""
 
 PORTS = range(20_000, 32_000)
-"""Range of these ports: above those of Ray's workers, and below those that Linux gives to connections."""
+"""Range of these ports: above those of Ray's workers, and below those that Linux assigns to connections."""
 
 _at_disconnect = contextlib.ExitStack()
 _abandoned = False
@@ -64,7 +64,7 @@ _abandoned = False
 def connect(config: Config) -> None:
     """Start Ray on this machine, or join the running cluster at `config.address`. `disconnect` must follow.
 
-    Raises ConfigError if no cluster answers, or it refuses us; see auth.py.
+    Raises ConfigError if no cluster answers, or if it refuses us; see auth.py.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -85,7 +85,7 @@ def connect(config: Config) -> None:
 
 
 def _start_local(common: dict[str, Any]) -> None:
-    """Start Ray on this machine, twice if the first start takes too long.
+    """Start Ray on this machine, with a second attempt if the first takes too long.
 
     Raises ConfigError if Ray cannot write its files, or ClusterError.
     """
@@ -125,10 +125,10 @@ def _try_to_start_local(common: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _agents_with_ports() -> Iterator[None]:
-    """Give the agents of a node that starts in this context ports of our choice.
+    """Assign ports to the agents of a node that is started in this context.
 
-    Where Ray is to find ports by itself, the node waits until its agents have written theirs to files, and dies when
-    that takes 15 s, as it does on a busy machine (ray-project/ray#65983).
+    If Ray chooses the ports itself, the node waits until its agents have written them to files, and dies if that takes
+    15 s, as it does on a busy machine (ray-project/ray#65983).
     """
     ports = dict(zip(AGENT_PORTS, _free_ports(len(AGENT_PORTS)), strict=True))
     make_parameters, start_process = parameter.RayParams, services.start_ray_process
@@ -137,7 +137,7 @@ def _agents_with_ports() -> Iterator[None]:
         return make_parameters(**{**arguments, **ports})
 
     def start(command: list[str], process_type: str, *arguments: Any, **more: Any) -> Any:
-        if process_type == PROCESS_TYPE_RAYLET:  # Ray gives this one port to the agent and forgets the node
+        if process_type == PROCESS_TYPE_RAYLET:  # Ray passes this port to the agent, but not to the node
             command = [*command, f"--dashboard_agent_listen_port={ports['dashboard_agent_listen_port']}"]
         return start_process(command, process_type, *arguments, **more)
 
@@ -150,11 +150,11 @@ def _agents_with_ports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_services() -> Iterator[None]:
-    """Leave out, of a Ray that starts in this context, what a run on one machine has no use for.
+    """Start Ray in this context without the services that a run on one machine does not need.
 
     These are the monitor of the autoscaler, the monitor of logs, and the server of the dashboard, which Ray starts and
-    waits for even where no dashboard is wanted. Each is a Python process with imports of seconds. The agents of the
-    node stay; one of them offers the metrics.
+    waits for even if no dashboard is wanted. Each is a Python process whose imports take seconds. The agents of the
+    node are kept; one of them offers the metrics.
     """
     make_parameters, start_dashboard = parameter.RayParams, services.start_api_server
 
@@ -162,7 +162,7 @@ def _without_services() -> Iterator[None]:
         return make_parameters(**{**arguments, "no_monitor": True, "include_log_monitor": False})
 
     parameter.RayParams = bare  # type: ignore[assignment, misc]
-    services.start_api_server = lambda *arguments, **more: (None, None)  # what it returns where it does not start
+    services.start_api_server = lambda *arguments, **more: (None, None)  # what it returns without a server
     try:
         yield
     finally:
@@ -170,9 +170,9 @@ def _without_services() -> Iterator[None]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, drawn from PORTS.
+    """Return unused ports, drawn from PORTS.
 
-    Others may start at the same time, so the ports are drawn by chance; and the system gives these to nobody.
+    Other runs may start at the same time, so the ports are drawn at random. The system itself assigns none of PORTS.
     """
     candidates = random.SystemRandom().sample(PORTS, len(PORTS))
     found = (port for port in candidates if _is_free(port))
@@ -187,7 +187,7 @@ def _is_free(port: int) -> bool:
 
 
 def _temp_dir() -> str | None:
-    """Return a directory for Ray's files where its own choice is too long for the names of sockets, else None."""
+    """Return a directory for Ray's files if its default is too long for the paths of sockets, else None."""
     if len(os.fsencode(get_default_ray_temp_dir())) <= LONGEST_TEMP_DIR:
         return None
     short = tempfile.mkdtemp(prefix="leap-ray-", dir="/tmp")
@@ -214,7 +214,7 @@ def _marked() -> Iterator[None]:
 
 
 def _end_processes(mark: str) -> None:
-    """End the processes with this mark, after they had time to end by themselves."""
+    """Give the processes with this mark time to end by themselves, then kill those that are left."""
     deadline = time.monotonic() + END_SECONDS
     while (left := _processes(mark)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -224,7 +224,7 @@ def _end_processes(mark: str) -> None:
 
 
 def abandon(*, exit_code: int) -> None:
-    """Leave a cluster whose head node is gone: Ray's own shutdown would wait for it for a minute.
+    """Leave a cluster whose head node is gone. Ray's own shutdown would wait for the head for a minute.
 
     `disconnect` does nothing from now on, and the process will end with this exit code.
     """
@@ -240,7 +240,7 @@ def _exit_at_once(code: int) -> None:
 
 
 def _processes(mark: str) -> list[int]:
-    """Return the processes with this mark; none where the system has no /proc."""
+    """Return the processes with this mark; none if the system has no /proc."""
     wanted, found = f"{_MARK}={mark}".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # the process has ended, or belongs to another user
@@ -253,9 +253,9 @@ def _processes(mark: str) -> list[int]:
 def _signals_stay_ours() -> Iterator[None]:
     """Keep Ray, while it starts, from catching our signals and from sharing our process group.
 
-    Its Python handler would end this process in the middle of the start, and its C++ handler prints a stack. In
-    sessions of their own, its processes get no signal that is sent to the whole group, as when a terminal is closed:
-    this process alone ends them, in order.
+    Its Python handler would end this process in the middle of the start, and its C++ handler prints a stack. Its
+    processes run in their own sessions, so that they get no signal that is sent to the whole group, as when a terminal
+    is closed: only this process ends them, in order.
     """
     set_handler, die_with_parent = utils.set_sigterm_handler, utils.set_kill_on_parent_death_linux
     core_worker = ray._raylet.CoreWorker  # type: ignore[attr-defined]
@@ -278,8 +278,8 @@ def _signals_stay_ours() -> Iterator[None]:
 def _keeping_handlers(call: Callable[..., Any], *arguments: Any) -> Any:
     """Call Ray's C++ code, which replaces signal handlers, and put ours back.
 
-    A signal that arrives meanwhile reaches ours all the same. But Ray's handler also prints a stack, and it sets an
-    alarm that would end the process after three seconds; leap_dist/cli/entry.py blocks that alarm.
+    A signal that arrives in the meantime still reaches our handlers. But Ray's handler also prints a stack, and it sets
+    an alarm that would end the process after three seconds; leap_dist/cli/entry.py blocks that alarm.
     """
     if threading.current_thread() is not threading.main_thread():
         return call(*arguments)

@@ -25,15 +25,15 @@ from leap_dist.telemetry.progress import Progress
 
 POLL_SECONDS = 0.5
 POLL_SHARE = 0.1
-"""Largest share of the time that polls take: the status of ten thousand leases keeps the server busy for a while."""
+"""Largest share of the time that polls may take: the status of ten thousand leases keeps the server busy a while."""
 MAX_PAUSE_SECONDS = 2.0
 """Longest pause between polls, however long they take: whoever watches the run waits for its summary."""
 STOP_SECONDS = 20.0
 """How long a clean stop waits for the workers."""
 AWAY_SECONDS = 60.0
-"""Shortest absence after which the server counts as lost. Ray restarts it within seconds where there is a cluster."""
+"""Shortest absence after which the server counts as lost. Ray restarts it within seconds while there is a cluster."""
 AWAY_STARTS = 5.0
-"""The same in multiples of the time that the first start took: a slow machine restarts the server slowly too."""
+"""The same as a multiple of the time that the first start took: a slow machine also restarts the server slowly."""
 LAST_POLL_SECONDS = 10.0
 """How long the last poll waits: it only fetches what happened while the workers stopped."""
 
@@ -52,7 +52,7 @@ def pause_after(seconds: float) -> float:
 
 
 def stop_message(status: dict[str, Any]) -> str:
-    """Return what a first signal prints: what happens now, what is kept, and what a second signal does."""
+    """Return the text that the first signal prints: what happens now, what is kept, and what a second signal does."""
     running = len(status["leases"])
     if status.get("kind") == "evaluation":
         kept = f"{status['tasks']} finished runs are kept, {running} running ones stop at their next report"
@@ -116,7 +116,7 @@ class ControlLoop:
             return self._run()
         except _ServerLost as error:
             outcome = "interrupted" if self._stop.asked else "failed"
-            if not self._status:  # the server never worked, so there is nothing to report but the reason
+            if not self._status:  # the server never worked, so only the reason can be reported
                 self._stop.check()
                 raise ConfigError(f"run-dir: {error}") from None
             self._pool.alerts.append(str(error))
@@ -223,7 +223,7 @@ class ControlLoop:
         if not self._status:
             return
         lines, self._lines = self._lines, []
-        stopping = self._stop.message if self._stop.asked else ""  # a finished run winds down without a word
+        stopping = self._stop.message if self._stop.asked else ""  # a finished run winds down without a message
         more = {
             "alerts": redact_all([*self._status["alerts"], *self._pool.alerts]),
             "plan": self._pool.plan(self._status),

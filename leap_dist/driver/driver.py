@@ -46,7 +46,7 @@ Announce = Callable[[str], None]
 def check_prerequisites(config: Config) -> None:
     """Check what can be checked before Ray starts.
 
-    Raises ConfigError if this machine lacks the GPUs or the data that the configuration asks for.
+    Raises ConfigError if this machine lacks GPUs, data or a tracker's package that the configuration asks for.
     """
     trackers.check(config)
     family_of(config).check(config)
@@ -80,7 +80,7 @@ def train(
         ledger_offset: offset in bytes of the first ledger line to record.
         announce: called with each phase of the start as it begins.
 
-    Raises RunDirectoryBusy or CorruptFile if the server cannot use the directory, ConfigError where there is no
+    Raises RunDirectoryBusy or CorruptFile if the server cannot use the directory, ConfigError if there is no
     cluster or it lacks what the configuration asks for, ClusterError if the server does not start.
     """
     run_dir, config = run_dir.absolute(), _with_absolute_data_dir(config)  # other processes start elsewhere
@@ -103,7 +103,7 @@ def evaluate(
     wall_seconds_before: float = 0.0,
     announce: Announce = lambda _: None,
 ) -> str:
-    """Perform the missing runs of an evaluation in `out`. Signals, result and errors are those of `train`."""
+    """Perform the missing runs of an evaluation in `out`. Signals, result and errors are as in `train`."""
     workers = config.workers if config.workers == "auto" else min(config.workers, len(runs))
     server = replace(config.server, gather_seconds=0.0)  # there is nothing to gather
     config = replace(config, workers=workers, min_workers=min(config.min_workers, len(runs)), server=server)
@@ -121,8 +121,8 @@ def _with_absolute_data_dir(config: Config) -> Config:
 def session(config: Config) -> Iterator[None]:
     """Keep one connection to Ray for everything that is trained and evaluated in this context.
 
-    Raises ConfigError, see `connect`. In the context, `train` and `evaluate` raise HeadLost instead of failing when
-    the cluster's head node is gone.
+    Raises ConfigError, see `connect`. If the cluster's head node is gone, `train` and `evaluate` raise HeadLost in this
+    context, instead of returning "failed".
     """
     with stop_signal() as stop:
         stop.check()

@@ -1,4 +1,4 @@
-"""Errors that end a run although the user's input is valid: one line each, exit code 1."""
+"""Errors that end a run although the user's input is valid. Each is reported in one line, with exit code 1."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ class RunFailed(RuntimeError):
 
 
 class ClusterError(RunFailed):
-    """The cluster does not work as it should."""
+    """The cluster does not work properly."""
 
 
 class HeadLost(ClusterError):
     """The cluster's head node went away. The process must end without calling ray.shutdown.
 
-    `outcome` is how the work ended: "failed", or "interrupted" where a signal had asked for a stop.
+    `outcome` is how the work ended: "failed", or "interrupted" if a signal had asked for a stop.
     """
 
     def __init__(self, outcome: str) -> None:

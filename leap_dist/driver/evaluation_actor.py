@@ -1,4 +1,4 @@
-"""The Ray actor that wraps EvaluationServer. Its workers are those of training."""
+"""The Ray actor that wraps EvaluationServer. The workers are the same as in training."""
 
 from __future__ import annotations
 

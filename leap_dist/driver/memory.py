@@ -1,4 +1,4 @@
-"""Memory of this machine: how many workers it holds, and which processes Ray's memory monitor has killed."""
+"""Memory of this machine: how many workers fit into it, and which processes Ray's memory monitor has killed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ray.core.generated.gcs_pb2 import WorkerTableData  # type: ignore[attr-defi
 from leap_dist.config.settings import Config
 
 WORKER_BYTES = 300 * 2**20
-"""What a worker takes at least: PyTorch, Ray, and a few environments."""
+"""Memory that a worker takes at least: PyTorch, Ray, and a few environments."""
 WORKER_GPU_BYTES = 3 * 2**29
-"""What a worker takes of a GPU's memory at least: CUDA's own, and the graphs and activations of a few environments."""
+"""GPU memory that a worker takes at least: CUDA itself, and the graphs and activations of a few environments."""
 ADVICE = "lower --workers or --agent.envs"
 
-# By default Ray kills several processes at once, the server among them. Its older policy kills one at a time, of those
-# that may be restarted the youngest: with workers that may be, the server is the last.
+# By default Ray kills several processes at once, the server among them. Its older policy kills one at a time: the
+# youngest of those that may be restarted. If workers may be restarted too, the server is the last.
 MONITOR = {"RAY_worker_killing_policy_by_group": "true"}
 """Environment variables by which a local Ray spares the server when memory runs out."""
 
@@ -37,8 +37,8 @@ def prepare_monitor() -> None:
 def fit(config: Config, available: float | None = None) -> tuple[Config, list[str]]:
     """Return the configuration with no more workers than this machine has memory for, and a line that says so.
 
-    `available` is the memory in bytes; by default it is read. A cluster's nodes are not judged, and a number that
-    follows the nodes' resources needs no correction.
+    `available` is the memory in bytes; by default it is read from the system. The nodes of a cluster are not examined,
+    and a number of workers that follows the nodes' resources needs no correction.
     """
     if config.address != "local" or config.workers == "auto":  # placement.Need.room counts the memory itself
         return config, []
@@ -54,7 +54,7 @@ def fit(config: Config, available: float | None = None) -> tuple[Config, list[st
 
 
 def was_killed(pid: int | None) -> bool:
-    """Return whether Ray's memory monitor has killed a process. False if that is not known."""
+    """Return whether Ray's memory monitor has killed a process; False if that is not known."""
     with contextlib.suppress(Exception):  # the interface is not public and may change
         accessor: Any = ray._private.state.state._global_state_accessor
         for raw in accessor.get_worker_table() if pid is not None else ():
@@ -71,7 +71,7 @@ def explain_kill(own_bytes: int | None, all_bytes: int) -> str:
 
 
 def _available_bytes() -> float:
-    """Return how many bytes processes may still take, by the system and by the limits of this process's cgroups."""
+    """Return how many bytes are still available, given the system's memory and the limits of this process's cgroups."""
     return min(_headroom(), default=math.inf)
 
 

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: Ray serves what this process records on the text page of its node."""
+"""Metrics for Prometheus: Ray serves what this process records on the metrics page of its node."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sample(NamedTuple):
 
 
 class Declaration(NamedTuple):
-    """Description and labels of a metric, which Prometheus shows."""
+    """Description and labels of a metric, as shown by Prometheus."""
 
     description: str
     labels: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ COUNTERS: Mapping[str, Declaration] = {
     ),
     "leap_restarts_total": Declaration("Restarts in this launch, of workers and of the server.", ("process",)),
 }
-"""Metrics that only rise. They continue at the run's totals when it is resumed."""
+"""Metrics that only rise. When a run is resumed, they continue at its totals."""
 
 _OUTCOMES = {
     "applied": "contributions_applied",
@@ -99,7 +99,7 @@ def _of_ledger(lines: list[dict[str, Any]]) -> Iterator[Sample]:
 
 
 class Exporter:
-    """Records the metrics of one run. An error ends the export with an alert, and never the run.
+    """Records the metrics of one run. An error ends the export, with an alert, but never the run.
 
     Args:
         run: name of the run, the value of the label `run`.

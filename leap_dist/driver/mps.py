@@ -1,8 +1,8 @@
-"""NVIDIA's MPS daemon, by which workers that share a GPU compute at the same time instead of taking turns.
+"""NVIDIA's MPS daemon, which lets workers that share a GPU compute at the same time instead of taking turns.
 
-One daemon per node with GPUs, with directories of its own, for our workers only. It changes no setting of the card, and
-ends with the run: the actor that holds it is its parent, and the kernel ends it with its parent. Where the tool is
-missing, somebody's daemon runs already, or CUDA does not work through ours, workers go on without.
+Each node with GPUs has one daemon, which has its own directories and serves only our workers. It changes no setting of
+the card, and ends with the run: the actor that holds it is its parent, and the kernel ends it with its parent. If the
+tool is missing, another daemon is already running, or CUDA does not work through ours, workers run without it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from leap_dist.storage.redaction import redact_output
 
 TOOL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
-"""Environment variables by which CUDA finds the daemon."""
+"""Environment variables that tell CUDA where the daemon is."""
 START_SECONDS = 10.0
 TRY_SECONDS = 60.0
 """Time limit for a first computation through the daemon."""
@@ -41,19 +41,19 @@ _PR_SET_PDEATHSIG = 1  # prctl.h
 
 
 class Daemon:
-    """The daemon of this machine. `folder` is its directory of pipes, or None if there is no daemon of ours."""
+    """The daemon of this machine. `folder` is its directory of pipes, or None if we run no daemon."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> str:
-        """Start the daemon. Returns "" if CUDA works through it, or else why workers go on without."""
+        """Start the daemon. Returns "" if CUDA works through it, or else why workers run without it."""
         tool = shutil.which(TOOL)
         if tool is None:
             return f"{TOOL} is not installed"
         if runs_already():
-            return "somebody's daemon runs already"
+            return "another daemon is already running"
         self.folder = Path(tempfile.mkdtemp(prefix="leap-mps-"))
         try:
             self._process = subprocess.Popen(
@@ -118,7 +118,7 @@ class Daemon:
 
 
 def runs_already() -> bool:
-    """Return whether a daemon, or a server of one, runs on this machine, whoever has started it."""
+    """Return whether a daemon, or a server of one, runs on this machine, no matter who started it."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (folder / "comm").read_text().startswith("nvidia-cuda-mps"):  # cut off after 15 bytes
@@ -167,7 +167,7 @@ class Daemons:
         self.pipes: dict[str, str] = {}
         """Directory of the pipes by node, for those whose daemon has started."""
         self.states: dict[str, str] = {}
-        """In a few words, by node: "running", or why there is no daemon."""
+        """State of the daemon by node: "running", or the reason why there is none."""
 
     def follow(self, hosts: Mapping[str, Room]) -> None:
         """Start a daemon on each new node whose workers share GPUs, and take note of those that have ended."""
@@ -185,7 +185,7 @@ class Daemons:
                 self._take(name, actor, answer)
 
     def is_undecided(self, host: str) -> bool:
-        """Return whether a node's daemon is still starting, so that workers there have to wait for a moment."""
+        """Return whether a node's daemon is still starting, so that workers there have to wait."""
         return host in self._actors and host not in self.states
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from leap_dist.driver.memory import WORKER_GPU_BYTES
 from leap_dist.driver.nodes import Node
 
 EQUAL = ("torch", "ray")
-"""Packages whose versions must be the same on all nodes, up to the build, as must Python's."""
+"""Packages whose versions must be the same on all nodes, except for the build, like that of Python."""
 PACKAGES = (*EQUAL, "numpy", "ale-py", "gymnasium", "safetensors")
 """Packages that a worker needs, and whose versions influence what it computes."""
 
@@ -33,7 +33,7 @@ print(json.dumps([gpus, problem]))
 
 
 class Question(NamedTuple):
-    """What a node is asked."""
+    """The questions that a node is asked."""
 
     path: str
     """A probe file in the run directory; empty if the node need not share it."""
@@ -71,11 +71,11 @@ class Verdict(NamedTuple):
     node: Node | None
     """The node with the resources that workers can use there, or None if it is left out."""
     lines: list[str]
-    """What the user should know: why it is left out, or what is different there."""
+    """Messages for the user: why the node is left out, or what differs there."""
 
 
 def report(question: tuple[Any, ...], packages: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the fields of an Answer about the machine that this runs on. It needs no module of ours."""
+    """Return the fields of an Answer about the machine that this runs on. Needs none of our modules."""
     import importlib.metadata
     import json
     import os
@@ -112,7 +112,7 @@ def report(question: tuple[Any, ...], packages: tuple[str, ...]) -> tuple[Any, .
             emulator = f"{type(error).__name__}: {error}"
     gpus: list[tuple[str, int, int]] = []
     gpu_problem = ""
-    if gpu_script:  # in a process of its own, because CUDA keeps hundreds of megabytes until its process ends
+    if gpu_script:  # in a separate process, because CUDA keeps hundreds of megabytes until its process ends
         try:
             command = [sys.executable, "-c", gpu_script]
             done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
@@ -170,7 +170,7 @@ def judge(node: Node, answer: Answer, *, content: str, folder: Path | None, data
 
 
 def _with_gpus(node: Node, answer: Answer, lines: list[str], device: str) -> Verdict:
-    """Judge the GPUs of a node. Where they may be missing, it is used for its processors."""
+    """Judge the GPUs of a node. If they are optional and unusable, the node is used for its processors."""
     wanted = int(node.resources["GPU"])
     full = [(name, free, total) for name, free, total in answer.gpus if free < WORKER_GPU_BYTES]
     if len(answer.gpus) < wanted:

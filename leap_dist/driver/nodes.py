@@ -18,7 +18,7 @@ READ_SECONDS = 1.0
 GONE_SECONDS = 15.0
 """How long the head node may be silent before it counts as gone."""
 NOTICE_SECONDS = 30.0
-"""How long a node is assumed to stay when it announces that it leaves, but not when."""
+"""How long a node is assumed to stay if it announces that it will leave, but not when."""
 
 
 class Node(NamedTuple):
@@ -38,16 +38,16 @@ class View(NamedTuple):
     staying: dict[str, Node]
     """Nodes that are alive and not about to leave, by Ray's ID."""
     leaving: dict[str, float]
-    """For each node that is about to leave, by Ray's ID, when it does, on the monotonic clock."""
+    """When each node that is about to leave will be gone, on the monotonic clock, by Ray's ID."""
 
 
 class Nodes:
     """The newest view of the nodes, at most a few seconds old while the cluster has a head node."""
 
     def __init__(self) -> None:
-        """Read the nodes now and every READ_SECONDS until `close`. Raises Ray's error where the first read fails."""
+        """Read the nodes now and every READ_SECONDS until `close`. Raises Ray's error if the first read fails."""
         self.clock = RunningClock()
-        """Clock for waiting for others; it stands still while this process is stopped."""
+        """Clock for waiting for other processes; it stands still while this process is stopped."""
         self.reservation = Reservation.of_this_program()
         self.view = _read({}, self.reservation)
         self._seen_at = self.clock()
@@ -83,7 +83,7 @@ class Nodes:
 
 
 def _read(known: Mapping[str, float], reservation: Reservation) -> View:
-    """Read the nodes. `known` keeps the deadlines of the last view, so that a jump of the wall clock changes none."""
+    """Read the nodes. `known` holds the last view's deadlines, which stay the same if the wall clock jumps."""
     leaving = {name: known[name] if name in known else _monotonic(deadline) for name, deadline in _draining().items()}
     nodes: dict[str, dict[str, Any]] = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     staying = {

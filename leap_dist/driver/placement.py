@@ -1,4 +1,4 @@
-"""How many workers fit on the current nodes, and on those that an autoscaler may add."""
+"""Placement of workers: how many fit on the current nodes, and on those that an autoscaler may add."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from leap_dist.driver.nodes import Node
 
 UNLIMITED = sys.maxsize
 MANY_PROCESSORS = 8
-"""Number of processors from which the node of the server and the driver keeps one for them."""
+"""Number of processors from which on the node of the server and the driver reserves one for them."""
 
 
 class Room(NamedTuple):
@@ -33,7 +33,7 @@ class Room(NamedTuple):
     gpus: float
     """GPUs that Ray reserves for each."""
     limit: str
-    """What keeps further workers from the node."""
+    """The resource that limits the number of workers."""
 
 
 class Need(NamedTuple):
@@ -47,7 +47,7 @@ class Need(NamedTuple):
     device: str = "cuda"
     """Where workers compute if they get a GPU. With "auto", nodes without one take workers too, on processors."""
     fills: bool = False
-    """Whether a node gets as many workers as its memory holds, rather than a number that somebody asked for."""
+    """Whether a node gets as many workers as fit into its memory, rather than a number that the user asked for."""
 
     @classmethod
     def of(cls, config: Config) -> Need:
@@ -78,8 +78,8 @@ class Need(NamedTuple):
             resources: what the node has in all, in Ray's names and units.
             node_labels: its labels, or None if they are not known; they are then assumed to match.
             gpu_bytes: free memory of each of its GPUs.
-            hosts_server: whether the server and the driver run there. They use a few hundredths of a processor, so that
-                workers may have all of a small node; a large one keeps one for them.
+            hosts_server: whether the server and the driver run there. They use a few hundredths of a processor, so
+                workers may use all processors of a small node; a large node reserves one for server and driver.
         """
         if node_labels is not None and not labels.match(self.labels, node_labels):
             return Room(0, "cpu", 0.0, "labels")
@@ -88,7 +88,7 @@ class Need(NamedTuple):
         bounds = [(_whole((processors - kept) / self.cpus), "processors")]
         if self.fills:
             by_memory = _whole(resources.get("memory", math.inf) / memory.WORKER_BYTES)
-            bounds.append((max(1, by_memory), "memory"))  # one is tried in any case
+            bounds.append((max(1, by_memory), "memory"))  # at least one is tried
         most, limit = min(bounds)
         if self.gpus == 0:
             return Room(max(0, most), "cpu", 0.0, limit)
@@ -100,7 +100,7 @@ class Need(NamedTuple):
         return Room(max(0, min(most, on_gpus)), "cpu" if self.device == "cpu" else "cuda", gpus, limit)
 
     def _on_gpus(self, devices: int, most: int, gpu_bytes: float) -> tuple[int, float, str]:
-        """Return how many workers GPUs can take, the GPUs that each gets, and what limits their number.
+        """Return how many workers fit on the GPUs, the GPUs that each gets, and what limits the number of workers.
 
         Ray takes a share from one device, never from two, so each holds a whole number of workers.
         """
@@ -119,7 +119,7 @@ class Need(NamedTuple):
 
 
 def share_of(workers: int) -> float:
-    """Return the share of a GPU for each of this many workers, in the steps in which Ray counts."""
+    """Return the share of a GPU for each of `workers` workers, rounded down to the steps in which Ray counts."""
     steps = round(1 / SMALLEST_SHARE)
     return math.floor(steps / workers) / steps
 
@@ -135,7 +135,7 @@ def waits_for_nodes(config: Config) -> bool:
 
 
 def others_may_come(config: Config) -> bool:
-    """Return whether nodes may join that are not there yet."""
+    """Return whether further nodes may join the cluster."""
     return waits_for_nodes(config) or autoscaler_groups(config.address) is not None
 
 
@@ -200,7 +200,7 @@ def fit_resources(config: Config, nodes: Sequence[Node], *, one_kind: bool = Fal
     """Return the configuration with what its workers get on these nodes, and alerts where that is less than asked for.
 
     Nodes with GPUs and nodes without both get workers unless the configuration names a device. With `one_kind`, all
-    workers compute on the same kind of device, so that where a task runs makes no difference to its bits.
+    workers compute on the same kind of device, so that the bits of a task's result do not depend on where it runs.
 
     Raises ConfigError if there are too few GPUs.
     """
@@ -217,8 +217,8 @@ def bundles(
 ) -> tuple[list[dict[str, float]], list[dict[str, str]]]:
     """Return the resources, and the labels, of `wanted` workers, as an autoscaler takes them: one entry for each.
 
-    The current nodes' rooms come first, then what groups of nodes may add. What fits nowhere gets what one worker
-    needs at least.
+    The rooms of the current nodes come before those that groups of nodes may add. A worker that fits nowhere gets the
+    minimum that one worker needs.
     """
     found: list[Room] = [*rooms]
     found += [
@@ -235,7 +235,7 @@ def bundles(
 
 
 def explain_lack(need: Need, least: int, fit: int, nodes: Sequence[Node], autoscaled: bool) -> str:
-    """Return an error message for when only `fit` of at least `least` workers can run, with what to do about it."""
+    """Return an error message for the case that only `fit` of `least` workers can run, with what to do about it."""
     wait = "" if autoscaled else ", or give --wait-for-nodes if nodes will join"
     where = f"on the {len(nodes)} current nodes{' and those that the autoscaler may add' if autoscaled else ''}"
     if fit:

@@ -10,9 +10,9 @@ from leap_dist.driver.placement import Room
 from leap_dist.telemetry.progress import duration
 
 STEPS_PER_SECOND = {"cpu": 1_600.0, "cuda": 1_700.0}
-"""Agent steps per second of one worker on Atari, by device: on one core, and on a GPU that the emulator keeps waiting.
+"""Agent steps per second of one worker on Atari, by device: on one core, and on a GPU, which waits for the emulator.
 
-From docs/performance.md. Machines differ by a factor of two, and games by as much.
+From docs/performance.md. Machines differ by up to a factor of two, and so do games.
 """
 
 
@@ -41,7 +41,7 @@ def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int
 
 
 def _limit(config: Config, rooms: Sequence[Room], workers: int) -> str:
-    """Return what keeps further workers from starting."""
+    """Return what limits the number of workers."""
     if config.workers != "auto" and workers >= config.workers:
         return "--workers"
     if workers < sum(room.workers for room in rooms):

@@ -1,4 +1,4 @@
-"""The pool of workers: as many as the configuration asks for and fit, placed on nodes, replaced when they die."""
+"""The pool of workers: starts as many as wanted if they fit, places them on nodes, and replaces those that die."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from leap_dist.storage.atomic import write_atomic
 from leap_dist.tasks.atari.video import Clip
 
 LEAVE_SECONDS = 5.0
-"""How long before its node goes away a worker should be gone."""
+"""How many seconds before its node goes away a worker should be gone."""
 START_SECONDS = 60.0
-"""How long a worker that fits may take to start before an alert says so."""
+"""How long a worker that fits may take to start before an alert is raised."""
 
 
 class Pool:
@@ -59,7 +59,7 @@ class Pool:
         checks: decides which nodes may get workers.
         most_workers: number of workers beyond which some would never have a task.
         profiles: directory for every worker's profiler trace and time breakdown, or None.
-        alerts: what the user should know already.
+        alerts: alerts that were raised before the pool was created.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Pool:
         self._request: ResourceRequest | None = None
         self.restarts = 0
         self.ended: list[EndedWorker] = []
-        """Workers that ended and whose leases the server has not been told to take back yet."""
+        """Ended workers whose leases the server has not been told to take back yet."""
         self.alerts: deque[str] = deque(alerts, maxlen=100)
         self._clips: list[Clip] = []
 
@@ -106,7 +106,7 @@ class Pool:
     def _bundles(self, groups: Sequence[Group]) -> Request:
         """Return what the wanted workers need; with "auto", those that fit now and on nodes that may be added.
 
-        Where nobody has limited the number of nodes, "auto" asks for as many workers as a batch has tasks.
+        If the number of nodes is not limited, "auto" asks for as many workers as a batch has tasks.
         """
         if self._config.workers != "auto":
             wanted = self._config.workers
@@ -137,7 +137,7 @@ class Pool:
 
     @property
     def waiting(self) -> str:
-        """What the pool waits for before the first worker can start; afterwards empty."""
+        """What the pool waits for before the first worker can start; empty afterwards."""
         if self._begun:
             return ""
         nodes = len(self._nodes.view.staying)
@@ -166,7 +166,7 @@ class Pool:
                 self._start(slot, host, hosts[host])
 
     def _resize(self, count: int) -> None:
-        """Add slots up to `count`. Where the number follows the nodes, empty ones beyond it are removed."""
+        """Add slots up to `count`. If the number follows the nodes, empty slots beyond it are removed."""
         for number in range(len(self._slots), count):
             self._slots.append(WorkerSlot(f"w{number}"))
         while self._config.workers == "auto" and len(self._slots) > max(count, 1) and self._slots[-1].is_idle:
@@ -259,7 +259,7 @@ class Pool:
             num_cpus=self._need.cpus,
             num_gpus=room.gpus,
             scheduling_strategy=self._nodes.reservation.strategy(host),
-            # The pool restarts workers itself. But a local Ray kills what may not be restarted last; see memory.py.
+            # The pool restarts workers itself; but a local Ray spares actors that may not be restarted; see memory.py.
             max_restarts=-1 if self._config.address == "local" else 0,
         )
         incarnation = uuid.uuid4().hex
@@ -310,7 +310,7 @@ class Pool:
     def _vacate(self, leaving: Mapping[str, float]) -> None:
         """Tell the workers on nodes that are about to leave, and end those that are still there at the deadline.
 
-        Such a worker ends its task, if there is time, or gives it back; then it starts again on another node.
+        Such a worker completes its task if there is time, or else gives it back; then it starts again on another node.
         """
         now = time.monotonic()
         for slot in self._slots:

@@ -1,4 +1,4 @@
-"""Check every node before it gets workers, when it joins and again while it is left out."""
+"""Check every node before it gets workers: when it joins, and again from time to time while it is left out."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from leap_dist.driver.signals import StopSignal
 
 ANSWER_SECONDS = 60.0  # the first process on a node takes a while to start
 AGAIN_SECONDS = 60.0
-"""Time after which a node that is left out is asked again."""
+"""Time after which a node that was left out is asked again."""
 OF_INPUT = ("run-dir:", "data_dir:")
-"""Beginnings of lines that are about the user's input, not about a node."""
+"""Prefixes of messages that are about the user's input rather than a node."""
 
 
 class NoChecks:
-    """Every node is good: the one that this process runs on, without a GPU that torch might not be able to use."""
+    """Null object that passes every node, for a run on this machine alone without a GPU that torch may fail to use."""
 
-    alerts: list[str] = []  # noqa: RUF012  (nobody adds to it)
+    alerts: list[str] = []  # noqa: RUF012  (it stays empty)
 
     def follow(self, nodes: Mapping[str, Node]) -> None:
         """Do nothing."""
@@ -68,10 +68,10 @@ class NodeChecks(NoChecks):
         self._verdicts: dict[str, tuple[Verdict, float]] = {}  # with the time, by node
         self._said: set[str] = set()
         self.alerts = []
-        """What the user should know and has not been told yet."""
+        """Messages that the user has not been shown yet."""
 
     def follow(self, nodes: Mapping[str, Node]) -> None:
-        """Ask the nodes that are new, or were left out a while ago, and take the answers that have come. Never blocks.
+        """Ask nodes that are new or were left out a while ago, and take the answers that have arrived. Never blocks.
 
         Raises ConfigError if the probe file cannot be written.
         """
@@ -102,8 +102,8 @@ class NodeChecks(NoChecks):
     def wait(self, nodes: Mapping[str, Node], stop: StopSignal, *, others_may_come: bool) -> None:
         """Wait until every node has been judged.
 
-        Raises ConfigError or ClusterError, with the first node's line, where none passed and `others_may_come` is
-        not set; Stopped.
+        Raises ConfigError or ClusterError, with the first node's message, if none passed and `others_may_come`
+        is not set; Stopped.
         """
         try:
             self.follow(nodes)
@@ -174,14 +174,14 @@ class NodeChecks(NoChecks):
 
 
 def _shipped(function: Any) -> Any:
-    """Return a copy of a function that Ray ships as a whole, so that a node needs none of our code to run it."""
+    """Return a copy of a function that Ray ships by value, so that a node needs none of our code to run it."""
     copy = types.FunctionType(function.__code__, {"__builtins__": __builtins__}, function.__name__)
     copy.__module__ = "__main__"
     return copy
 
 
 def _is_to_be_asked_again(verdict: Verdict, node: Node) -> bool:
-    """Return whether a node, or its GPUs, are left out."""
+    """Return whether a node has to be asked again, because it or its GPUs were left out."""
     return verdict.node is None or verdict.node.resources.get("GPU") != node.resources.get("GPU")
 
 
@@ -206,7 +206,7 @@ def check_nodes(
 
 
 def checks_for(config: Config, nodes: Mapping[str, Node], folder: Path | None) -> NoChecks:
-    """Return the checks that a run needs: none on this machine alone, unless it has a GPU that may be used.
+    """Return the checks that a run needs: none if it runs on this machine alone, unless that has a GPU to be used.
 
     `folder` is a directory that the nodes of a cluster must share, or None.
     """

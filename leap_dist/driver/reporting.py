@@ -81,7 +81,7 @@ def _train_with_validation(
         if outcome != "done":
             run_directory.write_summary(run_dir, summary := {**summary, "state": outcome})
             return outcome, summary
-    if not summary:  # an earlier launch has done everything, but may not have said so
+    if not summary:  # an earlier launch did everything, but may not have reported it
         outcome, summary = train_until(max(one.meta_updates for one in history.measurements))
         if outcome != "done":
             return outcome, summary
@@ -152,7 +152,7 @@ def _train(
                 ledger_offset=board.offset,
                 announce=table.begin,
             )
-        except KeyboardInterrupt:  # before the first report, or by a second signal: nobody else says how the run ended
+        except KeyboardInterrupt:  # before the first report, or by a second signal: nothing else records it
             with contextlib.suppress(OSError, ConfigError):
                 last = latest or run_directory.read_summary(run_dir)
                 run_directory.write_summary(run_dir, {**last, "state": "interrupted"})
@@ -164,7 +164,7 @@ def _train(
 
 
 def _of_whole(summary: dict[str, Any], total_tasks: int) -> dict[str, Any]:
-    """Return the summary of a part of a run, which ends with a measurement, as one of the whole run."""
+    """Convert the summary of a part of a run, which ends with a measurement, to a summary of the whole run."""
     done, eta = summary["tasks"], summary["eta_seconds"]
     total, left = max(total_tasks, done), summary["tasks_wanted"] - done
     return {
@@ -199,7 +199,7 @@ def evaluate(
 
 
 def _session(config: Config) -> contextlib.AbstractContextManager[None]:
-    """Return a context with one connection to Ray, which does nothing inside of another one."""
+    """Return a context with a connection to Ray. Inside another such context, it does nothing."""
     return contextlib.nullcontext() if ray.is_initialized() else driver.session(config)
 
 

@@ -1,4 +1,4 @@
-"""What is reserved for this program where it runs in a placement group, as a trial of Ray Tune does."""
+"""The resources reserved for this program if it runs in a placement group, as a trial of Ray Tune does."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 
 class Reservation:
-    """The placement group of this program, in which its workers have to be: the rest belongs to other programs.
+    """The placement group of this program. Its workers must run there: all other resources belong to other programs.
 
     Args:
-        group: the placement group, or None where the program is in none.
+        group: the placement group, or None if the program is in none.
         own: resources of the group that the program itself occupies.
         node: Ray's ID of the node that the program runs on.
     """
@@ -27,7 +27,7 @@ class Reservation:
 
     @classmethod
     def of_this_program(cls) -> Reservation:
-        """Return what is reserved for this program. A group without room for anyone but the program is ignored."""
+        """Return what is reserved for this program. A group that has room only for the program itself is ignored."""
         context = ray.get_runtime_context()
         group = get_current_placement_group()
         found = cls(group, context.get_assigned_resources() if group else {}, context.get_node_id())
@@ -35,7 +35,7 @@ class Reservation:
         return found if any(free[node].get("CPU", 0.0) > 0.0 for node in free) else cls(None, {}, "")
 
     def by_node(self) -> dict[str, dict[str, float]]:
-        """Return what the group holds on each node, by Ray's ID, without what the program itself occupies."""
+        """Return the group's resources on each node, by Ray's ID, without those that the program itself occupies."""
         if self._group is None:
             return {}
         table: Mapping[str, Any] = placement_group_table(self._group)
@@ -46,7 +46,7 @@ class Reservation:
         return {node: dict(amounts) for node, amounts in found.items()}
 
     def limit(self, nodes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Return the nodes on which the program may have workers, each with no more resources than are its own.
+        """Return the nodes on which the program may have workers, each with only the resources reserved for it.
 
         Takes and returns nodes as `ray.nodes()` describes them, by Ray's ID.
         """

@@ -1,8 +1,8 @@
-"""What all runs on a cluster ask of its autoscaler together, as leases that expire with their runs.
+"""The joint request of all runs to a cluster's autoscaler, made of leases that expire with their runs.
 
 Ray knows one request per cluster, which holds until the next one replaces it. Two runs would overwrite each other's,
-and the request of a run that was killed would keep nodes running for nobody. So a small actor, one per cluster, keeps
-the requests of all runs that renew theirs, hands their sum to the autoscaler, and ends when there is none left.
+and the request of a run that was killed would keep unused nodes running. So a small actor, one per cluster, keeps the
+requests of all runs that renew theirs, passes their sum to the autoscaler, and ends when there is none left.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 NAMESPACE, NAME = "leap-dist", "resource-requests"
 LEASE_SECONDS = 60.0
-"""Time after which a request that is not renewed is taken back."""
+"""Time after which a request that is not renewed is dropped."""
 RENEW_SECONDS = 10.0
 CALL_SECONDS = 30.0
 """Time limit for a call of the actor, which may be starting."""
@@ -60,7 +60,7 @@ class RequestBook:
         return not self._requests
 
     def renew(self, run: str, request: Request, seconds: float = LEASE_SECONDS) -> None:
-        """Take or replace the request of a run, which holds for `seconds`."""
+        """Accept or replace the request of a run, which is valid for `seconds`."""
         self._requests[run] = request, self._clock() + seconds
         self.tick()
 
@@ -70,7 +70,7 @@ class RequestBook:
         self.tick()
 
     def tick(self) -> None:
-        """Forget what has expired, and ask for the sum of the rest if it has changed or could not be asked for."""
+        """Forget expired requests. Ask for the sum of the others if it has changed or could not be asked for before."""
         now = self._clock()
         self._requests = {run: kept for run, kept in self._requests.items() if now < kept[1]}
         kept = [request for request, _ in self._requests.values()]
@@ -81,7 +81,7 @@ class RequestBook:
 
 
 def ask_autoscaler(request: Request) -> None:
-    """Replace the cluster's request. Raises an error of Ray's where its head does not answer."""
+    """Replace the cluster's request. Raises one of Ray's errors if the head does not answer."""
     from ray.autoscaler.sdk import request_resources  # slow to import, and a run on one machine never asks
 
     request_resources(bundles=request.bundles, bundle_label_selectors=request.selectors or None)
@@ -110,7 +110,7 @@ class RequestActor:
         idle = 0
         while idle < 3:  # a run that has just started the actor calls it within these seconds
             time.sleep(1.0)
-            with self._lock, contextlib.suppress(Exception):  # a head that does not answer is asked again
+            with self._lock, contextlib.suppress(Exception):  # if the head does not answer, it is asked again
                 self._book.tick()
                 idle = idle + 1 if self._book.empty else 0
         ray.kill(ray.get_runtime_context().current_actor)
@@ -125,7 +125,7 @@ class ResourceRequest:
 
     Args:
         request: what the run asks for.
-        lease_seconds: how long it holds if this process dies.
+        lease_seconds: how long the request stays valid if this process dies.
     """
 
     def __init__(self, request: Request, lease_seconds: float = LEASE_SECONDS) -> None:
@@ -145,14 +145,14 @@ class ResourceRequest:
 
     def _renew(self) -> None:
         warned = False
-        # The driver's node stays longer than those that workers come and go with.
+        # The driver's node outlives the nodes that come and go with workers.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         options = {"name": NAME, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
         while True:
             try:
                 actor = REQUESTS.options(**options, scheduling_strategy=here).remote()
                 ray.get(actor.renew.remote(self._run, *self._request, self._lease_seconds), timeout=CALL_SECONDS)
-            except Exception as error:  # nodes that join anyway are used all the same
+            except Exception as error:  # nodes that join anyway are used nevertheless
                 if not warned:
                     log.warning("the autoscaler could not be asked for nodes: %s", last_line(error))
                 warned = True

@@ -33,7 +33,7 @@ class ServerPlan(NamedTuple):
 
 
 def start_server(plan: ServerPlan) -> Any:
-    """Start the server, on the driver's own node if possible: the folder certainly exists there. Does not wait."""
+    """Start the server without waiting, on the driver's own node if possible, where the folder certainly exists."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=plan.movable)
     return plan.actor.options(scheduling_strategy=here).remote(*plan.arguments)
 

@@ -34,9 +34,9 @@ class StopSignal:
     def __init__(self) -> None:
         self.asked = False
         self.immediate = False
-        """Whether the first signal already stops at once. For commands that have nothing to finish."""
+        """Whether even the first signal stops at once, for commands that have nothing to finish."""
         self.message = AT_START
-        """What the first signal prints: what happens now, what is kept, and what a second signal does."""
+        """Text that the first signal prints: what happens now, what is kept, and what a second signal does."""
         self.importing = False
         """Whether the process has only imported modules so far, so that it can simply exit."""
         self.finished = False
@@ -81,7 +81,7 @@ def stop_signal(*, until_exit: bool = False) -> Iterator[StopSignal]:
     """Catch the signals in this context. Nested contexts of a thread share the StopSignal of the outermost one.
 
     Outside the main thread Python cannot catch signals, so there only the program itself can ask for a stop. SIGHUP
-    stays ignored under nohup.
+    remains ignored under nohup.
 
     Args:
         until_exit: keep the handlers after the context and ignore further signals, because the process exits next.

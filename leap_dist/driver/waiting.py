@@ -15,13 +15,13 @@ from leap_dist.driver.signals import StopSignal
 
 TICK_SECONDS = 0.5
 LONGEST_STEP = 3.0
-"""Seconds between two ticks that still count as running time: a busy machine may delay a tick."""
+"""Longest time between two ticks that still counts as running time: a busy machine may delay a tick."""
 
 
 class RunningClock:
     """Monotonic seconds that stand still while the process is stopped: Ctrl-Z, SIGSTOP, a suspended machine.
 
-    A process that waits for others must not count the time in which it did not listen.
+    A process that waits for others must not count the time during which it could not receive their answers.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,7 +32,7 @@ class RunningClock:
         self._closed = threading.Event()
 
     def start(self) -> None:
-        """Tick in a thread of its own until `close`."""
+        """Tick in a background thread until `close`."""
         threading.Thread(target=self._run, name="running-clock", daemon=True).start()
 
     def __call__(self) -> float:

@@ -44,18 +44,18 @@ class WorkerSlot:
     """The profiler's table of operators, once it has arrived."""
     started: float = 0.0
     late_reported: bool = False
-    """Whether an alert has said that the actor takes long to start."""
+    """Whether an alert has been raised because the actor takes long to start."""
     failures: int = 0
     """Failures in a row."""
     not_before: float = 0.0
     """When the next actor may start, on the monotonic clock."""
     gone_by: float | None = None
-    """When the worker's node goes away, once the worker has been told."""
+    """When the worker's node goes away, on the monotonic clock; None until the worker has been told."""
     done: bool = False
     quarantined: bool = False
 
     def fill(self, actor: Any, incarnation: str, run: ray.ObjectRef[Any], host: str, device: str) -> None:
-        """Let a new actor work in this slot, on this node and device. `run` is the result of its `run`."""
+        """Assign a new actor to this slot, on this node and device. `run` refers to the result of its method `run`."""
         self.actor, self.incarnation, self.host, self.device = actor, incarnation, host, device
         self.readings.clear()
         self.late_reported = False
@@ -83,7 +83,7 @@ class WorkerSlot:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no actor fills the slot, and nothing about it has to be remembered."""
+        """Whether no actor fills the slot and nothing about the slot has to be remembered."""
         return self.run is None and not self.done and not self.quarantined
 
     @property

@@ -1,1 +1,1 @@
-"""Evaluation: fresh learners are trained from several initializations, and compared."""
+"""Evaluation: train fresh learners from several initializations, and compare them."""

@@ -16,7 +16,7 @@ from leap_dist.protocol import schema
 from leap_dist.storage.atomic import CorruptFile, pack, read_packed, unpack, write_atomic
 
 MOST_BYTES = 2**28
-"""Total size in bytes of an evaluation's agents beyond which no more are kept. An Atari agent takes 1.4 MB."""
+"""Maximum total size in bytes of the agents that an evaluation keeps. An Atari agent takes 1.4 MB."""
 _SHAPE = {"arm": str, "game": str, "seed": int, "steps": int, "scope": str}
 
 
@@ -30,7 +30,7 @@ class Agent:
     steps: int
     """Agent steps that it was trained for."""
     scope: str
-    """Name of the set of parameters that come first in the vector; see `ActorCritic.parameters_of`."""
+    """Name of the set of parameters at the start of the vector; see `ActorCritic.parameters_of`."""
     vector: np.ndarray
     """The shared parameters, followed by the agent's own, flat float32."""
 
@@ -52,7 +52,7 @@ class AgentStore:
         self._bytes = sum(path.stat().st_size for path in out.glob("agents/*/*/*.safetensors"))
 
     def keep(self, run: Run, steps: int, vector: np.ndarray) -> None:
-        """Store the final parameters of a run if its agent is one to keep. Raises OSError if that fails."""
+        """Store the final parameters of a run if its agent is to be kept. Raises OSError if that fails."""
         if not vector.size or run.seed != self._first[run.arm.label, run.game] or self._bytes >= MOST_BYTES:
             return
         header = {"arm": run.arm.label, "game": run.game, "seed": run.seed, "steps": steps, "scope": run.arm.scope}
@@ -75,7 +75,7 @@ def names(out: Path) -> list[tuple[str, str, int]]:
 
 
 def load(out: Path, arm: str, game: str, seed: int) -> Agent:
-    """Return a stored agent. Raises OSError if it cannot be read, CorruptFile if it is damaged or something else."""
+    """Return a stored agent. Raises OSError if it cannot be read, CorruptFile if it is damaged or not an agent."""
     path = path_of(out, arm, game, seed)
     tensors, header = unpack(read_packed(path), path.name)
     try:

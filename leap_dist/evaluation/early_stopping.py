@@ -1,8 +1,8 @@
 """Early stopping of meta-training: the error on Omniglot's validation alphabets decides which φ is kept (appendix C).
 
 RUN/validation.json            the measurements so far, with a checksum
-RUN/validation/NNNNNN/         the evaluation of the φ after so many meta-updates
-RUN/best.safetensors           the φ with the lowest error; `evaluate --init RUN` and studies use it
+RUN/validation/NNNNNN/         the evaluation of φ after NNNNNN meta-updates
+RUN/best.safetensors           φ with the lowest error; `evaluate --init RUN` and studies use it
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Measurement(NamedTuple):
 
 @dataclass
 class History:
-    """The measurements of a run, in their order."""
+    """The measurements of a run, in chronological order."""
 
     measurements: list[Measurement]
 
     @classmethod
     def read(cls, run_dir: Path) -> History:
-        """Read `run_dir`/validation.json; there are no measurements if it is missing. Raises CorruptFile, OSError."""
+        """Read `run_dir`/validation.json; a missing file means no measurements. Raises CorruptFile or OSError."""
         try:
             content = json.loads(read_regular(run_dir / HISTORY))
             schema.check(content, _SHAPE, "validation")
@@ -76,7 +76,7 @@ class History:
         return min(self.measurements, key=lambda one: one.error, default=None)
 
     def is_over(self, patience: int) -> bool:
-        """Return whether the last `patience` measurements brought no new lowest error; never with 0."""
+        """Return whether none of the last `patience` measurements was a new lowest error; False if `patience` is 0."""
         if self.best is None:
             return False
         return 0 < patience < len(self.measurements) - self.measurements.index(self.best)
@@ -117,7 +117,7 @@ def evaluation(config: Config, run_dir: Path) -> tuple[Config, list[Run], Arm]:
 
 
 def folder_of(run_dir: Path, meta_updates: int) -> Path:
-    """Return the folder of the evaluation after so many meta-updates."""
+    """Return the folder of the evaluation after `meta_updates` meta-updates."""
     return run_dir / "validation" / f"{meta_updates:06d}"
 
 

@@ -1,4 +1,4 @@
-"""The arms of an evaluation: the initializations under comparison, and the settings that all of them are trained with.
+"""The arms of an evaluation: the initializations to compare, and the settings with which learners are trained.
 
 OUT/arms.json holds the arms in their order, with the origin of each initialization.
 """
@@ -75,7 +75,7 @@ def read(specs: Sequence[str]) -> tuple[list[str], list[InitFile]]:
 
     A spec is `scratch`, PATH or LABEL=PATH, where PATH may also be a run directory, a URL or `pretrained:NAME`, or an
     encoder of another library (`leap_dist.weights.foreign`). Raises ConfigError if a label is invalid or occurs twice,
-    and if a file is not a complete initialization.
+    or if a file is not a complete initialization.
     """
     labels: list[str] = []
     files: list[InitFile] = []
@@ -126,7 +126,7 @@ _TRAINING_ONLY = ("supervised.pretraining",)
 
 
 def _data_seed(tasks: str, trained: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the seed of the first file's run, if it is known: it has drawn which data the run did not train on.
+    """Return the seed of the first file's run, if it is known: it determined which data the run did not train on.
 
     In Omniglot these are alphabets, so that runs with other seeds cannot be compared on them. Raises ConfigError.
     """
@@ -149,7 +149,7 @@ def _held_out(tasks: str, files: Sequence[InitFile]) -> tuple[str, ...]:
     if tasks == "atari":
         trained = next((name for name, games in SETS.items() if set(games) == set(known)), "seed24")
         return HELD_OUT[trained]
-    if tasks in OWN:  # nobody else knows which tasks there are
+    if tasks in OWN:  # only the user knows which tasks there are
         return tuple(known) or Config.games
     return tuple(name for name in DATA_SETS if name not in known) or ("all",)
 
@@ -174,7 +174,7 @@ def first_seed(given: Mapping[str, Any], config: Config) -> int:
 
 
 def arms(labels: Sequence[str], files: Sequence[InitFile], config: Config) -> list[Arm]:
-    """Return the arms in the order of `labels`. Raises ConfigError if a file does not fit what the agents observe."""
+    """Return the arms in the order of `labels`. Raises ConfigError if a file does not fit the agents' observations."""
     by_label = {file.label: file for file in files}
     return [_arm(by_label[label], config) if label in by_label else Arm(label, SCRATCH, "encoder") for label in labels]
 
@@ -191,7 +191,7 @@ def _vector(arm: Arm) -> np.ndarray:
     if pretrained.is_name(arm.source):
         content = _read(pretrained.path_of(arm.source))
     elif is_url(arm.source):
-        with tempfile.TemporaryDirectory(prefix="leap-dist-read-") as folder:  # at exit, a server may be killed
+        with tempfile.TemporaryDirectory(prefix="leap-dist-read-") as folder:  # a killed server removes nothing at exit
             content = _read(reader.fetch_initialization(Url(arm.source), Path(folder)))
     else:
         content = _read(Path(arm.source))
@@ -201,7 +201,7 @@ def _vector(arm: Arm) -> np.ndarray:
 
 
 def write(out: Path, chosen: Sequence[Arm]) -> None:
-    """Write the arms to `out`/arms.json, before those that earlier commands have written. Raises ConfigError."""
+    """Write the arms to `out`/arms.json, ahead of those from earlier commands. Raises ConfigError."""
     before, _ = describe_arms(out)
     labels = {arm.label for arm in chosen}
     kept = [arm for arm in before if arm["label"] not in labels]
@@ -230,7 +230,7 @@ def describe_arms(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def require_label(label: str) -> str:
     """Return the label. Raises ValueError if it is not a valid label of an arm."""
     if not _LABEL.fullmatch(label):
-        raise ValueError(f"arm {label[:60]!r} is not up to 40 letters, digits and ._+-, the first a letter or digit")
+        raise ValueError(f"arm {label[:60]!r} is not a letter or digit, followed by up to 39 letters, digits and ._+-")
     return label
 
 

@@ -20,10 +20,10 @@ _BASELINE = "scratch"
 
 
 class Reached(NamedTuple):
-    """How the runs of an arm got to the mean final return of the baseline."""
+    """How the runs of an arm reached the mean final return of the baseline."""
 
     median_steps: float
-    """Infinite if half of the runs or more did not get there."""
+    """Infinite if half of the runs or more did not reach it."""
     reached: int
     runs: int
 
@@ -60,7 +60,7 @@ class Difference:
     intervals: dict[str, Interval]
     """By value; empty if there are no pairs."""
     by_seed: dict[int, float]
-    """Mean over the pairs of a seed of the first value."""
+    """Mean difference of the first value over the pairs of each seed, by seed."""
     pairs: int
 
 
@@ -73,7 +73,7 @@ class Against(Difference):
     ratios: dict[str, Interval | None]
     """The summary of the arm's scores divided by that of the baseline's, over the pairs, by value; empty for errors.
 
-    None where the baseline's summary may be 0 or below."""
+    None if the baseline's summary may be 0 or below."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class Results:
     points: dict[str, Points]
     """Points of the curves, by game."""
     counted: tuple[str, ...]
-    """Games that count over all games: those that have runs of all arms, and reference scores if they are needed."""
+    """Games that count over all games: those with runs of all arms, and with reference scores if they are needed."""
     excluded: dict[str, str]
     """The other games, with the reason."""
     thresholds: dict[str, np.ndarray]
     """Thresholds of the performance profiles, by value."""
     all_points: Points | None
-    """Points of the curves over all games: percentages of the runs if these are compared over different lengths."""
+    """Points of the curves over all games: percentages of a run if games are compared over different lengths."""
     overall: dict[str, Overall]
     against: dict[str, Against]
     improvements: dict[str, dict[tuple[str, str], Interval]]
@@ -113,7 +113,7 @@ class Results:
 
     @property
     def by_share(self) -> bool:
-        """Whether games are compared over different lengths, so that only shares of them mean the same in all."""
+        """Whether games are compared over different lengths, so that only shares of a run can be compared."""
         return _differ(self.scoring, self.budgets)
 
 
@@ -189,7 +189,7 @@ def compute(
 # Groups of runs ---------------------------------------------------------------------------------------------------
 
 Stratum = Callable[[Row], Hashable]
-"""Function to the stratum within which a run is resampled. All strata have the same weight."""
+"""Function that returns the stratum within which a run is resampled. All strata have the same weight."""
 
 
 def by_game(row: Row) -> str:
@@ -241,7 +241,7 @@ def difference(
 
 
 def ratio(ours: Sequence[Row], theirs: Sequence[Row], name: str, scoring: Scoring, repetitions: int) -> Interval | None:
-    """Return the summary of our scores divided by that of theirs, over pairs of runs; None if it means nothing."""
+    """Return the summary of our scores divided by that of theirs, over pairs of runs; None if it has no meaning."""
     x, y = (scores_of(side, name, by_game) for side in _pairs(ours, theirs, by_game))
     return statistics.paired_ratio(scoring.summary, x, y, generator(), repetitions) if x else None
 
@@ -362,7 +362,7 @@ def _warnings(rows: list[Row], scoring: Scoring, excluded: dict[str, str], *, an
         if others:
             more = ", ".join(f"{other:,}" for other in others)
             found.append(
-                f"budgets differ: all runs of {game} are compared over the first {budget:,} agent steps, also those of "
+                f"budgets differ: all runs of {game} are compared over the first {budget:,} agent steps, even those of "
                 f"{more}"
             )
     if silent := [row.run.name for row in rows if row.silent]:
@@ -376,11 +376,11 @@ def _warnings(rows: list[Row], scoring: Scoring, excluded: dict[str, str], *, an
                     missing[f"{arm}/{game}"].append(str(seed))
     if missing:
         places = "; ".join(f"{place} seed {', '.join(lacking)}" for place, lacking in missing.items())
-        found.append(f"incomplete: missing runs, {sum(map(len, missing.values()))}: {places}")
+        found.append(f"incomplete: missing runs ({sum(map(len, missing.values()))}): {places}")
     if excluded and not scoring.human_normalized:
         found.append(f"not counted over all tasks, because an arm has no run of them: {', '.join(excluded)}")
     if len(seeds) == 1:
-        found.append("there is only one seed: intervals have no width, and say nothing about chance")
+        found.append("there is only one seed: intervals have no width, and do not show the influence of chance")
     if not anything_counts and scoring.human_normalized:
-        found.append("no game has a published human score and runs of every arm: nothing is said over all games")
+        found.append("no game has a published human score and runs of every arm: there is no result over all games")
     return found

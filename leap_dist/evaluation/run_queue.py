@@ -1,4 +1,4 @@
-"""Which runs of an evaluation wait for a worker, and which are given up after repeated failures."""
+"""The runs of an evaluation that wait for a worker, and those that are given up after repeated failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEATHS = 10
 
 
 class RunQueue:
-    """Runs by index, as far as nobody is working on them.
+    """The runs that no worker is working on, by index.
 
     Args:
         runs: all runs of the evaluation.
@@ -26,9 +26,9 @@ class RunQueue:
 
     def __init__(self, runs: Sequence[Run], waiting: Iterable[int]) -> None:
         self.waiting = sorted(waiting)
-        """Indices of the runs to be made, ascending."""
+        """Indices of the runs to be performed, ascending."""
         self.given_up: set[int] = set()
-        """Indices of the runs that failed too often, or whose game did."""
+        """Indices of the runs that have failed too often, or whose game has."""
         self._runs = runs
         self._failures: Counter[int] = Counter()
         self._deaths: Counter[int] = Counter()
@@ -57,25 +57,25 @@ class RunQueue:
         return index
 
     def take_run(self, index: int) -> bool:
-        """Remove a run that a worker is already making. Returns False if it is not waiting."""
+        """Remove a run that a worker is already performing. Returns False if it is not waiting."""
         if index not in self.waiting:
             return False
         self.waiting.remove(index)
         return True
 
     def give_back(self, index: int) -> None:
-        """Let a run be made again that ended without a result."""
+        """Queue a run again that ended without a result."""
         bisect.insort(self.waiting, index)
 
     def succeed(self, index: int, worker: str) -> None:
-        """Record that a worker has made a run."""
+        """Record that a worker has completed a run."""
         self._quarantine.succeed(self._runs[index].game, worker)
 
     def fail(self, held: OpenLease, reason: str, now: float, *, died: bool = False) -> list[str]:
-        """Count the failure of a run that was given back, or with `died` the death of the process that made it.
+        """Count the failure of a run that was given back, or with `died` the death of the process that performed it.
 
         A run that fails repeatedly is given up, and so is a game. A worker on which everything fails gets no more
-        runs. Returns an alert for each such decision. `now` is a reading of the clock of the lease.
+        runs. Returns an alert for each such decision. `now` is a reading of the clock that the leases use.
         """
         index, run = held.lease.task.index, self._runs[held.lease.task.index]
         news = self._quarantine.fail(run.game, held.lease.worker, reason, granted=held.granted, now=now, died=died)

@@ -1,4 +1,4 @@
-"""The runs of an evaluation: which ones are planned, and the file that each leaves.
+"""The runs of an evaluation: which ones are planned, and the file that each one writes.
 
 OUT/runs/<arm>/<game>/<seed>.json     one run, with a checksum
 """
@@ -89,8 +89,8 @@ def plan(
     """Return all runs, seed by seed, so that an evaluation that ends early can still compare all arms.
 
     The `seeds` seeds are consecutive, starting with `first`, by default the seed of the configuration. `steps_of` has
-    the lengths of the runs of single games; those of all others are `config.task_steps`. Raises ConfigError if it names
-    another game, or a length that is too short.
+    the lengths of the runs of individual games; those of all others are `config.task_steps`. Raises ConfigError if it
+    names a game that is not evaluated, or a length that is too short.
     """
     check_game_steps(steps_of, config.games, config.steps_per_update)
     start = config.seed if first is None else first
@@ -149,7 +149,7 @@ def _shared_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What is known of a run that has ended."""
+    """Result of a run that has ended."""
 
     arm: str
     """Label of the initialization."""
@@ -193,7 +193,7 @@ def path_of(out: Path, arm: str, game: str, seed: int) -> Path:
 
 
 def save(out: Path, run: RunResult, identity: dict[str, Any]) -> None:
-    """Write a run to its place in `out`, durably, with everything that determines it (`identity`, JSON-compatible).
+    """Write a run to its file in `out`, durably, with everything that determines it (`identity`, JSON-compatible).
 
     Raises ValueError if `load` would not accept the run, and OSError if it cannot be written.
     """
@@ -216,7 +216,7 @@ def save(out: Path, run: RunResult, identity: dict[str, Any]) -> None:
 def load(path: Path) -> tuple[RunResult, dict[str, Any]]:
     """Return a run and its identity.
 
-    Raises CorruptFile, with a message of one line, if the file is damaged or belongs in another place, and OSError if
+    Raises CorruptFile, with a message of one line, if the file is damaged or belongs elsewhere, and OSError if
     it cannot be read.
     """
     name = "/".join(path.parts[-3:])
@@ -257,7 +257,7 @@ def _parse(content: dict[str, Any]) -> RunResult:
     schema.check(content, _SHAPE, "run")
     require_label(content["arm"])
     if not _GAME.fullmatch(content["game"]):
-        raise ValueError(f"game {content['game'][:60]!r} is not a name of a game")
+        raise ValueError(f"game {content['game'][:60]!r} is not the name of a game")
     ended = np.array(content["episodes"]["steps"], np.int64)
     returns = np.array(content["episodes"]["returns"], np.float64)
     if len(ended) != len(returns):

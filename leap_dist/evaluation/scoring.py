@@ -1,7 +1,7 @@
 """Scores of single runs: returns for games, errors for image classifiers.
 
-A `Scoring` describes everything in which the two kinds of evaluations differ. All errors and areas are fractions of 1
-here; reports show them in percent.
+A `Scoring` describes everything that differs between the two kinds of evaluations. All errors and areas are fractions
+of 1 here; reports show them in percent.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from leap_dist.evaluation.statistics import Statistic
 POINTS = 50
 """Maximum number of points of an error curve."""
 _LONG = 1000
-"""Number of batches from which an error curve has a logarithmic axis: it falls within the first few percent."""
+"""Number of batches from which on an error curve has a logarithmic axis, because it falls early in such a run."""
 _EVEN = 100
-"""Number of batches over which the segments of such a curve are about as long as the first, some 10 batches."""
+"""Number of initial batches in which the segments of such a curve are about equally long, some 10 batches each."""
 
 
 class Points(NamedTuple):
@@ -46,7 +46,7 @@ class Curve(NamedTuple):
     end: int
     """Step at which the run ended."""
     logarithmic: bool
-    """Whether the points get further apart, instead of being evenly spaced."""
+    """Whether the distance between points grows, instead of being constant."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _error_curve(run: RunResult) -> Curve:
 
 
 def _error_points(curves: Sequence[Curve]) -> Points:
-    """Return POINTS points, from the first of any of the curves to the end of the longest run."""
+    """Return POINTS points, from the earliest point of any curve to the end of the longest run."""
     start, end = min(curve.at[0] for curve in curves), max(curve.end for curve in curves)
     logarithmic = any(curve.logarithmic for curve in curves)
     return Points((np.geomspace if logarithmic else np.linspace)(start, end, POINTS), logarithmic)

@@ -1,7 +1,7 @@
 """The server of an evaluation: it leases runs to workers, and stores their results.
 
-A plain class that speaks the same protocol as MetaServer. Workers train as in a run without meta-learning; arms differ
-in nothing but the initial parameters. Every run leaves a file, so an interrupted evaluation continues where it stopped.
+It is a plain class with the same protocol as MetaServer. Workers train as in a run without meta-learning; arms differ
+only in the initial parameters. Every run leaves a file, so an interrupted evaluation continues where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from leap_dist.tasks.task import family_of
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-"""Time after which a worker sends a result again that could not be stored."""
+"""Time after which a worker resends a result that could not be stored."""
 QUARANTINE_SECONDS = 5.0
 """Time after which a quarantined worker asks again."""
 
@@ -42,13 +42,13 @@ class EvaluationServer:
 
     Args:
         config: settings of the learners and of the workers.
-        runs: all runs; those with a result in `out` are not made again.
+        runs: all runs; those with a result in `out` are not repeated.
         vectors: flat float32 φ by label of the arm. An arm without one starts from a new encoder with every seed.
         out: an existing folder, which is locked until `close`.
         session: name of the launch. A server that restarts in the same session keeps the leases that were open.
         clock: monotonic seconds.
 
-    Raises RunDirectoryBusy if another server works on `out`, and ConfigError if `out` holds other results.
+    Raises RunDirectoryBusy if another server is working on `out`, and ConfigError if `out` holds other results.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class EvaluationServer:
             self._agents = AgentStore(out, self._runs)
             self._states = StateStore(out, config)
             for index in set(range(len(self._runs))) - set(left):
-                self._states.drop(self._runs[index])  # a kill may have left it
+                self._states.drop(self._runs[index])  # a killed server may have left it
             journal, max_gap = Journal(out / "journal"), config.server.lease_seconds / 4
             self._leases = LeaseBook(journal, session, clock, max_gap)
             warnings += self._reopen_leases(journal, session)
@@ -92,7 +92,7 @@ class EvaluationServer:
     # Calls from workers ------------------------------------------------------------------------------------------
 
     def lease(self, worker: str, incarnation: str) -> Lease | Idle:
-        """Grant the next run to a worker. Leases that the worker still holds end."""
+        """Grant the next run to a worker. Any lease that the worker still holds ends."""
         self.tick()
         for held in self._leases.of(worker):
             self._lose(held, "superseded")
@@ -101,7 +101,7 @@ class EvaluationServer:
         if worker in self._queue.quarantined_workers:
             return Idle(finished=False, wait=QUARANTINE_SECONDS)
         index = self._queue.take(worker)
-        if index is None:  # a run that another worker is making may come back
+        if index is None:  # a run that another worker is performing may come back
             return Idle(finished=False)
         run = self._runs[index]
         # The same for every arm: heads, actions and environments depend on the seed and the game alone.
@@ -117,8 +117,8 @@ class EvaluationServer:
     def start(self, lease: Lease) -> tuple[np.ndarray, str, float | None]:
         """Return what a run starts from.
 
-        That is the initial parameters, flat float32, the name of the set of parameters they are, and the arm's own
-        learning rate, None for the configured one.
+        This consists of the initial parameters, flat float32; the name of the set that they belong to; and the arm's
+        own learning rate, or None for the configured one.
         """
         arm = self._runs[lease.task.index].arm
         vector = self._vectors.get(arm.label)
@@ -141,7 +141,7 @@ class EvaluationServer:
         return state
 
     def save_state(self, lease_id: str, incarnation: str, state: bytes, steps: int) -> Ack:
-        """Store the state of a run after so many steps, so that it can continue from there, and extend its lease."""
+        """Store the state of a run after `steps` steps, so that it can continue from there, and extend its lease."""
         held = self._leases.get(lease_id)
         if held is None or held.lease.incarnation != incarnation:
             return _ack(False, reason=self._leases.outcome(lease_id), proceed=False)
@@ -149,7 +149,7 @@ class EvaluationServer:
         run = self._runs[held.lease.task.index]
         try:
             self._states.keep(run, state, steps)
-        except OSError as error:  # the run goes on; it would only start earlier after a stop
+        except OSError as error:  # the run continues; after a stop, it would only start from an earlier state
             self._alert(f"the state of {run.name} could not be stored: {error}")
             return _ack(False, reason="storage")
         return _ack(True, durable=True)
@@ -193,11 +193,11 @@ class EvaluationServer:
 
     @property
     def finished(self) -> bool:
-        """Whether every run is made or given up."""
+        """Whether every run is completed or given up."""
         return not self._queue.waiting and not len(self._leases)
 
     def expect(self, workers: int) -> None:
-        """Accept the number of workers, as MetaServer does. Nothing here depends on it."""
+        """Ignore the number of workers, which matters only to MetaServer."""
 
     def tick(self) -> None:
         """End the leases that are past their deadline."""
@@ -263,7 +263,7 @@ class EvaluationServer:
                     self._leases.remember(lease.id, ACCEPTED)
         orphans, _, more = self._leases.reopen(lambda index: index not in made)
         for held in self._leases.all():
-            # Indices of another session are those of other runs.
+            # In another session, the same indices belonged to other runs.
             if held in orphans or not self._queue.take_run(held.lease.task.index):
                 self._leases.end(held, "worker-lost")
             else:
@@ -271,7 +271,7 @@ class EvaluationServer:
         return warnings + more
 
     def _continue_from(self, held: OpenLease, run: Run) -> None:
-        """Count only the steps beyond the state that a run has, whoever made it."""
+        """Count only the steps beyond the stored state of a run, no matter which process stored it."""
         with contextlib.suppress(CorruptFile, OSError):
             if (found := self._states.load(run)) is not None:
                 held.steps = self._continued[held.lease.id] = found[1]

@@ -20,7 +20,7 @@ class StateStore:
 
     Args:
         out: directory of the evaluation.
-        config: settings of the agents. A state that was made with others is not used.
+        config: settings of the agents. A state that was stored with others is not used.
     """
 
     def __init__(self, out: Path, config: Config) -> None:
@@ -28,7 +28,7 @@ class StateStore:
         self._config = config
 
     def keep(self, run: Run, state: bytes, steps: int) -> None:
-        """Store the state after so many steps, durably, in place of the one before. Raises OSError."""
+        """Store the state after `steps` steps, durably, replacing the previous one. Raises OSError."""
         path = self._path(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         header = {"identity": run.identity(self._config), "steps": steps}
@@ -36,7 +36,7 @@ class StateStore:
         write_atomic(path, data, "transfer-state")
 
     def load(self, run: Run) -> tuple[bytes, int] | None:
-        """Return the state of a run and its steps; None if there is none of an agent with the same settings.
+        """Return the state of a run and its steps; None if none was stored with the same settings.
 
         Raises CorruptFile if it is damaged, and OSError if it cannot be read.
         """
@@ -54,9 +54,9 @@ class StateStore:
     def drop(self, run: Run) -> None:
         """Remove the state of a run that has a result."""
         path = self._path(run)
-        with contextlib.suppress(OSError):  # a state that is left is not used again
+        with contextlib.suppress(OSError):  # a state that remains is never used
             path.unlink(missing_ok=True)
-            for folder in path.parents[:3]:  # down to `states`, once they are empty
+            for folder in path.parents[:3]:  # up to `states`, as far as they are empty
                 folder.rmdir()
 
     def _path(self, run: Run) -> Path:

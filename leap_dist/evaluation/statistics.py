@@ -4,7 +4,7 @@ The aggregates, the stratified bootstrap, performance profiles and the probabili
 et al. (2021), "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
 
 *Scores* are one array per game (or other stratum) of shape (runs,) or (runs, points). All games have the same weight,
-whatever their numbers of runs: as if the runs of each were repeated until all games have equally many. A NaN in the
+whatever their numbers of runs: as if the runs of each were repeated until all games had equally many. A NaN in the
 scores makes the result NaN.
 
 A resample is represented by its *counts*, of shape (repetitions, runs) for each game: how often it has drawn each run.
@@ -67,7 +67,7 @@ class Spread(NamedTuple):
 def generator() -> np.random.Generator:
     """Return a new generator with the seed of the bootstrap.
 
-    Every interval of a report has a generator of its own, so that it does not depend on what else is in the report.
+    Every interval of a report has its own generator, so that it does not depend on what else is in the report.
     """
     return np.random.default_rng(SEED)
 
@@ -221,7 +221,7 @@ def paired_difference(
     A resample draws seeds, and with each seed both of its runs, so that the effect of a seed on both cancels.
     """
     sizes = [len(score) for score in x]
-    assert sizes == [len(score) for score in y], "pairs need as many runs on both sides"
+    assert sizes == [len(score) for score in y], "pairs need equally many runs on both sides"
     return _one(_bootstrap(lambda counts: statistic(x, counts) - statistic(y, counts), sizes, rng, repetitions))
 
 

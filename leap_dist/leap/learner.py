@@ -1,4 +1,4 @@
-"""The learner: what is being trained on a task, behind the one interface that the worker's loop knows."""
+"""The learner: what is trained on a task, behind the only interface that the worker's loop uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Progress:
     """What happened in a learner since its last report."""
 
     scores: tuple[float, ...]
-    """Scores that people compare; for Atari, the raw returns of the episodes that ended."""
+    """Scores to be compared; for Atari, the raw returns of the episodes that ended."""
     means: dict[str, float]
     """Mean losses and diagnostics, by name."""
     ended: tuple[int, ...] = ()
@@ -56,7 +56,7 @@ class Learner(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether further training would be of no use, however much of the task is left."""
+        """Whether further training would be useless, however much of the task is left."""
 
     def backward_held_out(self) -> Tensor:
         """Do the same as `backward`, but on data held out from training if the task has such data."""
@@ -68,9 +68,9 @@ class Learner(Protocol):
         """Return what happened since the last call."""
 
     def interim(self, beat: Callable[[], None]) -> dict[str, float]:
-        """Return metrics to be measured now in the course of an evaluation, by name; mostly none.
+        """Return the metrics that are due at this point of an evaluation, by name; usually none.
 
-        It is called at the points of the curve, and calls `beat` about once a second.
+        This is called at the points of the curve. It calls `beat` about once a second.
         """
 
     def conclude(self, beat: Callable[[], None]) -> dict[str, float]:
@@ -83,7 +83,7 @@ class Learner(Protocol):
         """Return the state between two updates, from which `load_state` continues, or None if that is not possible."""
 
     def load_state(self, state: LearnerState) -> None:
-        """Continue from a state of a learner that was made alike; on a CPU bit for bit. To be called before training.
+        """Continue from the state of a learner that was made alike; on a CPU bit for bit. Call this before training.
 
         Raises KeyError, ValueError or RuntimeError if the state is that of another learner.
         """
@@ -110,11 +110,11 @@ class EndlessLearner(ABC):
 
     @property
     def done(self) -> bool:
-        """Return False: further training is always of use."""
+        """Return False: further training is always useful."""
         return False
 
     def backward_held_out(self) -> Tensor:
-        """Return what `backward` does, whose data training has not seen."""
+        """Call `backward`, whose data is always new to training."""
         return self.backward()
 
     def state(self) -> LearnerState | None:

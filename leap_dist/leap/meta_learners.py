@@ -97,7 +97,7 @@ class Displacement(MetaLearner):
 
 
 class Multitask(Displacement):
-    """Returns start minus end of the shared parameters, and all else that the next task goes on with, as it is."""
+    """Returns start minus end of the shared parameters, and the rest of the state, which the next task starts from."""
 
     def _vector(self, loss_term: Tensor, path_term: Tensor) -> Tensor:
         moved = super()._vector(loss_term, path_term)
@@ -134,7 +134,7 @@ class NoMetaLearning(MetaLearner):
     """Null object for evaluations: it does not even measure the path, so that nothing but training takes time."""
 
     def __init__(self) -> None:
-        """Do without a learner."""
+        """Create the null object, which needs no learner."""
 
     def observe(self, loss: Tensor) -> None:
         """Do nothing."""

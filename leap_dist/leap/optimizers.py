@@ -65,7 +65,7 @@ class RMSProp:
         return self._form.mean_square
 
     def state(self) -> tuple[list[Tensor], float]:
-        """Return what the next step depends on beside the parameters: one tensor for each, not copied, and a number."""
+        """Return what the next step depends on besides the parameters: one uncopied tensor for each, and a number."""
         return self._form.state()
 
     @torch.no_grad()
@@ -91,7 +91,7 @@ class RMSProp:
 
 
 class _Plain:
-    """RMSProp as the equations say. Nothing is read back from the device."""
+    """RMSProp as in the equations. Nothing is read back from the device."""
 
     def __init__(
         self, targets: list[Tensor], learning_rate: float, decay: float, epsilon: float, epsilon_inside: bool

@@ -1,7 +1,7 @@
 """The two sums of the pull-forward gradient (equation 8), which `PullForward` adds up segment by segment.
 
-They are taken from the parameters and their gradients, for any optimizer, or from the gradients alone, if the path is
-that of plain gradient descent.
+They are computed from the parameters and their gradients, for any optimizer, or from the gradients alone, if the path
+is that of plain gradient descent.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class PathSums:
         torch._foreach_copy_(self._previous, self._points)
 
     def shift(self, amounts: Iterable[Tensor]) -> None:
-        """Move the points behind by `amounts`, one tensor per parameter."""
+        """Move the previous points by `amounts`, one tensor per parameter."""
         for previous, start, amount in zip(self._previous, self._path_term, amounts, strict=True):
             previous.add_(amount)
             if self._metric == "energy":  # the path term is θ_0 then
@@ -119,7 +119,7 @@ def _add_scaled(totals: list[Tensor], tensors: list[Tensor], scale: Scalar) -> N
 
 
 CHECKED_SEGMENTS = 2
-"""Number of steps that are compared with what gradient descent does: momentum shows itself in the second."""
+"""Number of steps that are compared with gradient descent: momentum shows in the second."""
 
 
 class DescentSums:
@@ -141,7 +141,7 @@ class DescentSums:
         """Factor by which `squared_step` must be multiplied."""
         self._rate = rate
         self._points = points
-        # Nothing is compared on a GPU, because the result would have to be waited for.
+        # On a GPU nothing is compared, because that would mean waiting for the result.
         self._unchecked = CHECKED_SEGMENTS if points[0].device.type == "cpu" else 0
         self._previous = [p.to(sum_dtype(p), copy=True) for p in points]  # θ_i, while steps are compared
         dtype = torch.float64 if torch.float64 in [p.dtype for p in points] else torch.float32
@@ -177,7 +177,7 @@ class DescentSums:
             torch._foreach_copy_(self._previous, self._points)
 
     def shift(self, amounts: Iterable[Tensor]) -> None:
-        """Move the points behind by `amounts`, one tensor per parameter."""
+        """Move the previous points by `amounts`, one tensor per parameter."""
         for previous, amount in zip(self._previous, amounts, strict=True):
             previous.add_(amount)
 
@@ -198,7 +198,7 @@ class DescentSums:
             if (error > rounding + 1e-3 * self._rate * gradient.abs()).any():
                 raise RuntimeError(
                     f"a parameter did not move by −{self._rate} times its gradient, as descent={self._rate} says: "
-                    "leave that out if the optimizer is another, clips, or does not step once after each `observe`"
+                    "leave `descent` out if the optimizer is another, clips, or does not step once after each `observe`"
                 )
 
     def _weight_matrix(self) -> Tensor:

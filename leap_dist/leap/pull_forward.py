@@ -77,7 +77,7 @@ class PullForward:
         self._loss_weight = loss_weight
         self._stabilize = stabilize
         self._loss_smoothing = loss_smoothing
-        self._warmup = loss_warmup  # segments that are left of it
+        self._warmup = loss_warmup  # number of segments left in the warm-up
         points = [p.detach() for p in self._parameters]  # the same memory, outside the graph
         self._sums: PathSums | DescentSums
         if descent is None:
@@ -153,7 +153,7 @@ class PullForward:
         value = self._scalar(loss)
         if self._observed:
             squared_step = self._sums.step_factor * self._scalar(self._sums.squared_step())
-            if self._shifted or self._warmup > 0:  # the average starts anew, so that what is left out never enters it
+            if self._shifted or self._warmup > 0:  # the average restarts, so that what is left out never enters it
                 loss_change: Scalar = 0.0
             else:
                 value = value + self._loss_smoothing * (self._loss - value)

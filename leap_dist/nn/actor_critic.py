@@ -17,7 +17,7 @@ from leap_dist.nn.flat_vector import Manifest, flatten
 
 FRAME_SIZE = 84
 SCALE = "pixels / 255"
-"""How the bytes of an observation become the network's input."""
+"""How the bytes of an observation are converted to the network's input."""
 ALL_ACTIONS = 18
 """Number of actions of the Atari controller, and of a policy head that all games share."""
 
@@ -60,7 +60,7 @@ class ActorCritic(nn.Module):
         return self.logits(features), self.values(features)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return logits (N, legal actions). An action left out is as good as one with logit −∞."""
+        """Return logits (N, legal actions). Leaving an action out is equivalent to giving it the logit −∞."""
         logits: Tensor = self.policy(features)
         return logits if self._legal is None else logits[:, self._legal]
 
@@ -85,7 +85,7 @@ class ActorCritic(nn.Module):
 def initialize(model: nn.Module, generator: torch.Generator) -> None:
     """Set orthogonal weights and zero biases: gain √2, but 0.01 for a policy head and 1 for a value head.
 
-    With PyTorch's default initialization A2C does not learn at all on most games; this one is common practice.
+    With PyTorch's default initialization, A2C does not learn at all on most games; this one is common practice.
     """
     gains = {"policy": 0.01, "value": 1.0}
     for name, layer in model.named_modules():
@@ -96,7 +96,7 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def network_for_game(channels: int, actions: Sequence[int], scope: str, seed: int) -> ActorCritic:
-    """Return a fresh network for a game that uses these of the controller's 18 actions.
+    """Return a fresh network for a game that uses the given ones of the controller's 18 actions.
 
     With scope "model" the policy head has all 18 actions and masks the others; else it has only the game's.
     """

@@ -102,7 +102,7 @@ class ConvNet(nn.Module):
 
     @contextmanager
     def without_trace(self) -> Iterator[None]:
-        """Return a context after which batch norm's averages are what they were before."""
+        """Return a context that restores batch norm's averages when it ends."""
         kept = [buffer.clone() for buffer in self.buffers()]
         try:
             yield

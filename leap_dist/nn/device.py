@@ -33,7 +33,7 @@ def resolve_precision(name: str, device: str) -> torch.dtype:
 
 
 def prepare(device: str, threads: int, gpu_share: float) -> None:
-    """Configure torch and malloc in this process; call it from the thread that computes, before it does.
+    """Configure torch and malloc in this process; call it from the thread that computes, before any computation.
 
     Args:
         device: "cuda" or "cpu".
@@ -108,7 +108,7 @@ class CapturedGraph:
     the function itself; then it is recorded, and every later call is a single launch.
 
     The function must read its inputs from tensors that keep their addresses, and neither wait for the device nor draw
-    random numbers. Every call returns new tensors, which the caller may keep. Where the recording fails, every call
+    random numbers. Every call returns new tensors, which the caller may keep. If the recording fails, every call
     runs the function itself.
     """
 

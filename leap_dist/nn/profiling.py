@@ -1,4 +1,4 @@
-"""Where a worker's time goes: seconds by part of the work, and on request a trace of torch's profiler."""
+"""How a worker spends its time: seconds by part of the work, and on request a trace of torch's profiler."""
 
 from __future__ import annotations
 

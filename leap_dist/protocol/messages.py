@@ -41,7 +41,7 @@ class Lease:
     worker: str
     """Name of the worker."""
     incarnation: str
-    """Identifier of one process behind that name; a restarted worker has another."""
+    """Identifier of one process with that name; a restarted worker has another."""
     version: int
     """Version of the snapshot that the task starts from."""
     seconds: float
@@ -58,7 +58,7 @@ class Lease:
 
 
 def process_of(incarnation: str) -> str:
-    """Return the incarnation of a worker's process, which is that of a lease up to the "/" before its number."""
+    """Return the incarnation of a worker's process: that of a lease without the "/" and number at its end."""
     return incarnation.partition("/")[0]
 
 
@@ -67,17 +67,17 @@ class Idle:
     """Answer to a worker for which there is no task now."""
 
     finished: bool
-    """Whether there will never be one."""
+    """Whether there will be none later either, so that the worker can finish."""
     wait: float = 0.0
     """Minimum number of seconds to wait before asking again."""
 
 
 RETURN_OF = "return/"
-"""First part of the names of means that are returns of one game, in the curve of a task of all games."""
+"""Prefix of the names of means that are returns of one game, in the curve of a task of all games."""
 
 
 AT_START = "start/"
-"""First part of the names of means that say what a task's starting point is like, in the first point of its curve."""
+"""Prefix of the names of means that describe a task's starting point, in the first point of its curve."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,9 @@ class Contribution:
 
     @classmethod
     def whole(cls, lease: Lease, manifest: str, vector: np.ndarray, path: PathStatistics | None = None) -> Contribution:
-        """Return the only contribution to a lease, for programs with a training loop of their own.
+        """Return the only contribution to a lease, for programs with their own training loop.
 
-        It cannot be used where the server corrects for the endpoint (ρ, fedasync).
+        It cannot be used if the server corrects for the endpoint (ρ, fedasync).
 
         Args:
             lease: the lease whose task is done.
@@ -236,7 +236,7 @@ class Contribution:
     @classmethod
     def from_parts(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Contribution:
         """Invert `header` and `arrays`. Raises ValueError if a part is missing, unknown or of a wrong type."""
-        header = {"device": "", **header}  # written before it was recorded
+        header = {"device": "", **header}  # older files lack it
         schema.check(header, _HEADER, "contribution")
         path = _construct(PathStatistics, header["path"])
         curve = tuple(_construct(CurvePoint, point) for point in header["curve"])

@@ -1,12 +1,12 @@
-"""Quantization of vectors to 16 or 8 bits per number, in blocks of 256 that have a scale each.
+"""Quantization of vectors to 16 or 8 bits per number, in blocks of 256 with one scale each.
 
 In a block with largest magnitude m the step is m / 32767 (16 bits) or m / 127 (8 bits), and each number is rounded to
 the nearest multiple of it, ties to even. An element is off by at most half a step of its block, plus float32 rounding
 of less than 0.005 of a step; zeros stay zeros. A block whose step would be below float32's smallest normal number,
 2⁻¹²⁶, becomes zeros. A block that is not finite becomes NaN as a whole.
 
-Contributions are cumulative, and each is quantized anew from the exact sum, so the next push corrects what the last
-one rounded off: however many there were, what the server has applied for a lease is off by half a step of the *last*
+Contributions are cumulative, and each is quantized anew from the exact sum, so the next push corrects the rounding of
+the last: after any number of pushes, what the server has applied for a lease is off by half a step of the *last*
 push. Quantizing the differences between pushes would add up their errors instead.
 """
 
@@ -34,7 +34,7 @@ class Quantized(NamedTuple):
 
     @property
     def vector(self) -> np.ndarray:
-        """The vector that it stands for, as a new float32 array; the same bits on every machine."""
+        """The vector that this represents, as a new float32 array; the same bits on every machine."""
         vector = self.codes.astype(np.float32)
         whole = self.codes.size // BLOCK * BLOCK
         with np.errstate(invalid="ignore"):  # 0 × ∞, in a block that will be refused

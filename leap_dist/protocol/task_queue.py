@@ -24,7 +24,7 @@ def task(
         games: games to draw from.
         seed: seed of the run.
         steps: length of a task in agent steps.
-        failures: number of times the task has failed by itself; each failure gives it another seed.
+        failures: number of times the task itself has failed; each failure gives it another seed.
         replace: draw every time from all games, with replacement.
     """
     if replace:
@@ -57,14 +57,14 @@ class TaskQueue:
         self._seed = seed
         self._steps = steps
         self.next = 0
-        """Index of the first task that was never drawn."""
+        """Index of the first task that has never been drawn."""
         self._returned: list[int] = []  # heap
         self._failures: Counter[int] = Counter()  # by task, until it is done
 
     def draw(self, limit: int | None = None, avoid: Container[str] = ()) -> Task | None:
         """Return the next task with an index below `limit`, or None if there is none.
 
-        A task of a game in `avoid` is drawn only if no task of another game comes soon.
+        A task of a game in `avoid` is drawn only if no task of another game follows soon.
         """
         skipped: list[Task] = []
         while len(skipped) <= 2 * len(self._games) and (chosen := self._next(limit)) is not None:
@@ -72,7 +72,7 @@ class TaskQueue:
             if chosen.game not in avoid:
                 break
         if skipped and skipped[-1].game in avoid:
-            skipped.reverse()  # take the first one then
+            skipped.reverse()  # then take the first one
         drawn = skipped.pop() if skipped else None
         for other in skipped:
             self.give_back(other.index)
@@ -118,12 +118,12 @@ class TaskQueue:
         return {"next": self.next, "failures": list(self._failures.items())}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Return to a state that `state` has returned."""
+        """Restore a state that `state` has returned."""
         self.next = state["next"]
         self._failures = Counter(dict(state["failures"]))
 
     def reconcile(self, candidates: set[int]) -> None:
-        """Make `candidates` the tasks that were given back."""
+        """Replace the set of tasks that were given back by `candidates`."""
         self._returned = sorted(candidates)  # a sorted list is a heap
 
     def _task(self, index: int) -> Task:

@@ -1,13 +1,13 @@
 """Admission control: which contributions may count, and how much the server takes on at once.
 
-Three checks protect the server. `ContributionValidator` refuses contributions that cannot count: of another lease's
-version or encoder, not finite, or far too large. `RateLimiter` rejects partial contributions above a fixed rate before
-they cost any work. `BackPressure` measures how much of the server's time reports (renewals and partial contributions)
-take, and tells workers how long to wait until the next one, so that
+Three checks protect the server. `ContributionValidator` refuses contributions that cannot count: those for another
+version or encoder, those that are not finite, and those that are far too large. `RateLimiter` rejects partial
+contributions above a fixed rate before they cost any work. `BackPressure` measures how much of the server's time
+reports (renewals and partial contributions) take, and tells workers how long to wait until the next one, so that
 
     open leases × cost of a report / interval  ≤  share − what everything else takes
 
-Final contributions are never delayed, and below that load nobody has to wait.
+Final contributions are never delayed, and below that load no worker has to wait.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ContributionValidator:
         if vector.dtype != np.float32 or (start is not None and start.dtype != np.float32):
             return "dtype"
         if not (contribution.final or self._config.prefixes_count) and vector.shape == (0,) and start is None:
-            return ""  # a progress report whose vector was left out, because nobody would read it
+            return ""  # a progress report without a vector, because it would not be used
         if vector.shape != (self._expected_length(lease, vector.size),):
             return "shape"
         if self._config.corrects_endpoint != (start is not None) or (start is not None and start.shape != (size,)):
@@ -58,7 +58,7 @@ class ContributionValidator:
         size, unfinished = self._manifest.size, self._state.backlog.unfinished
         if self._config.meta_learner == "none":
             return 0
-        if lease.id in unfinished:  # the contribution is measured from that one
+        if lease.id in unfinished:  # the contribution is compared with that one
             return len(unfinished[lease.id].vector)
         if self._config.keeps_heads:
             return size + (self._state.head_size(lease.task.game) or max(1, found - size))
@@ -66,7 +66,7 @@ class ContributionValidator:
 
 
 BURST_SECONDS = 2.0
-"""Length of a burst: this many seconds' worth of pushes are accepted at once."""
+"""Length of a burst: the pushes that are permitted in this many seconds are accepted at once."""
 
 
 class RateLimiter:
@@ -94,7 +94,7 @@ class RateLimiter:
         return True
 
     def wait(self, pushers: int) -> float:
-        """Return how many seconds to wait so that this many pushers are served in turn; at least one."""
+        """Return how many seconds to wait so that `pushers` workers are served in turn; at least one."""
         return max(1.0, pushers / self._per_second)
 
 
@@ -110,11 +110,11 @@ class BackPressure:
     Each call to the server must be wrapped in `with pressure.call(...)`.
 
     Args:
-        share: fraction of the server's time that all its work together may take, as far as reports decide it.
+        share: fraction of the server's time that all its work together may take, as far as limiting reports ensures it.
         max_wait: longest wait in seconds. A lease must outlive several of them.
         clock: returns monotonic seconds.
         work: returns the seconds of work done so far. Work between two calls is attributed to the second. The default,
-            the processor time of this process, suits a process that does nothing else: it includes what Ray does to
+            the processor time of this process, suits a process that does nothing else: it includes Ray's work to
             deliver a call.
     """
 
@@ -154,7 +154,7 @@ class BackPressure:
         finally:
             self._inside = False
             now, done = self._clock(), self._work()
-            # A call that waits for the disk does no work, but nobody else is served meanwhile.
+            # A call that waits for the disk does no work, but no other call is served in the meantime.
             seconds = worked - self._worked + max(now - started, done - worked)
             self._worked = done
             if reports:
@@ -182,7 +182,7 @@ class BackPressure:
         if elapsed >= length:
             self._left = max(self._share - self._on_others / elapsed, MIN_REPORT_SHARE * self._share)
             self.busy_share = (self._on_reports + self._on_others) / elapsed
-        # Limited reports take all that is left. If they take less than half, they no longer need a limit.
+        # Limited reports take all the time that is left. If they take less than half of it, they need no limit.
         part = self._on_reports / max(elapsed, 1e-9) / self._left
         self._limiting = part > (0.5 if self._limiting else 1.0)
         self._since, self._on_reports, self._on_others, self._reports = now, 0.0, 0.0, 0

@@ -1,18 +1,18 @@
 """Aggregator: combines the reports of all workers on a node into few calls to the server.
 
-A renewal, or a partial contribution, is answered at once with what the server last said about its lease, and is sent
-with the next delivery; only the first report of a lease waits for the server. Of each lease the newest contribution is
-sent, which contains the earlier ones. A final contribution brings the next delivery forward, so that those that end
-within SOON_SECONDS of each other share one, and waits for the server's own answer: the aggregator itself never calls
-anything durable.
+A renewal, or a partial contribution, is answered at once with the server's last answer about its lease, and is sent
+with the next delivery; only the first report of a lease waits for the server. For each lease only the newest
+contribution is sent, which contains the earlier ones. A final contribution brings the next delivery forward, so that
+those that end within SOON_SECONDS of each other share one, and waits for the server's own answer: the aggregator never
+acknowledges anything as durable by itself.
 
 Vectors are not added up on the node. Each contribution stays separate: it counts exactly once by its lease and seq, it
-is clipped, weighted and refused by itself, and `sync` sums in the order of tasks, to the bit. What is saved are calls,
-and the work that the server does once per delivery (`MetaServer.push_together`).
+is clipped, weighted and refused individually, and `sync` sums in the order of tasks, to the bit. Aggregation saves
+calls, and the work that the server does once per delivery (`MetaServer.push_together`).
 
 Nothing can be lost here: a worker pushes again, to another aggregator or to the server, what was not acknowledged as
-durable. A worker that falls silent does so for the server too, because only leases heard from since the last delivery
-are renewed.
+durable. If a worker falls silent, the server notices it too, because only leases that have reported since the last
+delivery are renewed.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ _Key = tuple[str, str]  # lease, incarnation
 class Aggregator:
     """Stands between the workers of a node and the server. It may be called from any number of threads.
 
-    Deliveries are made by `run`, in a thread of its own, or by repeated calls of `tick`.
+    Deliveries are made by `run`, in a separate thread, or by repeated calls of `tick`.
 
     Args:
         server: receives the deliveries. What it raises is passed to the callers that wait for that delivery, which is
             then lost; the next report of each lease in it waits for the server again.
-        seconds: time between two deliveries for which nobody waits.
+        seconds: time between two deliveries if no caller waits for them.
         clock: returns monotonic seconds.
     """
 
@@ -87,7 +87,7 @@ class Aggregator:
         self._reports: dict[_Key, _Report] = {}  # in order of arrival
         self._known: dict[_Key, _Known] = {}
         self._delivered = -math.inf  # when the last delivery began
-        self._waits_since: float | None = None  # since when a caller waits for the next delivery
+        self._waits_since: float | None = None  # since when a caller has been waiting for the next delivery
         self._closed = False
         self.deliveries = 0
         """Number of calls to the server so far."""
@@ -203,12 +203,12 @@ class Aggregator:
             for key, ack in answers:  # later reports of the lease are not durable yet
                 self._known[key] = _Known(replace(ack, durable=False), self._clock())
         for key, ack in answers:
-            # If a lease has two answers, its callers wait for that to the contribution, which comes first.
+            # If a lease has two answers, its callers get that to the contribution, which comes first.
             for waiting in reports.pop(key, _Report()).waiting:
                 _settle(waiting, ack)
 
     def _forget(self) -> None:
-        """Drop the answers about leases that have not been heard from for long."""
+        """Drop the answers about leases that have not reported for a long time."""
         now = self._clock()
         for key in [key for key, known in self._known.items() if now - known.heard > REMEMBERED_SECONDS]:
             del self._known[key]

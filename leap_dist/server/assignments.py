@@ -12,7 +12,7 @@ from leap_dist.server.leases import ACCEPTED, LeaseBook, OpenLease
 from leap_dist.server.quarantine import Quarantine
 
 MIN_LEASES = 16
-"""Number of leases that may be open at once, however few workers were configured."""
+"""Number of leases that may always be open at once, even if few workers were configured."""
 
 
 class Assignments:
@@ -37,7 +37,7 @@ class Assignments:
         self._seconds = config.server.lease_seconds
         self._stack = config.worker.stack
         self.workers = config.expected_workers
-        """Number of workers that the run has, or the largest that it has had."""
+        """Largest number of workers that the run has had so far."""
         self._backlog = backlog
         self._alert = alert
         self.quarantine = Quarantine()
@@ -48,11 +48,11 @@ class Assignments:
             steps=config.steps_of_task,
             replace=config.sampling == "replacement",
         )
-        # The driver calls every other second. If nobody called for longer, it was the server that stood still.
+        # The driver calls every other second. After a longer silence, it was the server itself that stood still.
         self.leases = LeaseBook(backlog.journal, session, clock, max_gap=self._seconds / 4)
 
     def expect(self, workers: int) -> None:
-        """Adapt limits to the number of workers. They never fall: what is under way was begun with the higher ones."""
+        """Adapt limits to the number of workers. They never fall, because open tasks began under the higher ones."""
         self.workers = max(self.workers, workers)
 
     def must_wait(self, worker: str) -> bool:

@@ -2,7 +2,7 @@
 
 Contributions are cumulative. In `stream` mode the server applies what each push adds to the previous push of the same
 lease, its *base*, or with `meta.shift trajectory` the whole of each push. A journal entry is therefore needed until
-every kept checkpoint contains it and no later push of its lease will be measured from it.
+every kept checkpoint contains it and it cannot be the base of a later push.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Backlog:
         self.next_order = 0
         """Order of the next contribution to be accepted."""
         self._entries: dict[str, deque[int]] = {}  # by lease, orders of its journal entries
-        self._bases: dict[str, int] = {}  # by lease, entry in the checkpoint from which a later push is measured
+        self._bases: dict[str, int] = {}  # by lease, entry in the checkpoint that is the base of a later push
         self._covered = deque([0], maxlen=keep_checkpoints)  # first order that each kept checkpoint lacks
         # Kept for `norm`: allocating memory of this size costs more, page by page, than the sum itself.
         self._double = np.empty(size, np.float64)
@@ -107,7 +107,7 @@ class Backlog:
         self._entries[f"entry {order}"] = deque([order])
 
     def forget(self, lease_id: str) -> None:
-        """Expect nothing more of a lease; what was accepted stays."""
+        """Expect no further contribution to a lease; accepted ones stay."""
         self.unfinished.pop(lease_id, None)
 
     def commit(self, count: int) -> None:
@@ -116,7 +116,7 @@ class Backlog:
         del self.waiting[:count]
 
     def discard(self) -> None:
-        """Remove the journal entries that nobody needs any more."""
+        """Remove the journal entries that are no longer needed."""
         first = self._covered[0]
         for lease_id, orders in list(self._entries.items()):
             # An entry is also needed while it is the base of the next one, or of a push that may still come.
@@ -139,7 +139,7 @@ class Backlog:
         return {"covered": [*self._covered, first] if count else [0], "bases": bases}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Return to a state that `state_after` has returned."""
+        """Restore a state that `state_after` has returned."""
         self._covered.extend(state["covered"])
         self._bases = dict(state["bases"])
         self.next_order = self._covered[-1]

@@ -1,4 +1,4 @@
-"""What happens to a contribution that a worker pushes: validate it, store it, count it, acknowledge it."""
+"""Handling of the contributions that workers push: validate, store, count and acknowledge them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EMPTY = np.empty(0, np.float32)
 
 
 class ContributionHandler:
-    """Takes contributions to open leases and answers for closed ones.
+    """Accepts contributions to open leases, and answers those to closed ones.
 
     Args:
         config: the run's configuration.
@@ -35,7 +35,7 @@ class ContributionHandler:
         counters: totals to update.
         validator: decides which contributions may count.
         limiter: limits the rate of partial contributions.
-        pressure: says how long a worker should wait before it reports again.
+        pressure: determines how long a worker should wait before it reports again.
         alert: called with each message meant for the user.
     """
 
@@ -97,7 +97,7 @@ class ContributionHandler:
     def ack(
         self, accepted: bool, *, durable: bool = False, reason: str = "", proceed: bool = True, wait: float = 0.0
     ) -> Ack:
-        """Return an answer that names the server's current version."""
+        """Return an acknowledgement with the server's current version."""
         return Ack(accepted, durable, reason, proceed, self._state.version, wait)
 
     def _settle(self) -> bool:
@@ -131,7 +131,7 @@ class ContributionHandler:
             return self._reject(held, contribution, problem)
         if contribution.final or self._config.mode == "stream":
             return self._accept(held, contribution)
-        # Vectors are kept only where prefixes count, so that in other runs memory does not grow with open leases.
+        # Vectors are kept only if prefixes count, so that in other runs memory does not grow with open leases.
         keep = self._config.prefixes_count
         self._counters.events["partials"] += 1
         self._record_progress(
@@ -149,12 +149,12 @@ class ContributionHandler:
         return self.ack(True, durable=True, reason="duplicate", proceed=False)
 
     def _reject(self, held: OpenLease, contribution: Contribution, problem: str) -> Ack:
-        """Refuse an unusable contribution. The task fails with it if nothing better can follow."""
-        # A cumulative vector that is not finite stays so, and training on is of no use.
+        """Refuse an unusable contribution. If no usable one can follow, the task has failed."""
+        # A cumulative vector that is not finite stays so; further training is useless.
         hopeless = contribution.final or problem in ("non-finite", "exploding")
         if hopeless:
             self._assignments.fail(held, f"{problem} contribution")
-            self._scheduler.update()  # in `sync` mode, a batch may be complete without a game now in quarantine
+            self._scheduler.update()  # in `sync` mode, a batch may be complete without a game that is now in quarantine
         return self._refuse(problem, proceed=not hopeless)
 
     def _accept(self, held: OpenLease, contribution: Contribution) -> Ack:

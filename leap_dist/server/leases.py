@@ -59,8 +59,8 @@ class LeaseBook:
         store: where open leases are recorded.
         session: name of this launch, recorded with each lease.
         clock: returns monotonic seconds.
-        max_gap: longest time, in seconds, that counts between two looks at the clock. If the server itself stood still
-            (stopped, swapped out, or waiting for a slow disk), no worker could report, and none is to blame.
+        max_gap: longest time, in seconds, that counts between two readings of the clock. While the server itself stood
+            still (stopped, swapped out, or waiting for a slow disk), no worker could report, and none is to blame.
     """
 
     def __init__(self, store: LeaseStore, session: str, clock: Callable[[], float], max_gap: float = math.inf) -> None:
@@ -78,7 +78,7 @@ class LeaseBook:
         return len(self._open)
 
     def now(self) -> float:
-        """Return the time by which leases are granted, renewed and expire: seconds in which the server was running."""
+        """Return the time that counts for leases: the seconds for which the server has been running."""
         time = self._clock()
         self._now += min(time - self._looked_at, self._max_gap)
         self._looked_at = time
@@ -129,7 +129,7 @@ class LeaseBook:
         self.remember(held.lease.id, outcome, held.seq)
 
     def remember(self, lease_id: str, outcome: str, seq: int = 0) -> None:
-        """Remember how a lease ended and its newest contribution, to answer whoever still pushes to it."""
+        """Remember how a lease ended and its newest contribution, to answer workers that still push to it."""
         self._closed[lease_id] = outcome, seq
         while len(self._closed) > MAX_CLOSED:
             self._closed.popitem(last=False)

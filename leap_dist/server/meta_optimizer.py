@@ -26,7 +26,7 @@ class MetaOptimizer:
     def step(self, gradient: np.ndarray, *, done: float = 0.0) -> bool:
         """Move φ against a gradient, flat float32, and return whether that succeeded.
 
-        If the gradient or the result is not finite, nothing changes and the answer is False. An empty gradient is
+        If the gradient or the result is not finite, nothing changes and False is returned. An empty gradient is
         valid and changes nothing.
 
         Args:

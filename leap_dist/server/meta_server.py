@@ -89,7 +89,7 @@ class MetaServer:
         self._lock = RunLock(run_dir)
         try:
             orphans = Recovery(config, manifest, state, assignments, scheduler, counters, alert, replica).run()
-            scheduler.update(wait=True)  # the versions at which the orphans were leased may be in the journal only
+            scheduler.update(wait=True)  # the versions at which the orphans were leased may only be in the journal
             for held in orphans:
                 self._lose(held, "worker-lost")
             scheduler.update(wait=True)
@@ -100,7 +100,7 @@ class MetaServer:
     # Called by workers -------------------------------------------------------------------------------------------
 
     def lease(self, worker: str, incarnation: str) -> Lease | Idle:
-        """Lease the next task to a worker, or say that there is none for it now, as when the disk is full.
+        """Lease the next task to a worker, or return Idle if there is none for it now, as when the disk is full.
 
         A worker holds at most one lease: what it held before is taken back.
         """
@@ -174,7 +174,7 @@ class MetaServer:
         if held is None:
             return self._contributions.ack(False, reason=self._leases.outcome(lease_id), proceed=False)
         self._assignments.fail(held, reason)
-        self._scheduler.update()  # in `sync` mode, a batch may be complete without a game now in quarantine
+        self._scheduler.update()  # in `sync` mode, a batch may be complete without a game that is now in quarantine
         return self._contributions.ack(True, proceed=False)
 
     # Called by the driver ----------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class MetaServer:
             self._tick()
 
     def release(self, incarnation: str, *, crashed: bool = False) -> None:
-        """Take back at once what a worker holds that is known to be gone.
+        """Immediately take back the leases of a worker that is known to be gone.
 
         Args:
             incarnation: the incarnation of the worker.
@@ -219,7 +219,7 @@ class MetaServer:
             return self._status()
 
     def expect(self, workers: int) -> None:
-        """Adapt the limits on leases and staleness to the number of workers, where `workers` is "auto"."""
+        """Adapt the limits on leases and staleness to the number of workers, if `workers` is "auto"."""
         if self._config.workers == "auto":
             self._assignments.expect(workers)
 

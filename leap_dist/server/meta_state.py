@@ -5,7 +5,7 @@ The order of the writes makes each contribution count exactly once, whatever is 
 1. An accepted contribution is in the journal before its worker is told.
 2. A meta-update exists once its checkpoint does. The checkpoint says which contributions it contains, and carries the
    ledger lines that will follow it.
-3. A journal entry is removed once every kept checkpoint contains it and no later push is measured from it (`Backlog`).
+3. A journal entry is removed once every kept checkpoint contains it and it is not the base of a later push (`Backlog`).
 
 After a restart, `recovery` loads the newest valid checkpoint, writes the ledger lines that are missing, and replays
 the journal.
@@ -87,9 +87,9 @@ class MetaState:
         self.backlog = Backlog(Journal(run_dir / "journal", replica), manifest.size, keep, whole_paths=whole_paths)
         self._optimizer = MetaOptimizer(config.mode, config.meta, initial)
         self.heads: dict[str, np.ndarray] = {}
-        """The sum of what training has added to each game's initial head, by game, where heads persist.
+        """The sum of what training has added to each game's initial head, by game, if heads persist.
 
-        Where one agent learns all games: its heads and the state of its optimizer, under the name of all games.
+        If one agent learns all games: its heads and the state of its optimizer, under the name of all games.
         """
         self.version = 0
         """Number of meta-updates made."""
@@ -156,7 +156,7 @@ class MetaState:
             failpoint("update.applied")
             lines = self._ledger_lines(batch, direction, self.backlog.norm(self.vector - before))
             self.checkpoints.save(self._checkpoint(count, lines, bookkeeping))
-        except BaseException:  # also what nobody expects, or the batch would be applied a second time
+        except BaseException:  # even an unexpected error, or the batch would be applied a second time
             self._optimizer.restore(before, optimizer_before)
             self.heads = heads_before
             raise
@@ -194,8 +194,9 @@ class MetaState:
     def _trained_heads(self, batch: Sequence[Accepted]) -> dict[str, np.ndarray]:
         """Return the heads after a meta-update: each moves by the mean of its own game's contributions.
 
-        They are neither weighted by staleness nor clipped: a head belongs to one game, and other games do not age it.
-        Where one agent learns all games, a contribution has its heads and optimizer as they are, which replace the old.
+        They are neither weighted by staleness nor clipped: a head belongs to one game, and other games do not make it
+        stale. If one agent learns all games, its contribution holds whole heads and optimizer states, which replace the
+        old ones.
         """
         heads = dict(self.heads)
         if self._config.is_joint:
@@ -231,7 +232,7 @@ class MetaState:
         return Checkpoint(version, self._manifest.split(self.vector), self._optimizer.state(), self.heads, state)
 
     def _commit(self, count: int, lines: list[dict[str, Any]]) -> None:
-        """Complete a meta-update whose checkpoint is durable. Recovery makes up for a crash anywhere in here."""
+        """Complete a meta-update whose checkpoint is durable. Recovery completes it after a crash anywhere in here."""
         batch = self.backlog.waiting[:count]
         self.backlog.commit(count)
         self.version += 1
@@ -310,7 +311,7 @@ def _steps(batch: Sequence[Accepted]) -> int:
 def _norms(batch: Sequence[Accepted]) -> list[float]:
     """Return the norms that show how large contributions are.
 
-    In `stream` mode, what closes a lost lease adds nothing, and its norm of zero says nothing.
+    In `stream` mode, the record that closes a lost lease adds nothing, and its norm of zero has no meaning.
     """
     return [accepted.norm for accepted in batch if accepted.norm > 0]
 

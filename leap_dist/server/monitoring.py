@@ -1,4 +1,4 @@
-"""What the server measures about itself: alerts, counters, latencies, and the agreement between games."""
+"""Monitoring of the server: alerts, counters, latencies, and the agreement between games."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ MAX_ALERTS = 100
 WINDOW_SIZE = 512
 """Number of durations behind the percentiles; the 99th percentile of fewer would be their maximum."""
 DIMENSIONS = 4093
-"""Length of the projections. It is prime, so that rows of a layer do not fall on the same places again and again."""
+"""Length of the projections. It is prime, so that the rows of a layer do not always fall on the same places."""
 KEPT = 0.8
-"""Share of a game's mean that each new pull keeps: the last five pulls make up two thirds of it."""
+"""Share of a game's mean that is kept at each new pull: the last five pulls make up two thirds of the mean."""
 
 _MIN_NORM = 1e-30
 
 
 class Alerts:
-    """Messages meant for the user, oldest first. A message that keeps coming is recorded once."""
+    """Messages meant for the user, oldest first. A message that is repeated is recorded once."""
 
     def __init__(self) -> None:
         self.messages: deque[str] = deque(maxlen=MAX_ALERTS)
@@ -84,7 +84,7 @@ class Agreement:
     (Charikar, Chen and Farach-Colton 2002, "Finding frequent items in data streams"; indices are taken in turn instead
     of hashed, because neighbors within a layer are of similar size.)
 
-    Nothing is kept over a restart: a game is left out until it has been heard from again.
+    Nothing is kept across a restart: a game is left out until there is a new pull of it.
 
     Args:
         size: length of the pulls.
@@ -107,7 +107,7 @@ class Agreement:
             self._means[game] = direction if mean is None else KEPT * mean + (1 - KEPT) * direction
 
     def cosines(self) -> dict[str, Any]:
-        """Return the "games" heard from, in alphabetical order, and the matrix of "cosines" between them."""
+        """Return the "games" with pulls, in alphabetical order, and the matrix of "cosines" between them."""
         norms = {game: float(np.linalg.norm(mean)) for game, mean in self._means.items()}
         games = sorted(game for game, norm in norms.items() if norm > 0)
         unit = np.array([self._means[game] / norms[game] for game in games]).reshape(len(games), DIMENSIONS)

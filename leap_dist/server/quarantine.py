@@ -81,7 +81,7 @@ class Quarantine:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Return to a state that `state` has returned."""
+        """Restore a state that `state` has returned."""
         self.games.update(state["quarantined"])
         self._failures = Counter(state["in_a_row"])
         self._deaths = Counter(state["deaths_in_a_row"])

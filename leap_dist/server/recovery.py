@@ -1,8 +1,8 @@
 """Recovery: rebuild a server from the newest valid checkpoint, the journal, and the records of open leases.
 
-Contributions accepted after that checkpoint are replayed from the journal. What is damaged is set aside, with an alert,
-and its task is trained again. Leases of the same session stay open, with a fresh deadline; those of earlier sessions
-are orphans, because their workers are gone.
+Contributions accepted after that checkpoint are replayed from the journal. Damaged entries are set aside, with an
+alert, and their tasks are trained again. Leases of the same session stay open, with a fresh deadline; those of earlier
+sessions are orphans, because their workers are gone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from leap_dist.storage.checkpoint import Checkpoint
 from leap_dist.storage.replica import NoReplica
 
 MAX_TASKS_BETWEEN_CHECKPOINTS = 1_000_000
-"""Number of tasks granted since a checkpoint above which a task index can only be damage."""
+"""Maximum credible number of tasks granted since a checkpoint; a larger task index can only be damage."""
 
 
 class Recovery:
@@ -266,7 +266,7 @@ class Recovery:
             self._alert(warning)
         for reopened in leases.all():
             reopened.steps = progress.get(reopened.lease.id, 0)
-        # Lease records may be lost with a machine. Then a part of a task that was accepted shows that it was granted.
+        # Lease records may be lost with a machine. An accepted partial contribution shows that its task was granted.
         granted = {one.lease.task.index for one in self._backlog.waiting} | pending
         queue.next = max([known, highest, *(index + 1 for index in granted)])
         if queue.next > known + MAX_TASKS_BETWEEN_CHECKPOINTS:

@@ -1,4 +1,4 @@
-"""Scheduler of meta-updates: when the next one is due, of which contributions, and when the run is complete."""
+"""Scheduler of meta-updates: when one is due, which contributions it applies, and when the run is complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from leap_dist.server.meta_state import MetaState
 from leap_dist.server.monitoring import Agreement, Counters, LatencyWindow
 
 MIN_WAITING = 64
-"""Number of contributions that may always wait for a meta-update, while none can be saved."""
+"""Number of contributions that may wait in any case while no meta-update can be saved."""
 BOOKKEEPING_SHAPE = {
     "queue": {
         "next": int,
@@ -30,7 +30,7 @@ BOOKKEEPING_SHAPE = {
     "refused": {...: int},
     "accepted_leases": {...: int},
 }
-"""Shape of what `UpdateScheduler` stores in a checkpoint beside φ; see `schema.check`."""
+"""Shape of what `UpdateScheduler` stores in a checkpoint besides φ; see `schema.check`."""
 
 
 class UpdateScheduler:
@@ -39,7 +39,7 @@ class UpdateScheduler:
     Args:
         config: the run's configuration.
         state: φ and the contributions waiting for it.
-        assignments: tasks and leases, which say what may still arrive.
+        assignments: tasks and leases, which determine what may still arrive.
         counters: totals to store with each checkpoint.
         alert: called with each message meant for the user.
         clock: returns monotonic seconds.
@@ -77,7 +77,7 @@ class UpdateScheduler:
 
     @property
     def complete(self) -> bool:
-        """Whether all meta-updates are made, or in modes with one per contribution, all tasks applied."""
+        """Whether all meta-updates are made or, in modes with one per contribution, all tasks are applied."""
         if self._batched:
             return self._state.version >= self._config.meta_updates
         return self._state.applied_tasks >= self._config.total_tasks
@@ -125,7 +125,7 @@ class UpdateScheduler:
         """Make every meta-update that is due. One that cannot be saved is tried again with the next call.
 
         While a long ledger is still being verified after a restart, meta-updates are put off until a later call, so
-        that nobody waits for an answer. With `wait` they wait for the verification instead.
+        that no caller has to wait. With `wait`, this call waits for the verification instead.
         """
         if not wait and not self._state.ledger.is_verified:
             return
@@ -159,7 +159,7 @@ class UpdateScheduler:
         return count
 
     def _bookkeeping(self, waiting: list[Accepted], batch_start: int) -> dict[str, Any]:
-        """Return what a restart needs beside φ, once only `waiting` is left to apply."""
+        """Return what a restart needs besides φ, once only `waiting` is left to apply."""
         assignments, open_leases = self._assignments, self._assignments.leases.all()
         return {
             "queue": assignments.queue.state() | assignments.quarantine.state(),

@@ -34,11 +34,11 @@ class CorruptFile(RuntimeError):
 
 
 class NewerFormat(CorruptFile):
-    """A file is of a newer format. It is sound, so it is neither read nor set aside."""
+    """A file is of a newer format. It cannot be read, but it is sound, so it is not set aside."""
 
 
 class OlderFormat(CorruptFile):
-    """A file is of an older format. It is sound, so it is neither read nor set aside; its own version can read it."""
+    """A file is of an older format. It is sound, so it is not set aside: the version that wrote it can read it."""
 
 
 LARGEST = 64 * 2**20
@@ -66,7 +66,7 @@ def read_regular(path: Path, limit: int = LARGEST) -> bytes:
 def read_packed(path: Path) -> bytes:
     """Return the content of a safetensors file whose size matches its header. Raises like `read_regular`.
 
-    A sparse file of terabytes therefore costs no more than a look at its first bytes.
+    Of a sparse file of terabytes, only the first bytes are therefore read.
     """
     try:
         with files.open_regular(path) as file:
@@ -93,7 +93,7 @@ def _size_by_header(file: IO[bytes]) -> int:
 
 
 def set_aside(path: Path) -> None:
-    """Rename a damaged file or folder to *.damaged, so that a person can inspect it. Errors are ignored."""
+    """Rename a damaged file or folder to *.damaged for inspection. Errors are ignored."""
     names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
     with contextlib.suppress(OSError):
         os.replace(path, next(name for name in names if not os.path.lexists(name)))
@@ -159,7 +159,7 @@ def pack(tensors: dict[str, np.ndarray], header: dict[str, Any]) -> bytes:
 
 
 def is_packed(data: bytes) -> bool:
-    """Return whether bytes are, or were, a file of `pack`, and not a safetensors file of another program."""
+    """Return whether bytes are a file of `pack`, intact or damaged, and not a safetensors file of another program."""
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return not isinstance(header, dict) or "leap_dist" in header.get("__metadata__", {})

@@ -1,4 +1,4 @@
-"""The authentication token of a Ray cluster: finding the one that Ray would use. Does not use Ray."""
+"""Finds the authentication token that Ray would use for a cluster, without using Ray."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _read_private(path: Path) -> str:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise ConfigError(
-                f"address: the token file {path} is not a file of your own; remove it, or set RAY_AUTH_TOKEN_PATH"
+                f"address: the token file {path} is not a file of this user; remove it, or set RAY_AUTH_TOKEN_PATH"
             )
         if status.st_mode & 0o077:
             os.fchmod(handle, 0o600)

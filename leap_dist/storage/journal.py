@@ -47,7 +47,7 @@ class Journal:
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(".*.tmp"):  # a crash cut this write short
             remove(leftover)
-        # Whoever wrote these may have been killed between renaming and syncing them.
+        # The process that wrote these may have been killed between renaming and syncing them.
         self._unsynced_files = [self._path(order) for order in self.orders()]
         self._unsynced = bool(self._unsynced_files)
 
@@ -75,7 +75,7 @@ class Journal:
             self._sync_deferred = False
 
     def sync(self) -> None:
-        """Make all entries durable, also those of an earlier process. Raises OSError."""
+        """Make all entries durable, including those of an earlier process. Raises OSError."""
         if self._unsynced:
             while self._unsynced_files:
                 with contextlib.suppress(FileNotFoundError, Unreadable):  # discarded or set aside since, or no file
@@ -100,7 +100,7 @@ class Journal:
         return arrays, header
 
     def set_aside(self, order: int) -> None:
-        """Rename a damaged entry, so that a person can inspect it."""
+        """Rename a damaged entry for inspection."""
         set_aside(self._path(order))
 
     def discard(self, order: int) -> None:

@@ -80,7 +80,7 @@ class Ledger:
 
     @property
     def is_verified(self) -> bool:
-        """Whether no verification is running: only then does `sha256` answer without waiting."""
+        """Whether no verification is running: only then does `sha256` return without waiting."""
         return self._verification is None or not self._verification.is_alive()
 
     def _verify(self, size: int, sha256: str, on_mismatch: Callable[[], None]) -> None:
@@ -103,7 +103,7 @@ class Ledger:
         text = "".join(json.dumps(line) + "\n" for line in lines).encode()
         failpoint("ledger.write")
         with files.open_to_append(self._path) as file:
-            start = min(offset, self._size_on_disk)  # a ledger that somebody shortened is not padded
+            start = min(offset, self._size_on_disk)  # a ledger that was shortened is not padded
             file.truncate(start)
             file.write(text)
             file.flush()
@@ -140,7 +140,7 @@ class Ledger:
             except DECODE_ERRORS:
                 damaged += 1
             size += len(line)
-        if not is_end:  # the last meta-update may go on beyond the page
+        if not is_end:  # the last meta-update may extend beyond the page
             if page_bytes >= LONGEST_LINE and b"\n" not in text:
                 raise CorruptFile(f"{self._path.name} is damaged: a line has more than {LONGEST_LINE:,} bytes")
             if not page or page[0][0]["version_after"] == page[-1][0]["version_after"]:
@@ -153,7 +153,7 @@ class Ledger:
         return [line for line, _ in page], start + size
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Yield all lines that are in the file now, and hold only a page of them in memory. Raises as `read_page`."""
+        """Yield all lines that are in the file now, with one page in memory at a time. Raises as `read_page` does."""
         offset, end = 0, self._size
         while offset < end:
             page, after = self.read_page(offset)
@@ -167,7 +167,7 @@ class Ledger:
         return self._path.stat().st_size if self._path.exists() else 0
 
     def _sum_up(self, size: int) -> None:
-        """Extend the checksum to the first `size` bytes, or as many as there are."""
+        """Extend the checksum to the first `size` bytes, or to the end of a shorter file."""
         if self._summed > size:
             self._sum, self._summed = hashlib.sha256(), 0
         if self._summed == size:

@@ -35,7 +35,7 @@ class Run:
         folder: the run directory.
         new: whether the directory must not hold a run that has begun.
 
-    Entering raises RunDirectoryBusy if another launch works in the directory, ConfigError if it cannot be used.
+    Entering raises RunDirectoryBusy if another launch is working in the directory, ConfigError if it cannot be used.
     """
 
     remote: Remote | None = None
@@ -57,7 +57,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        """Give the run back; a directory in which no run has begun is removed after an error."""
+        """Release the run; a directory in which no run has begun is removed after an error."""
         self._claim.__exit__(kind, error, where)
 
     def translated_errors(self) -> contextlib.AbstractContextManager[None]:

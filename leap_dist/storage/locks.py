@@ -1,7 +1,7 @@
 """Locks that allow only one live server per run: locks of the operating system for directories, claims for URLs.
 
 Object stores have no lock that is released when its holder dies, so a launch claims a run there, and a counter that it
-increments shows that it lives; docs/storage.md describes the rules.
+increments shows that it is alive; docs/storage.md describes the rules.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RunLock:
             self._file.close()
             who = "a live server" if name == LOCK else "another launch"
             raise RunDirectoryBusy(f"run-dir: {run_dir} is in use by {who} ({_holder(run_dir, name)})")
-        if os.fstat(self._file.fileno()).st_nlink == 0:  # a failed start removed it in this very moment
+        if os.fstat(self._file.fileno()).st_nlink == 0:  # a failed start removed it at this very moment
             self._file.close()
             raise RunDirectoryBusy(f"run-dir: {run_dir} was in use by another launch until now; try again")
         self._file.truncate(0)
@@ -61,7 +61,7 @@ class RunLock:
 
 
 def lock_holder(run_dir: Path) -> str | None:
-    """Return the process that holds the lock on a run directory, or None. Raises OSError if that cannot be told."""
+    """Return the process that holds the lock on a run directory, or None. Raises OSError if that is unknown."""
     try:
         with files.open_regular(run_dir / LOCK) as file:
             return None if _flock(file, fcntl.LOCK_SH, attempts=1) else _holder(run_dir)
@@ -80,7 +80,7 @@ def other_host(run_dir: Path) -> str | None:
 
 
 def _flock(file: IO[bytes], kind: int, *, attempts: int) -> bool:
-    """Try to lock, up to `attempts` times, 50 ms apart: another process may be testing the lock, or be dying."""
+    """Try to lock, up to `attempts` times, 50 ms apart: another process may be testing the lock, or about to exit."""
     for attempt in range(attempts):
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -102,11 +102,11 @@ CLAIM = ".claim-"
 BEAT_SECONDS = 2.0
 """Seconds between two increments of the counter."""
 WATCH_SECONDS = 10.0
-"""Seconds without an increment after which a launch that wants the run takes its owner for dead."""
+"""Seconds without an increment after which a launch that wants the run regards its owner as dead."""
 STATUS_SECONDS = 5.0
 """Seconds for which a command that only reads watches the counter."""
 SETTLE_SECONDS = 0.5
-"""Seconds between writing the lock and reading it back, for a launch that takes the run over at the same moment."""
+"""Seconds between writing the lock and reading it back, in case another launch takes the run over at that moment."""
 BEATS_MISSED = 3
 """Failed increments in a row that raise an alert."""
 
@@ -186,12 +186,12 @@ def check(storage: Storage, claim: Claim) -> None:
 
 
 def beat(storage: Storage, claim: Claim, count: int, *, released: bool = False) -> None:
-    """Set the counter, or with `released` give the run back. Raises OSError."""
+    """Set the counter, or with `released` release the run. Raises OSError."""
     storage.put(ALIVE + claim.nonce, json.dumps({"beat": count, "released": released}).encode())
 
 
 def is_released(storage: Storage, claim: Claim) -> bool:
-    """Return whether the claim's launch has given the run back. Raises OSError."""
+    """Return whether the claim's launch has released the run. Raises OSError."""
     try:
         content = json.loads(storage.find(ALIVE + claim.nonce) or b"{}")
         return bool(content.get("released", False))
@@ -222,14 +222,14 @@ def take_over(
         present = read_claim(storage)
         if present is None or present.nonce != claim.nonce:
             raise RunDirectoryBusy(
-                f"run-dir: {storage.url} is in use ({present.holder if present else 'unknown'}), since a moment ago"
+                f"run-dir: {storage.url} has just been taken over ({present.holder if present else 'unknown'})"
             )
         highest = _highest_generation(storage, claim)  # another launch may have worked until the lock was written
     return claim, before
 
 
 def _claim_generation(storage: Storage, claim: Claim) -> Claim:
-    """Return the claim with the first free generation from its own on, which no other launch will have."""
+    """Return the claim with the first free generation, starting with its own; no other launch will have the same."""
     while True:
         try:
             storage.create(f"{CLAIM}{claim.generation:06d}", claim.holder.encode())
@@ -248,7 +248,7 @@ def _highest_generation(storage: Storage, claim: Claim) -> int:
 
 
 def is_generation(name: str) -> bool:
-    """Return whether an object says that a generation is taken."""
+    """Return whether an object marks a generation as taken."""
     return re.fullmatch(re.escape(CLAIM) + "[0-9]{6}", name) is not None
 
 
@@ -296,7 +296,7 @@ class Heartbeat:
         self._thread.join()
 
     def release(self) -> None:
-        """Give the run back, so that another launch may take it at once. Errors are ignored."""
+        """Release the run, so that another launch may take it at once. Errors are ignored."""
         with contextlib.suppress(OSError):
             beat(self._storage, self._claim, -1, released=True)
 

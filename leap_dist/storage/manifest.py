@@ -27,7 +27,7 @@ PACKAGES = ("torch", "ray", "numpy", "gymnasium", "ale-py", "safetensors", "tens
 LARGEST = 2**22
 """Size in bytes of the largest manifest that is read."""
 MOST_SESSIONS = 1000
-"""Launches that are remembered; the first one is never forgotten."""
+"""Number of launches that are recorded; the first one is always kept."""
 
 
 def write_manifest(run_dir: Path, config: Config) -> None:

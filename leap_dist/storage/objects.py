@@ -26,9 +26,9 @@ from leap_dist.storage.atomic import remove, write_atomic
 from leap_dist.storage.redaction import redact
 
 CALL_SECONDS = 10.0
-"""Time limit of a request, besides the time that its size takes: the server waits for it, and workers wait in turn."""
+"""Time limit of a request, plus the time for its size: the server waits for it, and workers wait for the server."""
 BYTES_PER_SECOND = 500_000.0
-"""Slowest connection that is not considered broken."""
+"""Speed of the slowest connection that is not considered broken."""
 REST_SECONDS = 2.0
 """Seconds after a time-out in which requests fail at once, so that the server can attend to other callers."""
 
@@ -191,7 +191,7 @@ class Storage:
 
 
 def is_url(text: str) -> bool:
-    """Return whether the text is a URL and not a path."""
+    """Return whether the text is a URL rather than a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 

@@ -19,7 +19,7 @@ from leap_dist.storage.replica import LEDGER
 
 
 def is_remote(where: Location) -> bool:
-    """Return whether a run is kept as objects there, also if `where` is the target directory of a file:// URL."""
+    """Return whether a run is kept as objects there, even if `where` is the target directory of a file:// URL."""
     return isinstance(where, Url) or holds_objects(where)
 
 
@@ -69,7 +69,7 @@ def fetch_initialization(where: Url, below: Path) -> Path:
 
 
 def is_alive(where: Location) -> bool:
-    """Return whether a launch works on the run; True if that cannot be told."""
+    """Return whether a launch is working on the run; True if that is unknown."""
     if not isinstance(where, Url):
         if not holds_objects(where):
             return run_directory.is_alive(where)

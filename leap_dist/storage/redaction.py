@@ -1,4 +1,4 @@
-"""Removes secrets from text that is written or shown: values from the environment, and what looks like a secret."""
+"""Removes secrets from text that is written or shown: values from the environment, and text that looks like one."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _known() -> list[str]:
 
 
 def _forms(value: str) -> Iterator[str]:
-    """Yield a secret as it is, and as programs print it: quoted for JSON, Python and URLs."""
+    """Yield a secret in plain form, and as programs print it: quoted for JSON, Python and URLs."""
     yield from (value, value.strip(), json.dumps(value)[1:-1], repr(value)[1:-1])
     for quoted in (quote(value, safe=""), quote(value), quote_plus(value)):
         yield quoted

@@ -1,4 +1,4 @@
-"""A run at a URL: taking it over, working on a local copy, and giving it back.
+"""A run at a URL: taking it over, working on a local copy, and releasing it.
 
 The server puts what makes the run durable at the URL, see `replica`. Everything else (configuration, summary,
 pictures, TensorBoard files) is copied from here, in the background.
@@ -110,7 +110,7 @@ class RemoteRun(Run):
 
     def __init__(self, url: Url) -> None:
         """Open the storage without sending a request yet. Raises ConfigError if the URL cannot be used."""
-        # Not Run.__init__: a working copy is private, so nobody has to be kept out of it.
+        # Not Run.__init__: a working copy is private, so it needs no lock against other launches.
         self._storage = open_storage(url)
         if url.lower().startswith("memory:"):
             raise ConfigError("run-dir: memory:// belongs to one process, and a run has several; use file:///")

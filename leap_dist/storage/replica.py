@@ -1,7 +1,7 @@
 """A replica in object storage of what makes a run durable: journal, checkpoints and ledger.
 
 The server works in a local directory, the working copy. Whatever it acknowledges is put at the URL first, so losing the
-machine loses nothing that was acknowledged. Between two launches the URL is authoritative; within a launch, also when
+machine loses nothing that was acknowledged. Between two launches the URL is authoritative; within a launch, even if
 its server restarts, the working copy is.
 
     journal/contribution-NNNNNNNN.STAMP.safetensors    one put per attempt: a put that failed may still arrive, so each
@@ -46,7 +46,7 @@ COPIES = ("config.yaml", "manifest.json", "summary.json", "init.safetensors", "p
 """Files and folders that are copied one by one and are not needed to resume."""
 LEDGER = "ledger.jsonl"
 MOST_SEGMENTS = 256
-"""Segments of the ledger, one for each append, that are merged into one. So each byte is put twice."""
+"""Number of ledger segments, one for each append, that are merged into one. So each byte is put twice."""
 LARGEST_WHOLE_LEDGER = 2**24
 """Size in bytes of the largest ledger that becomes one object again at the end: a longer one stays in segments."""
 PATIENCE_SECONDS = 30.0
@@ -253,7 +253,7 @@ def connect(remote: Remote | None, working_copy: Path) -> NoReplica:
 
 
 def pull(storage: Storage, folder: Path, claim: Claim, before: Claim | None) -> None:
-    """Download a run into an empty working copy, and remove objects at the URL that nobody needs. Raises OSError.
+    """Download a run into an empty working copy, and remove objects at the URL that are not needed. Raises OSError.
 
     Only the launch that holds the lock, by `claim`, may call this; it took the run over from the claim `before`.
     """

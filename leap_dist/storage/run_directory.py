@@ -36,7 +36,7 @@ ORPHAN_SECONDS = 10.0
 """Seconds for which a server may outlive its killed driver."""
 
 WATCH_SECONDS = 6.0
-"""Seconds within which a live driver writes several summaries, even on a file system that shows changes late."""
+"""Seconds within which several summaries of a live driver appear, even on a file system that shows changes late."""
 
 ENDED = ("done", "interrupted", "failed")
 """States of a run that has no driver."""
@@ -46,7 +46,7 @@ LARGEST_SUMMARY = 2**24
 
 
 class RunDirectoryGone(LockLost):
-    """The directory of a running run was removed, so nothing of it is kept any more."""
+    """The directory of a running run was removed, so nothing can be saved any more."""
 
 
 @contextlib.contextmanager
@@ -103,8 +103,8 @@ def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
     """Create a run directory, or accept one to resume, and write config.yaml and manifest.json.
 
     If a live server holds the directory but its driver is silent, waits up to `patience` seconds for that server to
-    end. If the last holder ran on another host, whose lock may be invisible here, watches for its reports. What a
-    failed start has left behind is overwritten; manifest.json gains a session otherwise.
+    end. If the last holder ran on another host, whose lock may be invisible here, watches for its reports. Files of a
+    failed start are overwritten; otherwise manifest.json gains a session.
 
     Raises ConfigError if the directory cannot be written or contains links, RunDirectoryBusy if a live server holds it.
     """
@@ -174,7 +174,7 @@ def _reported(run_dir: Path) -> int:
 
 
 def is_alive(run_dir: Path) -> bool:
-    """Return whether a launch works on the run; True if that cannot be told.
+    """Return whether a launch is working on the run; True if that is unknown.
 
     If the lock names another host, waits a few seconds for a driver there to report.
     """

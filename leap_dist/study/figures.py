@@ -39,7 +39,7 @@ _BLUE_TO_RED = LinearSegmentedColormap.from_list("blue_to_red", ["#0057B8", "#8A
 
 
 def pictures(results: Results) -> dict[str, bytes]:
-    """Return PNG files by name, of everything that the study has results for."""
+    """Return PNG files by name, for everything that the study has results for."""
     drawn: dict[str, Figure] = {}
     if results.study.tasks == "omniglot":
         drawn["figure3.png"] = figure3(results)
@@ -93,7 +93,7 @@ def figure3(results: Results) -> Figure:
 
 
 def error_by_pretraining(results: Results) -> Figure:
-    """Return the test error by number of pretraining alphabets, with the paper's for comparison."""
+    """Return a figure of the test error by number of pretraining alphabets, with the paper's for comparison."""
     figure = new_figure(7.5, 4.8)
     axes = figure.add_subplot()
     style_axes(axes)
@@ -120,7 +120,7 @@ def error_by_pretraining(results: Results) -> Figure:
 
 
 def error_during_meta_training(results: Results) -> Figure:
-    """Return the error on the validation alphabets over meta-updates, with a panel for each group."""
+    """Return a figure of the error on the validation alphabets over meta-updates, with a panel for each group."""
     figure = new_figure(max(6.5, 4.2 * len(results.validation)), 3.8)
     row = figure.subplots(1, len(results.validation), sharey=True, squeeze=False)[0]
     for axes, (group, arms) in zip(row, results.validation.items(), strict=True):

@@ -24,9 +24,9 @@ ARMS: tuple[str, ...] = ("leap", "none")
 GROUPS: tuple[str, ...] = ("seed24",)
 """The training games of the paper's first version."""
 PRESET = "figure4"
-"""Name under which a study of games has the settings of `paper` and the lengths of FIGURE_4."""
+"""Name of the preset with which a study of games has the settings of `paper` and the lengths of FIGURE_4."""
 PRESETS = (PRESET, "paper", "paper-5m")
-"""Presets with which games are tested for as long as in figure 4; with others, for as long as a task of training."""
+"""Presets with which games are tested for as long as in figure 4; with others, for as long as a training task."""
 MACHINE_STEPS_PER_SECOND = 27_900
 """Agent steps per second of one machine with 16 cores and an H100, measured (docs/performance.md)."""
 DAY = 86_400.0
@@ -38,7 +38,7 @@ class Tests(NamedTuple):
 
     games: tuple[str, ...]
     game_steps: dict[str, int]
-    """Agent steps of single games; those of all others are the study's `test_steps`."""
+    """Agent steps of individual games; those of all others are the study's `test_steps`."""
     seeds: int
     """Number of agents for each initialization and game."""
 
@@ -54,12 +54,12 @@ def check_groups(groups: Sequence[str]) -> None:
 
 
 class Asked(NamedTuple):
-    """Holds what the user has said about the tests of a study. What was not said is empty or None."""
+    """The user's settings for the tests of a study. Settings that were not given are empty or None."""
 
     games: tuple[str, ...]
     """Games to test on."""
     game_steps: Mapping[str, int]
-    """Lengths of single games."""
+    """Lengths of individual games."""
     test_steps: int | None
     """Length of all others."""
     seeds: int | None
@@ -84,7 +84,7 @@ def tests(preset: str, config: Config, asked: Asked, before: Mapping[str, Any]) 
 
 
 class Cost(NamedTuple):
-    """The work of a whole study, whatever is done already."""
+    """The work of a whole study, including what is already done."""
 
     trainings: int
     """Number of initializations to train."""

@@ -41,7 +41,7 @@ def build(out: Path, study: Study, repetitions: int) -> list[str]:
     by_group, warnings = _load(out, study)
     if not by_group:
         damaged = f"; {warnings[0]}" if warnings else ""
-        raise ConfigError(f"out: there is nothing of the study in {out} yet{damaged}")
+        raise ConfigError(f"out: {out} holds no results of the study yet{damaged}")
     folder = ReportFolder(out, "study-report")
     blocks: list[Block] = [Heading("Atari: transfer to games", 1), Paragraph(_training(study))]
     pictures: dict[str, bytes] = {}
@@ -103,7 +103,7 @@ def _section(results: Results, group: str, study: Study, pictures: dict[str, byt
 
 
 def _renamed(block: Block, group: str, study: Study) -> Block:
-    """Return a block of an evaluation's report with the place that its picture has in the study."""
+    """Return a block of an evaluation's report with the path that its picture has in the study."""
     if not isinstance(block, Picture):
         return block
     return replace(block, path=f"figures/{_name(Path(block.path).name, group, study)}")
@@ -117,7 +117,7 @@ def _training(study: Study) -> str:
 
 
 def _prefix(group: str, study: Study) -> str:
-    """Return the first part of the names of a group's pictures: empty in a study with a single group."""
+    """Return the prefix of the names of a group's pictures: empty in a study with a single group."""
     return "" if len(study.groups) == 1 else f"{group}-"
 
 

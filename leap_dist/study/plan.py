@@ -24,12 +24,12 @@ _CELL_SETTINGS = {"games", "seed", "supervised.pretraining"}
 _LEARNERS = {"atari": ("agent", "atari"), "omniglot": ("supervised",), "multi-cv": ("supervised",)}
 """Sections with the settings of the learners, by kind of task."""
 _OF_META_TRAINING = ("meta", "leap", "early_stopping")
-"""First parts of the names of settings that evaluations do not use."""
+"""Prefixes of the names of settings that evaluations do not use."""
 _TESTS, _NEW_ARM = "its tests", "an arm that is added"
 _CHANGEABLE = ("worker.precision", "worker.wire", "server.on_lost")
 """Settings that may be changed when a run is resumed, and that affect its results."""
 _OF_TESTS = ("games", "game_steps", "seeds")
-"""Names under which a study of games records its `Tests`, which are no settings of the tests' learners."""
+"""Names under which a study of games records its `Tests`, which are not settings of the tests' learners."""
 _COMMON = {
     "tasks", "games", "seed", "meta_learner", "meta_updates", "meta.batch_size", "task_steps", "data_dir",
     "supervised.pretraining",
@@ -60,11 +60,11 @@ class Plan:
     given: Mapping[str, Any]
     """Settings of all arms, by dotted name."""
     of_arms: Mapping[str, Mapping[str, Any]]
-    """Settings of single arms, which take precedence, by arm and dotted name."""
+    """Settings of individual arms, which take precedence, by arm and dotted name."""
     test_steps: int
     """Number of examples or agent steps that a run of an evaluation trains on."""
     tests: Tests | None = None
-    """Games to test on, with lengths of their own; None for images."""
+    """Games to test on, with their lengths; None for images."""
 
     @property
     def test_seeds(self) -> int:
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def game_steps(self) -> Mapping[str, int]:
-        """Lengths of the runs of single games in an evaluation."""
+        """Lengths of the runs of individual games in an evaluation."""
         return self.tests.game_steps if self.tests else {}
 
     @property
@@ -163,17 +163,17 @@ def make(
         groups: sets of training games, numbers of pretraining alphabets, or data sets to hold out; if empty, seed24;
             4, 10 and 20; or all data sets.
         seeds: number of seeds, which are consecutive, starting with the setting `seed`.
-        of_arms: settings of single arms, by arm and dotted name.
+        of_arms: settings of individual arms, by arm and dotted name.
         test_steps: number of examples that a run of an evaluation trains on; by default, as in training.
         test_seeds: number of agents for each initialization and game, for Atari; by default, one.
-        game_steps: agent steps of single games in an evaluation, for Atari.
-        existing: study to be continued. Its settings stand in for those that are not given, so the command that began
-            it continues it, whatever has become of the preset since.
+        game_steps: agent steps of individual games in an evaluation, for Atari.
+        existing: study to be continued. Its settings are used where none are given, so the command that began it
+            continues it, even if the preset has changed since.
     """
     if not 1 <= seeds <= 1000:
         raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
     if "tasks" not in given and existing is None:
-        raise ConfigError("tasks: say what the study is about: atari, omniglot or multi-cv")
+        raise ConfigError("tasks: name the kind of tasks to study: atari, omniglot or multi-cv")
     tasks = configuration.parse_value("tasks", given.get("tasks", existing.tasks if existing else Config.tasks))
     if tasks not in ("atari", "omniglot", "multi-cv"):
         raise ConfigError(f"tasks: a study needs atari, omniglot or multi-cv; for {tasks}, use the command evaluate")
@@ -244,9 +244,9 @@ def make(
 
 
 def _recorded(study: Study) -> dict[str, dict[str, Any]]:
-    """Return the settings of a study by arm, those of its tests, and those that an arm which is added has to share.
+    """Return the settings of a study by arm, those of its tests, and those that an added arm has to share.
 
-    Settings that are newer than the study have their defaults, and not the values that a preset has given them since.
+    Settings that are newer than the study get their defaults, not the values that a preset has given them since.
     """
     budget = {"tasks": study.tasks, "meta_updates": study.meta_updates, "task_steps": study.task_steps}
     budget |= {"meta.batch_size": study.batch_size} | ({"games": study.games} if study.games else {})
@@ -300,7 +300,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def merge(old: Study, new: Study) -> Study:
-    """Return the study that comprises both `old` and `new`. Raises ConfigError if they cannot share a folder.
+    """Return the study that combines `old` and `new`. Raises ConfigError if they cannot share a folder.
 
     Arms, groups and seeds can be added. An arm that exists keeps its settings.
     """

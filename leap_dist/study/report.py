@@ -64,7 +64,7 @@ def build(out: Path, repetitions: int = statistics.REPETITIONS) -> list[str]:
         warnings += more + wrong
     if not rows and evolution is None:
         damaged = f"; {warnings[0]}" if warnings else ""
-        raise ConfigError(f"out: there is nothing of the study in {out} yet{damaged}")
+        raise ConfigError(f"out: {out} holds no results of the study yet{damaged}")
     results = compute(study, rows, evolution, tuple(warnings), repetitions, validation)
     pictures = figures.pictures(results)
     folder = ReportFolder(out, "study-report")
@@ -132,7 +132,7 @@ def _in_between(results: Results) -> list[Block]:
     return [
         Heading("Test error (%) by length of the test"),
         Paragraph(
-            "Mean over runs after so many examples (`supervised.test_interval`), at lengths that all runs reach."
+            "Mean over runs, by number of examples (`supervised.test_interval`), at lengths that all runs reach."
         ),
         Table(["pretraining alphabets", "arm", *(f"{step:,.0f}" for step in steps)], rows),
     ]
@@ -151,7 +151,7 @@ def _validation(results: Results) -> list[Block]:
             for arm, errors in arms.items()
         ]
         tables += [
-            Paragraph(f"With {group} pretraining alphabets, after so many meta-updates:"),
+            Paragraph(f"With {group} pretraining alphabets, by number of meta-updates:"),
             Table(["arm", *(f"{at:,}" for at in measured)], rows),
         ]
     if not tables:
@@ -231,7 +231,7 @@ def _comparisons(results: Results) -> list[Block]:
         Heading(f"{REFERENCE} minus another arm"),
         Paragraph(
             f"Mean difference over pairs of runs {per}, in percentage points, with its 95 % interval. Below 0 "
-            f"{REFERENCE} is better; if an interval contains 0, it is open which of the two is better. Seeds below 0 "
+            f"{REFERENCE} is better; if an interval contains 0, it is undecided which is better. Seeds below 0 "
             "are those with a mean difference in test error below 0."
         ),
         Table([first, "other arm", "test error", "train error", "area", "seeds below 0", "pairs"], rows),

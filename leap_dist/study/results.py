@@ -24,7 +24,7 @@ from leap_dist.study.spec import Study, evaluation_of, training_of
 REFERENCE = "leap"
 """The arm that all others are compared with."""
 STRETCHES = 12
-"""Maximum number of curves: more lines could not be told apart."""
+"""Maximum number of curves: more lines could not be distinguished."""
 
 
 class Stretch(NamedTuple):
@@ -180,7 +180,7 @@ def _comparisons(study: Study, by_group: dict[str, dict[str, list[Row]]], repeti
     if REFERENCE not in study.arms:
         return []
     compared: list[tuple[str | None, dict[str, list[Row]]]] = list(by_group.items())
-    # Data sets are a sample from all data sets; numbers of pretraining alphabets are no sample.
+    # Data sets are a sample from all data sets; numbers of pretraining alphabets are not a sample.
     if study.tasks == "multi-cv" and len(by_group) > 1:
         everything: defaultdict[str, list[Row]] = defaultdict(list)
         for arms in by_group.values():

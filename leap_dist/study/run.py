@@ -1,4 +1,4 @@
-"""Makes the missing runs of a study, one after the other, each on all workers.
+"""Performs the missing runs of a study, one after the other, each on all workers.
 
 Several processes may work on one folder, if file locks work between their machines: a process that finds a run in use
 continues with the next one.
@@ -24,7 +24,7 @@ from leap_dist.study.plan import Cell, Plan, merge
 from leap_dist.study.spec import Study, evaluation_of, training_of
 
 PASSES = 2
-"""Number of passes: a run that another process was making may be done by the second one."""
+"""Number of passes: a run that another process holds in the first pass may be finished in the second."""
 _CLAIMS = ".claims"
 
 Say = Callable[[str], None]
@@ -33,9 +33,9 @@ Say = Callable[[str], None]
 def run(plan: Plan, out: Path, say: Say) -> str:
     """Train and test what is missing in `out`. Returns "done", "interrupted" or "failed".
 
-    "failed" means that a run could not be finished, or that another process is still making it; all other runs are made
-    nevertheless, unless the cluster is lost. Raises ConfigError if `out` holds something else, or if the data of the
-    tasks is missing.
+    "failed" means that a run could not be finished, or that another process is still working on it; all other runs are
+    performed nevertheless, unless the cluster is lost. Raises ConfigError if `out` holds something else, or if the data
+    of the tasks is missing.
     """
     everything = plan.everything()
     driver.check_prerequisites(everything)
@@ -101,19 +101,19 @@ def _compare(cells: list[Cell], plan: Plan, out: Path, say: Say) -> str:
 
 
 def _attempt(folder: Path, name: str, say: Say, make: Callable[[], str]) -> str:
-    """Make one run, unless another process is making it. An error in it is printed, so that other runs can follow."""
+    """Perform one run, unless another process holds it. Errors in it are printed, so that other runs can follow."""
     try:
         with _claim(folder.parent, folder.name):
             return make()
     except RunDirectoryBusy:
-        say(f"{name}: another process is making it")
+        say(f"{name}: another process is working on it")
     except (ConfigError, CorruptFile, OSError) as error:
-        say(f"{name}: cannot be made: {error}")
+        say(f"{name}: failed: {error}")
     return "failed"
 
 
 def _train(cell: Cell, plan: Plan, out: Path, say: Say) -> str:
-    """Start or resume a training run. Arm none needs none."""
+    """Start or resume a training run. Arm `none` needs no training."""
     if cell.arm == "none":
         return "done"
     folder = training_of(out, cell.group, cell.seed, cell.arm)

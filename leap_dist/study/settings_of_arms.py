@@ -1,4 +1,4 @@
-"""The part of a study's report that says with which settings its arms were trained."""
+"""The part of a study's report that lists the settings with which its arms were trained."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def _comparison(out: Path, study: Study, group: str, seed: int) -> dict[str, Any
 
 
 def progress_of(folder: Path) -> dict[str, Any]:
-    """Return the "state" of a training run or an evaluation, and how many of its tasks are "done", "of" how many."""
+    """Return the "state" of a training run or an evaluation, how many of its tasks are "done", and "of" how many."""
     try:
         summary = run_directory.read_summary(folder)
     except ConfigError:

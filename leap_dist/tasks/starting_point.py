@@ -15,8 +15,8 @@ class StartingPoint(NamedTuple):
     scope: str
     """Name of the set of parameters that `vector` holds: "convolutions", "encoder" or "model"."""
     head_seed: int | None
-    """Seed of the task's own parameters where they persist from task to task; None to derive it from the task's."""
+    """Seed of the task's own parameters if they persist from task to task; None to derive it from the task's seed."""
     head_change: np.ndarray | None
     """Sum of what earlier tasks added to those parameters, flat float32; None if there is nothing to add."""
     learning_rate: float | None = None
-    """Learning rate of the task, where an evaluation gives an arm its own; None for the configured one."""
+    """Learning rate of the task, if an evaluation gives an arm its own; None for the configured one."""

@@ -1,6 +1,6 @@
 """What differs between the kinds of tasks: Atari games, alphabets and data sets of images, and the user's own.
 
-A `TaskFamily` knows the network, its fresh initialization, the data and the learner. The worker's loop, the server,
+A `TaskFamily` provides the network, its fresh initialization, the data and the learner. The worker's loop, the server,
 the modes, the ledger and the evaluation are the same for all families.
 """
 
@@ -58,7 +58,7 @@ class TaskFamily(Protocol):
         """Check such a description from a file. Raises ValueError if no network of this family has such an input."""
 
     def network(self, given: dict[str, Any]) -> Network:
-        """Return a network, with a head that all tasks share, for the input that is described like this."""
+        """Return a network, with a head that all tasks share, for the input that `given` describes."""
 
     def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> Learner:
         """Make the learner for the task of a lease. Raises ConfigError if its data is not there."""
@@ -82,5 +82,5 @@ def family_of(config: Config) -> TaskFamily:
 def family_named(tasks: str) -> TaskFamily:
     """Return a family by the value of the setting `tasks`. Raises ValueError if there is none of that name."""
     if tasks not in _FAMILIES:
-        raise ValueError(f"tasks is {tasks[:40]!r}, which this version does not know")
+        raise ValueError(f"tasks is {tasks[:40]!r}, which this version does not support")
     return _FAMILIES[tasks]

@@ -1,4 +1,4 @@
-"""TensorBoard's first screen: what run this is, and the few curves that say whether it works.
+"""TensorBoard's first screen: which run this is, and the few curves that show whether it works.
 
 Groups of charts are sorted by name, and one that begins with an underscore comes first. The curves are copies of
 others, next to marks for random play and for a person.
@@ -15,7 +15,7 @@ from leap_dist.envs.games import reference_scores
 from leap_dist.telemetry.projection import SERVER, Event
 
 GROUP = "_overview"
-"""First part of the tags of all charts of the first screen."""
+"""Prefix of the tags of all charts of the first screen."""
 OF_SERVER = {
     "meta_frames/score_human_normalized": "human_normalized_score",
     "meta_frames/error": "error",
@@ -29,7 +29,7 @@ MARKS = {"random": "mark/random", "human": "mark/human"}
 
 
 def overview(event: Event) -> Iterator[Event]:
-    """Yield what the first screen shows of an event."""
+    """Yield the part of an event that the first screen shows."""
     if event.run == SERVER:
         copies = [
             Summary.Value(tag=f"{GROUP}/{OF_SERVER[value.tag]}", simple_value=value.simple_value)
@@ -48,7 +48,7 @@ def overview(event: Event) -> Iterator[Event]:
 
 
 def about(config: Config, command: Sequence[str]) -> str:
-    """Return what run this is and how to read its curves, as Markdown. `command` holds no secrets."""
+    """Return a description of the run and its curves, as Markdown. `command` must hold no secrets."""
     names = ", ".join(config.games)
     steps = "examples" if config.is_supervised else "agent steps"
     score = (

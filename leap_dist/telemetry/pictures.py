@@ -116,7 +116,7 @@ def progress_picture(lines: Iterable[dict[str, Any]], path: Path, title: str, fo
     rest = iter(lines)
     first: list[dict[str, Any]] = []
     while (not first or not first[-1]["curve"]) and (line := next(rest, None)) is not None:
-        first.append(line)  # until a curve tells what is measured
+        first.append(line)  # until a curve shows what is measured
     drawn = registry.for_ledger(first)
     tasks: defaultdict[str, list[_Task]] = defaultdict(list)
     for line in itertools.chain(first, rest):

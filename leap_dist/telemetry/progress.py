@@ -11,7 +11,7 @@ from leap_dist.config import registry
 from leap_dist.config.settings import Config
 
 WINDOW_SECONDS = 30.0
-_LONGEST = 10**13  # seconds; Python's timedelta ends not far beyond
+_LONGEST = 10**13  # seconds; Python's timedelta reaches not much further
 
 
 def duration(seconds: float) -> str:
@@ -36,7 +36,7 @@ class Progress:
         self._step_rate, self._push_rate = _Rate(), _Rate()
         self._begun: tuple[float, float] | None = None  # (time, number of tasks done, with fractions)
         self.start = StartTimes()
-        """Durations of the parts of the start. The driver names the parts until the server works."""
+        """Durations of the parts of the start. Until the server works, the driver announces the parts."""
         self.places: dict[str, str] = {"logs": "", "metrics": ""}
         """Where the driver's node keeps Ray's logs, and the address of its page for Prometheus; "" if not known."""
 
@@ -54,7 +54,7 @@ class Progress:
             self._first_task = now - self._started
         return {
             **status,
-            # A run that has made more is done, whatever a later launch asks for.
+            # A run that has made more meta-updates is done, whatever a later launch asks for.
             "tasks_wanted": max(status["tasks_wanted"], status["tasks"]),
             "state": state,
             "preset": self._config.preset,
@@ -85,13 +85,13 @@ class Progress:
 
 
 class StartTimes:
-    """How long the start of a launch takes until its first step is reported, by parts that follow one another."""
+    """How long a launch takes until its first step is reported, divided into consecutive parts."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         """Seconds of each part that has ended: "ray", "nodes", "server", "workers", "loading"."""
         self.total: float | None = None
-        """Seconds from the launch to the first step; None before it, or where a run ended without one."""
+        """Seconds from the launch to the first step; None before it, or if a run ended without one."""
         self._began = self._since = time.monotonic()
         self._part = "ray"
 

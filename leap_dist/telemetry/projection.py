@@ -77,7 +77,7 @@ def save(root: Path, position: Position) -> None:
 
 
 def _tail(root: Path, offset: int) -> str:
-    """Return the checksum of the ledger's bytes before `offset`. Raises OSError if there are not so many."""
+    """Return the checksum of the ledger's bytes before `offset`. Raises OSError if there are fewer."""
     start = max(0, offset - _TAIL)
     with (root.parent / "ledger.jsonl").open("rb") as file:
         data = os.pread(file.fileno(), offset - start, start)
@@ -214,7 +214,7 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _at_start(tasks: list[dict[str, Any]], name: str) -> list[float]:
-    """Return a figure that tasks report with the first point of their curve, of those that do."""
+    """Return the values of a figure in the first points of the tasks' curves, for the tasks that report it."""
     return [task["curve"][0]["means"][name] for task in tasks if task["curve"] and name in task["curve"][0]["means"]]
 
 

@@ -66,7 +66,7 @@ AGREEMENT = "meta/agreement_between_games"
 """Tag of the heat map of run `server`."""
 
 PLAY = "play"
-"""First part of the tag play/<game> of a game's videos."""
+"""Prefix of the tag play/<game> of a game's videos."""
 
 _EVERY_GAME = {
     RETURN: {

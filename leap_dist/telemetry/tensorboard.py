@@ -77,7 +77,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 60.0
 """Time between two attempts to write after a failure."""
 POSITION_SECONDS = 30.0
-"""Smallest time between two saves of the position in the ledger."""
+"""Minimum time between two saves of the position in the ledger."""
 MOST_PENDING = 200_000
 """Number of events that are kept while the disk fails. If there are more, the next launch takes up the ledger again."""
 _OVER = ("done", "interrupted", "failed")  # final states of a launch
@@ -205,7 +205,7 @@ class TensorBoard:
             self._files[event.run] = EventFile(self._root / event.run)
         self._files[event.run].add(Summary(value=fresh), event.step)
         last.update((value.tag, event.step) for value in fresh)
-        if self._listener is not None and not fresh[0].tag.startswith(GROUP):  # copies of what it has heard of
+        if self._listener is not None and not fresh[0].tag.startswith(GROUP):  # copies of values it already has
             self._listener(Event(event.run, event.step, fresh))
 
     def _last_steps(self, run: str) -> dict[str, int]:
@@ -228,7 +228,7 @@ class TensorBoard:
         last = self._position.last | {run: dict(steps) for run, steps in self._last.items()}
         state = self._projection
         self._position = Position(self._recorded, "", dict(state.steps), dict(state.scores), last, sizes)
-        with contextlib.suppress(OSError):  # the next launch reads more, then
+        with contextlib.suppress(OSError):  # then the next launch reads more
             projection.save(self._root, self._position)
 
     def _give_up(self, error: Exception) -> None:
@@ -252,7 +252,7 @@ class TensorBoard:
     def _operations(self, summary: dict[str, Any]) -> Iterator[Event]:
         event = operations(summary, self.failures)
         last = self._last_steps(SERVER).get("ops/workers_alive", -1)
-        # The longer the run, the larger the interval: else a week's values would take minutes to read back.
+        # The longer the run, the larger the interval; otherwise a week's values would take minutes to read back.
         if event.step - last >= max(1, last // 1000):
             yield event
 

@@ -29,7 +29,7 @@ _STYLES = {
     "died": "bold red",
 }
 OLD_SECONDS = 30.0
-"""Age from which a summary of a live run is worth a remark."""
+"""Age in seconds from which on the age of a live run's summary is shown."""
 _OVER = ("done", "interrupted", "failed", "died")
 
 
@@ -113,7 +113,7 @@ class LiveTable:
         # Not with rich, which ends the process if the reader of a pipe is gone.
         new = [alert for alert in summary["alerts"] if alert not in self._alerts]
         self._alerts = summary["alerts"]
-        # How long it takes changes all the time; what it is done with does not.
+        # The remaining time changes all the time; the resources do not.
         plan = summary.get("plan", "") if summary["state"] == "running" else ""
         if plan and plan.partition(";")[0] != self._plan:
             self._plan = plan.partition(";")[0]
@@ -128,7 +128,7 @@ class LiveTable:
 
 
 def describe_start(summary: dict[str, Any]) -> str:
-    """Return how long the start took until the first step, by parts; "" where there was none yet."""
+    """Return how long the start took until the first step, by parts; "" if there was none yet."""
     if summary.get("time_to_first_step") is None:
         return ""
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in summary["start_seconds"].items())
@@ -143,7 +143,7 @@ def _phase(summary: dict[str, Any]) -> str:
 
 
 class NoTable:
-    """Shows nothing; used where a program calls the service and did not ask for its progress."""
+    """Shows nothing; used if a program calls the service without asking for its progress."""
 
     def begin(self, phase: str) -> None:
         """Do nothing."""
@@ -179,7 +179,7 @@ def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = Fal
     for title, text in _facts(summary, now):
         rows.add_row(title, text)
     if out := [*summary["quarantined"], *summary["quarantined_workers"]]:
-        rows.add_row("given up", Text(f"{', '.join(out)}: failed again and again", style="red"))
+        rows.add_row("given up", Text(f"{', '.join(out)}: failed repeatedly", style="red"))
     for alert in summary["alerts"][-3:]:
         rows.add_row(Text("alert", style="yellow"), Text(alert, style="yellow"))
     if summary.get("logs") and summary["state"] not in ("done", "interrupted"):
@@ -193,7 +193,7 @@ def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = Fal
 
 
 def _facts(summary: dict[str, Any], now: float | None) -> Iterator[tuple[str, str]]:
-    """Yield titles and texts about the progress of a run, none longer than 64 characters while numbers are usual."""
+    """Yield titles and texts about the progress of a run, none longer than 64 characters for usual numbers."""
     yield _noun(summary) + "s", _progress(summary)
     unit = registry.for_summary(summary).step_unit
     rate = f", {summary['steps_per_second']:,.0f} per second" if summary["state"] not in _OVER else ""
@@ -242,7 +242,7 @@ def _troubles(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def _line(summary: dict[str, Any]) -> str:
-    """Return the progress of a run as one line, of at most 80 characters while numbers are usual."""
+    """Return the progress of a run as one line, of at most 80 characters for usual numbers."""
     updates = "" if _is_evaluation(summary) else f"{_count(summary['meta_updates'], 'meta-update')}, "
     line = (
         f"{duration(summary['wall_seconds'])}  {summary['tasks']}/{summary['tasks_wanted']} {_noun(summary)}s, "
@@ -253,7 +253,7 @@ def _line(summary: dict[str, Any]) -> str:
 
 
 def _time_left(summary: dict[str, Any], now: float | None) -> str:
-    """Return the remaining time, which goes on passing after the summary was written; "" for a run that has ended."""
+    """Return the remaining time, less the time since the summary was written; "" for a run that has ended."""
     if summary["state"] in _OVER:
         return ""
     if summary["eta_seconds"] is None:
@@ -265,7 +265,7 @@ def _time_left(summary: dict[str, Any], now: float | None) -> str:
 
 
 def _done(summary: dict[str, Any]) -> float:
-    """Return the number of tasks that are done, running ones in part."""
+    """Return the number of tasks that are done, with running ones as fractions."""
     return float(summary["tasks"] + sum(lease["steps"] / lease["steps_wanted"] for lease in summary["leases"]))
 
 

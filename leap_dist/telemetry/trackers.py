@@ -1,4 +1,4 @@
-"""Experiment trackers: they receive the scalars that go to TensorBoard, while a run goes on. Off by default.
+"""Experiment trackers: during a run, they receive the scalars that go to TensorBoard. Off by default.
 
 A tracker is a small adapter with three methods. Whatever it raises, training continues: there is one alert, and the
 tracker receives no more values. Its package is an extra (`pip install "leap-dist[wandb]"`, `[mlflow]` or `[trackio]`),
@@ -50,7 +50,7 @@ class WeightsAndBiases:
             self._run.define_metric("game/*" if group == "task" else f"{group}/*", step_metric=f"axis/{axis}")
 
     def log(self, values: dict[str, float], axis: str, step: int) -> None:
-        """See `Tracker.log`. Every group has an axis of its own, because W&B has only one global step."""
+        """See `Tracker.log`. Every group has its own axis, because W&B has only one global step."""
         self._run.log({**values, f"axis/{axis}": step})
 
     def finish(self, failed: bool) -> None:
@@ -76,7 +76,7 @@ class Trackio:
 
 
 class MlFlow:
-    """MLflow; `MLFLOW_TRACKING_URI` says where, by default a local store."""
+    """MLflow; `MLFLOW_TRACKING_URI` names the store, by default a local one."""
 
     def begin(self, project: str, name: str, identity: str, settings: dict[str, Any]) -> None:
         """See `Tracker.begin`."""
@@ -90,7 +90,7 @@ class MlFlow:
         self._mlflow.log_params({key: str(value)[:500] for key, value in settings.items()})
 
     def log(self, values: dict[str, float], axis: str, step: int) -> None:
-        """See `Tracker.log`. Every metric has steps of its own here, so the axis needs no name."""
+        """See `Tracker.log`. Every metric has its own steps here, so the axis needs no name."""
         self._mlflow.log_metrics(values, step=step)
 
     def finish(self, failed: bool) -> None:
@@ -150,7 +150,7 @@ class Tracking:
     def _attempt(self, call: Callable[[], None]) -> bool:
         try:
             call()
-        except Exception as error:  # trackers are networks, and training matters more
+        except Exception as error:  # trackers depend on networks, and training matters more
             reason = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
             self.alerts.append(f"tracker {self._kind} receives no more values; training continues: {reason}")
             self._tracker = None

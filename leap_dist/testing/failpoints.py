@@ -47,7 +47,7 @@ POINTS = (
     *(f"{file}.{write}" for file in FILES for write in WRITES),
     *(f"checkpoint.{write}" for write in WRITES),
     *(f"ledger.{write}" for write in ("write", "written", "durable")),
-    "journal.discard",  # an entry that is not needed any more is about to be deleted
+    "journal.discard",  # an entry that is no longer needed is about to be deleted
     "lease.close",  # the record of a lease is about to be deleted
     "update.apply",  # a meta-update is about to change φ
     "update.applied",  # φ has changed, in memory only

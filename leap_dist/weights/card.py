@@ -175,9 +175,9 @@ def write_folder(
     arm: str = "",
     source: str = ".",
 ) -> list[Path]:
-    """Write weights, card, manifest, license text and settings to the folder `out`, and return their paths.
+    """Write weights, card, manifest, license text (of apache-2.0) and settings to the folder `out`. Return their paths.
 
-    `settings` is the content of the run's config.yaml, if it is known; what only its machine knows is left out. Raises
+    `settings` is the content of the run's config.yaml, if it is known; directories and hosts are left out. Raises
     ConfigError if `out` is not empty or cannot be written.
     """
     weights = pack(found.tensors, found.metadata)
@@ -202,7 +202,7 @@ def write_folder(
 
 
 def _for_others(settings: str) -> str:
-    """Return the settings without the places of the machine that made the run, which its owner may not want to show."""
+    """Return the settings without directories and hosts, which the owner of the run may not want to show."""
     shown = {name: value for name, value in yaml.safe_load(settings).items() if name not in _PLACES}
     return yaml.safe_dump(shown, sort_keys=False)
 

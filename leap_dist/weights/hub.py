@@ -38,7 +38,7 @@ def save_pretrained(
     """Write an initialization with its model card, license and settings to a new folder, and return the folder.
 
     Args:
-        init: a file, a run directory, a URL, `pretrained:NAME`, or what `read_initialization` has returned.
+        init: a file, a run directory, a URL, `pretrained:NAME`, or the result of `read_initialization`.
         folder: directory to create; it must not exist yet, or be empty.
         title: name of the model in the card; by default the name of the folder.
         summary: what it was meta-learned on, in one line; by default made from the metadata.

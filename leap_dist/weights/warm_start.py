@@ -1,4 +1,4 @@
-"""Starting a run from an initialization that exists already, instead of a random one (setting `init`)."""
+"""Starting a run from an existing initialization instead of a random one (setting `init`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from leap_dist.weights.initialization import read_initialization
 
 
 def absolute_source(source: str) -> str:
-    """Return the setting `init` for a process that may run in another directory."""
+    """Return the setting `init` in a form that is valid for a process in another directory."""
     is_path = source and not is_url(source) and not pretrained.is_name(source)
     return str(Path(source).absolute()) if is_path else source
 
@@ -26,8 +26,8 @@ def absolute_source(source: str) -> str:
 def initial_vector(config: Config, source: str | None = None) -> np.ndarray | None:
     """Return φ₀ of a new run, flat float32, if `config.init` names one; None for a random one.
 
-    `source` is what `config.init` means to a process in another directory. Raises ConfigError if the file cannot be
-    read, or its parameters are not those of the run's network.
+    `source` is used instead of `config.init` by a process in another directory. Raises ConfigError if the file cannot
+    be read, or its parameters are not those of the run's network.
     """
     source = source if source is not None else config.init
     if not source:

@@ -29,7 +29,7 @@ class LearningCurve:
         self.episodes: list[Episode] = []
 
     def load(self, steps: int, points: Sequence[CurvePoint], episodes: Sequence[Episode]) -> None:
-        """Continue a curve that another process has brought to so many steps."""
+        """Continue a curve that another process has recorded up to `steps` steps."""
         self._steps = steps
         self.points, self.episodes = list(points), list(episodes)
 
@@ -41,7 +41,7 @@ class LearningCurve:
         return True
 
     def add(self, steps: int, more: Mapping[str, float] = MappingProxyType({})) -> None:
-        """Add a point for the progress since the last one, with `more` means; none where nothing happened."""
+        """Add a point for the progress since the last one, with `more` means; add none if nothing happened."""
         progress = self._learner.progress()
         if self._keeps_episodes:
             self.episodes += map(Episode, progress.ended, progress.scores)

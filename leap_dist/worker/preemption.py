@@ -14,7 +14,7 @@ class PreemptionNotice:
         self._deadline: float | None = None
 
     def give(self, seconds: float) -> None:
-        """Announce that the worker will be stopped in so many seconds."""
+        """Announce that the worker will be stopped in `seconds` seconds."""
         self._deadline = self._clock() + seconds
 
     @property
@@ -23,5 +23,5 @@ class PreemptionNotice:
         return self._deadline is not None
 
     def leaves_time_for(self, seconds: float) -> bool:
-        """Return whether work that takes so many seconds from now can still be finished."""
+        """Return whether work that takes `seconds` seconds from now can still be finished."""
         return self._deadline is None or self._clock() + seconds <= self._deadline

@@ -1,7 +1,7 @@
 """Several leases at once in one worker, whose tasks are trained in lockstep (setting `worker.stack`).
 
 Each lease has its own learner, meta-learner, contributions and renewals, as in `run_task`; only the gradients are
-computed together where that pays. Task and lease, protocol and ledger are those of a worker with a single lease.
+computed together if that is faster. Task and lease, protocol and ledger are those of a worker with a single lease.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run_stack(
 ) -> dict[str, Ack | None]:
     """Train one task for each lease, and return what `run_task` returns for it, by the id of the lease.
 
-    A task that raises is passed to `failed` and left out, and the others go on. `together` is called with the learners
+    A task that raises is passed to `failed` and left out; the others continue. `together` is called with the learners
     whose next gradient is due; an exception that it raises is passed to `failed` for each of them.
     """
     stopwatch, observers = stopwatch or Stopwatch(), (profiler or NoProfiler(), NoVideo())

@@ -93,7 +93,7 @@ class TaskRun:
     ) -> None:
         self.ack: Ack | None = None  # what `run_task` returns
         self._notice = notice
-        if start.evaluation:  # whose games may have lengths of their own
+        if start.evaluation:  # in which games may differ in length
             config = replace(config, task_steps=lease.task.steps)
         self._lease = lease
         self._learner = learner
@@ -116,7 +116,7 @@ class TaskRun:
         self._started -= self._states.seconds
 
     def updates(self) -> Iterator[None]:
-        """Train the whole task, and yield before each gradient, so that those of several tasks can be made together."""
+        """Train the whole task, and yield before each gradient, so that several tasks can compute theirs together."""
         config, learner, meta_learner = self._config, self._learner, self._meta_learner
         rollout, rollouts, interval = self._states.rollouts, config.rollouts_per_task, config.worker.push_interval
         steps = pushed = self._states.steps
@@ -177,7 +177,7 @@ class TaskRun:
         return (self._clock() - self._started) / done * (rollouts - done)
 
     def _save(self, rollouts: int, steps: int) -> None:
-        """Let the server keep the state of an evaluation's task."""
+        """Store the state of an evaluation's task on the server."""
         with self._time("waiting"):
             self._states.save(rollouts, steps, self._clock() - self._started)
         self._renewed = self._clock()
@@ -202,7 +202,7 @@ class TaskRun:
             )
 
     def _beat(self, steps: int) -> Callable[[], None]:
-        """Return a function that keeps the lease during a long measurement, if it is called often enough."""
+        """Return a function that, called often enough, keeps the lease alive during a long measurement."""
 
         def beat() -> None:
             if self._must_renew():

@@ -1,4 +1,4 @@
-"""The state of a running task, from which another process can continue it to the same end."""
+"""The state of a running task, from which another process can continue it with the same result."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class StateServer(Protocol):
     """The part of the server that keeps states."""
 
     def save_state(self, lease_id: str, incarnation: str, state: bytes, steps: int) -> Ack:
-        """Keep the state of a task of an evaluation after so many steps, so that it can be continued from there."""
+        """Keep the state of a task of an evaluation after `steps` steps, so that it can be continued from there."""
 
 
 class StateKeeper:
@@ -83,10 +83,10 @@ class StateKeeper:
     Args:
         lease: the task's lease.
         start: what the task starts from. Only tasks of evaluations have states.
-        learner: the learner, which is brought to the state if there is one.
+        learner: the learner, into which the state is loaded if there is one.
         curve: the learning curve, which is continued as well.
         server: keeps the states.
-        interval: seconds between two savings.
+        interval: seconds between two saved states.
         clock: monotonic seconds.
 
     Raises CorruptFile if the state cannot be read, and what `Learner.load_state` raises.
@@ -124,7 +124,7 @@ class StateKeeper:
         return self._is_on and self._clock() - self._saved > self._interval
 
     def save(self, rollouts: int, steps: int, seconds: float) -> None:
-        """Save the state after so many updates, agent steps and seconds, if the learner has one."""
+        """Save the state after these numbers of updates, agent steps and seconds, if the learner has one."""
         self._saved = self._clock()
         if not self._is_on or (learner := self._learner.state()) is None:
             return

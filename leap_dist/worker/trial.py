@@ -24,8 +24,8 @@ def steps_per_second(
 ) -> float | None:
     """Train a few unrolls of the first game, as one worker would, and return the agent steps per second.
 
-    Games differ by up to a factor of three. Returns None if a short trial says little: image tasks load their data
-    first, and a GPU prepares its graphs.
+    Games differ by up to a factor of three. Returns None if a short trial would say little: image tasks load their
+    data first, and a GPU prepares its graphs.
     """
     if config.is_supervised or config.worker.gpus or (config.worker.device != "cpu" and torch.cuda.is_available()):
         return None

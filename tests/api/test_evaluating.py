@@ -74,7 +74,7 @@ def test_an_evaluation_stops_continues_and_reports(trained, tmp_path, monkeypatc
         ([], {}, "inits: name at least one initialization, or scratch"),
         (["nowhere"], {}, "init: nowhere cannot be read"),
         (["scratch"], {"seeds": 0}, "seeds: 0 is not between 1 and 1000"),
-        (["scratch"], {"config": {"meta.learning_rate": 1}}, "meta.learning_rate: has no meaning for an evaluation"),
+        (["scratch"], {"config": {"meta.learning_rate": 1}}, "meta.learning_rate: does not apply to evaluations"),
         (["scratch", "scratch"], {}, "two initializations have the label 'scratch'"),
         (["scratch"], {"config": {"games": ["pnog"]}}, "no game 'pnog'"),
     ],

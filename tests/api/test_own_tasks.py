@@ -102,7 +102,7 @@ def test_images_are_resized_and_their_brightness_is_measured(tmp_path):
             r"train_images is float32 .*; it must hold",
         ),
         ({"test_labels": np.array([0, 1])}, r"test_labels is int64 \(2,\) for 3 images"),
-        ({"train_labels": np.array([0, 1, 2, 3, 5, 5])}, "has no training image of class 4, but some of 5"),
+        ({"train_labels": np.array([0, 1, 2, 3, 5, 5])}, "has training images of class 5, but none of 4"),
         ({"test_labels": np.array([0, 1, 3])}, "test images of class 3, but no training images"),
         ({"train_labels": np.array([0, 1, 2, -1, 1, 2])}, "train_labels has -1 to 2"),
         ({"train_images": np.array([None] * 6)}, "Object arrays cannot be loaded"),

@@ -150,7 +150,7 @@ def test_a_run_that_could_not_go_on_raises_its_reason(settings, tmp_path, monkey
         return "failed"
 
     monkeypatch.setattr(driver, "train", fail)
-    with pytest.raises(leap_dist.RunFailed, match="could not go on: the disk is on fire"):
+    with pytest.raises(leap_dist.RunFailed, match="could not continue: the disk is on fire"):
         leap_dist.train(settings, run_dir=tmp_path / "run", progress=False)
 
 

@@ -460,7 +460,7 @@ def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words
         (["train", "--tasks", "multi-cv", "--games", "mnist", "--data-dir", "nowhere"], r"data_dir: nowhere/mnist .*"),
         (["train", "--tasks", "multi-cv", "--meta.shared", "model"], r"meta\.shared: model has one head for all .*"),
         (["train", "--meta.shared", "model"], r"meta\.shared: model has one head for all tasks, .*; use encoder"),
-        (["study", "--out", "s"], r"tasks: say what the study is about: atari, .*"),
+        (["study", "--out", "s"], r"tasks: name the kind of tasks to study: atari, .*"),
         (["study", "--tasks", "omniglot", "--out", "s", "--arms", "lepa"], r"arms: no meta-learner 'lepa' among .*"),
         (["study", "--tasks", "omniglot", "--out", "s", "--groups", "0"], r"groups: '0' is not a number of .*"),
         (["study", "--tasks", "omniglot", "--out", "s", "--with", "leap"], r"with: 'leap' is not ARM:SETTING=VALUE.*"),

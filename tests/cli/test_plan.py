@@ -36,7 +36,7 @@ def test_a_new_run_says_what_where_to_and_how_long(rate):
         ("directory", "runs/my run"),
         ("watch", "leap-dist status 'runs/my run'"),
         ("stop", "Ctrl-C; everything accepted by then is kept"),
-        ("go on", "leap-dist train --run-dir 'runs/my run' --resume"),
+        ("continue", "leap-dist train --run-dir 'runs/my run' --resume"),
     ]
 
 
@@ -87,7 +87,7 @@ def test_an_evaluation_says_what_is_left(rate):
         "20 agents (2 × 2 tasks × 5 seeds), 100,000 agent steps each: 2,000,000 in all; 5 of 20 are done"
     )
     assert lines["duration"].startswith("about 12 minutes, at 1,000 steps/s")
-    assert lines["go on"] == "the same command with --out reports/x"
+    assert lines["continue"] == "the same command with --out reports/x"
 
 
 def test_what_is_printed_comes_before_the_first_step(capsys, tmp_path):

@@ -191,7 +191,7 @@ def test_a_preset_of_other_tasks_is_told_from_a_mistake():
             "patience_steps: 9 does not go with",
         ),
         ({"supervised.split": "image"}, "split: image divides the rotations of a drawing, but there are none"),
-        ({"supervised.held_out_images": "upright"}, "upright has a meaning only with supervised.rotations"),
+        ({"supervised.held_out_images": "upright"}, "upright applies only with supervised.rotations"),
         (
             {"supervised.split": "image", "supervised.rotations": 2, "supervised.held_out_images": "upright"},
             "upright does not go with supervised.split image",
@@ -730,7 +730,7 @@ def test_a_written_configuration_keeps_what_was_given_instead_of_the_defaults(tm
     assert read_back(write(tmp_path / "config.yaml", config)) == config
 
 
-EXACTLY = "does not go with meta_learner multitask, whose learner goes on exactly where it stopped"
+EXACTLY = "does not go with meta_learner multitask, whose learner continues exactly where it stopped"
 REFUSED_INSTEAD = {
     ("multitask", "mode"): f"mode: buffered {EXACTLY}; use sync",
     ("multitask", "meta.optimizer"): f"meta.optimizer: rmsprop {EXACTLY}; use sgd",

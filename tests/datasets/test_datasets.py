@@ -276,7 +276,7 @@ def test_a_subset_of_another_form_is_refused(tmp_path, change, message):
 def test_a_subset_larger_than_the_whole_is_refused(tmp_path):
     (tmp_path / "cifar10").mkdir()
     (tmp_path / "cifar10" / "cifar10_601.npz").write_bytes(b"")
-    assert "more than all of CIFAR-10" in refusal(tmp_path, "cifar10")
+    assert "more images than all of CIFAR-10" in refusal(tmp_path, "cifar10")
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ def test_wrong_contents_of_cifar(tmp_path):
     labels = raw.train_labels.copy()
     labels[np.flatnonzero(labels == 3)[0]] = 4
     (folder / "train.bin").write_bytes(image_files.cifar(raw.train_images, labels // 5, labels))
-    assert "from 3 to 5 training images of a class, where all have 4" in refusal(tmp_path, "cifar100")
+    assert "from 3 to 5 training images of a class, not 4 of each" in refusal(tmp_path, "cifar100")
 
 
 @pytest.mark.parametrize(("name", "pickled"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")])

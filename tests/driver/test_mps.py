@@ -88,7 +88,7 @@ def test_somebody_elses_daemon_is_left_alone_and_a_missing_tool_is_no_error(
     tool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mps, "runs_already", lambda: True)
-    assert Daemon().start() == "somebody's daemon runs already"
+    assert Daemon().start() == "another daemon is already running"
     monkeypatch.setenv("PATH", "/nowhere")
     assert Daemon().start() == "nvidia-cuda-mps-control is not installed"
 

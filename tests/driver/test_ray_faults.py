@@ -63,7 +63,7 @@ def test_a_game_that_raises_again_and_again_is_quarantined_and_status_says_so(la
         [sys.executable, "launch.py", "status", "--run-dir", str(run.run_dir)],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert f"given up {game}: failed again and again" in " ".join(status.split())
+    assert f"given up {game}: failed repeatedly" in " ".join(status.split())
     assert f"{game} is quarantined after 3 failures in a row; the last one: RuntimeError: failpoint task.start" in (
         " ".join(status.split())
     )

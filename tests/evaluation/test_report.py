@@ -209,7 +209,7 @@ def test_the_baseline_is_scratch_or_the_last_arm():
 def test_missing_seeds_are_named_and_the_others_count():
     runs = [r for r in evaluation() if (r.arm, r.game, r.seed) not in {("leap", "pong", 1), ("scratch", "pong", 2)}]
     results = compute(runs, FEW)
-    assert results.warnings == ("incomplete: missing runs, 2: leap/pong seed 1; scratch/pong seed 2",)
+    assert results.warnings == ("incomplete: missing runs (2): leap/pong seed 1; scratch/pong seed 2",)
     assert results.cells["pong"]["leap"].seeds == (0, 2)
     assert (results.overall["leap"].runs, results.against["leap"].pairs) == (5, 4)
 
@@ -233,7 +233,7 @@ def test_games_that_cannot_count_are_named_with_the_reason(tmp_path: Path):
 @pytest.mark.usefixtures("one_pixel")
 def test_where_no_game_counts_games_are_still_shown(tmp_path: Path):
     warnings = build(write(tmp_path, evaluation(games=("air_raid", "carnival"))), FEW)
-    assert warnings == ["no game has a published human score and runs of every arm: nothing is said over all games"]
+    assert warnings == ["no game has a published human score and runs of every arm: there is no result over all games"]
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"curves.png"}
     data = results_json(tmp_path)
     assert (data["overall"], data["against"], data["thresholds"]) == ({}, {}, {})
@@ -291,7 +291,7 @@ def test_budgets_that_differ_are_compared_over_the_smallest():
     results = compute([*runs, run("scratch", "breakout", 3)], FEW)
     assert results.budget == results.points["pong"].at[-1] == 1000
     assert results.warnings == (
-        "budgets differ: all runs of pong are compared over the first 1,000 agent steps, also those of 2,000",
+        "budgets differ: all runs of pong are compared over the first 1,000 agent steps, even those of 2,000",
     )
     long = next(row for row in results.rows if row.run.budget == 2000)
     assert long.values["final"] == pytest.approx(long.run.returns[:100].mean())

@@ -572,7 +572,7 @@ def test_arms_of_earlier_commands_stay_noted(tmp_path):
             r"init: nowhere.safetensors cannot be read \(No such file or directory\).*",
         ),
         (["--init", "=x"], r"init: x cannot be read .*"),
-        (["--init", "../../etc=scratch"], r"init: arm '../../etc' is not up to 40 letters, .*; give LABEL=PATH"),
+        (["--init", "../../etc=scratch"], r"init: arm '../../etc' is not a letter or digit, .*; give LABEL=PATH"),
         (["--init", "scratch", "--init", "scratch"], r"init: two initializations have the label 'scratch'; .*"),
         (["--init", "scratch", "--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
         (["--init", "scratch", "--seeds", "0"], r"seeds: 0 is not between 1 and 1000"),

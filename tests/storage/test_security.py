@@ -273,7 +273,7 @@ def test_a_token_that_is_a_link_is_refused_and_its_target_left_alone(home, tmp_p
 def test_a_token_of_another_user_is_refused(home, monkeypatch):
     written(home)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    with pytest.raises(ConfigError, match="is not a file of your own"):
+    with pytest.raises(ConfigError, match="is not a file of this user"):
         auth_token.find()
 
 
@@ -291,7 +291,7 @@ def test_an_empty_token_and_a_directory_are_refused(home, monkeypatch, tmp_path,
         auth_token.find()
     path.unlink()
     path.mkdir()
-    with pytest.raises(ConfigError, match=r"cannot be read|not a file of your own"):
+    with pytest.raises(ConfigError, match=r"cannot be read|not a file of this user"):
         auth_token.find()
 
 

@@ -250,7 +250,7 @@ def test_runs_that_the_study_plans_and_that_are_not_there_are_named(tmp_path: Pa
     (evaluation_of(tmp_path, "seed24", 0) / "runs" / "leap" / "pong" / "1.json").unlink()
     first, *others = build(tmp_path, FEW)
     assert first == "seed24/seed0/test: incomplete: 1 of 8 runs are missing: leap/pong"
-    assert "incomplete: missing runs, 1: leap/pong seed 1" in others
+    assert "incomplete: missing runs (1): leap/pong seed 1" in others
     shutil.rmtree(evaluation_of(tmp_path, "seed24", 1))
     warnings = build(tmp_path, FEW)
     assert warnings[1] == (
@@ -289,7 +289,7 @@ def test_a_group_more_has_pictures_of_its_own(tmp_path: Path) -> None:
 
 def test_a_study_without_results_has_no_report(tmp_path: Path) -> None:
     planned().study.write(tmp_path)
-    with pytest.raises(ConfigError, match="out: there is nothing of the study in"):
+    with pytest.raises(ConfigError, match="holds no results of the study yet"):
         build(tmp_path, FEW)
 
 

@@ -531,11 +531,11 @@ def test_without_anything_there_is_no_report(tmp_path: Path):
     with pytest.raises(ConfigError, match="holds no study"):
         report.build(tmp_path / "nothing")
     OMNIGLOT.write(tmp_path)
-    with pytest.raises(ConfigError, match="nothing of the study"):
+    with pytest.raises(ConfigError, match="no results of the study"):
         report.build(tmp_path)
     write(evaluation_of(tmp_path, "4", 0), [run("leap", "greek")])
     path_of(evaluation_of(tmp_path, "4", 0), "leap", "greek", 0).write_text("{")
-    with pytest.raises(ConfigError, match=r"nothing of the study .*leap/greek/0\.json") as caught:
+    with pytest.raises(ConfigError, match=r"no results of the study .*leap/greek/0\.json") as caught:
         report.build(tmp_path)
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"study.json", "4"}
@@ -824,7 +824,7 @@ def test_tasks_that_an_arm_lacks_are_shown_but_not_counted(tmp_path: Path):
     warnings = evaluate(tmp_path, FEW)
     assert warnings == [
         "no run yet of later",
-        "incomplete: missing runs, 4: scratch/korean seed 0, 1; scratch/latin seed 1; mine/korean seed 1",
+        "incomplete: missing runs (4): scratch/korean seed 0, 1; scratch/latin seed 1; mine/korean seed 1",
         "not counted over all tasks, because an arm has no run of them: korean",
     ]
     found = tables(tmp_path, "report.md")

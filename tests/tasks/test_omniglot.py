@@ -165,9 +165,9 @@ def damaged_archives() -> list[tuple[str, bytes | None, str]]:
         ("alphabets.json", b"7", "is not the table of 51 rows"),
         ("alphabets.json", b'[{"alphabet": "Greek", "first": 0, "last": 1e400}]', "is not the table of 51 rows"),
         ("alphabets.json", b'[{"alphabet": "Greek", "first": 0, "last": 99999999999999}]', "is not the table"),
-        ("alphabets.json", json.dumps([*rows, *rows]).encode(), "are not named, each in its own way"),
-        ("alphabets.json", json.dumps(twice).encode(), "do not have each of 51 rows once"),
-        ("alphabets.json", json.dumps(rows).replace("Greek", "../up").encode(), "are not named, each in its own way"),
+        ("alphabets.json", json.dumps([*rows, *rows]).encode(), "do not have valid, distinct names"),
+        ("alphabets.json", json.dumps(twice).encode(), "do not cover each of the 51 rows exactly once"),
+        ("alphabets.json", json.dumps(rows).replace("Greek", "../up").encode(), "do not have valid, distinct names"),
         ("alphabets.json", json.dumps(rows).encode(), "1 alphabets and 51 characters, not 4 and 51"),
     ]
 
@@ -189,7 +189,7 @@ def test_bits_of_another_shape_or_the_wrong_way_round_are_refused(fewer_characte
         ({"ink": packed[:-1]}, "ink is |u1 (50, 20, 1379), not |u1 (51, 20, 1379)"),
         ({"ink": packed.astype(np.int16)}, "ink is <i2 (51, 20, 1379)"),
         ({"other": packed}, "ink.npy"),
-        ({"ink": ~packed}, "is ink, which drawings do not have"),
+        ({"ink": ~packed}, "is ink, which is implausible for drawings"),
         ({"ink": np.zeros_like(packed)}, "0% of Alphabet_of_the_Magi is ink"),
     ):
         np.savez(path, **arrays)

@@ -487,7 +487,7 @@ def test_the_table_shows_state_totals_alerts_and_workers() -> None:
         "steps 1,234,567 agent steps, 2,310 per second",
         "time 0:00:10 so far, 1:02:03 left",
         "workers 2 of 3 up, 7 restarts",
-        "given up pitfall, w8: failed again and again",
+        "given up pitfall, w8: failed repeatedly",
         "alert second [/]",
         "alert third",
         "alert fourth",

@@ -300,7 +300,7 @@ def test_the_command_takes_a_run_directory_and_says_what_to_do_next(tmp_path, mo
     written(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert launch.main(["export", "run", "--to", "torch", "--out", "policy"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "to see that it works: cd policy && python load.py"
+    assert capsys.readouterr().out.splitlines()[-1] == "to check that it works: cd policy && python load.py"
     assert (tmp_path / "policy" / "encoder.safetensors").exists()
 
 

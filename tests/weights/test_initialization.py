@@ -117,9 +117,9 @@ def changed(path: Path, **metadata: Any) -> None:
         ({"version": True}, "metadata.version is of a wrong type: bool"),
         ({"preprocessing": {"frames": "gray5"}}, "frames is 'gray5', which is not one of gray4, rgb1, rgb4"),
         ({"preprocessing": {"frames": "rgb1"}}, r"conv1.weight: \(16, 4, 8, 8\) instead of \(16, 3, 8, 8\)"),
-        ({"preprocessing": {"size": 64}}, "its preprocessing is none that this version makes"),
-        ({"preprocessing": {"scale": "none"}}, "its preprocessing is none that this version makes"),
-        ({"preprocessing": {"frame_skip": 0}}, "its preprocessing is none that this version makes"),
+        ({"preprocessing": {"size": 64}}, "this version does not support its preprocessing"),
+        ({"preprocessing": {"scale": "none"}}, "this version does not support its preprocessing"),
+        ({"preprocessing": {"frame_skip": 0}}, "this version does not support its preprocessing"),
     ],
 )
 def test_what_a_run_does_not_write_is_refused(tmp_path, metadata, message):

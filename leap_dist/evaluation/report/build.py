@@ -1,4 +1,4 @@
-"""Writes the report of an evaluation, from its runs alone.
+"""Writes the report of an evaluation, using only its runs.
 
 report.md               report for people              results.csv       one row per run
 figures/*.png           its pictures                   results.json      every number, with its interval
@@ -31,7 +31,7 @@ from leap_dist.evaluation.scoring import Row, Scoring
 from leap_dist.storage.atomic import CorruptFile, one_line, read_regular, remove, write_atomic
 
 FORMAT = 1
-UNIT = "errors and areas are parts of 1"
+UNIT = "errors and areas are fractions of 1"
 RETURN_COLUMNS: dict[str, Callable[[Row], Any]] = {
     "arm": lambda row: row.run.arm,
     "game": lambda row: row.run.game,
@@ -109,7 +109,7 @@ class ReportFolder:
         self._failpoint = failpoint
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write a file. It can be made again, so it need not be durable."""
+        """Write a file. It need not be durable, because it can be made again."""
         data = content.encode() if isinstance(content, str) else content
         write_atomic(self._out / name, data, self._failpoint, durable=False)
 

@@ -18,7 +18,7 @@ OPEN = "not told apart"
 
 
 def conclusion(results: Results) -> str:
-    """Return what can be said of all arms together, and first of all whether there are enough seeds to say it."""
+    """Return a comparison of all arms, which begins with a warning if there are too few seeds to conclude anything."""
     seeds = fewest_seeds(results)
     if not results.overall:
         return "Nothing can be concluded: there is no game or task with results of every initialization."
@@ -55,7 +55,7 @@ def _scores(results: Results) -> str:
 
 
 def _verdict(results: Results, seeds: int) -> str:
-    """Return which arms are told apart from the baseline, in words that follow their scores."""
+    """Return which arms are better or worse than the baseline, as a clause that follows the scores."""
     if not results.against:
         return "; there is nothing to compare it with."
     if seeds < ENOUGH_SEEDS:
@@ -102,7 +102,7 @@ def _interval(interval: Interval, *, percent: bool, decimals: int) -> str:
 
 
 def _budget(steps: int) -> str:
-    """Return a number of steps as people say it: 1M, 200k, 1,234."""
+    """Return a number of steps in the usual short form: 1M, 200k, 1,234."""
     for size, letter in ((1_000_000, "M"), (1000, "k")):
         if steps >= size and steps % (size // 10) == 0:
             return f"{steps / size:,.12g}{letter}"

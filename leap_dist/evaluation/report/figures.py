@@ -51,7 +51,7 @@ class Panel(NamedTuple):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of that size in inches."""
+    """Return an empty figure of the given size in inches."""
     figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH)
     figure.set_layout_engine("constrained", h_pad=0.08)  # inches: keeps titles apart from the panels above
     return figure
@@ -65,7 +65,7 @@ def style_axes(axes: Axes) -> None:
 
 
 def style_of(index: int) -> Style:
-    """Return the color and the dashes of the arm at that index; 30 arms have different ones."""
+    """Return the color and the dashes of the arm at an index; they are distinct for 30 arms."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
@@ -175,7 +175,7 @@ def pictures(results: Results) -> dict[str, bytes]:
 
 
 def draw_profiles(results: Results) -> Figure:
-    """Return the performance profiles of all arms."""
+    """Return a figure with the performance profiles of all arms."""
     figure = new_figure(9.0, 3.8)
     for index, (name, title) in enumerate(results.scoring.values.items()):
         axes = figure.add_subplot(1, 2, index + 1)
@@ -192,7 +192,7 @@ def draw_profiles(results: Results) -> Figure:
 
 
 def draw_aggregates(results: Results) -> Figure:
-    """Return the aggregates over all games: a row for each value, a column for each aggregate."""
+    """Return a figure of the aggregates over all games: a row for each value, a column for each aggregate."""
     values, aggregates = results.scoring.values, results.scoring.aggregates
     height = max(1.6, 0.9 + 0.26 * len(results.arms))  # inches of a row, whose label must fit
     figure = new_figure(11.0, 2 * height + 0.4)
@@ -210,7 +210,7 @@ def draw_aggregates(results: Results) -> Figure:
 
 
 def draw_improvement(results: Results) -> Figure:
-    """Return the probability of improvement over the baseline of all other arms."""
+    """Return a figure of the probability of improvement over the baseline, for all other arms."""
     figure = new_figure(8.0, 1.1 + 0.3 * len(results.against))
     for index, (name, title) in enumerate(results.scoring.values.items()):
         axes = figure.add_subplot(1, 2, index + 1)

@@ -76,7 +76,7 @@ def intervals_note(repetitions: int, drawn: str) -> str:
 
 
 def lengths(results: Results) -> str:
-    """Return over how many steps runs are compared: a number, or the smallest and the largest."""
+    """Return the number of steps over which runs are compared, or the smallest and the largest number."""
     shortest, longest = min(results.budgets.values()), max(results.budgets.values())
     return f"{shortest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
 
@@ -100,7 +100,7 @@ def _initializations(described: list[dict[str, Any]]) -> list[Block]:
 
 
 def _described(name: str, value: Any) -> str:
-    """Return a property of an initialization; of a checksum, only its beginning."""
+    """Return a property of an initialization; a checksum is abbreviated to its beginning."""
     return NONE if value is None else str(value)[: 12 if name == "sha256" else 80]
 
 
@@ -146,7 +146,7 @@ def _tables_by_game(results: Results, ends: tuple[str, str], shown: Callable[[In
 
 
 def _table_by_game(results: Results, ends: tuple[str, str], shown: Callable[[Cell], str]) -> Table:
-    """Return a table whose last column are the numbers of runs. `ends` are the titles of the outer columns."""
+    """Return a table whose last column has the numbers of runs. `ends` are the titles of the outer columns."""
     rows = []
     for game, cells in results.cells.items():
         runs = [str(len(cells[arm].seeds)) if arm in cells else "0" for arm in results.arms]
@@ -166,7 +166,7 @@ def _all_games(results: Results, pictures: dict[str, bytes]) -> list[Block]:
             Bullets([f"{game}: {why}" for game, why in results.excluded.items()]),
         ]
     if not results.overall:
-        return [*found, Paragraph("No game counts, so nothing can be said over all games.")]
+        return [*found, Paragraph("No game counts, so there is no result over all games.")]
     found.append(Paragraph(f"Human-normalized, over {', '.join(results.counted)}; 95 % intervals in brackets."))
     for value, heading in results.scoring.values.items():
         rows = [
@@ -203,7 +203,7 @@ def _improvement(results: Results, pictures: dict[str, bytes]) -> list[Block]:
         Paragraph(
             f"P(better) is the probability that a run of the arm beats one of {results.baseline} on the same game. The "
             "difference and the ratio are those of the IQMs of human-normalized scores, over pairs of runs with the "
-            "same game and seed. If an interval contains 0.5, 0 or 1, respectively, it is open which of the two is "
+            "same game and seed. If an interval contains 0.5, 0 or 1, respectively, it is undecided which is "
             f"better. There is no ratio where the IQM of {results.baseline} may be 0 or below."
         ),
         Table([*header, "pairs"], rows),
@@ -217,7 +217,7 @@ def _improvement(results: Results, pictures: dict[str, bytes]) -> list[Block]:
 
 
 def _every_pair(results: Results) -> list[Block]:
-    """Return tables of all arms against all others, where there are others than the baseline."""
+    """Return tables of every arm against every other, if there are others besides the baseline."""
     if len(results.arms) < 3:
         return []
     found: list[Block] = [
@@ -276,7 +276,7 @@ def _differences(results: Results) -> list[Block]:
         Heading(f"Less {results.baseline}"),
         Paragraph(
             "Mean difference over pairs of runs of the same task and seed, in percentage points. Below 0 the arm is "
-            f"better than {results.baseline}; if an interval contains 0, it is open which of the two is better."
+            f"better than {results.baseline}; if an interval contains 0, it is undecided which of the two is better."
         ),
         Table(["arm", *(heading.split(" (")[0] for heading in values.values()), "pairs"], rows),
     ]
@@ -288,8 +288,8 @@ def _differences(results: Results) -> list[Block]:
 def _method(results: Results, repetitions: int) -> list[Block]:
     if not results.scoring.human_normalized:
         drawn = (
-            "runs with replacement within each task, pairs as pairs; tasks weigh the same. With few seeds they tend "
-            "to be too narrow. They show the randomness of the runs, not of the choice of tasks."
+            "runs with replacement within each task; pairs stay together, and tasks have equal weights. With few seeds "
+            "they tend to be too narrow. They show the randomness of the runs, not of the choice of tasks."
         )
         return [Heading("Method"), Bullets([ERRORS_TEXT, AREA_TEXT, intervals_note(repetitions, drawn)])]
     return [

@@ -37,7 +37,7 @@ class A2C(EndlessLearner):
         vector: flat float32 vector φ that the shared parameters start from.
         seed: determines heads, actions and environments. On a CPU the same seed gives the same run, bit for bit.
         scope: the shared parameters: "convolutions", "encoder", or "model" with one 18-way head for all games.
-        head_seed: seed of the task's own parameters where they persist from task to task; None to use `seed`.
+        head_seed: seed of the task's own parameters if they persist from task to task; None to use `seed`.
         head_change: flat float32 vector that earlier tasks added to the task's own parameters.
         stopwatch: measures how long each part of the work takes.
         environments: N environments to play instead of the Atari game.
@@ -100,7 +100,7 @@ class A2C(EndlessLearner):
         self._episodes = EpisodeTracker(agent.envs)
         self._parts: Tensor | None = None
         self._rollouts = 0
-        self._at_start: dict[str, float] | None = None  # what the starting point is like, until it is reported
+        self._at_start: dict[str, float] | None = None  # statistics of the starting point, until they are reported
 
     def backward(self) -> Tensor:
         """Play one unroll, set the gradient of its loss (a mean over T × N steps), and return the loss, shape ()."""
@@ -115,7 +115,7 @@ class A2C(EndlessLearner):
             return self._add_losses(parts)
 
     def share(self, shared: Mapping[str, Tensor]) -> None:
-        """Use another agent's shared parameters from now on. Steps are up to the caller then, instead of `step`.
+        """Use another agent's shared parameters from now on. The caller then makes the steps, instead of `step`.
 
         To be called before the first `backward`.
         """
@@ -136,7 +136,7 @@ class A2C(EndlessLearner):
     def progress(self) -> Progress:
         """Return raw returns of the episodes that ended since the last call, and mean losses and entropy.
 
-        The first call also returns what the starting point is like, see `leap_dist.nn.features`.
+        The first call also returns statistics of the starting point, see `leap_dist.nn.features`.
         """
         means: dict[str, float] = {}
         if self._parts is not None:
@@ -148,7 +148,7 @@ class A2C(EndlessLearner):
         return Progress(returns, means, ends)
 
     def state(self) -> LearnerState | None:
-        """See `Learner.state`. None if the environments have no state that could be read."""
+        """See `Learner.state`. None if the state of the environments cannot be read."""
         own = {
             "episodes": self._episodes.state(),
             "parts": None if self._parts is None else self._parts.tolist(),

@@ -14,7 +14,7 @@ from leap_dist.nn.flat_vector import Manifest, flatten, load_vector
 from leap_dist.tasks.atari.environments import Environments
 
 _ENVIRONMENTS = "environments."
-"""First part of the names of the environments' arrays."""
+"""Prefix of the names of the environments' arrays."""
 
 
 def read(
@@ -26,7 +26,7 @@ def read(
 ) -> LearnerState | None:
     """Return the state with JSON-compatible values `own` of the learner itself.
 
-    None if the environments have no state that could be read.
+    None if the state of the environments cannot be read.
     """
     played = environments.state()
     if played is None:

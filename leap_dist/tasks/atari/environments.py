@@ -20,7 +20,7 @@ class Environments(Protocol):
 
     @property
     def lives(self) -> np.ndarray:
-        """Lives left in each copy, int (N,); constant where there is no such thing."""
+        """Lives left in each copy, int (N,); constant if the environment has no lives."""
 
     def reset(self, seed: int) -> np.ndarray:
         """Start a new episode in all copies, and return observations, uint8 (N, C, 84, 84)."""

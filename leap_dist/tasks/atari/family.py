@@ -51,14 +51,14 @@ class Atari:
         }
 
     def check_preprocessing(self, given: Any) -> None:
-        """Raise ValueError if `given` does not describe observations that this version makes."""
+        """Raise ValueError if `given` does not describe observations that this version supports."""
         schema.check(given, {"frames": str, "size": int, "frame_skip": int, "scale": str}, "preprocessing")
         if given["frames"] not in atari_vector.STACKS:
             raise ValueError(
                 f"frames is {given['frames'][:40]!r}, which is not one of {', '.join(atari_vector.STACKS)}"
             )
         if (given["size"], given["scale"]) != (FRAME_SIZE, SCALE) or given["frame_skip"] < 1:
-            raise ValueError("its preprocessing is none that this version makes")
+            raise ValueError("this version does not support its preprocessing")
 
     def network(self, given: dict[str, Any]) -> ActorCritic:
         """Return an actor-critic network with heads for all 18 actions."""
@@ -101,7 +101,7 @@ class Atari:
         )
 
     def _observations(self, config: Config) -> AtariSettings:
-        """Return how the agent sees its environments."""
+        """Return the settings that determine the agent's observations."""
         return config.atari
 
     def _environments(self, config: Config, game: str) -> Environments | None:

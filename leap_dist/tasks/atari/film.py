@@ -1,4 +1,4 @@
-"""Films of play for people: GIF by Pillow, MP4 where OpenCV is installed, and pictures for a terminal."""
+"""Videos of play for people to watch: GIF, MP4 if OpenCV is installed, and pictures for a terminal."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from PIL import Image
 
 SUFFIXES = (".gif", ".mp4")
-"""Kinds of films, by the end of the file's name."""
+"""Suffixes of the supported file formats."""
 SCALE = 2
 """Factor by which screens are enlarged: the emulator's are 160 pixels wide."""
 GIF_FRAMES_PER_SECOND = 15.0
-"""Largest number of pictures per second of a GIF. Programs show faster GIFs at a speed of their own."""
+"""Largest number of pictures per second of a GIF. Many programs play faster GIFs at another speed."""
 
 
 def can_write(path: Path) -> str:
-    """Return "" if a film can be written to a file of this name, else the reason."""
+    """Return "" if a video can be written to a file of this name, else the reason why not."""
     if path.suffix not in SUFFIXES:
         return f"{path.name} is neither a .gif nor a .mp4"
     if path.suffix == ".mp4" and importlib.util.find_spec("cv2") is None:
@@ -27,9 +27,9 @@ def can_write(path: Path) -> str:
 
 
 def write(path: Path, screens: Sequence[np.ndarray], frames_per_second: float) -> None:
-    """Write screens, uint8 (height, width, 3), as a film in real time.
+    """Write screens, uint8 (height, width, 3), as a video in real time.
 
-    The kind is that of the name; see `can_write`. Raises OSError if the file cannot be written.
+    The suffix of the name determines the format; see `can_write`. Raises OSError if the file cannot be written.
     """
     if path.suffix == ".gif":
         _write_gif(path, screens, frames_per_second)

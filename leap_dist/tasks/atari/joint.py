@@ -1,8 +1,9 @@
-"""One A2C agent that learns several games at once: a shared encoder, and a head of its own for each game.
+"""One A2C agent that learns several games at once: a shared encoder, and a separate head for each game.
 
 It is what multi-task learning does instead of meta-learning, and so the baseline to beat (`--meta-learner multitask`).
 An update plays an unroll of every game. The gradient of each game is clipped to the limit of single agents, so that no
-game drowns the others by the size of its returns; the encoder descends along their mean, and each head along its own.
+game drowns out the others by the size of its returns; the encoder descends along the mean of the gradients, and each
+head along its own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class JointA2C(EndlessLearner):
     Args:
         agents: an agent that has not trained yet for each game, by name, all with the same shared parameters.
         agent: settings of A2C.
-        state: values of `local`, flat float32, from which training goes on; None to begin.
+        state: values of `local`, flat float32, from which training continues; None to begin anew.
     """
 
     def __init__(self, agents: Mapping[str, A2C], agent: AgentSettings, state: np.ndarray | None) -> None:
@@ -91,7 +92,7 @@ class JointA2C(EndlessLearner):
         return Progress((), means | {RETURN_OF + game: value for game, value in returns.items()})
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
-        """Call `see` with nothing: a picture belongs to one game, and a task is of all of them."""
+        """Do nothing: a picture belongs to one game, but a task covers all of them."""
 
     def close(self) -> None:
         """Return the emulators of all games to their pools."""

@@ -1,4 +1,4 @@
-"""Playing episodes with a trained agent, without learning: for people who want to watch it."""
+"""Playing episodes with a trained agent, without learning, for people to watch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Player:
     Args:
         game: ROM name of the game.
         vector: the agent's parameters, flat float32: those of `scope`, followed by the others.
-        scope: name of the set of parameters that come first; see `ActorCritic.parameters_of`.
+        scope: name of the set of parameters at the start of `vector`; see `ActorCritic.parameters_of`.
         settings: how the agent sees the game. A lost life never ends an episode here.
         seed: determines actions and environment.
 
@@ -52,7 +52,7 @@ class Player:
         self._observations = self._env.reset(environment)
 
     def episode(self, see: See | None = None) -> Played:
-        """Play one episode to its end, and show every screen to `see`."""
+        """Play one episode to its end, and pass every screen to `see`."""
         score, steps = 0.0, 0
         while True:
             step = self._env.step(self._act())

@@ -73,7 +73,7 @@ def clip_rewards(rewards: np.ndarray, kind: str) -> np.ndarray:
 
 
 LONGEST_CAPTURED = 64
-"""Longest unroll whose steps are captured. Each step is a graph of its own, which costs memory."""
+"""Longest unroll whose steps are captured. Each step is a separate graph, which costs memory."""
 
 
 def n_step_returns(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def a2c_loss(logits: Tensor, values: Tensor, returns: Tensor, actions: Tensor, a
 
 
 class Rollout:
-    """Computes one unroll after the other: call `start`, then `act` T times, then `gradients` or `loss`.
+    """Computes one unroll after another: call `start`, then `act` T times, then `gradients` or `loss`.
 
     Args:
         model: the network, already on its device.
@@ -153,7 +153,7 @@ class Rollout:
         self.discounts: np.ndarray
         self.rewards, self.discounts = outcome.numpy()
         """(T, N) each. The caller fills them in before it asks for the loss."""
-        # What the host fills in is copied where the device cannot read it, or where a graph refers to fixed addresses.
+        # What the host fills in is copied if the device cannot read it, or if a graph refers to fixed addresses.
         self._staged = (frames, outcome) if graph or device.type != "cpu" else None
         self._frames = torch.zeros_like(frames, device=device)
         self._outcome = outcome if self._staged is None else torch.zeros_like(outcome, device=device)

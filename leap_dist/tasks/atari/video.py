@@ -20,7 +20,7 @@ from leap_dist.protocol.messages import Lease
 SECONDS = 8.0
 """Length of a clip in game time."""
 PICTURE_FRAMES = 8
-"""ALE frames between two pictures; there are 60 in a second."""
+"""ALE frames between two pictures; 60 frames are a second."""
 LARGEST = 300_000
 """Largest size of a GIF in bytes."""
 LONGEST_SIDE = 512

@@ -36,7 +36,7 @@ class Gymnasium(Atari):
                 _environments(config, game, 1).close()
             except ConfigError:
                 raise
-            except Exception as error:  # the environment is somebody else's code
+            except Exception as error:  # the environment is not our code
                 raise ConfigError(f"games: {game} cannot be used: {type(error).__name__}: {error}") from None
 
     def initialization(self, config: Config, seed: int, scope: str) -> tuple[Manifest, np.ndarray]:
@@ -74,7 +74,7 @@ def registered_id(name: str, modules: tuple[str, ...]) -> str:
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # the module is somebody else's code
+        except Exception as error:  # the module is not our code
             raise ConfigError(
                 f"gymnasium.modules: {module} cannot be imported ({type(error).__name__}: {error}); it must be "
                 "installed, or lie in the current directory"

@@ -18,7 +18,7 @@ class GymnasiumVector:
     """N environments of one ID. Implements `leap_dist.tasks.atari.environments.Environments`.
 
     Images are resized to 84 × 84 by area averaging, and stacked like those of Atari games: oldest first, zeros before
-    the first. Where an episode ends, the next one begins at once.
+    the first. When an episode ends, the next one begins at once.
 
     Args:
         env_id: ID of the environment in Gymnasium's registry.
@@ -76,7 +76,7 @@ class GymnasiumVector:
         return Step(observations, np.array(rewards, np.float32), terminated, truncated, self.lives, final)
 
     def state(self) -> None:
-        """Return None: a Gymnasium environment has no state that could be read."""
+        """Return None: the state of a Gymnasium environment cannot be read."""
 
     def load_state(self, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> np.ndarray:
         """Raise RuntimeError, because there is no such state."""

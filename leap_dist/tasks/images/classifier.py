@@ -65,7 +65,7 @@ class Prepared(NamedTuple):
 
 
 class Patience:
-    """Early stopping: tells when an error has not improved for `length` measurements; never with a length of 0."""
+    """Early stopping: notices when an error has not improved for `length` measurements; never if `length` is 0."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -94,7 +94,7 @@ class Classifier:
         seed: determines head, batches and augmentation. On a CPU the same seed gives the same run, bit for bit.
         scope: the shared parameters: "encoder" (or "convolutions", which is the same here), or "model" with one head
             for all tasks.
-        head_seed: seed of the task's own parameters where they persist from task to task; None to use `seed`.
+        head_seed: seed of the task's own parameters if they persist from task to task; None to use `seed`.
         head_change: flat float32 vector that earlier tasks added to the task's own parameters.
         stopwatch: measures how long each part of the work takes.
     """

@@ -77,6 +77,6 @@ def _rotated(split: Split, settings: SupervisedSettings, own: tuple[int, int], p
 
 
 def _examples(split: Split, settings: SupervisedSettings) -> Examples:
-    """Return images as the network sees them. Rotated images are inverted whole, so their corners are paper."""
+    """Return images as the network sees them. Rotated images are inverted as a whole, so their corners are paper."""
     inverted = settings.polarity == "black-ink"
     return Examples(255 - split.images if inverted else split.images, split.labels)

@@ -1,4 +1,4 @@
-"""The families of image classification tasks: Omniglot alphabets and the data sets of Multi-CV."""
+"""The families of image classification tasks: Omniglot alphabets, the data sets of Multi-CV, and the user's own."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from leap_dist.tasks.starting_point import StartingPoint
 _LARGEST = 4096
 """Largest credible number of channels, pixels or classes in a file; more is damage."""
 _MAX_ROTATED = 35
-"""Number of alphabets whose rotated images a process keeps; with 36 rotations, each has 11 MB."""
+"""Number of alphabets whose rotated images a process keeps; with 36 rotations, each takes 11 MB."""
 
 
 class Images:
-    """Base class of both families. Implements `leap_dist.tasks.task.TaskFamily`.
+    """Base class of these families. Implements `leap_dist.tasks.task.TaskFamily`.
 
     Args:
         channels: number of channels of the images.
@@ -177,7 +177,7 @@ class MultiCV(Images):
         return _data_set(config.data_dir, name)
 
     def identity(self, config: Config, game: str) -> dict[str, Any]:
-        """Return also which data was found: only a part of a data set may be there."""
+        """Return the same and which data was found, because only a part of a data set may be there."""
         data = self.data(config, game)
         found = f"{data.name}, {len(data.train)} + {len(data.test)} images"
         return super().identity(config, game) | {"data": found}
@@ -194,7 +194,7 @@ class OwnImages(Images):
         return _own_data_set(config.data_dir, name)
 
     def identity(self, config: Config, game: str) -> dict[str, Any]:
-        """Return also how many images there are."""
+        """Return the same and the numbers of images."""
         data = self.data(config, game)
         return super().identity(config, game) | {"data": f"{game}, {len(data.train)} + {len(data.test)} images"}
 

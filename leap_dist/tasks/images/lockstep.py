@@ -1,8 +1,8 @@
 """The next gradients of several classifiers as one computation, for a GPU that one task leaves idle.
 
-Everything else of a classifier stays its own: data, order of batches, averages of batch norm, steps, tests. So each
-task goes as it would alone, up to rounding. (If pixels of a pooling window are equal, rounding decides which of them
-gets the gradient, and paths diverge sooner.)
+Everything else stays separate for each classifier: data, order of batches, averages of batch norm, steps, tests. So
+each task proceeds as it would alone, up to rounding. (If pixels of a pooling window are equal, rounding decides which
+of them gets the gradient, and paths diverge sooner.)
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from leap_dist.tasks.images.classifier import Classifier, Prepared
 def prepare(learners: Sequence[Learner], *, on_cpu: bool = False) -> None:
     """Compute the gradients that the next `backward` of each learner will set, together for those of the same kind.
 
-    On a CPU nothing is computed ahead, unless `on_cpu`: there it costs more than it saves, and one by one each task has
-    the very bits that it has alone.
+    On a CPU nothing is computed ahead, unless `on_cpu`: there it costs more than it saves, and one by one, each task
+    gets exactly the bits that it gets alone.
     """
     kinds: defaultdict[tuple[object, ...], list[Classifier]] = defaultdict(list)
     for learner in learners:

@@ -150,7 +150,7 @@ class Stack:
 
     @torch.no_grad()
     def train(self, updates: int) -> list[Outcome]:
-        """Train each task for so many updates, and return the results in the order of the tasks. Call it only once."""
+        """Train each task for `updates` updates, and return the results in the order of the tasks. Call only once."""
         start = self._theta[:, : self._shared].clone()
         curve: list[Tensor] = []
         self._model.train()
