@@ -183,7 +183,7 @@ class EvaluationServer:
         return _ack(True, durable=contribution.final, proceed=not contribution.final)
 
     def fail(self, lease_id: str, incarnation: str, reason: str) -> Ack:
-        """End a lease whose run has raised an error. The run is tried again, from the start."""
+        """End a lease whose run has raised an error. The run is tried again, from its stored state if it has one."""
         held = self._leases.get(lease_id)
         if held is None or held.lease.incarnation != incarnation:
             return _ack(False, reason=self._leases.outcome(lease_id), proceed=False)

@@ -18,6 +18,7 @@ from leap_dist.driver.actors import SERVER, WORKER
 from leap_dist.driver.nodes import Nodes, View
 from leap_dist.driver.placement import Room
 from leap_dist.driver.pool import Pool
+from leap_dist.driver.reservation import Reservation
 from leap_dist.driver.worker_slot import WorkerSlot
 
 
@@ -57,7 +58,7 @@ class Nobody(Nodes):
     own = None
 
     def __init__(self) -> None:
-        self.view = View({}, {})
+        self.view, self.reservation = View({}, {}), Reservation(None, {}, "")
 
 
 def test_a_local_ray_may_restart_workers_and_kills_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,7 +313,7 @@ def test_a_ratio_to_what_may_be_zero_means_nothing(below: list[np.ndarray]):
 
 
 def test_pairs_have_two_sides():
-    with pytest.raises(AssertionError, match="as many runs"):
+    with pytest.raises(AssertionError, match="equally many runs"):
         statistics.paired_difference(statistics.mean, games([1, 2]), games([1]), rng())
 
 
