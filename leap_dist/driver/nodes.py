@@ -18,7 +18,7 @@ READ_SECONDS = 1.0
 GONE_SECONDS = 15.0
 """How long the head node may be silent before it counts as gone."""
 NOTICE_SECONDS = 30.0
-"""How long a node is assumed to stay if it announces that it will leave, but not when."""
+"""A node that announces that it will leave, but not when, is assumed to stay for this many seconds."""
 
 
 class Node(NamedTuple):

@@ -21,7 +21,7 @@ from leap_dist.driver.nodes import Node
 
 UNLIMITED = sys.maxsize
 MANY_PROCESSORS = 8
-"""Number of processors from which on the node of the server and the driver reserves one for them."""
+"""If the node of the server and the driver has at least this many processors, it reserves one for them."""
 
 
 class Room(NamedTuple):

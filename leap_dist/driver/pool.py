@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayError
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
@@ -19,7 +19,7 @@ from leap_dist.driver import memory, mps, plan
 from leap_dist.driver.actor_messages import EndedWorker, WorkerHealth
 from leap_dist.driver.actors import WORKER
 from leap_dist.driver.clients import Aggregators
-from leap_dist.driver.nodes import Nodes
+from leap_dist.driver.nodes import READ_SECONDS, Nodes
 from leap_dist.driver.placement import (
     UNLIMITED,
     Group,
@@ -42,9 +42,9 @@ from leap_dist.storage.atomic import write_atomic
 from leap_dist.tasks.atari.video import Clip
 
 LEAVE_SECONDS = 5.0
-"""How many seconds before its node goes away a worker should be gone."""
+"""A worker should be gone this many seconds before its node goes away."""
 START_SECONDS = 60.0
-"""How long a worker that fits may take to start before an alert is raised."""
+"""An alert is raised if a worker that fits takes longer than this many seconds to start."""
 
 
 class Pool:
@@ -137,7 +137,7 @@ class Pool:
 
     @property
     def waiting(self) -> str:
-        """What the pool waits for before the first worker can start; empty afterwards."""
+        """Text that says what the pool waits for before the first worker can start; it is empty afterwards."""
         if self._begun:
             return ""
         nodes = len(self._nodes.view.staying)
@@ -289,6 +289,11 @@ class Pool:
             if isinstance(error, OutOfMemoryError) or memory.was_killed(slot.pid):
                 together = sum(other.memory_bytes or 0 for other in self._slots)
                 self._restart(slot, memory.explain_kill(slot.memory_bytes, together))
+                return
+            if isinstance(error, ActorUnschedulableError) or "never ran" in str(error):
+                # The node was gone before the view of the nodes said so. The worker has not failed.
+                slot.not_before = time.monotonic() + READ_SECONDS
+                self._end(slot, crashed=False)
                 return
             # A process that ended by itself may have been ended by its task; one whose node is gone was not.
             died = isinstance(error, RayActorError) and "node has died" not in str(error)

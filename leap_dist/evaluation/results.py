@@ -20,7 +20,7 @@ _BASELINE = "scratch"
 
 
 class Reached(NamedTuple):
-    """How the runs of an arm reached the mean final return of the baseline."""
+    """Describes how the runs of an arm reached the mean final return of the baseline."""
 
     median_steps: float
     """Infinite if half of the runs or more did not reach it."""

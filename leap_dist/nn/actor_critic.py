@@ -17,7 +17,7 @@ from leap_dist.nn.flat_vector import Manifest, flatten
 
 FRAME_SIZE = 84
 SCALE = "pixels / 255"
-"""How the bytes of an observation are converted to the network's input."""
+"""This text says how the bytes of an observation become the network's input."""
 ALL_ACTIONS = 18
 """Number of actions of the Atari controller, and of a policy head that all games share."""
 

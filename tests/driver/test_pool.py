@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, ActorUnschedulableError
 
 from leap_dist.config.loading import resolve
 from leap_dist.driver import pool as pool_module
 from leap_dist.driver.actors import ServerProcess
 from leap_dist.driver.nodes import Node, Nodes, View
 from leap_dist.driver.pool import Pool
+from leap_dist.driver.worker_slot import WorkerSlot
 from leap_dist.protocol.messages import Idle
 from leap_dist.storage.locks import RunDirectoryBusy
 
@@ -135,6 +139,28 @@ def test_workers_start_beside_the_server_and_one_that_cannot_work_sends_them_hom
 
     server = Unable()
     assert server.lease("w0", "an incarnation") == Idle(finished=True), "the driver says why, and no worker fails"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorUnschedulableError("the node is gone"),
+        ActorDiedError(ActorDiedErrorContext(actor_id=b"a" * 16, never_started=True)),
+    ],
+)
+def test_a_worker_whose_node_was_gone_before_it_started_has_not_failed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def get(reference: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(pool_module, "ray", SimpleNamespace(get=get, wait=lambda refs, timeout: (refs, []), kill=print))
+    pool = Pool(resolve("paper"), FixedNodes(a=CPU))
+    slot = WorkerSlot("w0", run="run", started=time.monotonic())  # type: ignore[arg-type]
+    pool._check(slot, "run")  # type: ignore[arg-type]
+    assert (pool.restarts, slot.failures, list(pool.alerts)) == (0, 0, [])
+    assert slot.run is None
+    assert slot.not_before > time.monotonic(), "the next reading of the nodes comes first"
 
 
 class Unsure(pool_module.NoChecks):
