@@ -229,14 +229,14 @@ STEPS = (0.01, 0.03, 0.1)
 """Lengths of that step, as shares of the encoder's norm."""
 
 
-def frames(count: int = 96) -> Tensor:
-    """Return frames of random play, in [0, 1], (count, 4, 84, 84)."""
+def frames(games: Sequence[str], count: int = 96) -> Tensor:
+    """Return frames of random play in [0, 1], (4n, 4, 84, 84): equally many of each game, `count` at most."""
     rng, found = np.random.default_rng(0), []
-    for game in FRAMES_OF:
+    for game in games:
         env = atari_vector.make(game, 4)
         try:
             env.reset(0)
-            for number in range(10 * count // len(FRAMES_OF) // 4):
+            for number in range(count // len(games) // 4 * 10):
                 step = env.step(rng.integers(0, len(env.actions), 4))
                 if number % 10 == 9:
                     found.append(step.observations)
@@ -253,7 +253,7 @@ def moved(found: Contributions, forms: Sequence[str]) -> list[str]:
     are scaled to length 1 for the mean, so that each task has the same weight.
     """
     _, initial = actor_critic.initialization(4, 0)
-    seen, vectors = frames(), gradients(found, "all", "all")
+    seen, vectors = frames(FRAMES_OF), gradients(found, "all", "all")
 
     def after(step: np.ndarray) -> str:
         encoder = actor_critic.Encoder(4)

@@ -36,7 +36,8 @@ def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int
     text += f", limited by {_limit(config, rooms, workers)}"
     if config.is_supervised or not workers:
         return text
-    rate = sum(STEPS_PER_SECOND[device] * count for device, count in places.items())
+    share = min(1.0, config.worker.cpus)  # workers that reserve half a processor have half of it, if all are busy
+    rate = share * sum(STEPS_PER_SECOND[device] * count for device, count in places.items())
     return f"{text}; about {_rounded(rate):,.0f} agent steps/s, {duration(steps_left / rate)} to the end"
 
 

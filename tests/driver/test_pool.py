@@ -211,6 +211,12 @@ STATUS = {"tasks_wanted": 20, "tasks": 4}
             "plan: 1 node, 4 workers (4 on GPUs, 0 on processors), limited by worker.gpus; about 6,800 agent steps/s, "
             "0:02:40 to the end",
         ),
+        (
+            {"worker.cpus": 0.5, "workers": 6, "task_steps": 72_000},
+            {"a": CPU},
+            99,
+            "plan: 1 node, 6 workers, limited by --workers; about 4,800 agent steps/s, 0:04:00 to the end",
+        ),
         ({"workers": 1, "task_steps": 1_000}, {"a": CPU}, 99, "plan: 1 node, 1 worker, limited by --workers; about"),
         ({}, {"a": CPU}, 3, "plan: 1 node, 3 workers, limited by the tasks left; about"),
         ({"mode": "sync"}, {"a": CPU}, 2, "plan: 1 node, 2 workers, limited by meta.batch_size, because mode sync"),
