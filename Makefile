@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := install $(shell test -t 2 || echo --quiet) --disable-pip-version-check --no-compile # what is imported is compiled then
+# If that were not kept, as some images of Python have it, every process would take twice as long to start.
+unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 PYTEST := $(BIN)/python -m pytest $(ARGS)
 

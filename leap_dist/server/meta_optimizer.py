@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -14,9 +15,18 @@ class MetaOptimizer:
     """φ and the torch optimizer that moves it. A step is committed or discarded as a whole."""
 
     def __init__(self, mode: str, settings: MetaSettings, vector: np.ndarray) -> None:
+        self._mode = mode
         self._settings = settings
         self._parameter = torch.nn.Parameter(torch.from_numpy(np.array(vector, np.float32)))
-        self._optimizer = _torch_optimizer(mode, settings, [self._parameter])
+
+    @functools.cached_property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer, which is created by the first step: torch then imports its compiler, which takes a second."""
+        return _torch_optimizer(self._mode, self._settings, [self._parameter])
+
+    @property
+    def _is_fresh(self) -> bool:
+        return "_optimizer" not in vars(self)
 
     @property
     def vector(self) -> np.ndarray:
@@ -52,7 +62,9 @@ class MetaOptimizer:
         return False
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return copies of the optimizer's tensors, by name."""
+        """Return copies of the optimizer's tensors, by name; there are none before the first step."""
+        if self._is_fresh:
+            return {}
         state = self._optimizer.state_dict()["state"].get(0, {})
         return {name: np.array(value.numpy()) for name, value in state.items() if isinstance(value, torch.Tensor)}
 
@@ -60,6 +72,8 @@ class MetaOptimizer:
         """Set φ and the optimizer's tensors to what `vector` and `state` returned earlier."""
         with torch.no_grad():
             self._parameter.copy_(torch.from_numpy(np.array(vector)))
+        if self._is_fresh and not state:
+            return
         full = self._optimizer.state_dict()
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
         full["state"] = {0: tensors} if tensors else {}

@@ -38,7 +38,6 @@ from leap_dist.tasks.atari.video import Clip, dimensions
 from leap_dist.telemetry import projection
 from leap_dist.telemetry.event_file import EventFile, read_events
 from leap_dist.telemetry.overview import GROUP, overview
-from leap_dist.telemetry.pictures import draw
 from leap_dist.telemetry.projection import GAME, SERVER, Event, Position, Projection, operations
 from leap_dist.telemetry.tags import AGREEMENT, PLAY, custom_scalars
 
@@ -262,6 +261,8 @@ class TensorBoard:
         new = version - self._last_steps(SERVER).get(AGREEMENT, 0)
         due = new >= max(self._agreement_interval, version // 20) or (new > 0 and summary["state"] in _OVER)
         if self._agreement_interval and due and len(agreement["games"]) > 1:
+            from leap_dist.telemetry.pictures import draw  # matplotlib is slow to import
+
             picture = draw(agreement["games"], agreement["cosines"], version)
             yield Event(SERVER, version, [_image(AGREEMENT, *picture)])
 

@@ -39,3 +39,10 @@ def test_ci_runs_the_tests_that_make_runs():
     assert (fast, ray) == (["not ray and not slow"], ["ray and not slow"])
     full = re.findall(r"-m (\"[^\"]*\"|\S+) --hypothesis-profile full", make("--dry-run", "test-all"))
     assert full == ['"not ray"', "ray"], "every test is run by one of the two"
+
+
+def test_what_is_imported_stays_compiled(monkeypatch):
+    """The install leaves compiling to the first import, and many images forbid Python to keep what it compiles."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert "--no-compile" in make("--dry-run", "--always-make", ".venv/installed")
+    assert make("--silent", "--eval", "shown: ; @echo [$$PYTHONDONTWRITEBYTECODE]", "shown").strip() == "[]"
