@@ -21,6 +21,12 @@ from leap_dist.storage import auth_token, location, run_directory
 from leap_dist.storage.locks import RunDirectoryBusy, RunLock
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch):
+    """Without --run-dir, a run is made below the current directory, which is not to be the checkout."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
