@@ -230,13 +230,14 @@ STEPS = (0.01, 0.03, 0.1)
 
 
 def frames(games: Sequence[str], count: int = 96) -> Tensor:
-    """Return frames of random play in [0, 1], (4n, 4, 84, 84): equally many of each game, `count` at most."""
+    """Return frames of random play in [0, 1], (n, 4, 84, 84): equally many of each game, and about `count` in all."""
     rng, found = np.random.default_rng(0), []
+    each = max(1, count // len(games) // 4)  # from each of four environments
     for game in games:
         env = atari_vector.make(game, 4)
         try:
             env.reset(0)
-            for number in range(count // len(games) // 4 * 10):
+            for number in range(10 * each):
                 step = env.step(rng.integers(0, len(env.actions), 4))
                 if number % 10 == 9:
                     found.append(step.observations)

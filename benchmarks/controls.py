@@ -74,8 +74,8 @@ def main() -> None:
     given = parser.parse_args()
     try:
         learned = read_initialization(given.run_dir / "init.safetensors")
-        if learned.scope != "encoder" or learned.preprocessing.frames != "gray4":
-            parser.error(f"{given.run_dir}: only encoders of four gray frames can be scaled")
+        if learned.tasks != "atari" or learned.scope != "encoder" or learned.preprocessing.frames != "gray4":
+            parser.error(f"{given.run_dir}: only encoders of four gray frames of Atari games can be scaled")
         start = start_of(given.run_dir)
     except (ConfigError, CorruptFile, OSError) as error:
         parser.error(str(error))
