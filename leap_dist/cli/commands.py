@@ -35,6 +35,7 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
     name, given = preset or setting_flags.DEFAULT_PRESET["train"], {**loaded, **parser.settings(parsed)}
     if parsed.resume is not True:
         config = loading.resolve(name, given)
+    console.announce_loading()
     from leap_dist.storage import location, manifest, remote_run, run_directory  # slow to import, so only now
 
     if not parsed.run_dir:
@@ -66,6 +67,7 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     if set(parsed.init) == {"scratch"} or "tasks" in given:  # otherwise the file says what kind of tasks it is for
         loading.resolve(preset or "paper", loaded, given)
     named_files.require_all(parsed.init)
+    console.announce_loading()
     from leap_dist.evaluation import initializations
     from leap_dist.storage import run_directory
 
@@ -149,6 +151,7 @@ def study(parsed: argparse.Namespace) -> int:
         game_steps=game_steps(parsed.game_steps),
         existing=spec.Study.read(parsed.out) if (parsed.out / "study.json").exists() else None,
     )
+    console.announce_loading()
     from leap_dist.cli import plan as printed
     from leap_dist.cli import results
     from leap_dist.study import run

@@ -39,6 +39,12 @@ def notice(kind: str, message: str) -> None:
     print(f"{program()}: {kind}: {printable(' '.join(redact(message).split()))}", file=sys.stderr)
 
 
+def announce_loading() -> None:
+    """Say on a terminal that the libraries are being loaded, which takes two seconds or more."""
+    if sys.stdout.isatty():
+        print("loading PyTorch and Ray", flush=True)
+
+
 @contextlib.contextmanager
 def safe_streams() -> Iterator[None]:
     """Replace standard output and error by streams that never raise.

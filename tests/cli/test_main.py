@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pwd
 import re
+import sys
 
 import pytest
 from commands import no_ray, refused  # noqa: F401
@@ -215,6 +216,14 @@ def test_resume_auto_starts_a_run_or_continues_it(capsys, tmp_path, scheme):
         (["--preset", "quick"], "resume: the run has preset smoke, not quick; use another directory, or its own"),
     ):
         assert refused(capsys, "train", "--resume", "auto", "--run-dir", command[0], *more) == line
+
+
+@pytest.mark.parametrize(("terminal", "expected"), [(True, "loading PyTorch and Ray\n"), (False, "")])
+def test_a_terminal_is_told_what_it_waits_for(capsys, monkeypatch, terminal, expected):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    commands.training(parser.parse(["train", "--preset", "smoke"]))
+    commands.evaluation(parser.parse(["evaluate", "--init", "scratch", "--preset", "smoke"]))
+    assert capsys.readouterr().out == 2 * expected
 
 
 def test_resume_lets_length_and_placement_change(tmp_path):
