@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+from leap_dist.protocol.messages import AT_START, Contribution
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,10 @@ WINDOW_SIZE = 512
 """Number of durations behind the percentiles; the 99th percentile of fewer would be their maximum."""
 DIMENSIONS = 4093
 """Length of the projections. It is prime, so that the rows of a layer do not always fall on the same places."""
+MOST_DEAD = 0.6
+"""Share of dead units above which there is an alert. A fresh encoder has 0.04 to 0.37, depending on the game."""
+TASKS_OF_DEAD = 8
+"""Number of newest tasks over which that share is averaged; there is no alert before half as many."""
 KEPT = 0.8
 """Share of a game's mean that is kept at each new pull: the last five pulls make up two thirds of the mean."""
 
@@ -36,6 +42,33 @@ class Alerts:
         if text not in list(self.messages)[-3:]:
             log.warning(text)
             self.messages.append(text)
+
+
+class DeadUnits:
+    """Raises an alert when most units of φ are zero on all frames at the start of tasks, as after a collapse.
+
+    Such a φ makes paths short because agents hardly learn, which no other figure of the server shows.
+    """
+
+    def __init__(self, alert: Callable[[str], None]) -> None:
+        self._alert = alert
+        self._shares: deque[float] = deque(maxlen=TASKS_OF_DEAD)
+        self._is_reported = False
+
+    def observe(self, contributions: Iterable[Contribution]) -> None:
+        """Take the shares that tasks have measured before their first step, if they have."""
+        name = f"{AT_START}dead_units"
+        firsts = [contribution.curve[0].means for contribution in contributions if contribution.curve]
+        self._shares += [means[name] for means in firsts if name in means]
+        if 2 * len(self._shares) < TASKS_OF_DEAD:
+            return
+        mean = sum(self._shares) / len(self._shares)
+        if mean > MOST_DEAD and not self._is_reported:
+            self._alert(
+                f"{mean:.0%} of the units of φ are dead at the start of a task, so agents learn less from it; try "
+                "--meta.optimizer sgd, a lower --meta.learning-rate or --meta.shared convolutions"
+            )
+        self._is_reported = mean > MOST_DEAD
 
 
 class Counters:

@@ -1,13 +1,25 @@
-"""Cosines between the games' pulls, against those of the whole vectors; and durations."""
+"""Cosines between the games' pulls, against those of the whole vectors; dead units; and durations."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
-from protocol import Worker, config, drive, serve
+from protocol import Worker, config, contribution, drive, grant, serve
 
 from leap_dist.nn.actor_critic import initialization
-from leap_dist.server.monitoring import DIMENSIONS, KEPT, WINDOW_SIZE, Agreement, LatencyWindow
+from leap_dist.protocol.messages import CurvePoint
+from leap_dist.server.monitoring import (
+    DIMENSIONS,
+    KEPT,
+    MOST_DEAD,
+    TASKS_OF_DEAD,
+    WINDOW_SIZE,
+    Agreement,
+    LatencyWindow,
+)
 
 RNG = np.random.default_rng
 
@@ -144,3 +156,33 @@ def test_what_raises_took_time_as_well() -> None:
     with pytest.raises(OSError, match="full"), durations:
         raise OSError("full")
     assert durations.count == 1
+
+
+def test_there_is_one_alert_when_most_units_are_dead_and_another_when_they_die_again(tmp_path: Path) -> None:
+    server = serve(tmp_path / "run", config(mode="sync", meta__batch_size=1, meta_updates=100))
+    ones = np.ones_like(server.snapshot()[1])
+
+    def task(dead: float | None) -> list[str]:
+        """The alerts after a task whose encoder has this share of dead units; it is not known for images."""
+        lease = grant(server)
+        means = {"loss": 0.5} | ({} if dead is None else {"start/dead_units": dead})
+        done = contribution(lease, ones, seq=2)
+        assert server.push(replace(done, curve=(CurvePoint(200, 1, 3.0, means),))).durable
+        server.tick()
+        return [alert for alert in server.alerts if "dead" in alert]
+
+    assert not any(task(None) for _ in range(TASKS_OF_DEAD))
+    assert not any(task(1.0) for _ in range(TASKS_OF_DEAD // 2 - 1)), "too few to tell"
+    (alert,) = task(1.0)
+    assert alert == (
+        "100% of the units of φ are dead at the start of a task, so agents learn less from it; try "
+        "--meta.optimizer sgd, a lower --meta.learning-rate or --meta.shared convolutions"
+    )
+    assert task(0.9) == [alert], "once"
+    for _ in range(TASKS_OF_DEAD):
+        assert task(MOST_DEAD - 0.01) == [alert]
+    for _ in range(TASKS_OF_DEAD):
+        found = task(MOST_DEAD + 0.2)
+    assert len(found) == 2
+    assert found[1].startswith("6")
+    server.close()
