@@ -33,6 +33,18 @@ def feature_norm(encoder: Encoder, seen: Tensor) -> float:
     return float(encoder(seen).norm(dim=1).mean())
 
 
+def learned_by(run_dir: Path) -> Initialization:
+    """Return φ of a run.
+
+    Raises ConfigError if it is no encoder of four gray frames of Atari games, CorruptFile or OSError if it cannot be
+    read.
+    """
+    found = read_initialization(run_dir / "init.safetensors")
+    if found.tasks != "atari" or found.scope != "encoder" or found.preprocessing.frames != "gray4":
+        raise ConfigError(f"{run_dir}: φ is not an encoder of four gray frames of Atari games")
+    return found
+
+
 def start_of(run_dir: Path) -> Encoder:
     """Return an encoder with φ_0 of a run. Raises ConfigError if its settings cannot be read."""
     config = run_directory.load_config(run_dir, {})
@@ -73,9 +85,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     try:
-        learned = read_initialization(given.run_dir / "init.safetensors")
-        if learned.tasks != "atari" or learned.scope != "encoder" or learned.preprocessing.frames != "gray4":
-            parser.error(f"{given.run_dir}: only encoders of four gray frames of Atari games can be scaled")
+        learned = learned_by(given.run_dir)
         start = start_of(given.run_dir)
     except (ConfigError, CorruptFile, OSError) as error:
         parser.error(str(error))

@@ -69,8 +69,8 @@ def test_the_controls_are_the_start_and_the_start_with_the_learned_norm(
 @pytest.mark.parametrize(
     ("settings", "wrong"),
     [
-        ({"meta.shared": "convolutions"}, "only encoders of four gray frames of Atari games can be scaled"),
-        ({"atari.frames": "rgb1"}, "only encoders of four gray frames of Atari games can be scaled"),
+        ({"meta.shared": "convolutions"}, "φ is not an encoder of four gray frames of Atari games"),
+        ({"atari.frames": "rgb1"}, "φ is not an encoder of four gray frames of Atari games"),
         (None, "init.safetensors"),
     ],
 )
