@@ -64,7 +64,10 @@ def descent(run_dir: Path, length: float, size: int) -> dict[str, np.ndarray]:
             found.append(clips[task] * tensors["vector"].astype(np.float64))
     if not found:
         return {}
-    means = {"clipped": np.mean(found, axis=0), "normalized": np.mean([one / np.linalg.norm(one) for one in found], axis=0)}
+    means = {
+        "clipped": np.mean(found, axis=0),
+        "normalized": np.mean([one / np.linalg.norm(one) for one in found], axis=0),
+    }
     return {name: np.asarray(-length * mean / np.linalg.norm(mean), np.float32) for name, mean in means.items()}
 
 

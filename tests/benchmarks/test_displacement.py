@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -60,7 +61,10 @@ def test_descent_goes_against_the_mean_of_the_clipped_contributions(tmp_path: Pa
     server.tick()
     server.close()
     found = displacement.descent(tmp_path / "run", 3.0, size)
-    for name, ratio in (("clipped", 5.5), ("normalized", 1.0)):  # 5.5 is the median, to which the second one was clipped
+    for name, ratio in (
+        ("clipped", 5.5),
+        ("normalized", 1.0),
+    ):  # 5.5 is the median, to which the second one was clipped
         step = found[name]
         assert np.linalg.norm(step) == pytest.approx(3.0)
         assert step[1] / step[0] == pytest.approx(ratio)
@@ -74,7 +78,7 @@ def test_the_table_has_a_row_for_each_part(
     learned = displacement.learned_by
 
     class Found:
-        metadata = {"games": ["pong"]}
+        metadata = MappingProxyType({"games": ["pong"]})
 
         def vector(self, manifest: Manifest) -> np.ndarray:
             return moved(-0.1)
