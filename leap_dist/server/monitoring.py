@@ -66,7 +66,7 @@ class DeadUnits:
         if mean > MOST_DEAD and not self._is_reported:
             self._alert(
                 f"{mean:.0%} of the units of φ are dead at the start of a task, so agents learn less from it; try "
-                "--meta.optimizer sgd, a lower --meta.learning-rate or --meta.shared convolutions"
+                "--meta.shared convolutions or a lower --meta.learning-rate, and watch meta/features in TensorBoard"
             )
         self._is_reported = mean > MOST_DEAD
 
