@@ -78,7 +78,7 @@ def test_workers_on_which_every_game_fails_are_stopped_and_the_run_says_why(laun
     summary = run.summary()
     assert (summary["state"], summary["quarantined_workers"], summary["quarantined"]) == ("failed", ["w0"], [])
     assert summary["workers"][0]["state"] == "quarantined"
-    assert "why             every worker is in quarantine; find out what failed on them" in run.log.read_text()
+    assert "reason          every worker is in quarantine; find out what failed on them" in run.log.read_text()
 
 
 def processes(title: str, home: str) -> list[int]:
