@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -246,7 +246,26 @@ def frames(games: Sequence[str], count: int = 96) -> Tensor:
     return torch.from_numpy(np.concatenate(found)).float() / 255
 
 
+class Features(NamedTuple):
+    """What an encoder computes for some frames."""
+
+    norm: float
+    """Mean norm of the features."""
+    dead: float
+    """Share of units that are zero on all frames."""
+    rank: float
+    """Effective rank."""
+
+
 @torch.no_grad()
+def features_of(vector: np.ndarray, seen: Tensor) -> Features:
+    """Return statistics of the features of the frames `seen`, (n, 4, 84, 84), for an encoder with this flat vector."""
+    encoder = actor_critic.Encoder(4)
+    load_vector(dict(encoder.named_parameters()), vector)
+    features = encoder(seen)
+    return Features(float(features.norm(dim=1).mean()), dead_units(features), effective_rank(features))
+
+
 def moved(found: Contributions, forms: Sequence[str]) -> list[str]:
     """Return lines of a table: statistics of the encoder before a step, and after one against the mean contribution.
 
@@ -257,11 +276,8 @@ def moved(found: Contributions, forms: Sequence[str]) -> list[str]:
     seen, vectors = frames(FRAMES_OF), gradients(found, "all", "all")
 
     def after(step: np.ndarray) -> str:
-        encoder = actor_critic.Encoder(4)
-        load_vector(dict(encoder.named_parameters()), initial - step)
-        features = encoder(seen)
-        norm = float(features.norm(dim=1).mean())
-        return f"{norm:.2g}, {dead_units(features):.2f}, {effective_rank(features):.1f}"
+        found = features_of(initial - step, seen)
+        return f"{found.norm:.2g}, {found.dead:.2f}, {found.rank:.1f}"
 
     lines = [f"| a step against | {' | '.join(f'{length:.0%}' for length in STEPS)} |", "|---" * (1 + len(STEPS)) + "|"]
     lines.append(f"| nothing | {' | '.join([after(np.zeros_like(initial))] * len(STEPS))} |")

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.contributions import frames
+from benchmarks.contributions import features_of, frames
 from leap_dist.config.loading import ConfigError
 from leap_dist.nn.actor_critic import Encoder
-from leap_dist.nn.flat_vector import load_vector
+from leap_dist.nn.flat_vector import flatten, load_vector
 from leap_dist.storage import run_directory
 from leap_dist.storage.atomic import CorruptFile, pack, write_atomic
 from leap_dist.tasks.task import family_of
@@ -27,10 +27,9 @@ from leap_dist.weights.initialization import Initialization, read_initialization
 from leap_dist.weights.warm_start import initial_vector
 
 
-@torch.no_grad()
 def feature_norm(encoder: Encoder, seen: Tensor) -> float:
     """Return the mean norm of the features of the frames `seen`, (n, 4, 84, 84)."""
-    return float(encoder(seen).norm(dim=1).mean())
+    return features_of(flatten(encoder.parameters()).numpy(), seen).norm
 
 
 def learned_by(run_dir: Path) -> Initialization:

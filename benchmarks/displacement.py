@@ -16,16 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from benchmarks.contributions import frames
+from benchmarks.contributions import features_of, frames
 from benchmarks.controls import learned_by, start_of
 from leap_dist.config.loading import ConfigError
-from leap_dist.nn.actor_critic import Encoder
-from leap_dist.nn.features import dead_units, effective_rank
-from leap_dist.nn.flat_vector import Manifest, flatten, load_vector
-from leap_dist.storage.atomic import CorruptFile, unpack
+from leap_dist.nn.flat_vector import Manifest, flatten
+from leap_dist.storage.atomic import CorruptFile, read_packed, unpack
 from leap_dist.storage.ledger import Ledger
 
 LAYER = "linear.weight"
@@ -57,8 +54,9 @@ def descent(run_dir: Path, length: float, size: int) -> dict[str, np.ndarray]:
     """
     clips = {line["task"]: line["clip"] for line in Ledger(run_dir / "ledger.jsonl").lines()}
     found = []
+    # Not through Journal, which removes the unfinished files of a server that may still run.
     for path in sorted((run_dir / "journal").glob("contribution-*.safetensors")):
-        tensors, header = unpack(path.read_bytes(), path.name)
+        tensors, header = unpack(read_packed(path), path.name)
         task = header["lease"]["task"]["index"]
         if task in clips and tensors["vector"].size == size:
             found.append(clips[task] * tensors["vector"].astype(np.float64))
@@ -71,13 +69,10 @@ def descent(run_dir: Path, length: float, size: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(-length * mean / np.linalg.norm(mean), np.float32) for name, mean in means.items()}
 
 
-@torch.no_grad()
 def cells(vector: np.ndarray, seen: Mapping[str, Tensor]) -> list[str]:
     """Return dead units, effective rank and mean norm of an encoder's features for the frames of each game."""
-    encoder = Encoder(4)
-    load_vector(dict(encoder.named_parameters()), vector)
-    features = [encoder(images) for images in seen.values()]
-    return [f"{dead_units(f):.2f}, {effective_rank(f):.1f}, {float(f.norm(dim=1).mean()):.2g}" for f in features]
+    found = [features_of(vector, images) for images in seen.values()]
+    return [f"{one.dead:.2f}, {one.rank:.1f}, {one.norm:.2g}" for one in found]
 
 
 def table(rows: Sequence[tuple[str, np.ndarray]], seen: Mapping[str, Tensor]) -> str:

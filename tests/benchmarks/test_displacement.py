@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import pytest
+import torch
+from initialization_files import written
 from protocol import config, contribution, grant, serve
 
 from benchmarks import displacement
-from leap_dist.nn.actor_critic import Encoder, initialization
-from leap_dist.nn.flat_vector import Manifest
+from leap_dist.nn.actor_critic import initialization
 
 MANIFEST, START = initialization(4, 5)
 
@@ -42,7 +42,7 @@ def test_the_parts_of_a_displacement_add_up() -> None:
 
 
 def test_a_shift_of_all_linear_weights_kills_the_units() -> None:
-    seen = {"bright": displacement.torch.rand(8, 4, 84, 84, generator=displacement.torch.Generator().manual_seed(0))}
+    seen = {"bright": torch.rand(8, 4, 84, 84, generator=torch.Generator().manual_seed(0))}
     dead = {name: float(displacement.cells(vector, seen)[0].split(",")[0])
             for name, vector in displacement.parts(START, moved(-0.5), MANIFEST)}  # fmt: skip
     assert dead["φ"] == dead["only the mean change of the linear weights"] == 1.0
@@ -61,10 +61,7 @@ def test_descent_goes_against_the_mean_of_the_clipped_contributions(tmp_path: Pa
     server.tick()
     server.close()
     found = displacement.descent(tmp_path / "run", 3.0, size)
-    for name, ratio in (
-        ("clipped", 5.5),
-        ("normalized", 1.0),
-    ):  # 5.5 is the median, to which the second one was clipped
+    for name, ratio in {"clipped": 5.5, "normalized": 1.0}.items():  # the second one was clipped at the median
         step = found[name]
         assert np.linalg.norm(step) == pytest.approx(3.0)
         assert step[1] / step[0] == pytest.approx(ratio)
@@ -75,30 +72,17 @@ def test_descent_goes_against_the_mean_of_the_clipped_contributions(tmp_path: Pa
 def test_the_table_has_a_row_for_each_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    learned = displacement.learned_by
-
-    class Found:
-        metadata = MappingProxyType({"games": ["pong"]})
-
-        def vector(self, manifest: Manifest) -> np.ndarray:
-            return moved(-0.1)
-
-    monkeypatch.setattr(displacement, "learned_by", lambda _: Found())
-    monkeypatch.setattr(displacement, "start_of", lambda _: _encoder())
-    monkeypatch.setattr(sys, "argv", ["displacement", str(tmp_path)])
+    """A run that a server has begun with another initialization than that of its seed, as if it had learned that."""
+    written(tmp_path / "run", games=["pong"])
+    monkeypatch.setattr(sys, "argv", ["displacement", str(tmp_path / "run")])
     displacement.main()
     out = capsys.readouterr().out
     assert [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| ")][1:] == [
         f"| {name}" for name, _ in displacement.parts(START, START, MANIFEST)
     ]
-    assert "linear.weight: mean change -0.1, mean absolute change 0.1" in out
-    monkeypatch.setattr(displacement, "learned_by", learned)
+    moves = MANIFEST.split(initialization(4, 3)[1] - initialization(4, 0)[1])[displacement.LAYER]
+    assert f"linear.weight: mean change {moves.mean():+.2g}, mean absolute change {np.abs(moves).mean():.2g}" in out
+    monkeypatch.setattr(sys, "argv", ["displacement", str(tmp_path)])
     with pytest.raises(SystemExit):
         displacement.main()
     assert "No such file" in capsys.readouterr().err
-
-
-def _encoder() -> Encoder:
-    encoder = Encoder(4)
-    displacement.load_vector(dict(encoder.named_parameters()), START)
-    return encoder
