@@ -159,6 +159,15 @@ def parse_stamp(name: str) -> Stamp | None:
     return Stamp(int(match[1]), int(match[2]), match[3]) if match else None
 
 
+def is_removable(name: str, claim: Claim) -> bool:
+    """Return whether a launch may remove an object: one that has no stamp, or that it or an earlier launch has written.
+
+    A launch does not notice at once that another one has taken the run over, which needs its own objects.
+    """
+    stamp = parse_stamp(name)
+    return stamp is None or stamp.generation < claim.generation or stamp.is_of(claim)
+
+
 def read_claim(storage: Storage) -> Claim | None:
     """Return the current claim, or None if there is none. Raises OSError.
 

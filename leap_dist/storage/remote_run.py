@@ -194,7 +194,7 @@ class RemoteRun(Run):
                 if alive:
                     self._storage.put(LEDGER, (self.folder / LEDGER).read_bytes())
                 else:
-                    replica.put_whole_ledger(self._storage, self.folder)
+                    replica.put_whole_ledger(self._storage, self.folder, self.remote.claim)
             except OSError as error:
                 problem = redact(str(error.strerror))
             if not problem:

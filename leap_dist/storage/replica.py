@@ -33,6 +33,7 @@ from leap_dist.storage.locks import (
     Stamp,
     check,
     is_generation,
+    is_removable,
     new_stamp,
     parse_stamp,
 )
@@ -176,7 +177,7 @@ class Replica(NoReplica):
     def _catch_up(self) -> None:
         self._check()
         # A launch that has taken the run over meanwhile needs its own objects, so they are left alone.
-        names = [name for name in self._storage.names() if self._is_known(name)]
+        names = [name for name in self._storage.names() if is_removable(name, self._claim)]
         for name in names:
             if match := _REMOTE_ENTRY.fullmatch(name):
                 known = self._entries.setdefault(int(match[1]), [])
@@ -211,10 +212,6 @@ class Replica(NoReplica):
             foreign = [folder for folder in folders if not _is_of(folder, self._claim)]
             self._remove_checkpoints(foreign)
             self._checkpoints[version] = [folder for folder in folders if folder not in foreign]
-
-    def _is_known(self, name: str) -> bool:
-        stamp = parse_stamp(name)
-        return stamp is None or stamp.generation <= self._claim.generation
 
     def _merge_segments(self) -> None:
         """Replace the last segments by one: at the start all of them, which then is the whole ledger."""
@@ -255,7 +252,8 @@ def connect(remote: Remote | None, working_copy: Path) -> NoReplica:
 def pull(storage: Storage, folder: Path, claim: Claim, before: Claim | None) -> None:
     """Download a run into an empty working copy, and remove objects at the URL that are not needed. Raises OSError.
 
-    Only the launch that holds the lock, by `claim`, may call this; it took the run over from the claim `before`.
+    Only the launch that took the run over from the claim `before`, and holds it by `claim`, may call this. If another
+    launch takes the run over meanwhile, its checkpoints, journal and ledger are left alone.
     """
     names = storage.names()
     entries, checkpoints = _latest_entries(names, before), _latest_checkpoints(names, before)
@@ -266,11 +264,12 @@ def pull(storage: Storage, folder: Path, claim: Claim, before: Claim | None) -> 
     fetch(storage, folder, wanted)
     write_ledger(storage, folder, names, before)
     rubbish = [name for name in names if _REMOTE_ENTRY.fullmatch(name) and name not in wanted]
-    rubbish += [name for name in names if _REMOTE_CHECKPOINT.fullmatch(name) and name not in wanted]
     rubbish += [name for name in names if name.startswith(ALIVE) and name != ALIVE + claim.nonce]
     rubbish += [name for name in names if is_generation(name) and name < f"{CLAIM}{claim.generation:06d}"]
+    # Checkpoints that do not count stay until this launch has put its own (`Replica.catch_up`): the rest of an
+    # incomplete one may still arrive, and a launch that takes the run over before that would continue from it.
     with contextlib.suppress(OSError):
-        storage.remove(rubbish)
+        storage.remove([name for name in rubbish if is_removable(name, claim)])
 
 
 def has_begun(storage: Storage) -> bool:
@@ -317,10 +316,11 @@ def write_ledger(storage: Storage, folder: Path, names: Iterable[str], owner: Cl
             file.write(contents[when])
 
 
-def put_whole_ledger(storage: Storage, folder: Path) -> None:
+def put_whole_ledger(storage: Storage, folder: Path, claim: Claim) -> None:
     """Replace all segments by one object when a launch has ended and no server writes any more. Raises OSError.
 
-    A ledger of more than `LARGEST_WHOLE_LEDGER` bytes stays in segments, which saves putting all of it once more.
+    A ledger of more than `LARGEST_WHOLE_LEDGER` bytes stays in segments, which saves putting all of it once more. If
+    another launch has taken the run over from `claim`, its segments are left alone, and hold the whole ledger.
     """
     path = folder / LEDGER
     if not path.exists():
@@ -328,7 +328,8 @@ def put_whole_ledger(storage: Storage, folder: Path) -> None:
     if path.stat().st_size > LARGEST_WHOLE_LEDGER:
         storage.remove([LEDGER])  # an earlier launch has put it when it was shorter
         return
-    segments = [name for name in storage.names("ledger") if _REMOTE_SEGMENT.fullmatch(name)]
+    names = storage.names("ledger")
+    segments = [name for name in names if _REMOTE_SEGMENT.fullmatch(name) and is_removable(name, claim)]
     storage.put(LEDGER, path.read_bytes())
     storage.remove(sorted(segments, key=lambda name: parse_stamp(name) or Stamp(0, 0, "")))  # the rest still adds up
 
