@@ -184,6 +184,7 @@ class RemoteRun(Run):
 
     def _final_copy(self) -> None:
         """Copy what the URL still lacks when the launch ends. If that fails, the working copy is kept."""
+        assert self.remote is not None  # or nothing was entered that could be left
         deadline = time.monotonic() + run_directory.ORPHAN_SECONDS
         while (alive := lock_holder(self.folder) is not None) and time.monotonic() < deadline:
             time.sleep(0.1)  # the server may outlive the shutdown of the cluster by a moment
