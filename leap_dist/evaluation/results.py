@@ -353,6 +353,14 @@ def _thresholds(rows: list[Row], name: str) -> np.ndarray:
     return np.linspace(min([0.0, *scores]), max([0.01, *scores]), 101)
 
 
+def _places(runs: list[tuple[str, str, int]]) -> str:
+    """Return where runs belong, each given as (arm, game, seed)."""
+    by_place: defaultdict[str, list[str]] = defaultdict(list)
+    for arm, game, seed in runs:
+        by_place[f"{arm}/{game}"].append(str(seed))
+    return "; ".join(f"{place} seed {', '.join(of_place)}" for place, of_place in by_place.items())
+
+
 def _warnings(rows: list[Row], scoring: Scoring, excluded: dict[str, str], *, anything_counts: bool) -> list[str]:
     runs = [row.run for row in rows]
     games, seeds = sorted({run.game for run in runs}), sorted({(row.seed, row.run.seed) for row in rows})
@@ -365,18 +373,12 @@ def _warnings(rows: list[Row], scoring: Scoring, excluded: dict[str, str], *, an
                 f"budgets differ: all runs of {game} are compared over the first {budget:,} agent steps, even those of "
                 f"{more}"
             )
-    if silent := [row.run.name for row in rows if row.silent]:
-        found.append(f"left out, because no episode ended in them: {', '.join(silent)}")
+    if silent := [(row.run.arm, row.run.game, row.run.seed) for row in rows if row.silent]:
+        found.append(f"left out, because no episode ended in them ({len(silent)}): {_places(silent)}")
     present = {(row.run.arm, row.run.game, row.seed, row.run.seed) for row in rows}
-    missing: defaultdict[str, list[str]] = defaultdict(list)
-    for arm in dict.fromkeys(run.arm for run in runs):
-        for game in games:
-            for of_study, seed in seeds:
-                if (arm, game, of_study, seed) not in present:
-                    missing[f"{arm}/{game}"].append(str(seed))
-    if missing:
-        places = "; ".join(f"{place} seed {', '.join(lacking)}" for place, lacking in missing.items())
-        found.append(f"incomplete: missing runs ({sum(map(len, missing.values()))}): {places}")
+    wanted = itertools.product(dict.fromkeys(run.arm for run in runs), games, seeds)
+    if missing := [(arm, game, seed) for arm, game, (of, seed) in wanted if (arm, game, of, seed) not in present]:
+        found.append(f"incomplete: missing runs ({len(missing)}): {_places(missing)}")
     if excluded and not scoring.human_normalized:
         found.append(f"not counted over all tasks, because an arm has no run of them: {', '.join(excluded)}")
     if len(seeds) == 1:

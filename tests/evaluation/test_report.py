@@ -245,7 +245,7 @@ def test_a_run_in_which_no_episode_ended_is_named_and_left_out(tmp_path: Path):
     runs = [r for r in evaluation() if (r.arm, r.seed) != ("leap", 1)]
     runs += [without_episodes("leap", "pong", 1), run("leap", "breakout", 1)]
     warnings = build(write(tmp_path, runs), FEW)
-    assert warnings == ["left out, because no episode ended in them: leap/pong/1"]
+    assert warnings == ["left out, because no episode ended in them (1): leap/pong seed 1"]
     assert results_json(tmp_path)["cells"]["pong"]["leap"]["seeds"] == [0, 2]
     (row,) = [row for row in rows(tmp_path) if row["episodes"] == "0"]
     assert (row["auc"], row["final_return"], row["human_normalized_final"]) == ("", "", "")
