@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from initialization_files import written
 
+from leap_dist.cli import parser
+
 ROOT = Path(__file__).parents[2]
 PAGES = {
     "weights.md": """
@@ -98,3 +100,15 @@ def test_links_and_paths_of_a_page_exist(page):
         named = re.findall(r"`((?:leap_dist|tests|benchmarks|cluster|docs|envs)/[\w/.-]+\.\w+)", text)
         missing += [path for path in named if not (ROOT / path).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_can_be_given(page):
+    """Every flag belongs to its command; and the pages start launch.py, which needs no installation."""
+    text = page.read_text().replace("\\\n", " ")
+    parsers = parser.build("launch.py")._subparsers._group_actions[0].choices
+    found = re.findall(rf"(launch\.py|leap-dist) ({'|'.join(parsers)})\b([^\n#|`;>)]*)", text)
+    flags = {(command, flag) for _, command, rest in found for flag in re.findall(r"(?<= )--[\w.-]+", rest)}
+    assert not {(command, flag) for command, flag in flags if flag not in parsers[command].get_default("flags")}
+    if page.parent.name == "docs":
+        assert "leap-dist" not in {program for program, *_ in found}
