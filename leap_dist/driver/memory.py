@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ WORKER_BYTES = 300 * 2**20
 """Memory that a worker takes at least: PyTorch, Ray, and a few environments."""
 WORKER_GPU_BYTES = 3 * 2**29
 """GPU memory that a worker takes at least: CUDA itself, and the graphs and activations of a few environments."""
+ANSWER_SECONDS = 2.0
+"""Seconds after which a question to the head node is given up."""
 ADVICE = "lower --workers or --agent.envs"
 
 # By default Ray kills several processes at once, the server among them. Its older policy kills one at a time: the
@@ -54,10 +57,28 @@ def fit(config: Config, available: float | None = None) -> tuple[Config, list[st
 
 
 def was_killed(pid: int | None) -> bool:
-    """Return whether Ray's memory monitor has killed a process; False if that is not known."""
+    """Return whether Ray's memory monitor has killed a process; False if that is not known.
+
+    If the head node is gone, Ray's call blocks for a minute, and the driver must not wait for it: it is given up after
+    `ANSWER_SECONDS`, and no other one is made meanwhile.
+    """
+    if pid is None or any(thread.is_alive() for thread in _asking):
+        return False
+    answer: list[bool] = []
+    thread = threading.Thread(target=lambda: answer.append(_is_in_table(pid)), name="killed", daemon=True)
+    _asking[:] = [thread]
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return any(answer)
+
+
+_asking: list[threading.Thread] = []  # the last one that `was_killed` has started
+
+
+def _is_in_table(pid: int) -> bool:
     with contextlib.suppress(Exception):  # the interface is not public and may change
         accessor: Any = ray._private.state.state._global_state_accessor
-        for raw in accessor.get_worker_table() if pid is not None else ():
+        for raw in accessor.get_worker_table():
             worker = WorkerTableData.FromString(raw)
             if worker.pid == pid and worker.exit_type == WorkerExitType.Value("NODE_OUT_OF_MEMORY"):
                 return True

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.core.generated.common_pb2 import WorkerExitType
+from ray.core.generated.gcs_pb2 import WorkerTableData
 from ray.exceptions import OutOfMemoryError, RayError
 
 from leap_dist.config.loading import resolve
@@ -50,6 +53,32 @@ def test_the_memory_that_is_free_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
     assert memory._available_bytes() == 1024000
     files["/sys/fs/cgroup/memory.max"] = "max"
     assert memory._available_bytes() == 3000 * 1024
+
+
+def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's call blocks for a minute if the head node is gone, in which the driver must be able to end."""
+    gone, asked = threading.Event(), []
+
+    class Accessor:
+        def get_worker_table(self) -> list[bytes]:
+            asked.append(1)
+            gone.wait()
+            return [killed]
+
+    killed = WorkerTableData(pid=7, exit_type=WorkerExitType.Value("NODE_OUT_OF_MEMORY")).SerializeToString()
+    monkeypatch.setattr(ray._private.state.state, "_global_state_accessor", Accessor())
+    monkeypatch.setattr(memory, "ANSWER_SECONDS", 0.01)
+    try:
+        assert not memory.was_killed(None)
+        assert not memory.was_killed(7)
+        assert not memory.was_killed(7)
+        assert len(asked) == 1, "the first question is still open"
+    finally:
+        gone.set()
+    memory._asking[0].join()
+    monkeypatch.setattr(memory, "ANSWER_SECONDS", 60.0)
+    assert memory.was_killed(7)
+    assert not memory.was_killed(8)
 
 
 class Nobody(Nodes):
