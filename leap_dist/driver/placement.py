@@ -115,7 +115,8 @@ class Need(NamedTuple):
         return devices * _whole(1 / self.gpus), self.gpus, "worker.gpus"
 
     def __str__(self) -> str:
-        return f"{self.cpus:g} CPUs, {self.gpus or 0:g} GPUs{' and ' + _shown(self.labels) if self.labels else ''}"
+        where = f" on nodes with {_shown(self.labels)}" if self.labels else ""
+        return f"{counted(self.cpus, 'CPU')} and {counted(self.gpus or 0, 'GPU')}{where}"
 
 
 def share_of(workers: int) -> float:
@@ -237,7 +238,8 @@ def bundles(
 def explain_lack(need: Need, least: int, fit: int, nodes: Sequence[Node], autoscaled: bool) -> str:
     """Return an error message for the case that only `fit` of `least` workers can run, with what to do about it."""
     wait = "" if autoscaled else ", or give --wait-for-nodes if nodes will join"
-    where = f"on the {len(nodes)} current nodes{' and those that the autoscaler may add' if autoscaled else ''}"
+    current = "the current node" if len(nodes) == 1 else f"the {len(nodes)} current nodes"
+    where = f"on {current}{' and those that the autoscaler may add' if autoscaled else ''}"
     if fit:
         return f"min_workers: {least} asked for, but {fit} fit {where}; use --min-workers {fit}{wait}"
     if not any(labels.match(need.labels, node.labels) for node in nodes) and not autoscaled:
@@ -249,8 +251,13 @@ def explain_lack(need: Need, least: int, fit: int, nodes: Sequence[Node], autosc
         )
     largest = {name: max((node.resources.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU")}
     field = "worker.gpus" if (need.gpus or 0) > largest["GPU"] else "worker.cpus"
-    have = f"up to {largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs"
-    return f"{field}: no room for a worker with {need} {where}, which have {have}; ask for less{wait}"
+    have = f"at most {counted(largest['CPU'], 'CPU')} and {counted(largest['GPU'], 'GPU')} each"
+    return f"{field}: a worker that takes {need} does not fit {where}, with {have}; ask for less{wait}"
+
+
+def counted(number: float, thing: str) -> str:
+    """Return a number with the singular or plural of what is counted."""
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"
 
 
 def _shown(conditions: Mapping[str, str]) -> str:

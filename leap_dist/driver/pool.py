@@ -28,6 +28,7 @@ from leap_dist.driver.placement import (
     autoscaler_groups,
     bundles,
     candidates,
+    counted,
     explain_lack,
     max_workers,
     others_may_come,
@@ -140,10 +141,10 @@ class Pool:
         """Text that says what the pool waits for before the first worker can start; it is empty afterwards."""
         if self._begun:
             return ""
-        nodes = len(self._nodes.view.staying)
+        nodes = counted(len(self._nodes.view.staying), "node")
         return (
-            f"waiting for nodes: {self.capacity()} workers with {self._need} fit on the current {nodes}, but "
-            f"{self._config.min_workers} must"
+            f"waiting for nodes: {nodes} can hold {counted(self.capacity(), 'worker')}, but at least "
+            f"{self._config.min_workers} must fit; each takes {self._need}"
         )
 
     def reconcile(self) -> None:

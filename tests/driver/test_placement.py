@@ -182,18 +182,18 @@ STABLE = Node({"CPU": 4.0}, {"pool": "stable"}, "10.0.0.1")
         ),
         (
             Need(1.0, 0.0, {"zone": "!b"}), 4, 3, [STABLE], False,
-            "min_workers: 4 asked for, but 3 fit on the 1 current nodes; use --min-workers 3, or give "
+            "min_workers: 4 asked for, but 3 fit on the current node; use --min-workers 3, or give "
             "--wait-for-nodes if nodes will join",
         ),
         (
             Need(8.0, 0.0, {}), 1, 0, [STABLE], True,
-            "worker.cpus: no room for a worker with 8 CPUs, 0 GPUs on the 1 current nodes and those that the "
-            "autoscaler may add, which have up to 4 CPUs and 0 GPUs; ask for less",
+            "worker.cpus: a worker that takes 8 CPUs and 0 GPUs does not fit on the current node and those that the "
+            "autoscaler may add, with at most 4 CPUs and 0 GPUs each; ask for less",
         ),
         (
             Need(1.0, 1.0, {}), 1, 0, [STABLE], True,
-            "worker.gpus: no room for a worker with 1 CPUs, 1 GPUs on the 1 current nodes and those that the "
-            "autoscaler may add, which have up to 4 CPUs and 0 GPUs; ask for less",
+            "worker.gpus: a worker that takes 1 CPU and 1 GPU does not fit on the current node and those that the "
+            "autoscaler may add, with at most 4 CPUs and 0 GPUs each; ask for less",
         ),
     ],
 )  # fmt: skip

@@ -120,7 +120,9 @@ def test_nothing_starts_before_min_workers_fit(placed: dict[str, tuple[str, str,
     pool = Pool(resolve("paper", {"min_workers": 5}), FixedNodes(a=CPU))
     pool.reconcile()
     assert placed == {}
-    assert pool.waiting == "waiting for nodes: 4 workers with 1 CPUs, 0 GPUs fit on the current 1, but 5 must"
+    assert pool.waiting == (
+        "waiting for nodes: 1 node can hold 4 workers, but at least 5 must fit; each takes 1 CPU and 0 GPUs"
+    )
     pool._nodes.view = View({"a": CPU, "b": CPU}, {})
     pool.reconcile()
     assert len(placed) == 8

@@ -67,7 +67,8 @@ def test_from_one_node_to_four_and_back_to_one_changes_nothing(
     waiting = run.wait_for(lambda summary: summary["state"] == "waiting" and summary)
     assert waiting["workers"] == []
     assert waiting["waiting"] == (
-        "waiting for nodes: 1 workers with 1 CPUs, 0 GPUs and pool=spot fit on the current 3, but 2 must"
+        "waiting for nodes: 3 nodes can hold 1 worker, but at least 2 must fit; each takes 1 CPU and 0 GPUs "
+        "on nodes with pool=spot"
     )
 
     for count in (2, 3, 4):

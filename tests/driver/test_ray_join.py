@@ -231,8 +231,8 @@ def test_another_version_of_ray_is_named(joined: Joined, launch: Callable[..., L
         ),
         pytest.param(
             ["--worker.cpus", "8"],
-            "worker.cpus: no room for a worker with 8 CPUs, 0 GPUs on the 2 current nodes, which have up to 2 CPUs "
-            "and 0 GPUs; ask for less, or give --wait-for-nodes if nodes will join",
+            "worker.cpus: a worker that takes 8 CPUs and 0 GPUs does not fit on the 2 current nodes, with at "
+            "most 2 CPUs and 0 GPUs each; ask for less, or give --wait-for-nodes if nodes will join",
             marks=pytest.mark.slow,
         ),
     ],
@@ -309,7 +309,7 @@ def test_an_autoscaler_is_asked_and_waited_for_and_released(
         run = start(joined, launch, "autoscaler", "--workers", "9", "--min-workers", "7")
         summary = run.wait_for(lambda summary: summary["state"] == "waiting" and summary)
         assert summary["waiting"] == (
-            "waiting for nodes: 4 workers with 0.5 CPUs, 0 GPUs fit on the current 2, but 7 must"
+            "waiting for nodes: 2 nodes can hold 4 workers, but at least 7 must fit; each takes 0.5 CPUs and 0 GPUs"
         )
         wait_until_requested(asked, [{"CPU": 0.5}] * 9)
         run.process.send_signal(signal.SIGINT)
