@@ -164,7 +164,7 @@ def test_what_raises_took_time_as_well() -> None:
     [
         ("dead_units", 1.0, MOST_DEAD + 0.2, MOST_DEAD - 0.01, "100% of the units of φ are dead"),
         ("effective_rank", 1.04, LEAST_RANK - 0.2, LEAST_RANK + 0.01,
-         "φ sees almost no difference between frames (effective rank 1.0)"),
+         "φ computes nearly the same for all frames (effective rank 1.0)"),
     ],
 )  # fmt: skip
 def test_there_is_one_alert_when_phi_has_collapsed_and_another_when_it_does_again(
