@@ -21,7 +21,7 @@ WORKER_BYTES = 300 * 2**20
 """Memory that a worker takes at least: PyTorch, Ray, and a few environments."""
 WORKER_GPU_BYTES = 3 * 2**29
 """GPU memory that a worker takes at least: CUDA itself, and the graphs and activations of a few environments."""
-ANSWER_SECONDS = 2.0
+ANSWER_SECONDS = 5.0
 """Seconds after which a question to the head node is given up."""
 ADVICE = "lower --workers or --agent.envs"
 
