@@ -19,6 +19,7 @@ from leap_dist.driver.signals import stop_signal
 from leap_dist.storage import location, reader, remote_run, run_directory
 from leap_dist.storage.ledger import Ledger
 from leap_dist.weights.initialization import Initialization, InitializedEncoder, read_initialization
+from leap_dist.weights.warm_start import initial_vector
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,14 @@ def _open(given: Given, run_dir: str | Path | None, resume: bool | Literal["auto
     config = loading.resolve(preset, values)
     if where is None:
         driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
+        initial_vector(config)
         where = run_directory.create_unique(Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     run = remote_run.open_run(where, resume=resume)
     if run.continues:
         with run.translated_errors():
             config = run_directory.load_config(run.folder, values, preset=None if given is None else preset)
+    else:
+        initial_vector(config)  # raises errors before anything is written; a run that has begun needs it no more
     return config, run
 
 

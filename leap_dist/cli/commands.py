@@ -37,11 +37,13 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
         config = loading.resolve(name, given)
     console.announce_loading()
     from leap_dist.storage import location, manifest, remote_run, run_directory  # slow to import, so only now
+    from leap_dist.weights.warm_start import initial_vector
 
     if not parsed.run_dir:
         from leap_dist.driver import driver
 
         driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
+        initial_vector(config)
         where: location.Location = run_directory.create_unique(Path("runs") / f"{name}-{timestamp()}")
     else:
         where = location.location(parsed.run_dir)
@@ -51,6 +53,8 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
             config = run_directory.load_config(run.folder, given, preset=preset)
         for line in manifest.changed_packages(run.folder):
             console.notice("warning", line)
+    else:
+        initial_vector(config)  # raises errors before anything is written; a run that has begun needs it no more
     return config, run
 
 

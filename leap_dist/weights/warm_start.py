@@ -14,7 +14,7 @@ from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.location import Url
 from leap_dist.storage.objects import is_url
 from leap_dist.tasks.task import family_of
-from leap_dist.weights.initialization import read_initialization
+from leap_dist.weights.initialization import ENVIRONMENTS, read_initialization
 
 
 def absolute_source(source: str) -> str:
@@ -42,6 +42,11 @@ def initial_vector(config: Config, source: str | None = None) -> np.ndarray | No
         ) from None
     except CorruptFile as error:
         raise ConfigError(f"init: {error}") from None
+    if (found.tasks in ENVIRONMENTS) != (config.tasks in ENVIRONMENTS):
+        raise ConfigError(
+            f"init: {source} was meta-learned on {found.tasks}, and its network is not for {config.tasks}; "
+            f"give --tasks {found.tasks}, or another initialization"
+        )
     manifest, _ = family_of(config).initialization(config, config.seed, config.scope)
     try:
         return found.vector(manifest)

@@ -6,6 +6,7 @@ import json
 import pwd
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from commands import no_ray, refused  # noqa: F401
@@ -130,6 +131,23 @@ def test_no_command_and_unknown_command(capsys):
     assert refused(capsys).startswith("name a command: train, evaluate, ")
     assert refused(capsys, "trian") == "trian: no such command; did you mean train?"
     assert refused(capsys, "xyzzy") == f"xyzzy: no such command; choose from {', '.join(parser.NAMES)}"
+
+
+@pytest.mark.parametrize(
+    ("source", "pattern"),
+    [
+        ("nowhere", r"init: nowhere cannot be read \(No such file or directory\); give .*"),
+        ("pretrained:leap-omniglot", r"init: pretrained:leap-omniglot was meta-learned on omniglot, and its network is "
+                                     r"not for atari; give --tasks omniglot, or another initialization"),
+        ("pretrained:leap-omniglt", r"init: .*did you mean .*leap-omniglot\?"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("where", [[], ["--run-dir", "mine"]], ids=["unnamed", "named"])
+def test_an_initialization_that_cannot_be_used_is_refused_before_anything_is_written(capsys, source, pattern, where):
+    line = refused(capsys, "train", "--preset", "smoke", "--init", source, *where)
+    assert re.fullmatch(pattern, line), line
+    assert not list(Path().rglob("*.yaml"))
+    assert not Path("mine").exists()
 
 
 def test_a_run_directory_that_cannot_be_written(capsys, tmp_path):
