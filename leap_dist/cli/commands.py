@@ -37,10 +37,10 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
         config = loading.resolve(name, given)
     console.announce_loading()
     from leap_dist.storage import location, manifest, remote_run, run_directory  # slow to import, so only now
-    from leap_dist.weights.warm_start import initial_vector
 
     if not parsed.run_dir:
         from leap_dist.driver import driver
+        from leap_dist.weights.warm_start import initial_vector
 
         driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
         initial_vector(config)
@@ -54,6 +54,8 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
         for line in manifest.changed_packages(run.folder):
             console.notice("warning", line)
     else:
+        from leap_dist.weights.warm_start import initial_vector
+
         initial_vector(config)  # raises errors before anything is written; a run that has begun needs it no more
     return config, run
 

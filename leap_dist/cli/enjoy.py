@@ -116,7 +116,7 @@ def _of_evaluation(parsed: argparse.Namespace, out: Path) -> _Chosen:
     arm, game, seed = found[0]
     values = loading.read_yaml(out / "config.yaml")
     config = loading.resolve(str(values.get("preset")), values)
-    _require_games(config, parsed.init)
+    _require_games(config.tasks, parsed.init)
     try:
         agent = agents.load(out, arm, game, seed)
     except OSError as error:
@@ -136,9 +136,10 @@ def _trained(parsed: argparse.Namespace) -> _Chosen:
     from leap_dist.worker.start import Start, make_learner
 
     labels, files = initializations.read([parsed.init])
+    for file in files:
+        _require_games(file.content.tasks, parsed.init)
     given = {"games": game, "worker.device": "cpu"}
     config = initializations.resolve(given, {}, initializations.settings(files, given, None if files else "fast"))
-    _require_games(config, parsed.init)
     (arm,) = initializations.arms(labels, files, config)
     vector = initializations.vectors([arm]).get(arm.label)
     if vector is None:
@@ -158,9 +159,9 @@ def _trained(parsed: argparse.Namespace) -> _Chosen:
     return _Chosen(f"an agent {how}", game, final, arm.scope, config)
 
 
-def _require_games(config: Config, shown: str) -> None:
-    if config.tasks != "atari":
-        raise ConfigError(f"init: {shown} is for tasks {config.tasks}, but only agents of Atari games can play")
+def _require_games(tasks: str, shown: str) -> None:
+    if tasks != "atari":
+        raise ConfigError(f"init: {shown} is for tasks {tasks}, but only agents of Atari games can play")
 
 
 def _train(learner: Learner, steps: int) -> None:

@@ -123,7 +123,8 @@ def _expand(
         for one in sets.get(name, (normalize(name),)):
             if one not in known:
                 near = difflib.get_close_matches(one, (*known, *sets), n=3, cutoff=0.4)
-                raise ValueError(f"no {kind} {name[:80]!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
+                hint = f"the nearest are {', '.join(near)}" if near else f"others are {', '.join(known[:3])}"
+                raise ValueError(f"no {kind} {name[:80]!r}; {hint}")
             found[one] = None
     return tuple(found)
 

@@ -97,6 +97,8 @@ def settings(files: Sequence[InitFile], given: Mapping[str, Any], preset: str | 
     """
     trained_on = next((file.content.tasks for file in files), Config.tasks)
     tasks = configuration.parse_value("tasks", given.get("tasks", trained_on))
+    for file in files:
+        _require_tasks(file, tasks)
     sections = family_named(tasks).sections
     trained = {file.label: run for file in files if (run := _trained_with(file.path)) is not None}
     start = {"tasks": tasks, "games": _held_out(tasks, files)}
@@ -283,12 +285,14 @@ def _trained_with(path: Path) -> dict[str, Any] | None:
     return configuration.completed(configuration.read_yaml(beside))
 
 
+def _require_tasks(file: InitFile, tasks: str) -> None:
+    if file.content.tasks != tasks:
+        raise ConfigError(f"tasks: {file.label} is for tasks {file.content.tasks}, not {tasks}; compare like with like")
+
+
 def _arm(file: InitFile, config: Config) -> Arm:
     content = file.content
-    if content.tasks != config.tasks:
-        raise ConfigError(
-            f"tasks: {file.label} is for tasks {content.tasks}, not {config.tasks}; compare like with like"
-        )
+    _require_tasks(file, config.tasks)
     seen: Mapping[str, Any] = content.metadata.get("preprocessing") or {}
     family = family_of(config)
     observed, section = family.preprocessing(config), family.sections[-1]

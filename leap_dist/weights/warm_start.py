@@ -32,6 +32,8 @@ def initial_vector(config: Config, source: str | None = None) -> np.ndarray | No
     source = source if source is not None else config.init
     if not source:
         return None
+    if source == "scratch":
+        raise ConfigError("init: a run starts from scratch if it is not told otherwise; leave --init out")
     path = locate(source)
     try:
         found = read_initialization(path)
