@@ -68,7 +68,8 @@ def require(game: str) -> None:
     if game in CRASHING:
         raise ValueError(f"{game!r} is a two-player game that crashes the emulator; it cannot be played")
     near = difflib.get_close_matches(game.lower(), (*available(), *SETS), n=3, cutoff=0.4)
-    raise ValueError(f"no game {game[:80]!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
+    hint = f"the nearest are {', '.join(near)}" if near else "the command `games` lists all"
+    raise ValueError(f"no game {game[:80]!r}; {hint}")
 
 
 @cache

@@ -34,6 +34,7 @@ def elsewhere(tmp_path_factory, monkeypatch):
     [
         (["--preset", "quik"], r"preset: no preset 'quik'; did you mean quick\?"),
         (["--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
+        (["--games", "xxxyyy"], r"games: no game 'xxxyyy'; the command `games` lists all"),
         (["--games", "Pong"], r"games: no game 'Pong'; did you mean pong\?"),
         (["--games", "PongNoFrameskip-v4"], r"games: no game 'PongNoFrameskip-v4'; did you mean pong\?"),
         (["--games", "ALE/MsPacman-v5"], r"games: no game 'ALE/MsPacman-v5'; did you mean ms_pacman\?"),
