@@ -100,10 +100,10 @@ def test_an_unknown_game_is_answered_with_the_nearest_names(name, nearest):
     assert nearest in near.split(", ")
 
 
-def test_a_name_that_is_near_nothing_gets_no_suggestion():
+def test_a_name_that_is_near_nothing_gets_no_suggestion_but_is_told_where_they_are():
     with pytest.raises(ValueError) as caught:
         games.expand(("zzzzzzzzzzzz",))
-    assert str(caught.value) == "no game 'zzzzzzzzzzzz'"
+    assert str(caught.value) == "no game 'zzzzzzzzzzzz'; the command `games` lists all"
 
 
 @pytest.mark.parametrize("name", ["brakout", "seed24", ""])
