@@ -30,7 +30,7 @@ from leap_dist.server import aggregation, staleness
 from leap_dist.server.aggregation import Direction, Pull
 from leap_dist.server.backlog import Accepted, Backlog
 from leap_dist.server.meta_optimizer import MetaOptimizer
-from leap_dist.server.monitoring import Collapse
+from leap_dist.server.monitoring import DeadUnits
 from leap_dist.storage.atomic import pack, write_atomic
 from leap_dist.storage.checkpoint import Checkpoint, CheckpointStore
 from leap_dist.storage.journal import Journal
@@ -87,7 +87,7 @@ class MetaState:
         whole_paths = config.meta.shift == "trajectory"
         self.backlog = Backlog(Journal(run_dir / "journal", replica), manifest.size, keep, whole_paths=whole_paths)
         self._optimizer = MetaOptimizer(config.mode, config.meta, initial)
-        self._collapse = Collapse(alert)
+        self._dead_units = DeadUnits(alert)
         self.heads: dict[str, np.ndarray] = {}
         """The sum of what training has added to each game's initial head, by game, if heads persist.
 
@@ -243,7 +243,7 @@ class MetaState:
         self.applied_steps += _steps(batch)
         self.clipped += _clipped(lines)
         self._norms.extend(_norms(batch))
-        self._collapse.observe(accepted.contribution for accepted in batch)
+        self._dead_units.observe(accepted.contribution for accepted in batch)
         self._unwritten += lines
         self._write_ledger()
         self.backlog.discard()

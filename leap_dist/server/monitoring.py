@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -24,10 +23,8 @@ DIMENSIONS = 4093
 """Length of the projections. It is prime, so that the rows of a layer do not always fall on the same places."""
 MOST_DEAD = 0.6
 """Share of dead units above which there is an alert. A fresh encoder has 0.04 to 0.37, depending on the game."""
-LEAST_RANK = 2.0
-"""Effective rank of the features below which there is an alert. A fresh encoder has 4 to 33, depending on the game."""
-TASKS_OF_COLLAPSE = 8
-"""Number of newest tasks over which both are averaged; there is no alert before half as many."""
+TASKS_OF_DEAD = 8
+"""Number of newest tasks over which that share is averaged; there is no alert before half as many."""
 KEPT = 0.8
 """Share of a game's mean that is kept at each new pull: the last five pulls make up two thirds of the mean."""
 
@@ -47,41 +44,31 @@ class Alerts:
             self.messages.append(text)
 
 
-class Collapse:
-    """Raises an alert when φ has become a bad starting point, by what tasks measure before their first step.
+class DeadUnits:
+    """Raises an alert when most units of φ are zero on all frames at the start of tasks, as after a collapse.
 
-    Either most of its units are zero on all frames, or its features are nearly the same for all frames. Such a φ makes
-    paths short because agents hardly learn, which no other figure of the server shows.
+    Such a φ makes paths short because agents hardly learn, which no other figure of the server shows.
     """
 
     def __init__(self, alert: Callable[[str], None]) -> None:
         self._alert = alert
-        self._newest = {name: deque[float](maxlen=TASKS_OF_COLLAPSE) for name in ("dead_units", "effective_rank")}
-        self._is_reported: dict[str, bool] = {}
+        self._shares: deque[float] = deque(maxlen=TASKS_OF_DEAD)
+        self._is_reported = False
 
     def observe(self, contributions: Iterable[Contribution]) -> None:
-        """Take what tasks have measured, if they have; those on images have not."""
+        """Take the shares that tasks have measured before their first step, if they have."""
+        name = f"{AT_START}dead_units"
         firsts = [contribution.curve[0].means for contribution in contributions if contribution.curve]
-        for name, values in self._newest.items():
-            values += [means[AT_START + name] for means in firsts if AT_START + name in means]
-        dead, rank = (self._mean(name) for name in ("dead_units", "effective_rank"))
-        self._report("dead", dead > MOST_DEAD, f"{dead:.0%} of the units of φ are dead")
-        self._report(
-            "alike", rank < LEAST_RANK, f"φ computes nearly the same for all frames (effective rank {rank:.1f})"
-        )
-
-    def _mean(self, name: str) -> float:
-        """Return the mean of the newest values, or NaN if there are too few."""
-        values = self._newest[name]
-        return sum(values) / len(values) if 2 * len(values) >= TASKS_OF_COLLAPSE else math.nan
-
-    def _report(self, name: str, is_so: bool, what: str) -> None:
-        if is_so and not self._is_reported.get(name):
+        self._shares += [means[name] for means in firsts if name in means]
+        if 2 * len(self._shares) < TASKS_OF_DEAD:
+            return
+        mean = sum(self._shares) / len(self._shares)
+        if mean > MOST_DEAD and not self._is_reported:
             self._alert(
-                f"{what} at the start of a task, so agents learn less from it; try "
+                f"{mean:.0%} of the units of φ are dead at the start of a task, so agents learn less from it; try "
                 "--meta.shared convolutions or a lower --meta.learning-rate, and watch meta/features in TensorBoard"
             )
-        self._is_reported[name] = is_so
+        self._is_reported = mean > MOST_DEAD
 
 
 class Counters:
