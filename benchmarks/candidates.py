@@ -27,17 +27,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from benchmarks.contributions import Features, features_of, frames
+from benchmarks.contributions import features_of, frames
+from benchmarks.controls import start_vector
 from leap_dist.config.loading import ConfigError
 from leap_dist.evaluation import scoring
 from leap_dist.evaluation.runs import RunResult, load_all
 from leap_dist.nn.flat_vector import flatten
-from leap_dist.storage import run_directory
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.ledger import Ledger
-from leap_dist.tasks.task import family_of
 from leap_dist.weights.initialization import Initialization, read_initialization
-from leap_dist.weights.warm_start import initial_vector
 
 MOST_DEAD, LEAST_RANK = 0.5, 0.5
 """Largest share of dead units, and smallest effective rank as a part of φ_0's, with which a run is kept."""
@@ -60,19 +58,18 @@ class Health(NamedTuple):
 
 def health(found: Initialization, seen: Mapping[str, Tensor]) -> Health:
     """Return means over the frames `seen` of each game, (n, 4, 84, 84), and over linear layers if φ has none."""
-    encoders = [found.encoder(linear_seed=seed) for seed in LINEAR_SEEDS]
+    seeds = (
+        LINEAR_SEEDS if found.scope == "convolutions" else LINEAR_SEEDS[:1]
+    )  # others have a linear layer of their own
+    encoders = [found.encoder(linear_seed=seed) for seed in seeds]
     vectors = [flatten(encoder.parameters()).numpy() for encoder in encoders]
-    measured: list[Features] = [features_of(vector, images) for vector in vectors for images in seen.values()]
+    measured = [features_of(vector, images) for vector in vectors for images in seen.values()]
     return Health(float(np.mean([one.dead for one in measured])), float(np.mean([one.rank for one in measured])))
 
 
 def start_of(run_dir: Path, learned: Initialization) -> Initialization:
     """Return φ_0 of a run. Raises ConfigError if its settings cannot be read."""
-    config = run_directory.load_config(run_dir, {})
-    vector = initial_vector(config)
-    if vector is None:
-        _, vector = family_of(config).initialization(config, config.seed, config.scope)
-    return dataclasses.replace(learned, tensors=learned.manifest.split(vector))
+    return dataclasses.replace(learned, tensors=learned.manifest.split(start_vector(run_dir)))
 
 
 def history(lines: Sequence[Mapping[str, Any]]) -> str:

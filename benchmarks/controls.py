@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,14 +45,17 @@ def learned_by(run_dir: Path) -> Initialization:
     return found
 
 
-def start_of(run_dir: Path) -> Encoder:
-    """Return an encoder with φ_0 of a run. Raises ConfigError if its settings cannot be read."""
+def start_vector(run_dir: Path) -> np.ndarray:
+    """Return φ_0 of a run, flat float32. Raises ConfigError if its settings cannot be read."""
     config = run_directory.load_config(run_dir, {})
     vector = initial_vector(config)
-    if vector is None:
-        _, vector = family_of(config).initialization(config, config.seed, config.scope)
+    return family_of(config).initialization(config, config.seed, config.scope)[1] if vector is None else vector
+
+
+def start_of(run_dir: Path) -> Encoder:
+    """Return an encoder with φ_0 of a run. Raises ConfigError if its settings cannot be read."""
     encoder = Encoder(4)
-    load_vector(dict(encoder.named_parameters()), vector)
+    load_vector(dict(encoder.named_parameters()), start_vector(run_dir))
     return encoder
 
 

@@ -131,7 +131,7 @@ def _open(given: Given, run_dir: str | Path | None, resume: bool | Literal["auto
     values = settings(given)
     preset = str(values.pop("preset", "quick"))
     config = loading.resolve(preset, values)
-    if where is None:
+    if is_unnamed := where is None:
         driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
         initial_vector(config)
         where = run_directory.create_unique(Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -139,7 +139,7 @@ def _open(given: Given, run_dir: str | Path | None, resume: bool | Literal["auto
     if run.continues:
         with run.translated_errors():
             config = run_directory.load_config(run.folder, values, preset=None if given is None else preset)
-    else:
+    elif not is_unnamed:
         initial_vector(config)  # raises errors before anything is written; a run that has begun needs it no more
     return config, run
 

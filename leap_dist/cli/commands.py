@@ -53,7 +53,7 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
             config = run_directory.load_config(run.folder, given, preset=preset)
         for line in manifest.changed_packages(run.folder):
             console.notice("warning", line)
-    else:
+    elif parsed.run_dir:
         from leap_dist.weights.warm_start import initial_vector
 
         initial_vector(config)  # raises errors before anything is written; a run that has begun needs it no more
