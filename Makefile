@@ -17,8 +17,8 @@ help: ## list the targets
 train: .venv/installed ## meta-train on three real Atari games on this machine (two minutes after the install)
 	$(BIN)/python launch.py train $(ARGS)
 
-test: .venv/installed-dev ## what has to pass before anything lands: linters, types, and every test but the slow ones
-	$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint types test-fast
+test: .venv/installed-dev ## what has to pass before anything lands: linters, types, the site, and every test but the slow ones
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint types docs test-fast
 	$(MAKE) --no-print-directory test-ray
 
 test-fast: .venv/installed-dev ## tests without Ray

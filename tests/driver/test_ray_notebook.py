@@ -9,7 +9,7 @@ import sys
 import pytest
 from service import ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def test_the_notebook_runs_from_top_to_bottom(environment, tmp_path):
