@@ -121,7 +121,7 @@ def _train(
     interval = config.telemetry.agreement_interval
     board = tensorboard.TensorBoard(run_dir, agreement_interval=interval, listener=tracking.event)
     board.begin(config)
-    board.text("about", redact(about(config, manifest.describe_command())))
+    board.about(redact(about(config, manifest.describe_command())))
     board.text("config", redact(f"```yaml\n{configuration.to_yaml(config)}```"))
     board.text("manifest", redact(f"```json\n{(run_dir / 'manifest.json').read_text()}\n```"))
     latest: dict[str, Any] = {}

@@ -16,6 +16,8 @@ from leap_dist.telemetry.projection import SERVER, Event
 
 GROUP = "_overview"
 """Prefix of the tags of all charts of the first screen."""
+ABOUT = f"{GROUP}/about"
+"""Tag of the picture of the run's description. It is a picture because the first screen shows no text."""
 OF_SERVER = {
     "meta_frames/score_human_normalized": "human_normalized_score",
     "meta_frames/error": "error",

@@ -1,4 +1,4 @@
-"""The pictures of a run: progress.png, drawn from the ledger alone, and the heat map of agreement between games."""
+"""The pictures of a run: progress.png, which is drawn from the ledger alone, the heat map of agreement, and a text."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from leap_dist.storage.atomic import write_atomic
 _HEATMAP_DPI = 100
 _MOST_NUMBERS = 12
 """Largest number of games for which each cell shows its number."""
+_NO_MARKS = str.maketrans("", "", "*`")
 
 
 class Picture(NamedTuple):
@@ -54,10 +55,25 @@ def draw(games: list[str], cosines: list[list[float]], version: int) -> Picture:
             color = "white" if abs(value) > 0.6 else "black"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(shown, ax=axes, shrink=0.8).ax.tick_params(labelsize=8)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    width, height = figure.canvas.get_width_height()
-    return Picture(file.getvalue(), width, height)
+    return _encode(figure)
+
+
+def draw_text(markdown: str) -> Picture:
+    """Draw a heading and the paragraphs below it for a card of TensorBoard. The marks of Markdown are left out.
+
+    A heading of more than 90 characters and a paragraph of more than 480 are cut.
+    """
+    heading, *paragraphs = [line.translate(_NO_MARKS) for line in markdown.splitlines() if line]
+    heading = textwrap.fill(textwrap.shorten(heading, 90, placeholder=" …"), 50)
+    body = "\n".join(
+        textwrap.fill(textwrap.shorten(text, 480, placeholder=" …"), 62, break_on_hyphens=False) + "\n"
+        for text in paragraphs
+    )
+    figure = Figure((4.4, 0.5 + 0.16 * (heading + body).count("\n")), dpi=2 * _HEATMAP_DPI)
+    FigureCanvasAgg(figure)
+    figure.text(0.02, 0.98, heading, va="top", fontsize=_LARGE, parse_math=False)
+    figure.text(0.02, 0.02, body.rstrip(), va="bottom", fontsize=_NORMAL, parse_math=False, linespacing=1.25)
+    return _encode(figure)
 
 
 # Colors of Okabe and Ito, which people with color blindness can tell apart. Yellow is too faint, black is the mean's.
@@ -232,6 +248,13 @@ def _empty(title: str, format: _Format) -> Figure:
     figure.suptitle(title, fontsize=_LARGE, parse_math=False)
     figure.text(0.5, 0.45, "no meta-update has been made yet", ha="center", va="center", fontsize=_LARGE, color="0.4")
     return figure
+
+
+def _encode(figure: Figure) -> Picture:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    width, height = figure.canvas.get_width_height()
+    return Picture(file.getvalue(), width, height)
 
 
 def _save(figure: Figure, path: Path) -> None:

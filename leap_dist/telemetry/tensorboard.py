@@ -37,7 +37,7 @@ from leap_dist.config.settings import Config
 from leap_dist.tasks.atari.video import Clip, dimensions
 from leap_dist.telemetry import projection
 from leap_dist.telemetry.event_file import EventFile, read_events
-from leap_dist.telemetry.overview import GROUP, overview
+from leap_dist.telemetry.overview import ABOUT, GROUP, overview
 from leap_dist.telemetry.projection import GAME, SERVER, Event, Position, Projection, operations
 from leap_dist.telemetry.tags import AGREEMENT, PLAY, custom_scalars
 
@@ -117,6 +117,7 @@ class TensorBoard:
         self._projection = Projection(self._position.steps, self._position.scores)
         self._recorded = self._position.offset
         self._gave_up = False  # whether curves are left to the next launch
+        self._about = ""
         self.failures = 0
         """Number of failures to read or write the event files."""
         self.alerts: list[str] = []
@@ -158,7 +159,13 @@ class TensorBoard:
             self._gave_up = True
         if summary["state"] == "done":  # a failed or interrupted run may be resumed
             self._pending.append(Event(SERVER, 0, session_end()))
-        self._write(itertools.chain(self._operations(summary), self._agreement(summary), _clips(clips)))
+        pictures = itertools.chain(self._description(summary), self._agreement(summary), _clips(clips))
+        self._write(itertools.chain(self._operations(summary), pictures))
+
+    def about(self, text: str) -> None:
+        """Describe the run on the page Text, and in a picture on the first screen once training is under way."""
+        self._about = text
+        self.text("about", text)
 
     def text(self, tag: str, text: str) -> None:
         """Add Markdown to run `server`, unless the tag has some already."""
@@ -254,6 +261,14 @@ class TensorBoard:
         # The longer the run, the larger the interval; otherwise a week's values would take minutes to read back.
         if event.step - last >= max(1, last // 1000):
             yield event
+
+    def _description(self, summary: dict[str, Any]) -> Iterator[Event]:
+        if self._about and (summary.get("steps_per_second") or summary["state"] == "done"):
+            if ABOUT not in self._last_steps(SERVER):
+                from leap_dist.telemetry.pictures import draw_text  # matplotlib is slow to import
+
+                yield Event(SERVER, 0, [_image(ABOUT, *draw_text(self._about))])
+            self._about = ""
 
     def _agreement(self, summary: dict[str, Any]) -> Iterator[Event]:
         """Return the heat map of agreement if it is due: the longer the run, the less often, and at the end."""

@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from leap_dist.config.loading import resolve
 from leap_dist.config.registry import ALPHABETS, ERROR, RETURN
 from leap_dist.envs.games import SETS, reference_scores
 from leap_dist.telemetry import pictures
+from leap_dist.telemetry.overview import about
 from leap_dist.telemetry.pictures import progress_picture
 
 THREE = ("freeway", "pong", "up_n_down")
@@ -228,6 +230,26 @@ def test_an_empty_ledger_gives_a_picture_that_says_so(tmp_path: Path, monkeypatc
     size, _ = coloured(tmp_path / "run.png")
     assert size >= (300, 900)
     assert texts(figure_of([], monkeypatch)) == ["a run", "no meta-update has been made yet"]
+
+
+@pytest.mark.parametrize("tasks", ["atari", "omniglot"])
+def test_a_description_fits_into_its_picture(monkeypatch: pytest.MonkeyPatch, tasks: str) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(pictures, "_encode", lambda figure: drawn.append(figure))
+    games = {"games": ["seed24"]} if tasks == "atari" else {}
+    command = ["launch.py", "train", *("--meta.learning-rate=0.1" for _ in range(30))]
+    pictures.draw_text(about(resolve("fast" if games else "quick", {"tasks": tasks, **games}), command))
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    heading, body = (text.get_window_extent() for text in figure.texts)
+    assert heading.y0 > body.y1
+    for box in (heading, body):
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+    text = "".join(shown.get_text() for shown in figure.texts)
+    assert "how to read the charts" in text.lower().replace("\n", " ")
+    assert "should fall" in text.replace("\n", " ")
+    assert not {"*", "`"} & set(text)
 
 
 def test_a_title_is_text_and_no_formula(tmp_path: Path) -> None:

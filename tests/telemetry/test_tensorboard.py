@@ -97,6 +97,7 @@ def read(run_dir: Path) -> dict[str, EventAccumulator]:
 def launch(run_dir: Path, updates: list[Any], *, first: int, states: list[str], tasks: str = "atari") -> TensorBoard:
     """One launch as launch.py does it, from the ledger's first line; it made meta-updates from `first` on."""
     board = TensorBoard(run_dir, agreement_interval=1)
+    board.about(about(config(tasks=tasks), ["launch.py", "train"]))
     board.text("config", "```yaml\nseed: 1\n```")
     board.text("manifest", "{}")
     board.begin(config(tasks=tasks))
@@ -232,7 +233,7 @@ def test_the_settings_are_comparable_and_the_session_ends_once(tasks: str, board
 
 
 def test_the_text_is_there_once(board: dict[str, EventAccumulator]) -> None:
-    for name in ("config", "manifest"):
+    for name in ("about", "config", "manifest"):
         assert [event.step for event in board["server"].Tensors(f"{name}/text_summary")] == [0]
 
 
@@ -246,6 +247,25 @@ def test_the_pictures_are_pictures(tasks: str, board: dict[str, EventAccumulator
         films = board[f"game/{game}"].Images(f"play/{game}")
         assert [event.step for event in films] == [300 * version for version in range(1, 9)]
         assert {(event.width, event.height, event.encoded_image_string) for event in films} == {(84, 84, GIF)}
+
+
+def test_the_first_screen_says_which_run_it_is(board: dict[str, EventAccumulator]) -> None:
+    """There, TensorBoard shows curves and pictures only. The run was launched several times."""
+    (picture,) = board["server"].Images("_overview/about")
+    assert picture.step == 0
+    with Image.open(io.BytesIO(picture.encoded_image_string)) as image:
+        assert (image.format, image.size) == ("PNG", (picture.width, picture.height))
+
+
+def test_that_picture_does_not_delay_the_first_step(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path)
+    board.about(about(config(), ["launch.py", "train"]))
+    board.record([], told(1, 0, steps_per_second=0.0))
+    board.flush()
+    assert "_overview/about" not in read(tmp_path)["server"].Tags()["images"]
+    board.record([], told(2, 0, steps_per_second=500.0))
+    board.close()
+    assert "_overview/about" in read(tmp_path)["server"].Tags()["images"]
 
 
 @pytest.mark.parametrize("state", ["failed", "interrupted"])
