@@ -12,6 +12,7 @@ from typing import Any
 from leap_dist.cli import console
 from leap_dist.config import registry
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 from leap_dist.evaluation.runs import Run as EvaluationRun
 from leap_dist.storage import run_directory
@@ -44,7 +45,7 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
     unit = registry.for_config(config).step_unit
     done = int(before.get("tasks", 0))
     left = max(0, config.total_tasks - done)
-    batches = f"{config.meta_updates:,} meta-updates of {_count(config.batch_tasks, 'task')}"
+    batches = f"{config.meta_updates:,} meta-updates of {counted(config.batch_tasks, 'task')}"
     length = f"{batches}, {config.steps_of_task:,} {unit} each: {config.total_tasks * config.steps_of_task:,} in all"
     if done:
         length += f"; {done:,} of {config.total_tasks:,} tasks are done"
@@ -79,16 +80,16 @@ def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float]:
     config = plan.training(next(plan.cells()))
     lengths = _range([tests.game_steps.get(game, plan.test_steps) for game in tests.games])
     with_gpu = left / games.MACHINE_STEPS_PER_SECOND
-    machines = ", ".join(f"{_words(with_gpu / number)} on {_count(number, 'machine')}" for number in (1, 8))
+    machines = ", ".join(f"{_words(with_gpu / number)} on {counted(number, 'machine')}" for number in (1, 8))
     rate, source = (None, "") if _follows_nodes(config) else _rate_here(config)
     seconds = None if rate is None else left / rate
     duration = "unknown" if seconds is None else f"about {_words(seconds)}, {source}"
     if not left:
         duration = "nothing is left to do"
     return [
-        ("", f"study of {', '.join(what.arms)} on {_count(len(tests.games), 'game')}, preset {plan.preset}"),
-        ("train", f"{_count(cost.trainings, 'initialization')}: {cost.training:,} agent steps in all"),
-        ("test", f"{_count(cost.agents, 'agent')}, {lengths} agent steps each: {cost.testing:,} in all"),
+        ("", f"study of {', '.join(what.arms)} on {counted(len(tests.games), 'game')}, preset {plan.preset}"),
+        ("train", f"{counted(cost.trainings, 'initialization')}: {cost.training:,} agent steps in all"),
+        ("test", f"{counted(cost.agents, 'agent')}, {lengths} agent steps each: {cost.testing:,} in all"),
         *([("done", f"{done:,} of {cost.steps:,} agent steps")] if done else []),
         ("duration", duration),
         ("with GPUs", f"about {machines} with 16 processors and an H100"),
@@ -112,8 +113,8 @@ def evaluation(
     seeds = len({run.seed for run in runs})
     unit = registry.for_config(config).step_unit
     length = (
-        f"{_count(len(runs), 'agent')} ({len(arms)} × {_count(len(config.games), 'task')} × "
-        f"{_count(seeds, 'seed')}), {_range([run.steps for run in runs])} {unit} each: "
+        f"{counted(len(runs), 'agent')} ({len(arms)} × {counted(len(config.games), 'task')} × "
+        f"{counted(seeds, 'seed')}), {_range([run.steps for run in runs])} {unit} each: "
         f"{sum(run.steps for run in runs):,} in all"
     )
     if len(missing) < len(runs):
@@ -135,7 +136,7 @@ def _range(values: Sequence[int]) -> str:
 
 
 def _names(config: Config) -> str:
-    count = _count(len(config.games), registry.for_config(config).task_noun)
+    count = counted(len(config.games), registry.for_config(config).task_noun)
     return count + (f" ({', '.join(config.games)})" if len(config.games) <= 5 else "")
 
 
@@ -169,7 +170,7 @@ def _rate_here(config: Config) -> tuple[float | None, str]:
         return None, ""
     return (
         rate * workers,
-        f"at {_rounded(rate)} steps/s for each of {_count(workers, 'worker')}, measured on this machine",
+        f"at {_rounded(rate)} steps/s for each of {counted(workers, 'worker')}, measured on this machine",
     )
 
 
@@ -201,10 +202,6 @@ def _words(seconds: float) -> str:
 def _rounded(value: float) -> str:
     """Return a number with two significant digits."""
     return f"{float(f'{value:.2g}'):,.12g}"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _print(rows: Sequence[tuple[str, str]]) -> None:

@@ -14,6 +14,7 @@ import yaml
 
 from leap_dist.config import labels
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 from leap_dist.config.validation import SMALLEST_SHARE
 from leap_dist.driver import memory
@@ -253,11 +254,6 @@ def explain_lack(need: Need, least: int, fit: int, nodes: Sequence[Node], autosc
     field = "worker.gpus" if (need.gpus or 0) > largest["GPU"] else "worker.cpus"
     have = f"at most {counted(largest['CPU'], 'CPU')} and {counted(largest['GPU'], 'GPU')} each"
     return f"{field}: a worker that takes {need} does not fit {where}, with {have}; ask for less{wait}"
-
-
-def counted(number: float, thing: str) -> str:
-    """Return a number with the singular or plural of what is counted."""
-    return f"{number:g} {thing}{'' if number == 1 else 's'}"
 
 
 def _shown(conditions: Mapping[str, str]) -> str:

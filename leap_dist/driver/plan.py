@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 from leap_dist.driver.placement import Room
 from leap_dist.telemetry.progress import duration
@@ -29,8 +30,8 @@ def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int
     for room in sorted(rooms, key=lambda room: room.device != "cuda"):  # in the order in which they are filled
         places[room.device] += min(room.workers, wanted - places.total())
     workers = places.total()
-    nodes = f"{len(rooms)} node{'' if len(rooms) == 1 else 's'}"
-    text = f"plan: {nodes}, {workers} worker{'' if workers == 1 else 's'}"
+    nodes = counted(len(rooms), "node")
+    text = f"plan: {nodes}, {counted(workers, 'worker')}"
     if places["cuda"]:
         text += f" ({places['cuda']} on GPUs, {places['cpu']} on processors)"
     text += f", limited by {_limit(config, rooms, workers)}"

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayError
 
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 from leap_dist.driver import memory, mps, plan
 from leap_dist.driver.actor_messages import EndedWorker, WorkerHealth
@@ -28,7 +29,6 @@ from leap_dist.driver.placement import (
     autoscaler_groups,
     bundles,
     candidates,
-    counted,
     explain_lack,
     max_workers,
     others_may_come,
@@ -148,7 +148,10 @@ class Pool:
         )
 
     def reconcile(self) -> None:
-        """Start, check and replace workers so that they match the current nodes. Never blocks."""
+        """Start, check and replace workers so that they match the current nodes.
+
+        It waits only if a worker has died, for at most 5 s: Ray is asked whether memory ran out.
+        """
         self._checks.follow(candidates(self._need, self._nodes.view.staying))
         self.alerts += self._checks.alerts
         self._checks.alerts.clear()

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leap_dist.config import registry
+from leap_dist.config.plurals import counted
 from leap_dist.config.registry import Metric
 from leap_dist.telemetry.escaping import printable
 from leap_dist.telemetry.progress import duration
@@ -139,7 +140,7 @@ def _phase(summary: dict[str, Any]) -> str:
     """Return what a run does before its first step."""
     if summary["leases"]:
         return "loading games" if registry.for_summary(summary) is registry.RETURN else "loading data"
-    return f"starting {_count(summary['workers_wanted'], 'worker')}"
+    return f"starting {counted(summary['workers_wanted'], 'worker')}"
 
 
 class NoTable:
@@ -202,7 +203,7 @@ def _facts(summary: dict[str, Any], now: float | None) -> Iterator[tuple[str, st
     yield "time", f"{duration(summary['wall_seconds'])}{so_far}{_time_left(summary, now)}"
     workers = f"{summary['workers_alive']} of {summary['workers_wanted']} up"
     if summary["restarts"]:
-        workers += f", {_count(summary['restarts'], 'restart')}"
+        workers += f", {counted(summary['restarts'], 'restart')}"
     if summary["state"] not in _OVER:
         yield "workers", workers
     troubles = [text for text in _troubles(summary) if text]
@@ -218,7 +219,9 @@ def _progress(summary: dict[str, Any]) -> str:
     if _is_evaluation(summary):
         return text
     waiting = summary["contributions_waiting"]
-    return f"{text}, {_count(summary['meta_updates'], 'meta-update')}" + (f", {waiting} in the next" if waiting else "")
+    return f"{text}, {counted(summary['meta_updates'], 'meta-update')}" + (
+        f", {waiting} in the next" if waiting else ""
+    )
 
 
 def _troubles(summary: dict[str, Any]) -> Iterator[str]:
@@ -243,7 +246,7 @@ def _troubles(summary: dict[str, Any]) -> Iterator[str]:
 
 def _line(summary: dict[str, Any]) -> str:
     """Return the progress of a run as one line, of at most 80 characters for usual numbers."""
-    updates = "" if _is_evaluation(summary) else f"{_count(summary['meta_updates'], 'meta-update')}, "
+    updates = "" if _is_evaluation(summary) else f"{counted(summary['meta_updates'], 'meta-update')}, "
     line = (
         f"{duration(summary['wall_seconds'])}  {summary['tasks']}/{summary['tasks_wanted']} {_noun(summary)}s, "
         f"{updates}{summary['agent_steps']:,} steps, {summary['steps_per_second']:,.0f}/s{_time_left(summary, None)}"
@@ -271,10 +274,6 @@ def _done(summary: dict[str, Any]) -> float:
 
 def _noun(summary: dict[str, Any]) -> str:
     return "agent" if _is_evaluation(summary) else "task"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _is_evaluation(summary: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.plurals import counted
 from leap_dist.storage.atomic import pack
 from leap_dist.weights.initialization import ENVIRONMENTS, Initialization
 
@@ -143,16 +144,12 @@ def _metrics(results: Mapping[str, Any], arm: str) -> Iterator[tuple[str, list[d
         raise ConfigError(f"results: no arm {arm[:80]!r}; there are {', '.join(results.get('arms', ()))}")
     for game, cells in (results.get("cells") or {}).items():
         if (cell := cells.get(arm)) and (final := cell.get("final")):
-            name = f"return, {_counted(len(cell['seeds']))}"
+            name = f"return, {counted(len(cell['seeds']), 'seed')}"
             yield game, [{"type": "mean_return", "name": name, "value": final["point"]}]
     for game, cells in (results.get("games") or {}).items():
         if (cell := cells.get(arm)) and (error := cell["intervals"].get("test_error")):
-            name = f"test error, {_counted(cell['runs'])}"
+            name = f"test error, {counted(cell['runs'], 'seed')}"
             yield game, [{"type": "error", "name": name, "value": error["point"]}]
-
-
-def _counted(seeds: int) -> str:
-    return "1 seed" if seeds == 1 else f"{seeds} seeds"
 
 
 def _table(metrics: list[tuple[str, list[dict[str, Any]]]]) -> str:

@@ -24,6 +24,7 @@ from leap_dist.config import loading as configuration
 from leap_dist.config import pretrained
 from leap_dist.config.files import create_new
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 from leap_dist.storage import manifest
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile
@@ -171,7 +172,7 @@ def _facts(initialization: Initialization, run_dir: Path) -> dict[str, str]:
     metadata = initialization.metadata
     games = metadata["games"]
     facts = {
-        f"meta-trained on {len(games)} game{'s' if len(games) != 1 else ''}": ", ".join(games),
+        f"meta-trained on {counted(len(games), 'game')}": ", ".join(games),
         "meta-learner": metadata["meta_learner"],
         "meta-updates": f"{metadata['version']:,}" if metadata["version"] else "none yet: the weights are random",
     }

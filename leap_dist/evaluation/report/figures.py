@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
+from leap_dist.config.plurals import counted
 from leap_dist.config.registry import Metric
 from leap_dist.envs.games import reference_scores
 from leap_dist.evaluation.results import Results
@@ -152,7 +153,7 @@ def panels(results: Results) -> list[Panel]:
     curves = {arm: overall.curve for arm, overall in results.overall.items()}
     count = len(results.counted)
     if scoring.human_normalized and curves:
-        title = f"IQM of {count} game{'s' if count > 1 else ''}"
+        title = f"IQM of {counted(count, 'game')}"
         found.append(Panel(title, "human-normalized return", results.all_points, curves, bold=True))
         found[-1] = found[-1]._replace(by_share=results.by_share)
     elif count > 1:

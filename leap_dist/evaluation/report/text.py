@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from leap_dist.config.plurals import counted
 from leap_dist.evaluation import statistics
 from leap_dist.evaluation.report.conclusion import conclusion
 from leap_dist.evaluation.report.document import Block, Bullets, Heading, Paragraph, Picture, Table, Verbatim
@@ -84,7 +85,7 @@ def lengths(results: Results) -> str:
 def _scope(results: Results) -> str:
     seeds = {row.seed for row in results.rows}
     counts = [(results.arms, "initialization"), (results.cells, "game" if results.scoring.human_normalized else "task")]
-    shown = [_count(len(things), name) for things, name in [*counts, (seeds, "seed"), (results.rows, "run")]]
+    shown = [counted(len(things), name) for things, name in [*counts, (seeds, "seed"), (results.rows, "run")]]
     return (
         f"{shown[0]} on {', '.join(shown[1:])} of {lengths(results)} {results.scoring.metric.step_unit} each. "
         f"The baseline is {results.baseline}."
@@ -336,7 +337,3 @@ def _raw(interval: Interval) -> str:
 def _with_interval(interval: Interval, shown: Callable[[float], str]) -> str:
     point, low, high = map(shown, interval)
     return point if low == high else f"{point} [{low}, {high}]"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
