@@ -50,6 +50,7 @@ def enjoy(parsed: argparse.Namespace) -> int:
     else:
         chosen = _trained(parsed)
     print(f"{chosen.game}: {chosen.about}")
+    _use_one_thread()
     from leap_dist.tasks.atari import film
     from leap_dist.tasks.atari.play import Player
 
@@ -147,6 +148,7 @@ def _trained(parsed: argparse.Namespace) -> _Chosen:
 
         _, vector = family_of(config).initialization(config, parsed.seed, arm.scope)
     task = Task(0, game, 0, seed=parsed.seed, steps=parsed.steps)
+    _use_one_thread()
     learner = make_learner(config, Lease("enjoy", task, "enjoy", "enjoy", 0, 60.0), Start(vector, scope=arm.scope))
     try:
         _train(learner, parsed.steps)
@@ -162,6 +164,13 @@ def _trained(parsed: argparse.Namespace) -> _Chosen:
 def _require_games(tasks: str, shown: str) -> None:
     if tasks != "atari":
         raise ConfigError(f"init: {shown} is for tasks {tasks}, but only agents of Atari games can play")
+
+
+def _use_one_thread() -> None:
+    """Compute in one thread. Beside other programs, several that wait for each other take many times as long."""
+    from leap_dist.nn.device import prepare
+
+    prepare("cpu", threads=1, gpu_share=0)
 
 
 def _train(learner: Learner, steps: int) -> None:

@@ -6,10 +6,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from commands import no_ray, refused  # noqa: F401
 from initialization_files import written
 from PIL import Image
 
+from leap_dist.cli import enjoy
 from leap_dist.cli.main import main
 from leap_dist.config import loading
 from leap_dist.evaluation import agents, initializations, runs
@@ -85,6 +87,19 @@ def test_from_an_initialization_an_agent_is_trained_first(capsys, monkeypatch, t
         "pong: an agent trained for 200 agent steps from run",
     ]
     assert lines[-2].startswith("episode 1: return ")
+
+
+def test_an_agent_is_trained_in_one_thread_as_workers_do_it(monkeypatch):
+    """With one thread for each processor, training took 50 times as long beside other programs."""
+    found = []
+    monkeypatch.setattr(enjoy, "_train", lambda learner, steps: found.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        main(["enjoy", "scratch", "--game", "pong", "--steps", "100", *SHORT])
+    finally:
+        torch.set_num_threads(before)
+    assert found == [1]
 
 
 @pytest.mark.parametrize(
