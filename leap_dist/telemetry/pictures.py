@@ -64,15 +64,15 @@ def draw_text(markdown: str) -> Picture:
     A heading of more than 90 characters and a paragraph of more than 480 are cut.
     """
     heading, *paragraphs = [line.translate(_NO_MARKS) for line in markdown.splitlines() if line]
-    heading = textwrap.fill(textwrap.shorten(heading, 90, placeholder=" …"), 50)
-    body = "\n".join(
-        textwrap.fill(textwrap.shorten(text, 480, placeholder=" …"), 62, break_on_hyphens=False) + "\n"
-        for text in paragraphs
-    )
-    figure = Figure((4.4, 0.5 + 0.16 * (heading + body).count("\n")), dpi=2 * _HEATMAP_DPI)
+    heading = textwrap.fill(textwrap.shorten(heading, 90, placeholder=" …"), 40)
+    shortened = (textwrap.shorten(text, 480, placeholder=" …") for text in paragraphs)
+    body = "\n\n".join(textwrap.fill(text, 50, break_on_hyphens=False) for text in shortened)
+    lines = 2 + (heading + body).count("\n")
+    # TensorBoard scales pictures without smoothing, so this one is as wide as a card.
+    figure = Figure((3.4, 0.2 + 0.145 * lines), dpi=_HEATMAP_DPI)
     FigureCanvasAgg(figure)
-    figure.text(0.02, 0.98, heading, va="top", fontsize=_LARGE, parse_math=False)
-    figure.text(0.02, 0.02, body.rstrip(), va="bottom", fontsize=_NORMAL, parse_math=False, linespacing=1.25)
+    figure.text(0.02, 0.98, heading, va="top", fontsize=_NORMAL, weight="bold", parse_math=False)
+    figure.text(0.02, 0.02, body, va="bottom", fontsize=_SMALL, parse_math=False)
     return _encode(figure)
 
 
