@@ -72,3 +72,19 @@ game. A run or an initialization holds no agent, only the weights that agents
 start from, so an agent is first trained for --steps. Without --out, a terminal
 with 24-bit colors shows the play; elsewhere, only the returns are printed.
 """
+
+OTHER_WORDS = {
+    "compare": "evaluate",
+    "continue": "train --resume",
+    "learn": "train",
+    "list": "games, presets or weights",
+    "monitor": "status",
+    "play": "enjoy",
+    "record": "enjoy",
+    "report": "plot",
+    "resume": "train --resume",
+    "run": "train",
+    "test": "evaluate",
+    "watch": "enjoy",
+}
+"""What people type instead of a command, and the command that does it."""

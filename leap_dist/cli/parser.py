@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from leap_dist import __version__
 from leap_dist.cli import console
-from leap_dist.cli.help_texts import ENJOY, EVALUATE, EXIT_CODES, MAIN, STUDY, TRAIN
+from leap_dist.cli.help_texts import ENJOY, EVALUATE, EXIT_CODES, MAIN, OTHER_WORDS, STUDY, TRAIN
 from leap_dist.cli.setting_flags import DEFAULT_PRESET, Formatter, Once, add_settings
 from leap_dist.config.validation import did_you_mean
 
@@ -32,8 +32,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and not given[0].startswith("-") and given[0] not in NAMES:
-        choices = f"; choose from {', '.join(NAMES)}"
-        console.complain(f"{given[0][:80]}: no such command{did_you_mean(given[0], NAMES) or choices}")
+        meant = OTHER_WORDS.get(given[0])
+        near = f"; did you mean {meant}?" if meant else did_you_mean(given[0], NAMES)
+        near = near or f"; choose from {', '.join(NAMES)}"
+        console.complain(f"{given[0][:80]}: no such command{near}")
     if not given:
         console.complain(f"name a command: {', '.join(NAMES)}; --help says what they are for")
     parsed, unknown = build(console.program(), _help_asked(given)).parse_known_args(given)

@@ -13,6 +13,7 @@ from commands import no_ray, refused  # noqa: F401
 from toy_data_sets import write_part
 
 from leap_dist.cli import commands, parser, results, setting_flags
+from leap_dist.cli.help_texts import OTHER_WORDS
 from leap_dist.cli.main import main
 from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
@@ -131,7 +132,16 @@ def test_missing_config_file(capsys, tmp_path):
 def test_no_command_and_unknown_command(capsys):
     assert refused(capsys).startswith("name a command: train, evaluate, ")
     assert refused(capsys, "trian") == "trian: no such command; did you mean train?"
+    assert refused(capsys, "resume", "runs/mine") == "resume: no such command; did you mean train --resume?"
     assert refused(capsys, "xyzzy") == f"xyzzy: no such command; choose from {', '.join(parser.NAMES)}"
+
+
+def test_the_words_of_other_programs_lead_to_commands():
+    assert not OTHER_WORDS.keys() & set(parser.NAMES)
+    for meant in OTHER_WORDS.values():
+        commands_meant = [word for word in re.split(r", | or | --\w+", meant) if word]
+        assert commands_meant
+        assert set(commands_meant) <= set(parser.NAMES)
 
 
 @pytest.mark.parametrize(
