@@ -9,7 +9,8 @@ import pytest
 from benchmarks import start
 
 RUN = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may have it ignored
 folder = pathlib.Path(sys.argv[sys.argv.index("--run-dir") + 1])
 summary = {"time_to_first_step": TIME, "start_seconds": {"ray": 0.002, "workers": 0.001}}
 try:
