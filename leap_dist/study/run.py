@@ -122,10 +122,15 @@ def _train(cell: Cell, plan: Plan, out: Path, say: Say) -> str:
 
 def _meta_train(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
     config, begun = plan.training(cell), run_directory.exists(folder)
-    if begun and (changed := configuration.incompatibilities(run_directory.load_config(folder, {}), config)):
-        raise ConfigError(f"{folder} was begun with other settings: {'; '.join(changed)}")
-    if _is_done(folder):
-        return "done"
+    if begun:
+        found = run_directory.load_config(folder, {})
+        changed = list(configuration.incompatibilities(found, config))
+        if found.meta_updates > config.meta_updates:
+            changed.append(f"meta_updates: {found.meta_updates} -> {config.meta_updates}")
+        if changed:
+            raise ConfigError(f"{folder} was begun with other settings: {'; '.join(changed)}")
+        if found.meta_updates == config.meta_updates and _is_done(folder):
+            return "done"
     say(f"{cell}: {config.meta_updates} meta-updates of {config.meta.batch_size} tasks")
     with open_run(folder, resume=begun) as run:
         run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS if begun else 0.0)
