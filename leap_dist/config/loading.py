@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from leap_dist.config import files, registry
-from leap_dist.config.presets import DEFAULTS, OF_META_LEARNERS, PRESETS, TASKS
+from leap_dist.config.presets import DEFAULTS, OF_META_LEARNERS, OPTIMIZERS, PRESETS, TASKS
 from leap_dist.config.settings import Config
 from leap_dist.config.validation import conflicts, did_you_mean
 
@@ -87,7 +87,7 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
             values.update({n: v for n, v in settings.items() if not (other and n.startswith("meta."))})
     tasks = str({**values, **given}.get("tasks", Config.tasks))
     own = OF_META_LEARNERS.get((tasks, preset), {}).get(str(chosen["meta_learner"]), {})
-    values.update({n: v for n, v in own.items() if not (n == "meta.learning_rate" and "meta.optimizer" in given)})
+    values.update({n: v for n, v in own.items() if n not in _left_out(own, given, str(chosen["mode"]))})
     values.update(given)
     if values.setdefault("preset", preset) != preset:
         raise ConfigError(f"preset: {_display(values['preset'])} is not {preset!r}, on which the settings are based")
@@ -103,6 +103,15 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     config = Config(**top)
     _check(config)
     return config
+
+
+def _left_out(own: Mapping[str, Any], given: Mapping[str, Any], mode: str) -> set[str]:
+    """Return the names of a meta-learner's `own` settings that do not suit the mode or optimizer that was chosen."""
+    if "meta.optimizer" in own and mode in OPTIMIZERS:
+        return set(own)
+    if "meta.optimizer" in given and given["meta.optimizer"] != own.get("meta.optimizer"):
+        return {"meta.learning_rate", "meta.max_norm"}
+    return set()
 
 
 def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:

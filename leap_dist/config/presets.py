@@ -175,6 +175,16 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
 """Presets of tasks other than Atari games: `paper` follows appendices C to E and `authors` the published code; `quick`
 is shorter, and `smoke` the shortest. docs/studies.md gives the source of each setting."""
 
+_LEAP_ON_GAMES: dict[str, Any] = {
+    "leap.metric": "length",
+    "leap.loss_warmup": 0.1,
+    "meta.optimizer": "sgd",
+    "meta.learning_rate": 0.01,
+    "meta.max_norm": 10.0,
+    "meta.contribution_clip": 1.0,
+}
+"""Settings with which the units of φ stay alive (docs/results-atari.md). With Adam, most of them die."""
+
 OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("omniglot", "paper"): {
         "reptile": {"meta.learning_rate": 0.01},
@@ -183,12 +193,19 @@ OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     },
     # The encoder and the heads are both plain averages, without weighting or clipping.
     **{
-        (tasks, preset): {"finetune-multi": {"meta.contribution_clip": 0.0, "meta.staleness": "constant"}}
+        (tasks, preset): {
+            "finetune-multi": {"meta.contribution_clip": 0.0, "meta.staleness": "constant"},
+            **({"leap": _LEAP_ON_GAMES} if tasks == "atari" and preset in ("fast", "quick") else {}),
+        }
         for tasks, presets in (("atari", PRESETS), ("gymnasium", TASKS["gymnasium"]))
         for preset in presets
     },
 }
-"""Settings of individual meta-learners in a preset, by tasks and preset. They take precedence over DEFAULTS."""
+"""Settings of individual meta-learners in a preset, by tasks and preset. They take precedence over DEFAULTS. Those
+with a meta-optimizer do not apply to the modes of OPTIMIZERS."""
+
+OPTIMIZERS = ("fedasync", "delayed-nesterov")
+"""Modes that are optimizers in their own right."""
 
 DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     # Adam and momentum are a known hazard with stale gradients, so single contributions are applied with plain SGD.
@@ -215,7 +232,7 @@ DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         },
     ),
     ("meta_learner", "none", {"meta.optimizer": "sgd"}),
-    # These two modes are optimizers in their own right: α of arXiv 1903.03934; ε and β of arXiv 2401.09135.
+    # The modes of OPTIMIZERS: α of arXiv 1903.03934; ε and β of arXiv 2401.09135.
     ("mode", "fedasync", {"meta.optimizer": "sgd", "meta.learning_rate": 0.6, "meta.contribution_clip": 0.0}),
     (
         "mode",

@@ -94,8 +94,19 @@ APPENDIX_E = {
 
 ALGORITHM_1 = {"mode": "sync", "meta.contribution_clip": 0.0}
 
+LEAP_ON_GAMES = {
+    "leap.metric": "length",
+    "leap.loss_warmup": 0.1,
+    "meta.optimizer": "sgd",
+    "meta.learning_rate": 0.01,
+    "meta.max_norm": 10.0,
+    "meta.contribution_clip": 1.0,
+}
+"""docs/results-atari.md: with these, units stay alive."""
+
 FAST = {
     **APPENDIX_E,
+    **LEAP_ON_GAMES,
     "agent.envs": 16,
     "agent.learning_rate": 7e-4,
     "agent.epsilon": 1e-5,
@@ -240,6 +251,31 @@ def test_finetuning_on_games_averages_encoders_like_heads_without_weight_and_cli
     assert (meta.staleness, meta.contribution_clip) == ("hinge", 2.0)
     meta = resolve("paper", {"meta_learner": "finetune-multi", "tasks": "omniglot"}).meta
     assert (meta.staleness, meta.contribution_clip) == ("polynomial", 3.0), "published with these"
+
+
+@pytest.mark.parametrize("preset", ["fast", "quick"])
+def test_leap_on_games_has_settings_with_which_units_stay_alive(preset):
+    """They are Leap's alone, and `paper` keeps what the paper says."""
+    for mode in ("sync", "buffered", "async", "stream"):
+        config = resolve(preset, {"mode": mode})
+        assert {name: look_up(config, name) for name in LEAP_ON_GAMES} == LEAP_ON_GAMES
+    for other in ("paper", "paper-async", "smoke"):
+        assert (resolve(other).meta.max_norm, resolve(other).leap.loss_warmup) == (0.0, 0.0)
+    reptile = resolve(preset, {"meta_learner": "reptile"})
+    assert (reptile.meta.max_norm, reptile.meta.contribution_clip, reptile.leap.metric) == (0.0, 3.0, "energy")
+
+
+def test_a_mode_that_is_an_optimizer_keeps_its_own_settings():
+    config = resolve("fast", {"mode": "delayed-nesterov"})
+    assert (config.meta.learning_rate, config.meta.momentum, config.meta.max_norm) == (0.7, 0.9, 0.0)
+    assert (config.meta.contribution_clip, config.leap.metric) == (3.0, "energy")
+
+
+def test_another_optimizer_keeps_the_metric_but_not_the_rate():
+    config = resolve("fast", {"meta.optimizer": "adam"})
+    assert (config.meta.learning_rate, config.meta.max_norm, config.leap.metric) == (1e-3, 0.0, "length")
+    config = resolve("fast", {"meta.optimizer": "sgd"})
+    assert (config.meta.learning_rate, config.meta.max_norm) == (0.01, 10.0)
 
 
 def test_derived_values():
