@@ -20,7 +20,6 @@ from leap_dist.evaluation.report.figures import (
     draw_curves,
     draw_legend,
     new_figure,
-    png,
     style_axes,
     style_of,
 )
@@ -29,6 +28,7 @@ from leap_dist.evaluation.statistics import Band, Spread, spread
 from leap_dist.study import published
 from leap_dist.study.results import Evolution, Results
 from leap_dist.study.spec import ARMS
+from leap_dist.telemetry.pictures import png
 
 NAMES = ("figure3.png", "test_error.png", "validation.png", "curves.png")
 _GRAY = "0.35"  # for arm none, which learns no initialization

@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import textwrap
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -250,14 +251,22 @@ def _empty(title: str, format: _Format) -> Figure:
     return figure
 
 
+def png(figure: Figure) -> bytes:
+    """Return the figure as a PNG file. The same content gives the same bytes.
+
+    Characters that the font lacks are drawn as boxes, without a warning in the user's terminal.
+    """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figure.savefig(buffer, format="png", metadata={"Software": None})  # without the version of the library
+    return buffer.getvalue()
+
+
 def _encode(figure: Figure) -> Picture:
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
     width, height = figure.canvas.get_width_height()
-    return Picture(file.getvalue(), width, height)
+    return Picture(png(figure), width, height)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomic(path, buffer.getvalue(), "picture", durable=False)
+    write_atomic(path, png(figure), "picture", durable=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,13 @@ def test_an_empty_ledger_gives_a_picture_that_says_so(tmp_path: Path, monkeypatc
     size, _ = coloured(tmp_path / "run.png")
     assert size >= (300, 900)
     assert texts(figure_of([], monkeypatch)) == ["a run", "no meta-update has been made yet"]
+
+
+def test_characters_that_the_font_lacks_are_drawn_as_boxes_without_a_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pictures.draw_text("**leap**\n\n- started with `launch.py --run-dir /データ/$x_y^z`")
+        progress_picture([line("pong", 1)], tmp_path / "progress.png", "実行")
 
 
 @pytest.mark.parametrize("tasks", ["atari", "omniglot"])

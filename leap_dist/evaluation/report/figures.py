@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from leap_dist.envs.games import reference_scores
 from leap_dist.evaluation.results import Results
 from leap_dist.evaluation.scoring import Points
 from leap_dist.evaluation.statistics import Band, Interval
-from leap_dist.telemetry.pictures import COLOURS
+from leap_dist.telemetry.pictures import COLOURS, png
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 """Line styles, so that lines can be told apart without colors."""
@@ -93,13 +92,6 @@ def draw_legend(figure: Figure, lines: Mapping[str, Style], extra: Sequence[Line
         frameon=False,
         handlelength=3,
     )
-
-
-def png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file. The same results give the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})  # without the version of the library
-    return buffer.getvalue()
 
 
 # Learning curves --------------------------------------------------------------------------------------------------
