@@ -243,6 +243,8 @@ def explain_lack(need: Need, least: int, fit: int, nodes: Sequence[Node], autosc
     where = f"on {current}{' and those that the autoscaler may add' if autoscaled else ''}"
     if fit:
         return f"min_workers: {least} asked for, but {fit} fit {where}; use --min-workers {fit}{wait}"
+    if not nodes and not autoscaled:
+        return f"address: no node of the cluster is alive; start Ray again, and give the same command{wait}"
     if not any(labels.match(need.labels, node.labels) for node in nodes) and not autoscaled:
         wanted = need.labels.keys()
         there = sorted({f"{name}={value}" for node in nodes for name, value in node.labels.items() if name in wanted})

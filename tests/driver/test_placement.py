@@ -181,6 +181,11 @@ STABLE = Node({"CPU": 4.0}, {"pool": "stable"}, "10.0.0.1")
             "--wait-for-nodes if nodes will join",
         ),
         (
+            Need(1.0, 0.0, {}), 1, 0, [], False,
+            "address: no node of the cluster is alive; start Ray again, and give the same command, or give "
+            "--wait-for-nodes if nodes will join",
+        ),
+        (
             Need(1.0, 0.0, {"zone": "!b"}), 4, 3, [STABLE], False,
             "min_workers: 4 asked for, but 3 fit on the current node; use --min-workers 3, or give "
             "--wait-for-nodes if nodes will join",

@@ -6,7 +6,6 @@ import csv
 import json
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.envs.games import SETS
 from leap_dist.evaluation.runs import Run, RunResult, save
-from leap_dist.storage import run_directory
 from leap_dist.study import run as study_run
 from leap_dist.study.games import FIGURE_4
 from leap_dist.study.plan import Plan, make, merge
@@ -278,33 +276,6 @@ def test_no_two_agents_of_a_study_share_their_seed(monkeypatch: pytest.MonkeyPat
     assert study_run.run(plan, tmp_path / "study", lambda text: None) == "done"
     assert sorted(seed for game, seed, _ in made if game == "pong") == list(range(15))
     assert {(game, steps) for game, _, steps in made} == {("pong", 80), ("breakout", 400)}
-
-
-@pytest.mark.parametrize(("made", "outcome"), [(1, "trained"), (2, "kept"), (3, "refused")])
-def test_a_run_that_was_put_into_a_study_is_continued_to_as_many_meta_updates(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: int, outcome: str
-) -> None:
-    """A finished run of fewer would make arms unequal, and one of more cannot be taken back."""
-    plan = planned(preset="smoke", arms=["leap", "none"], groups=["pong"], given={"workers": 1, "meta_updates": 2})
-    (cell,) = (cell for cell in plan.cells() if cell.arm == "leap")
-    folder = training_of(tmp_path / "study", cell.group, cell.seed, cell.arm)
-    run_directory.prepare(folder, replace(plan.training(cell), meta_updates=made))
-    run_directory.write_summary(folder, {"state": "done", "meta_updates": made, "tasks_wanted": made})
-    trained: list[int] = []
-
-    def train(config: Config, run: object) -> tuple[str, dict[str, object]]:
-        trained.append(config.meta_updates)
-        return "done", {}
-
-    monkeypatch.setattr(study_run.reporting, "train", train)
-    monkeypatch.setattr(study_run, "_test", lambda *given: "done")
-    monkeypatch.setattr(study_run.driver, "session", lambda config: nullcontext())
-    said: list[str] = []
-    assert study_run.run(plan, tmp_path / "study", said.append) == ("failed" if outcome == "refused" else "done")
-    assert trained == ([2] if outcome == "trained" else [])
-    assert (f"{folder} was begun with other settings: meta_updates: 3 -> 2" in "\n".join(said)) == (
-        outcome == "refused"
-    )
 
 
 def test_a_group_more_has_pictures_of_its_own(tmp_path: Path) -> None:
