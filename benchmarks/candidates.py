@@ -58,9 +58,8 @@ class Health(NamedTuple):
 
 def health(found: Initialization, seen: Mapping[str, Tensor]) -> Health:
     """Return means over the frames `seen` of each game, (n, 4, 84, 84), and over linear layers if φ has none."""
-    seeds = (
-        LINEAR_SEEDS if found.scope == "convolutions" else LINEAR_SEEDS[:1]
-    )  # others have a linear layer of their own
+    # Only convolutions need linear layers; a whole encoder has its own.
+    seeds = LINEAR_SEEDS if found.scope == "convolutions" else LINEAR_SEEDS[:1]
     encoders = [found.encoder(linear_seed=seed) for seed in seeds]
     vectors = [flatten(encoder.parameters()).numpy() for encoder in encoders]
     measured = [features_of(vector, images) for vector in vectors for images in seen.values()]

@@ -47,10 +47,10 @@ def enjoy(parsed: argparse.Namespace) -> int:
     place = Path(parsed.init)
     if place.is_dir() and run_directory.holds_evaluation(place):
         chosen = _of_evaluation(parsed, place)
+        _use_one_thread()
     else:
         chosen = _trained(parsed)
     print(f"{chosen.game}: {chosen.about}")
-    _use_one_thread()
     from leap_dist.tasks.atari import film
     from leap_dist.tasks.atari.play import Player
 

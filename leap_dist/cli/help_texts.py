@@ -87,4 +87,4 @@ OTHER_WORDS = {
     "test": "evaluate",
     "watch": "enjoy",
 }
-"""What people type instead of a command, and the command that does it."""
+"""This maps words that people type instead of a command to the command that does what they mean."""

@@ -65,11 +65,10 @@ def presets() -> int:
         for learner, values in of_learners.items():
             found.setdefault((kind, learner, _changes(values)), []).append(preset)
     for (kind, learner, text), names in found.items():
-        print()
         every = names == list(PRESETS if kind == "atari" else TASKS[kind])
-        _print_wrapped(
-            "", f"--tasks {kind} --meta-learner {learner}" + ("" if every else f", preset {', '.join(names)}")
-        )
+        where = "" if every else f", preset {', '.join(names)}"
+        print()
+        _print_wrapped("", f"--tasks {kind} --meta-learner {learner}{where}")
         _print_wrapped("   ", text)
     return 0
 

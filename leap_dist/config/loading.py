@@ -87,7 +87,8 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
             values.update({n: v for n, v in settings.items() if not (other and n.startswith("meta."))})
     tasks = str({**values, **given}.get("tasks", Config.tasks))
     own = OF_META_LEARNERS.get((tasks, preset), {}).get(str(chosen["meta_learner"]), {})
-    values.update({n: v for n, v in own.items() if n not in _left_out(own, given, str(chosen["mode"]))})
+    left_out = _left_out(own, given, str(chosen["mode"]))
+    values.update({n: v for n, v in own.items() if n not in left_out})
     values.update(given)
     if values.setdefault("preset", preset) != preset:
         raise ConfigError(f"preset: {_display(values['preset'])} is not {preset!r}, on which the settings are based")

@@ -288,10 +288,15 @@ def _applies_to_tests(name: str) -> bool:
     return name in ("task_steps", "worker.precision") or name.split(".")[0] in ("agent", "atari", "supervised")
 
 
+def unused_sections(tasks: str) -> set[str]:
+    """Return the sections of the learners that this kind of tasks does not use, and that a study does not record."""
+    return {section for sections in _LEARNERS.values() for section in sections} - set(_LEARNERS[tasks])
+
+
 def _settings(config: Config) -> dict[str, Any]:
     """Return the settings that affect the results, as JSON-compatible data."""
     more = {name: configuration.look_up(config, name) for name in _CHANGEABLE}
-    unused = {"agent", "atari", "supervised"} - set(_LEARNERS[config.tasks])
+    unused = unused_sections(config.tasks)
     return {
         name: value
         for name, value in {**configuration.fixed_settings(config), **more}.items()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
-from leap_dist.config.settings import Config
 from leap_dist.driver import driver, reporting
 from leap_dist.driver.errors import HeadLost
 from leap_dist.evaluation import initializations, runs
@@ -21,7 +20,7 @@ from leap_dist.storage import run_directory
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.locks import RunDirectoryBusy, RunLock
 from leap_dist.storage.remote_run import open_run
-from leap_dist.study.plan import Cell, Plan, merge
+from leap_dist.study.plan import Cell, Plan, merge, unused_sections
 from leap_dist.study.spec import Study, evaluation_of, training_of
 
 PASSES = 2
@@ -125,8 +124,9 @@ def _meta_train(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
     config, begun = plan.training(cell), run_directory.exists(folder)
     if begun:
         found = run_directory.load_config(folder, {})
-        config = _with_unused_settings(config, found)
-        changed = list(configuration.incompatibilities(found, config))
+        # The defaults of what the tasks do not use may have been others when the run was begun.
+        config = replace(config, **{name: getattr(found, name) for name in unused_sections(config.tasks)})
+        changed = configuration.incompatibilities(found, config)
         if found.meta_updates > config.meta_updates:
             changed.append(f"meta_updates: {found.meta_updates} -> {config.meta_updates}")
         if changed:
@@ -137,16 +137,6 @@ def _meta_train(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
     with open_run(folder, resume=begun) as run:
         run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS if begun else 0.0)
         return reporting.train(config, run)[0]
-
-
-def _with_unused_settings(config: Config, found: Config) -> Config:
-    """Return `config` with the sections of a run that was found which its kind of tasks does not use.
-
-    Their defaults may have been others when the run was begun, and the study does not record them.
-    """
-    if config.is_supervised:
-        return replace(config, agent=found.agent, atari=found.atari)
-    return replace(config, supervised=found.supervised)
 
 
 def _is_done(folder: Path) -> bool:

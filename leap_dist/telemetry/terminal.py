@@ -218,10 +218,9 @@ def _progress(summary: dict[str, Any]) -> str:
     text = f"{summary['tasks']:,} of {summary['tasks_wanted']:,}"
     if _is_evaluation(summary):
         return text
+    text += f", {counted(summary['meta_updates'], 'meta-update')}"
     waiting = summary["contributions_waiting"]
-    return f"{text}, {counted(summary['meta_updates'], 'meta-update')}" + (
-        f", {waiting} in the next" if waiting else ""
-    )
+    return f"{text}, {waiting} in the next" if waiting else text
 
 
 def _troubles(summary: dict[str, Any]) -> Iterator[str]:

@@ -90,7 +90,7 @@ def test_from_an_initialization_an_agent_is_trained_first(capsys, monkeypatch, t
 
 
 def test_an_agent_is_trained_in_one_thread_as_workers_do_it(monkeypatch):
-    """With one thread for each processor, training took 50 times as long beside other programs."""
+    """With one thread for each processor, it took 30 times as long beside a training."""
     found = []
     monkeypatch.setattr(enjoy, "_train", lambda learner, steps: found.append(torch.get_num_threads()))
     before = torch.get_num_threads()
