@@ -90,6 +90,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "omniglot": {
         "paper": {
             **_OMNIGLOT,
+            **_ALGORITHM_1,
             "meta_updates": 1000,
             "task_steps": 10_000,  # at most 500 updates, the axis of figure 3
             "supervised.rotations": 36,
@@ -100,6 +101,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "authors": {
             **_OMNIGLOT,
+            **_ALGORITHM_1,
             "meta_updates": 1000,
             "sampling": "shuffled",
             "supervised.augmentation": "affine",
@@ -122,7 +124,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "multi-cv": {
-        "paper": _MULTI_CV,
+        "paper": {**_MULTI_CV, **_ALGORITHM_1},
         "quick": {**_MULTI_CV, "workers": 2, "meta_updates": 10, "meta.batch_size": 2, "task_steps": 8_000},
         "smoke": {
             **_MULTI_CV,
@@ -159,7 +161,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "images": {
-        "paper": _OWN_IMAGES,
+        "paper": {**_OWN_IMAGES, **_ALGORITHM_1},
         "quick": {**_OWN_IMAGES, "workers": 2, "meta_updates": 10, "meta.batch_size": 2, "task_steps": 8_000},
         "smoke": {
             **_OWN_IMAGES,
