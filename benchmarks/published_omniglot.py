@@ -241,7 +241,8 @@ def compare(theirs: Sequence[Path], ours: Sequence[Path]) -> None:
             a, b = (np.array([100 * value(pair[side]) for pair in pairs]) for side in (0, 1))
             error = float((b - a).std(ddof=1) / np.sqrt(len(a)))
             mean = float((b - a).mean())
-            cells = f"{a.mean():.1f} | {b.mean():.1f} | {mean:+.1f} ± {error:.1f} ({mean / error:+.1f})"
+            ratio = f"({mean / error:+.1f})" if error else "(–)"
+            cells = f"{a.mean():.1f} | {b.mean():.1f} | {mean:+.1f} ± {error:.1f} {ratio}"
             print(f"| {arm} | {label} | {cells} |")
 
 

@@ -1,0 +1,76 @@
+"""The published Omniglot code beside ours: which images it gets, and how the results are compared."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.published_omniglot import ARMS, IMAGES, PUBLISHED_SEED, _numbered, compare, prepare
+from leap_dist.config.registry import ALPHABETS, partition
+from leap_dist.datasets import omniglot
+
+
+def test_the_published_shuffle_brings_the_alphabets_into_our_order() -> None:
+    order = [f"alphabet{number}" for number in range(40)]
+    folders = sorted(_numbered(order))
+    random.Random(PUBLISHED_SEED).shuffle(folders)
+    assert [folder.partition("-")[2] for folder in folders] == order
+
+
+def test_the_published_code_gets_the_images_of_a_run_with_the_first_five_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    shapes = (rng.random((2, 20, 20, 28, 28)) < 0.1).astype(np.uint8) * 255
+    drawn = omniglot.Omniglot({name: shapes[number % 2] for number, name in enumerate(ALPHABETS)})
+    monkeypatch.setattr(omniglot, "find", lambda folder, resampling: drawn)
+    prepare(tmp_path, seed=3, pretraining=1, out=tmp_path / "out")
+    parts = json.loads((tmp_path / "out" / "alphabets.json").read_text())
+    assert parts["training"] == list(partition(ALPHABETS, 1, 3).pretraining)
+    (name,) = parts["training"]
+    (folder,) = (tmp_path / "out" / IMAGES).glob(f"*-{name}")
+    task = drawn.task(name, 3, first=True)
+    for part, first in ((task.test, 0), (task.train, 5)):
+        for character in range(20):
+            for number, image in enumerate(part.images[part.labels == character, ..., 0], first):
+                with Image.open(folder / f"character{character:02d}" / f"{number:02d}.png") as found:
+                    assert np.array_equal(255 - np.asarray(found), image), "black ink on white paper"
+
+
+def published(folder: Path, arm: str, errors: dict[str, float]) -> None:
+    """Write logs in the published form: a line for each test, whose last field has the accuracies."""
+    folder.joinpath("alphabets.json").write_text(json.dumps({"test": list(errors)}))
+    logs = folder / "logs" / arm / "seed0"
+    logs.mkdir(parents=True)
+    for number, error in enumerate(errors.values()):
+        for part, batches in (("train", 100), ("val", 5)):
+            line = f"1,0.5,0.5,0.5,{'0.5;' * batches},{f'{1 - error:f};' * batches}\n"
+            (logs / f"results_{number}_test_{part}.log").write_text("0,1,1,1,1;,0;\n" + line)
+
+
+def own(folder: Path, arm: str, errors: dict[str, float]) -> None:
+    """Write the runs of an evaluation."""
+    for alphabet, error in errors.items():
+        path = folder / "runs" / arm / alphabet / "0.json"
+        path.parent.mkdir(parents=True)
+        row = {"arm": arm, "game": alphabet, "episodes": {"returns": [error] * 100}, "curve": [{"test_error": error}]}
+        path.write_text(json.dumps(row))
+
+
+@pytest.mark.parametrize("arm", ["leap", "ft", "no"])
+def test_a_difference_is_paired_by_alphabet_and_given_in_its_standard_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arm: str
+) -> None:
+    (theirs := tmp_path / "theirs").mkdir()
+    published(theirs, arm, {"greek": 0.1, "latin": 0.5})
+    own(tmp_path / "ours", ARMS[arm], {"latin": 0.52, "greek": 0.14})  # differences of 2 and 4 points
+    compare([theirs], [tmp_path / "ours"])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"| {ARMS[arm]} | held-out images | 30.0 | 33.0 | +3.0 ± 1.0 (+3.0) |" in lines
+    assert f"| {ARMS[arm]} | training batches 1 to 5 | 30.0 | 33.0 | +3.0 ± 1.0 (+3.0) |" in lines
+    assert len(lines) == 2 + 6
