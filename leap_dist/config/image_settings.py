@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from leap_dist.config.declaration import setting
@@ -74,9 +74,21 @@ class SupervisedSettings:
     test_learning_rate: float = setting(
         0.0, "studies: learning rate of tests that start from a learned initialization; 0: as in all tests", low=0
     )
+    test_epochs: int = setting(0, "like epochs, but for the runs of studies and evaluations; 0: as in training", low=0)
     test_interval: int = setting(
         0, "minimum number of updates between two tests within an evaluation's run; 0: test only at its end", low=0
     )
+
+    def in_tests(self) -> SupervisedSettings:
+        """Return the settings for the runs of studies and evaluations."""
+        return replace(self, epochs=self.test_epochs or self.epochs)
+
+    def test_steps(self, task_steps: int) -> int:
+        """Return the usual length of such a run, in examples, if a training task has `task_steps`.
+
+        It is longer in proportion to the epochs, so that the number of epochs remains the limit.
+        """
+        return task_steps * self.test_epochs // self.epochs if self.test_epochs and self.epochs else task_steps
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "multi-cv": {
-        "paper": {**_MULTI_CV, **_ALGORITHM_1},
+        "paper": {**_MULTI_CV, **_ALGORITHM_1, "supervised.test_epochs": 100},
         "quick": {**_MULTI_CV, "workers": 2, "meta_updates": 10, "meta.batch_size": 2, "task_steps": 8_000},
         "smoke": {
             **_MULTI_CV,

@@ -9,7 +9,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,9 @@ def resolve(given: Mapping[str, Any], loaded: Mapping[str, Any], base: Mapping[s
     if "supervised" in family_named(str(base["tasks"])).sections:
         given = {name: value for name, value in given.items() if name != "seed"}
     layers = ({name: value for name, value in layer.items() if name != "preset"} for layer in (base, loaded, given))
-    return configuration.resolve(preset, *layers, fixed)
+    config = configuration.resolve(preset, *layers, fixed)
+    steps = config.task_steps if {"task_steps"} & {*loaded, *given} else config.supervised.test_steps(config.task_steps)
+    return replace(config, task_steps=steps, supervised=config.supervised.in_tests())
 
 
 def first_seed(given: Mapping[str, Any], config: Config) -> int:

@@ -123,7 +123,8 @@ class Plan:
             held_out = {"games": self.tests.games}
         fixed = {"meta_learner": "none", "mode": "buffered", "seed": seed, "task_steps": self.test_steps}
         learning = {name: value for name, value in self.given.items() if not name.startswith(_OF_META_TRAINING)}
-        return configuration.resolve(self.preset, self.recorded.get(_TESTS, {}), learning, fixed, held_out)
+        config = configuration.resolve(self.preset, self.recorded.get(_TESTS, {}), learning, fixed, held_out)
+        return dataclasses.replace(config, supervised=config.supervised.in_tests())
 
     def everything(self) -> Config:
         """Return a configuration with the tasks of all runs. Raises ConfigError."""
@@ -164,7 +165,8 @@ def make(
             4, 10 and 20; or all data sets.
         seeds: number of seeds, which are consecutive, starting with the setting `seed`.
         of_arms: settings of individual arms, by arm and dotted name.
-        test_steps: number of examples that a run of an evaluation trains on; by default, as in training.
+        test_steps: number of examples that a run of an evaluation trains on; by default, as in training, or more if
+            the setting `supervised.test_epochs` allows more epochs.
         test_seeds: number of agents for each initialization and game, for Atari; by default, one.
         game_steps: agent steps of individual games in an evaluation, for Atari.
         existing: study to be continued. Its settings are used where none are given, so the command that began it
@@ -227,7 +229,8 @@ def make(
         asked = games.Asked(first.games if "games" in given else (), game_steps, test_steps, test_seeds)
         tested = games.tests(preset, first, asked, existing.test if existing else {})
     if test_steps is None:
-        test_steps = first.task_steps if existing is None else existing.test.get("task_steps", first.task_steps)
+        usual = first.supervised.test_steps(first.task_steps)
+        test_steps = usual if existing is None else existing.test.get("task_steps", usual)
     plan = Plan(study, preset, recorded, given, of_arms, test_steps, tested)
     runs = {cell: plan.training(cell) for cell in plan.cells()}
     tests = {(cell.group, cell.seed): plan.test(cell.group, cell.seed) for cell in runs}

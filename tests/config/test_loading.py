@@ -1100,6 +1100,7 @@ OTHER_VALUES = {
     "supervised.patience_steps": 40,
     "supervised.validation_interval": 9,
     "supervised.test_learning_rate": 0.5,
+    "supervised.test_epochs": 9,
     "supervised.test_interval": 9,
     "early_stopping.interval": 9,
     "early_stopping.patience": 9,

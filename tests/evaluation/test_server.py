@@ -476,6 +476,15 @@ def test_agents_are_set_up_as_the_first_ones_own_run_was(tmp_path):
     assert (preset.agent.envs, preset.preset) == (16, "fast")
 
 
+def test_an_evaluation_trains_for_as_many_epochs_as_tests_may_have():
+    """Appendix D caps training at ten epochs and tests at 100."""
+    base = initializations.settings([], {"tasks": "multi-cv"}, "paper")
+    config = initializations.resolve({}, {}, base)
+    assert (config.supervised.epochs, config.task_steps) == (100, 7_400_000)
+    config = initializations.resolve({"task_steps": 320, "supervised.test_epochs": 0}, {}, base)
+    assert (config.supervised.epochs, config.task_steps) == (10, 320)
+
+
 def test_arms_that_were_trained_otherwise_need_a_word(tmp_path):
     one = trained_run(tmp_path / "one", **{"agent.envs": 3})
     two = trained_run(tmp_path / "two", **{"agent.envs": 4})

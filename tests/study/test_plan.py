@@ -124,7 +124,20 @@ OLD = {
 }
 """What the preset `paper` was before it followed appendix C."""
 NEW_NAMES = ("rotations", "split", "held_out_images", "polarity", "network", "patience_steps", "test_interval",
-             "validation_interval", "test_learning_rate")  # fmt: skip
+             "test_epochs", "validation_interval", "test_learning_rate")  # fmt: skip
+
+
+def test_tests_of_multi_cv_may_have_more_epochs_than_training():
+    """Appendix D: at most ten epochs while an initialization is trained, and at most 100 when it is tested."""
+    given = {"tasks": "multi-cv", "games": "mnist,svhn,cifar10"}
+    plan = planned(given=given, groups=["mnist"])
+    training, test = plan.training(next(iter(plan.cells()))), plan.test("mnist", 0)
+    assert (training.supervised.epochs, test.supervised.epochs) == (10, 100)
+    assert (training.task_steps, test.task_steps) == (740_000, 7_400_000)
+    again = planned(given={"tasks": "multi-cv"}, groups=["mnist"], existing=plan.study)
+    assert (again.test("mnist", 0), again.study) == (test, plan.study)
+    shorter = planned(given={**given, "supervised.test_epochs": 0}, groups=["mnist"], test_steps=999)
+    assert (shorter.test("mnist", 0).supervised.epochs, shorter.test("mnist", 0).task_steps) == (10, 999)
 
 
 def an_old_study() -> Study:

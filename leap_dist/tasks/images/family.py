@@ -71,9 +71,12 @@ class Images:
         return convnet.initialization(self._channels, self._size, self._classes, seed, scope, network)
 
     def identity(self, config: Config, game: str) -> dict[str, Any]:
-        """Return the settings of supervised tasks, and the run's seed: it determines which images are held out."""
+        """Return the settings of supervised tasks, and the run's seed: it determines which images are held out.
+
+        `test_epochs` is not among them, because in a test it is the value of `epochs`.
+        """
         settings = {f"supervised.{name}": value for name, value in dataclasses.asdict(config.supervised).items()}
-        del settings["supervised.pretraining"]
+        del settings["supervised.pretraining"], settings["supervised.test_epochs"]
         return settings | {"seed": config.seed}
 
     def preprocessing(self, config: Config) -> dict[str, Any]:
