@@ -218,6 +218,43 @@ def _multi_cv(results: Results) -> list[Block]:
         Heading("Test error, train error and area under the training-error curve"),
         Paragraph("Mean ± standard deviation over seeds, beside the paper's table 3; areas are scaled to 0–100."),
         Table(header, rows),
+        *_at_equal_lengths(results),
+    ]
+
+
+def _at_equal_lengths(results: Results) -> list[Block]:
+    """Return a table of test errors and areas at the length of the shortest run of each group, if lengths differ.
+
+    A run whose validation error stops improving early has a larger area than it would have after more training.
+    """
+    of_groups: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in results.rows:
+        of_groups[row.group].append(row)
+    rows: list[list[str]] = []
+    for group, runs in of_groups.items():
+        lengths = {row.run.ended[-1] for row in runs}
+        if len(lengths) < 2:
+            continue
+        shortest = min(lengths)
+        tested = [{at["steps"]: at["test_error"] for at in row.run.curve if "test_error" in at} for row in runs]
+        common = [step for step in set(tested[0]).intersection(*tested) if step <= shortest]
+        errors = [found.get(max(common, default=math.nan), math.nan) for found in tested]
+        areas = [statistics.trapezoids(row.run.returns[row.run.ended <= shortest]) for row in runs]
+        for arm in dict.fromkeys(row.run.arm for row in runs):
+            of_arm = [row.run.arm == arm for row in runs]
+            error, area = (100 * np.array(values)[of_arm].mean() for values in (errors, areas))
+            shown = [f"{error:.2f}", f"{max(common):,.0f}"] if common else [NONE, NONE]
+            rows.append([group, arm, *shown, f"{area:.2f}", f"{shortest:,.0f}"])
+    if not rows:
+        return []
+    return [
+        Heading("At equal numbers of examples"),
+        Paragraph(
+            "Tests end when the validation error stops improving, so runs differ in length, and areas above belong to "
+            "different lengths. Here, all runs with the same held-out data set are compared after as many examples as "
+            "the shortest of them has seen, or, for the test error, at the last test before that. Means over runs."
+        ),
+        Table(["held out", "arm", "test %", "after examples", "AUC", "over examples"], rows),
     ]
 
 

@@ -869,6 +869,38 @@ def test_curves_of_an_evaluation_are_means_with_intervals(tmp_path: Path):
     assert found[2].curves["scratch"].point[-1] == pytest.approx(0.05)
 
 
+def test_runs_that_end_early_are_compared_at_equal_lengths_too(tmp_path: Path):
+    study = Study("multi-cv", ("leap", "none"), ("mnist",), (0,), {}, 6, 2, 8, games=("mnist", "svhn"))
+    study.write(tmp_path)
+    long = dataclasses.replace(
+        run("leap", "mnist"),
+        ended=np.array([2, 4, 6, 8]),
+        returns=np.array([0.8, 0.6, 0.0, 0.0]),
+        curve=(
+            {"steps": 4, "test_error": 0.5},
+            {"steps": 6, "test_error": 0.4},
+            {"steps": 8, "test_error": 0.1, "train_error": 0.0},
+        ),
+    )
+    short = dataclasses.replace(
+        long,
+        arm="none",
+        ended=np.array([2, 4, 6]),
+        returns=np.array([0.9, 0.9, 0.3]),
+        curve=({"steps": 4, "test_error": 0.75}, {"steps": 6, "test_error": 0.7, "train_error": 0.2}),
+    )
+    write(evaluation_of(tmp_path, "mnist", 0), [long, short])
+    report.build(tmp_path, FEW)
+    assert tables(tmp_path)["At equal numbers of examples"] == [
+        ["held out", "arm", "test %", "after examples", "AUC", "over examples"],
+        ["mnist", "leap", "40.00", "6", f"{100 * (0.7 + 0.3) / 3:.2f}", "6"],
+        ["mnist", "none", "70.00", "6", f"{100 * (0.9 + 0.6) / 3:.2f}", "6"],
+    ]
+    write(evaluation_of(tmp_path, "mnist", 0), [long, dataclasses.replace(long, arm="none")])
+    report.build(tmp_path, FEW)
+    assert "At equal numbers of examples" not in tables(tmp_path)
+
+
 def test_errors_within_a_test_are_a_table_of_their_own(tmp_path: Path):
     study = Study("omniglot", ("leap", "none"), ("4",), (0,), {}, 6, 2, 8)
     study.write(tmp_path)
