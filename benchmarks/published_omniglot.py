@@ -193,14 +193,15 @@ class Learned(NamedTuple):
 
 
 def theirs_of(folder: Path) -> dict[str, dict[str, Learned]]:
-    """Return the results of the published code, by our names of arms and alphabets.
+    """Return the results of the published code, by our names of arms and alphabets. Arms without a test are left out.
 
     Raises FileNotFoundError if `folder` is not what `prepare` and `run` have written.
     """
     names = json.loads((folder / "alphabets.json").read_text())["test"]
     found: dict[str, dict[str, Learned]] = {}
     for arm, name in ARMS.items():
-        for logs in sorted((folder / "logs" / arm).glob("seed*")):
+        for last in sorted((folder / "logs" / arm).glob(f"seed*/results_{len(names) - 1}_test_val.log")):
+            logs = last.parent
             curves = [_accuracies(logs / f"results_{number}_test_train.log") for number in range(len(names))]
             tests = [_accuracies(logs / f"results_{number}_test_val.log") for number in range(len(names))]
             found[name] = {
