@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import importlib.util
 import json
 import random
 import runpy
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import ALPHABETS, normalize, partition
 from leap_dist.datasets import omniglot
 
@@ -69,19 +71,30 @@ def main() -> None:
     compared.add_argument("--theirs", type=Path, required=True, nargs="+", help="folders of prepare, after run")
     compared.add_argument("--ours", type=Path, required=True, nargs="+", help="folders of tests of our studies")
     given = parser.parse_args()
-    if given.command == "prepare":
-        prepare(given.data_dir, given.seed, given.pretraining, given.out)
-    elif given.command == "run":
+    try:
+        if given.command == "prepare":
+            prepare(given.data_dir, given.seed, given.pretraining, given.out)
+        elif given.command == "run":
+            check(given.checkout, given.images)
+        else:
+            compare(given.theirs, given.ours)
+    except (ConfigError, OSError, ValueError) as error:
+        parser.error(str(error))
+    if given.command == "run":
         run(given.checkout, given.images, given.arm, given.seed, given.meta_updates, given.scales == "drawn")
-    else:
-        compare(given.theirs, given.ours)
 
 
 # Images ---------------------------------------------------------------------------------------------------------------
 
 
 def prepare(data_dir: Path, seed: int, pretraining: int, out: Path) -> None:
-    """Write images and alphabets.json for the published code. Raises FileExistsError or ConfigError."""
+    """Write images and alphabets.json for the published code.
+
+    Raises FileExistsError if `out` has images, ValueError for a number of alphabets that does not exist, and
+    ConfigError if the data is missing or damaged.
+    """
+    if (out / IMAGES).exists():
+        raise FileExistsError(f"--out: {out} has images already")
     found = omniglot.find(data_dir, "nearest")
     divided = partition(ALPHABETS, pretraining, seed)
     published = {normalize(name): name for name in found.alphabets}
@@ -113,11 +126,19 @@ def _numbered(order: Sequence[str]) -> list[str]:
 # The published code ---------------------------------------------------------------------------------------------------
 
 
+def check(checkout: Path, images: Path) -> None:
+    """Raise FileNotFoundError if the published code, its images or `torchvision` are missing."""
+    if not (checkout / "src" / "omniglot" / "main.py").is_file():
+        raise FileNotFoundError(f"{checkout} is not a clone of the published repository: no src/omniglot/main.py")
+    if not (images / "alphabets.json").is_file():
+        raise FileNotFoundError(f"--images: {images} has not been written by prepare: no alphabets.json")
+    if importlib.util.find_spec("torchvision") is None:
+        raise FileNotFoundError("the published code needs torchvision, which is not installed")
+
+
 def run(checkout: Path, images: Path, arm: str, seed: int, meta_updates: int, drawn_scales: bool) -> None:
     """Execute the published script for one arm. Its logs are written below `images`/logs/ARM."""
     source = checkout / "src"
-    if not (source / "omniglot" / "main.py").is_file():
-        raise SystemExit(f"{checkout} is not a clone of the published repository: src/omniglot/main.py is missing")
     sys.path[:0] = [str(source / "omniglot"), str(source / "leap"), str(source / "maml")]
     adapt(drawn_scales=drawn_scales)
     import torch
@@ -227,9 +248,16 @@ def ours_of(folder: Path) -> dict[str, dict[str, Learned]]:
 
 
 def compare(theirs: Sequence[Path], ours: Sequence[Path]) -> None:
-    """Print the table: percent of errors of both, and the difference with its standard error over alphabets."""
+    """Print the table: percent of errors of both, and the difference with its standard error over alphabets.
+
+    Raises FileNotFoundError or ValueError if there is nothing to compare.
+    """
     published = [theirs_of(folder) for folder in theirs]
     own = [ours_of(folder) for folder in ours]
+    if len(published) != len(own):
+        raise ValueError(f"--theirs has {len(published)} folders and --ours {len(own)}; give one of each for a seed")
+    if not any(seen.keys() & mine.keys() for seen, mine in zip(published, own, strict=True)):
+        raise ValueError("no arm has been tested by both: run the published code and our study first")
     print("| arm | error (%) | theirs | ours | difference, in standard errors |\n|---|---|---|---|---|")
     for arm in ARMS.values():
         pairs = [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.published_omniglot import ARMS, IMAGES, PUBLISHED_SEED, _numbered, compare, prepare
+from benchmarks.published_omniglot import ARMS, IMAGES, PUBLISHED_SEED, _numbered, compare, main, prepare
 from leap_dist.config.registry import ALPHABETS, partition
 from leap_dist.datasets import omniglot
 
@@ -74,3 +74,32 @@ def test_a_difference_is_paired_by_alphabet_and_given_in_its_standard_errors(
     assert f"| {ARMS[arm]} | held-out images | 30.0 | 33.0 | +3.0 ± 1.0 (+3.0) |" in lines
     assert f"| {ARMS[arm]} | training batches 1 to 5 | 30.0 | 33.0 | +3.0 ± 1.0 (+3.0) |" in lines
     assert len(lines) == 2 + 6
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["run", "nowhere", "--images", "x", "--arm", "ft"], "nowhere is not a clone of the published repository"),
+        (["prepare", "--data-dir", "nowhere", "--out", "x"], "data_dir: nowhere/omniglot is not a folder"),
+        (["compare", "--theirs", "nowhere", "--ours", "x"], "nowhere/alphabets.json"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["published_omniglot", *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_comparison_of_nothing_is_refused(tmp_path: Path) -> None:
+    (theirs := tmp_path / "theirs").mkdir()
+    published(theirs, "leap", {"greek": 0.1})
+    own(tmp_path / "ours", "none", {"greek": 0.1})
+    with pytest.raises(ValueError, match="no arm has been tested by both"):
+        compare([theirs], [tmp_path / "ours"])
+    with pytest.raises(ValueError, match="--theirs has 1 folders and --ours 2"):
+        compare([theirs], [tmp_path / "ours"] * 2)
