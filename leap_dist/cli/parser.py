@@ -204,7 +204,7 @@ def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
         "--test-steps",
         type=_whole_number,
         metavar="N",
-        help="steps of a test (default: as in training, or more if --supervised.test-epochs allows more epochs)",
+        help="steps of a test (default: as in training)",
     )
     comparison.add_argument(
         "--test-seeds",
