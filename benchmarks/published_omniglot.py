@@ -38,6 +38,7 @@ from PIL import Image
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import ALPHABETS, normalize, partition
 from leap_dist.datasets import omniglot
+from leap_dist.evaluation.runs import load_all
 
 PUBLISHED_SEED = 8879
 """Default of the published script: it shuffles the list of alphabets, which `prepare` anticipates."""
@@ -216,13 +217,16 @@ class Learned(NamedTuple):
 def theirs_of(folder: Path) -> dict[str, dict[str, Learned]]:
     """Return the results of the published code, by our names of arms and alphabets. Arms without a test are left out.
 
-    Raises FileNotFoundError if `folder` is not what `prepare` and `run` have written.
+    Raises FileNotFoundError if `folder` is not what `prepare` and `run` have written, and ValueError if an arm was run
+    with several seeds, which are no pairs of one study of ours.
     """
     names = json.loads((folder / "alphabets.json").read_text())["test"]
     found: dict[str, dict[str, Learned]] = {}
     for arm, name in ARMS.items():
         for last in sorted((folder / "logs" / arm).glob(f"seed*/results_{len(names) - 1}_test_val.log")):
             logs = last.parent
+            if name in found:
+                raise ValueError(f"{logs.parent} has runs of several seeds; leave one")
             curves = [_accuracies(logs / f"results_{number}_test_train.log") for number in range(len(names))]
             tests = [_accuracies(logs / f"results_{number}_test_val.log") for number in range(len(names))]
             found[name] = {
@@ -238,12 +242,13 @@ def _accuracies(log: Path) -> np.ndarray:
 
 
 def ours_of(folder: Path) -> dict[str, dict[str, Learned]]:
-    """Return the results of our tests, by arm and alphabet."""
+    """Return the results of our tests, by arm and alphabet. Raises ValueError if a run is damaged."""
+    runs, damaged = load_all(folder)
+    if damaged:
+        raise ValueError(damaged[0])
     found: dict[str, dict[str, Learned]] = {}
-    for path in sorted(folder.glob("runs/*/*/*.json")):
-        row = json.loads(path.read_text())
-        learned = Learned(np.array(row["episodes"]["returns"]), row["curve"][-1]["test_error"])
-        found.setdefault(row["arm"], {})[row["game"]] = learned
+    for run in runs:
+        found.setdefault(run.arm, {})[run.game] = Learned(run.returns, run.curve[-1]["test_error"])
     return found
 
 

@@ -168,7 +168,8 @@ def resolve(given: Mapping[str, Any], loaded: Mapping[str, Any], base: Mapping[s
         given = {name: value for name, value in given.items() if name != "seed"}
     layers = ({name: value for name, value in layer.items() if name != "preset"} for layer in (base, loaded, given))
     config = configuration.resolve(preset, *layers, fixed)
-    steps = config.task_steps if {"task_steps"} & {*loaded, *given} else config.supervised.test_steps(config.task_steps)
+    is_given = "task_steps" in loaded or "task_steps" in given
+    steps = config.task_steps if is_given else config.supervised.test_steps(config.task_steps)
     return replace(config, task_steps=steps, supervised=config.supervised.in_tests())
 
 

@@ -119,8 +119,7 @@ def _in_between(results: Results) -> list[Block]:
     """Return a table of the test errors at the lengths at which every run was tested, if any run was in between."""
     errors: defaultdict[tuple[str, str], list[dict[float, float]]] = defaultdict(list)
     for row in results.rows:
-        tested = {point["steps"]: point["test_error"] for point in row.run.curve if "test_error" in point}
-        errors[row.group, row.run.arm].append(tested)
+        errors[row.group, row.run.arm].append(_tested(row))
     runs = [run for of_arm in errors.values() for run in of_arm]
     steps = sorted(set(runs[0]).intersection(*runs)) if runs else []
     if len(steps) < 2:
@@ -136,6 +135,11 @@ def _in_between(results: Results) -> list[Block]:
         ),
         Table(["pretraining alphabets", "arm", *(f"{step:,.0f}" for step in steps)], rows),
     ]
+
+
+def _tested(row: Row) -> dict[float, float]:
+    """Return the test errors of a run by number of examples."""
+    return {point["steps"]: point["test_error"] for point in row.run.curve if "test_error" in point}
 
 
 def _validation(results: Results) -> list[Block]:
@@ -236,7 +240,7 @@ def _at_equal_lengths(results: Results) -> list[Block]:
         if len(lengths) < 2:
             continue
         shortest = min(lengths)
-        tested = [{at["steps"]: at["test_error"] for at in row.run.curve if "test_error" in at} for row in runs]
+        tested = [_tested(row) for row in runs]
         common = [step for step in set(tested[0]).intersection(*tested) if step <= shortest]
         errors = [found.get(max(common, default=math.nan), math.nan) for found in tested]
         areas = [statistics.trapezoids(row.run.returns[row.run.ended <= shortest]) for row in runs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from benchmarks.published_omniglot import ARMS, IMAGES, PUBLISHED_SEED, _numbered, compare, main, prepare
 from leap_dist.config.registry import ALPHABETS, partition
 from leap_dist.datasets import omniglot
+from leap_dist.evaluation.runs import RunResult, save
 
 
 def test_the_published_shuffle_brings_the_alphabets_into_our_order() -> None:
@@ -56,10 +58,9 @@ def published(folder: Path, arm: str, errors: dict[str, float]) -> None:
 def own(folder: Path, arm: str, errors: dict[str, float]) -> None:
     """Write the runs of an evaluation."""
     for alphabet, error in errors.items():
-        path = folder / "runs" / arm / alphabet / "0.json"
-        path.parent.mkdir(parents=True)
-        row = {"arm": arm, "game": alphabet, "episodes": {"returns": [error] * 100}, "curve": [{"test_error": error}]}
-        path.write_text(json.dumps(row))
+        curve = ({"steps": 2000, "test_error": error},)
+        errors_of_batches = np.full(100, error)
+        save(folder, RunResult(arm, alphabet, 0, 2000, 1.0, np.arange(20, 2020, 20), errors_of_batches, curve), {})
 
 
 @pytest.mark.parametrize("arm", ["leap", "ft", "no"])
@@ -103,3 +104,17 @@ def test_a_comparison_of_nothing_is_refused(tmp_path: Path) -> None:
         compare([theirs], [tmp_path / "ours"])
     with pytest.raises(ValueError, match="--theirs has 1 folders and --ours 2"):
         compare([theirs], [tmp_path / "ours"] * 2)
+
+
+def test_runs_that_cannot_be_paired_or_read_are_refused(tmp_path: Path) -> None:
+    (theirs := tmp_path / "theirs").mkdir()
+    published(theirs, "leap", {"greek": 0.1})
+    own(tmp_path / "ours", "leap", {"greek": 0.1})
+    path = tmp_path / "ours" / "runs" / "leap" / "greek" / "0.json"
+    path.write_text(path.read_text().replace("0.1", "0.2", 1))
+    with pytest.raises(ValueError, match="its checksum does not match"):
+        compare([theirs], [tmp_path / "ours"])
+    logs = theirs / "logs" / "leap"
+    shutil.copytree(logs / "seed0", logs / "seed1")
+    with pytest.raises(ValueError, match="has runs of several seeds; leave one"):
+        compare([theirs], [tmp_path / "ours"])
