@@ -29,6 +29,13 @@ for profile in ("default", "full"):  # kinds.py divides the examples of the firs
 settings.load_profile("default")
 
 
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> Iterator[None]:
+    """Undo what a worker in this process does to the processor's arithmetic: hypothesis refuses to work with it."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def environment() -> Iterator[dict[str, str]]:
     """Environment of a launched process, with a home of its own, which also holds Ray's files."""

@@ -192,6 +192,7 @@ OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "reptile": {"meta.learning_rate": 0.01},
         "finetune-multi": {"supervised.learning_rate": 0.01, "supervised.test_learning_rate": 0.01},
         "finetune-single": {"supervised.learning_rate": 0.01, "supervised.test_learning_rate": 0.01},
+        "multitask": {"supervised.learning_rate": 0.01, "supervised.test_learning_rate": 0.01},
     },
     # The encoder and the heads are both plain averages, without weighting or clipping.
     **{

@@ -313,7 +313,7 @@ class Config:
 
     @property
     def is_joint(self) -> bool:
-        """Whether one agent learns all games at once. A task then covers all games and is as long as a batch."""
+        """Whether one learner learns all games at once. A task then covers all games and is as long as a batch."""
         return self.meta_learner == "multitask"
 
     @property

@@ -195,7 +195,7 @@ def _meta_learner(config: Config) -> Iterator[str]:
     if learner == "finetune-single" and config.tasks not in ("atari", "omniglot"):
         yield f"meta_learner: finetune-single has one head, but {_DIFFER[config.tasks]}; use finetune-multi"
     if config.keeps_heads and config.supervised.labels == "drawn":
-        yield "supervised.labels: drawn changes the classes for which finetune-multi keeps heads; use fixed"
+        yield f"supervised.labels: drawn changes the classes for which {learner} keeps heads; use fixed"
     if learner == "finetune-single" and meta.shared == "convolutions":
         yield (
             f"meta.shared: {meta.shared} leaves the linear layer to each task, but finetune-single shares the head "
@@ -224,8 +224,6 @@ def _multitask(config: Config) -> Iterator[str]:
     """Check the baseline in which one agent learns all games, and continues with each task where the last one ended."""
     if not config.is_joint:
         return
-    if config.is_supervised:
-        yield f"meta_learner: multitask is for agents, not for tasks {config.tasks}; use finetune-multi"
     wanted: dict[str, tuple[object, object]] = {
         "mode": (config.mode, "sync"),
         "meta.optimizer": (config.meta.optimizer, "sgd"),

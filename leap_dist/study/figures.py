@@ -32,7 +32,7 @@ from leap_dist.telemetry.pictures import png
 
 NAMES = ("figure3.png", "test_error.png", "validation.png", "curves.png")
 _GRAY = "0.35"  # for arm none, which learns no initialization
-_MARKERS = ("o", "s", "^", "D", "v", "X")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _PUBLISHED: dict[str, Any] = {"linestyle": "--", "linewidth": 0.9, "alpha": 0.75}
 # From blue to red via violet: neither end nor the middle fades on white, as it does in most such maps.
 _BLUE_TO_RED = LinearSegmentedColormap.from_list("blue_to_red", ["#0057B8", "#8A4FA3", "#D1182B"])

@@ -17,6 +17,8 @@ from leap_dist.study.games import Cost, Tests
 from leap_dist.study.spec import ARMS, Study, agents_done, progress_of, training_of
 
 DEFAULT_GROUPS = ("4", "10", "20")
+OF_IMAGES = tuple(arm for arm in ARMS if arm != "multitask")
+"""Arms of a study of images unless others are given: those of the paper's tables."""
 MOST = len(ALPHABETS) - HELD_OUT - 1
 """Maximum number of pretraining alphabets."""
 _CELL_SETTINGS = {"games", "seed", "supervised.pretraining"}
@@ -97,7 +99,7 @@ class Plan:
         for cell in self.cells():
             if cell.arm != "none":
                 training = training_of(out, cell.group, cell.seed, cell.arm)
-                steps += int(progress_of(training)["done"]) * self.study.task_steps
+                steps += int(progress_of(training)["done"]) * self.training(cell).steps_of_task
             for game in self.tests.games if self.tests else ():
                 agents = agents_done(out, cell.group, cell.seed, cell.arm, game)
                 steps += agents * self.game_steps.get(game, self.test_steps)
@@ -160,7 +162,7 @@ def make(
     Args:
         preset: preset that all settings start from.
         given: settings of all arms, by dotted name.
-        arms: meta-learners; if empty, all that support the tasks.
+        arms: meta-learners; if empty, those of the paper's experiments.
         groups: sets of training games, numbers of pretraining alphabets, or data sets to hold out; if empty, seed24;
             4, 10 and 20; or all data sets.
         seeds: number of seeds, which are consecutive, starting with the setting `seed`.
@@ -185,9 +187,7 @@ def make(
         raise ConfigError(f"test_seeds: {test_seeds} is not between 1 and 1000")
     if tasks != "atari" and (game_steps or test_seeds not in (None, 1)):
         raise ConfigError(f"{'game' if game_steps else 'test'}_{'steps' if game_steps else 'seeds'}: only for atari")
-    arms = arms or (
-        games.ARMS if tasks == "atari" else [arm for arm in ARMS if (tasks, arm) != ("multi-cv", "finetune-single")]
-    )
+    arms = arms or (games.ARMS if tasks == "atari" else [arm for arm in OF_IMAGES if _supports(tasks, arm)])
     for arm in (*arms, *of_arms):
         if arm not in ARMS:
             raise ConfigError(f"arms: no meta-learner {arm[:40]!r} among {', '.join(ARMS)}")
@@ -285,6 +285,11 @@ def parse_of_arms(texts: Sequence[str]) -> dict[str, dict[str, str]]:
             raise ConfigError(f"with: {text[:60]!r} is not ARM:SETTING=VALUE, as in reptile:meta.learning-rate=0.3")
         found.setdefault(arm, {})[name.replace("-", "_")] = value
     return found
+
+
+def _supports(tasks: str, arm: str) -> bool:
+    """Return whether an arm can learn these tasks: a single head cannot have as many classes as each data set has."""
+    return (tasks, arm) != ("multi-cv", "finetune-single")
 
 
 def _applies_to_tests(name: str) -> bool:

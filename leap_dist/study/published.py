@@ -23,6 +23,8 @@ OMNIGLOT: dict[str, dict[str, float]] = {
 }
 """Table 2: mean test error in % on held-out alphabets, by arm and number of pretraining alphabets."""
 
+OMNIGLOT["multitask"] = OMNIGLOT["finetune-multi"]  # in the authors' code, multi-headed finetuning is joint training
+
 
 class Errors(NamedTuple):
     """Results of one arm on one held-out data set, in %; the area under the training-error curve is scaled to 0–100."""

@@ -24,7 +24,7 @@ from leap_dist.storage import run_directory
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, read_regular, write_atomic
 
 FORMAT = 1
-ARMS = ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none")
+ARMS = ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "multitask", "none")
 """Meta-learners, in the order of all tables."""
 _SHAPE = {
     "format": int,

@@ -36,7 +36,6 @@ class Start:
 def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatch | None = None) -> Learner:
     """Make the learner for a lease's task. Raises ConfigError if the task's data is not there."""
     # A persistent head starts from the same values, whichever task of the game comes first.
-    # A persistent head starts from the same values, whichever task of the game comes first.
     head_seed = derived_seed(config.seed, lease.task.game)
     point = StartingPoint(
         start.vector,

@@ -153,6 +153,15 @@ class Classifier:
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits and labels of each batch
         self._past: list[np.ndarray] = []
 
+    def share(self, shared: Mapping[str, Tensor]) -> None:
+        """Use another classifier's shared parameters from now on: a step of either then moves both.
+
+        To be called before the first `backward`.
+        """
+        for name, parameter in self.shared.items():
+            parameter.data = shared[name].data
+        self._targets = [parameter.detach() for parameter in self._parameters]
+
     def backward(self) -> Tensor:
         """Set the gradient of a new batch's mean cross-entropy in `.grad`, and return the loss, shape ()."""
         with self.stopwatch("update"):

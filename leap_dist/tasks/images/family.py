@@ -13,7 +13,7 @@ import numpy as np
 from leap_dist.config.image_settings import SupervisedSettings
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import normalize
-from leap_dist.config.settings import Config
+from leap_dist.config.settings import ALL_GAMES, Config
 from leap_dist.datasets import multicv, omniglot, own
 from leap_dist.datasets.splits import ClassificationProblem, Split
 from leap_dist.nn import convnet
@@ -21,9 +21,11 @@ from leap_dist.nn.flat_vector import Manifest
 from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Lease
+from leap_dist.protocol.seeds import derived_seed
 from leap_dist.tasks.images.classifier import Classifier
 from leap_dist.tasks.images.division import divided, relabeled
 from leap_dist.tasks.images.examples import Dataset
+from leap_dist.tasks.images.joint import JointClassifier
 from leap_dist.tasks.starting_point import StartingPoint
 
 _LARGEST = 4096
@@ -99,8 +101,24 @@ class Images:
         network = given.get("network", SupervisedSettings.network)
         return convnet.ConvNet(given["channels"], given["size"], given["classes"], network)
 
-    def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> Classifier:
-        """Make a classifier for the lease's alphabet or data set. Raises ConfigError if the data is not there."""
+    def learner(
+        self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch
+    ) -> Classifier | JointClassifier:
+        """Make a classifier for the lease's alphabet or data set, or one for all of them.
+
+        Raises ConfigError if the data is not there.
+        """
+        if lease.task.game != ALL_GAMES:
+            return self._classifier(config, lease, start, stopwatch)
+        classifiers: dict[str, Classifier] = {}
+        for number, name in enumerate(config.games):
+            task = dataclasses.replace(lease.task, game=name, seed=derived_seed(lease.task.seed, number))
+            own = start._replace(head_seed=derived_seed(start.head_seed or 0, name), head_change=None)
+            classifiers[name] = self._classifier(config, dataclasses.replace(lease, task=task), own, stopwatch)
+        return JointClassifier(classifiers, derived_seed(lease.task.seed, ALL_GAMES), start.head_change)
+
+    def _classifier(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> Classifier:
+        """Make a classifier for the lease's alphabet or data set."""
         settings = config.supervised
         if start.learning_rate is not None:
             settings = dataclasses.replace(settings, learning_rate=start.learning_rate)
