@@ -215,7 +215,7 @@ class Pool:
 
     def plan(self, status: Mapping[str, Any]) -> str:
         """Return the plan for what is left of the run, in one line."""
-        tasks = max(0, status["tasks_wanted"] - status["tasks"])
+        tasks = max(0, status["tasks_wanted"] - status["tasks"] - status["tasks_waiting"])
         return plan.describe(self._config, [*self._hosts().values()], self.wanted, tasks * self._config.steps_of_task)
 
     @property

@@ -90,8 +90,9 @@ class LiveTable:
         """Show the driver's summary. Errors of the output are ignored: training goes on without it."""
         # Alerts quote other programs, whose messages may be colored.
         summary = {**summary, "alerts": [printable(alert) for alert in summary["alerts"]]}
-        self._first_tasks = summary["tasks"] if self._first_tasks is None else self._first_tasks
-        begun = summary["tasks"] > self._first_tasks or any(lease["steps"] for lease in summary["leases"])
+        trained = _trained(summary)
+        self._first_tasks = trained if self._first_tasks is None else self._first_tasks
+        begun = trained > self._first_tasks or any(lease["steps"] for lease in summary["leases"])
         self._trains = self._trains or begun or summary["state"] != "running"
         if not self._trains and not summary["alerts"] and not summary.get("waiting"):
             self.begin(_phase(summary))
@@ -99,9 +100,9 @@ class LiveTable:
         with contextlib.suppress(OSError):
             if self._live is not None:
                 self._live.update(render(summary, bar=True), refresh=True)
-            elif self._clock() >= self._due or summary["tasks"] != self._tasks:
+            elif self._clock() >= self._due or trained != self._tasks:
                 self._due = self._clock() + self._seconds
-                self._tasks = summary["tasks"]
+                self._tasks = trained
                 self._print(summary)
 
     def _start(self) -> Text:
@@ -247,7 +248,7 @@ def _line(summary: dict[str, Any]) -> str:
     """Return the progress of a run as one line, of at most 80 characters for usual numbers."""
     updates = "" if _is_evaluation(summary) else f"{counted(summary['meta_updates'], 'meta-update')}, "
     line = (
-        f"{duration(summary['wall_seconds'])}  {summary['tasks']}/{summary['tasks_wanted']} {_noun(summary)}s, "
+        f"{duration(summary['wall_seconds'])}  {_trained(summary)}/{summary['tasks_wanted']} {_noun(summary)}s, "
         f"{updates}{summary['agent_steps']:,} steps, {summary['steps_per_second']:,.0f}/s{_time_left(summary, None)}"
     )
     refused = 0 if _is_evaluation(summary) else sum(summary["refused"].values())
@@ -266,9 +267,14 @@ def _time_left(summary: dict[str, Any], now: float | None) -> str:
     return f", {duration(left)} left" if left > 0 else ", overdue"
 
 
+def _trained(summary: dict[str, Any]) -> int:
+    """Return the number of tasks that are done, whether or not a meta-update has applied them."""
+    return int(summary["tasks"]) + int(summary.get("tasks_waiting", 0))
+
+
 def _done(summary: dict[str, Any]) -> float:
     """Return the number of tasks that are done, with running ones as fractions."""
-    return float(summary["tasks"] + sum(lease["steps"] / lease["steps_wanted"] for lease in summary["leases"]))
+    return float(_trained(summary) + sum(lease["steps"] / lease["steps_wanted"] for lease in summary["leases"]))
 
 
 def _noun(summary: dict[str, Any]) -> str:

@@ -187,7 +187,7 @@ def test_a_node_gets_no_workers_before_it_was_checked(placed: dict[str, tuple[st
     assert hosts(placed) == {("a", "cpu", 0.0): 4, ("b", "cpu", 0.0): 4}
 
 
-STATUS = {"tasks_wanted": 20, "tasks": 4}
+STATUS = {"tasks_wanted": 20, "tasks": 3, "tasks_waiting": 1}
 
 
 @pytest.mark.parametrize(

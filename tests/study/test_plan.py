@@ -62,7 +62,24 @@ def test_a_group_of_multi_cv_is_what_is_held_out():
         assert plan.test(cell.group, cell.seed).task_steps == 999
 
 
-def test_without_arms_given_all_that_go_with_the_tasks_are_compared():
+def test_joint_learning_is_an_arm_with_the_same_budget_in_longer_tasks():
+    for given, groups in (({}, ["4"]), ({"tasks": "atari"}, ["camera25"])):
+        plan = planned(arms=["leap", "multitask"], given={"mode": "sync", **given}, groups=groups)
+        leap, joint = (plan.training(Cell(groups[0], 0, arm)) for arm in plan.study.arms)
+        assert (joint.workers, joint.meta.learning_rate, joint.meta.contribution_clip) == (1, 1.0, 0.0)
+        assert joint.total_tasks * leap.meta.batch_size == leap.total_tasks
+        assert joint.steps_of_task == leap.steps_of_task * leap.meta.batch_size
+
+
+def test_the_steps_of_a_joint_task_count_as_many_as_a_batch(tmp_path):
+    plan = planned(arms=["multitask"], given={"tasks": "atari"}, groups=["camera25"], seeds=1)
+    folder = tmp_path / "camera25" / "seed0" / "multitask"
+    folder.mkdir(parents=True)
+    run_directory.write_summary(folder, {"state": "died", "tasks": 3, "tasks_wanted": 100})
+    assert plan.steps_done(tmp_path) == 3 * plan.study.batch_size * plan.study.task_steps
+
+
+def test_without_arms_given_those_of_the_paper_that_go_with_the_tasks_are_compared():
     assert planned(arms=[]).study.arms == ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single", "none")
     multi_cv = planned(arms=[], given={"tasks": "multi-cv", "games": "mnist,svhn"}, groups=[])
     assert multi_cv.study.arms == ("leap", "reptile", "fomaml", "finetune-multi", "none")
