@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +246,9 @@ def _at_equal_lengths(results: Results) -> list[Block]:
         areas = [statistics.trapezoids(row.run.returns[row.run.ended <= shortest]) for row in runs]
         for arm in dict.fromkeys(row.run.arm for row in runs):
             of_arm = [row.run.arm == arm for row in runs]
-            error, area = (100 * np.array(values)[of_arm].mean() for values in (errors, areas))
-            shown = [f"{error:.2f}", f"{max(common):,.0f}"] if common else [NONE, NONE]
-            rows.append([group, arm, *shown, f"{area:.2f}", f"{shortest:,.0f}"])
+            error, area = (_over_seeds([row.seed for row in runs], values, of_arm) for values in (errors, areas))
+            shown = [error, f"{max(common):,.0f}"] if common else [NONE, NONE]
+            rows.append([group, arm, *shown, area, f"{shortest:,.0f}"])
     if not rows:
         return []
     return [
@@ -256,7 +256,8 @@ def _at_equal_lengths(results: Results) -> list[Block]:
         Paragraph(
             "Tests end when the validation error stops improving, so runs differ in length, and areas above belong to "
             "different lengths. Here, all runs with the same held-out data set are compared after as many examples as "
-            "the shortest of them has seen, or, for the test error, at the last test before that. Means over runs."
+            "the shortest of them has seen, or, for the test error, at the last test before that. Mean ± standard "
+            "deviation over seeds."
         ),
         Table(["held out", "arm", "test %", "after examples", "AUC", "over examples"], rows),
     ]
@@ -311,9 +312,18 @@ def _method(results: Results, repetitions: int) -> list[Block]:
     ]
 
 
+def _over_seeds(seeds: Sequence[int], values: Sequence[float], counts: Sequence[bool]) -> str:
+    """Return mean and standard deviation over seeds of the values that count; each seed has one of them."""
+    found = {seed: value for seed, value, of_arm in zip(seeds, values, counts, strict=True) if of_arm}
+    return _percent(statistics.spread(found))
+
+
+def _percent(spread: statistics.Spread) -> str:
+    return f"{100 * spread.mean:.2f}" + ("" if math.isnan(spread.deviation) else f" ± {100 * spread.deviation:.2f}")
+
+
 def _spread(cell: Cell | None, name: str, *, runs: bool = False) -> str:
     if cell is None:
         return NONE
-    mean, deviation, _ = cell.values[name].over_seeds
-    text = f"{100 * mean:.2f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.2f}")
+    text = _percent(cell.values[name].over_seeds)
     return f"{text} ({cell.runs})" if runs else text

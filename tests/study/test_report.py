@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -896,6 +897,15 @@ def test_runs_that_end_early_are_compared_at_equal_lengths_too(tmp_path: Path):
         ["mnist", "leap", "40.00", "6", f"{100 * (0.7 + 0.3) / 3:.2f}", "6"],
         ["mnist", "none", "70.00", "6", f"{100 * (0.9 + 0.6) / 3:.2f}", "6"],
     ]
+    dataclasses.replace(study, seeds=(0, 1)).write(tmp_path)
+    other = [dataclasses.replace(one, returns=one.returns + 0.1) for one in (long, short)]
+    write(evaluation_of(tmp_path, "mnist", 1), other)
+    report.build(tmp_path, FEW)
+    _, leap, none = tables(tmp_path)["At equal numbers of examples"]
+    assert leap == ["mnist", "leap", "40.00 ± 0.00", "6", "36.67 ± 4.71", "6"]
+    assert none == ["mnist", "none", "70.00 ± 0.00", "6", "53.33 ± 4.71", "6"]
+    shutil.rmtree(evaluation_of(tmp_path, "mnist", 1).parent)
+    study.write(tmp_path)
     write(evaluation_of(tmp_path, "mnist", 0), [long, dataclasses.replace(long, arm="none")])
     report.build(tmp_path, FEW)
     assert "At equal numbers of examples" not in tables(tmp_path)
