@@ -132,7 +132,9 @@ def table(runs: Sequence[RunResult]) -> str:
         last = [float(np.mean([_mean(run, END * length, length) for run in of_game])) for length in LENGTHS]
         scores = reference_scores().get(game, {})
         cells = [_number(value) for value in (scores.get("random"), scores.get("human"), first, *last)]
-        lines.append(f"| {game} | {' | '.join(cells + [_number(by_length[n][game]) for n in LENGTHS])} |")
+        found = [by_length[length][game] for length in LENGTHS]
+        shown = ["–" if math.isnan(value) else f"{value:.2f}" for value in found]  # EFFECT is hidden by one decimal
+        lines.append(f"| {game} | {' | '.join(cells + shown)} |")
     return "\n".join(lines)
 
 

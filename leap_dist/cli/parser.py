@@ -186,7 +186,7 @@ def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
         action="extend",
         default=[],
         metavar="NAME",
-        help="meta-learners; `none`: random initialization (default: all; atari: leap none)",
+        help="meta-learners; `none`: random initialization (default: those of the paper)",
     )
     comparison.add_argument(
         "--groups",
@@ -253,7 +253,7 @@ def _add_export(command: Callable[..., _Parser], _: Help) -> _Parser:
         "--to", required=True, metavar="LIBRARY", help=f"{', '.join(LIBRARIES)}; sb3 is Stable-Baselines3"
     )
     export.add_argument(
-        "--out", type=_directory, required=True, metavar="DIR", help="output directory; must not exist yet"
+        "--out", type=_directory, required=True, metavar="DIR", help="output directory; must be new or empty"
     )
     export.add_argument(
         "--linear-seed",
