@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,15 @@ def test_one_agent_learns_all_own_environments_and_its_encoder_is_an_arm_like_an
     assert {run.arm for run in report.runs()} == {"multitask", "scratch"}
     first = {run.arm: run for run in report.runs()}
     assert not np.array_equal(first["multitask"].returns, first["scratch"].returns)
+
+
+def test_a_module_in_the_current_directory_is_found_wherever_the_program_lies(tmp_path):
+    (tmp_path / "nearby.py").write_text("import gymnasium\ngymnasium.register('Nearby-v0', 'nearby:Nothing')\n")
+    program = Path(__file__).parents[2] / "launch.py"
+    command = [sys.executable, str(program), "train", "--tasks", "gymnasium", "--gymnasium.modules", "nearby"]
+    done = subprocess.run([*command, "--games", "Nerby-v0"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "no environment nerby_v0 is registered with Gymnasium; did you mean nearby_v0?" in done.stderr
 
 
 def test_the_same_seed_gives_the_same_episodes():

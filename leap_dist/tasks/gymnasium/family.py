@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 from typing import Any
 
 import gymnasium
@@ -71,6 +72,8 @@ def registered_id(name: str, modules: tuple[str, ...]) -> str:
 
     Raises ConfigError if a module cannot be imported, or if there is no such ID, or more than one.
     """
+    if modules and "" not in sys.path:
+        sys.path.append("")  # the current directory, where `leap-dist` and `launch.py` do not look by themselves
     for module in modules:
         try:
             importlib.import_module(module)
