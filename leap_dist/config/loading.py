@@ -112,6 +112,9 @@ def _left_out(own: Mapping[str, Any], given: Mapping[str, Any], mode: str) -> se
         return set(own)
     if "meta.optimizer" in given and given["meta.optimizer"] != own.get("meta.optimizer"):
         return {"meta.learning_rate", "meta.max_norm"}
+    of_mode = next((settings for name, value, settings in DEFAULTS if (name, value) == ("mode", mode)), {})
+    if own.get("meta.learning_rate", 0.0) > of_mode.get("meta.learning_rate", math.inf):
+        return {"meta.learning_rate"}
     return set()
 
 

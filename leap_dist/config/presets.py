@@ -186,6 +186,17 @@ _LEAP_ON_GAMES: dict[str, Any] = {
     "meta.contribution_clip": 1.0,
 }
 """Settings with which the units of φ stay alive (docs/results-atari.md). With Adam, most of them die."""
+_LEAP_ON_OWN_GAMES: dict[str, Any] = {
+    "leap.loss_warmup": 0.1,
+    "meta.optimizer": "sgd",
+    "meta.learning_rate": 1.0,
+    "meta.contribution_clip": 1.0,
+}
+"""The best of the settings that were tried on variants of a small game (docs/results-catch.md)."""
+_LEAP: dict[tuple[str, str], dict[str, Any]] = {
+    **{("atari", preset): _LEAP_ON_GAMES for preset in ("fast", "quick")},
+    **{("gymnasium", preset): _LEAP_ON_OWN_GAMES for preset in ("fast", "quick")},
+}
 
 OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("omniglot", "paper"): {
@@ -198,14 +209,15 @@ OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     **{
         (tasks, preset): {
             "finetune-multi": {"meta.contribution_clip": 0.0, "meta.staleness": "constant"},
-            **({"leap": _LEAP_ON_GAMES} if tasks == "atari" and preset in ("fast", "quick") else {}),
+            **({"leap": _LEAP[tasks, preset]} if (tasks, preset) in _LEAP else {}),
         }
         for tasks, presets in (("atari", PRESETS), ("gymnasium", TASKS["gymnasium"]))
         for preset in presets
     },
 }
 """Settings of individual meta-learners in a preset, by tasks and preset. They take precedence over DEFAULTS. Those
-with a meta-optimizer do not apply to the modes of OPTIMIZERS."""
+with a meta-optimizer do not apply to the modes of OPTIMIZERS. A rate for the mean of a batch does not apply to modes
+whose DEFAULTS have a lower one for single contributions."""
 
 OPTIMIZERS = ("fedasync", "delayed-nesterov")
 """Modes that are optimizers in their own right."""

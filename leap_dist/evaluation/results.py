@@ -16,6 +16,9 @@ from leap_dist.evaluation import statistics
 from leap_dist.evaluation.scoring import Points, Row, Scoring
 from leap_dist.evaluation.statistics import Band, Interval, generator
 
+NO_HUMAN_SCORE = "no published human score"
+"""Why a game does not count over all games if nobody has published a score for it."""
+
 _BASELINE = "scratch"
 
 
@@ -342,7 +345,7 @@ def _with_target(row: Row, targets: dict[str, float]) -> Row:
 def _why_excluded(game: str, of_arms: dict[str, list[Row]], arms: tuple[str, ...], scoring: Scoring) -> str:
     """Return why a game does not count over all games, or "". All arms are compared on the same games."""
     if scoring.of_game(game, 0.0) is None:
-        return "no published human score"
+        return NO_HUMAN_SCORE
     lacking = [arm for arm in arms if arm not in of_arms]
     return f"no run of {', '.join(lacking)} in which an episode ended" if lacking else ""
 

@@ -45,6 +45,10 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gymnasium.registry.update(made)
 
 
+def test_the_environment_of_the_page_is_the_example():
+    assert BLOCKS[0].strip() == (ROOT / "docs" / "examples" / "catch.py").read_text().strip()
+
+
 def test_an_environment_of_one_s_own_takes_less_than_sixty_lines(short, tmp_path):
     module, program = BLOCKS[:2]
     assert len([line for line in (module + program).splitlines() if line.strip()]) < 60

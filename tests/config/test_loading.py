@@ -256,8 +256,8 @@ def test_a_multitask_run_has_the_agent_steps_of_the_others_in_one_task_for_each_
     assert joint.total_tasks * joint.steps_of_task == other.total_tasks * other.task_steps
     assert joint.rollouts_per_task == 12_000 // (2 * 16 * 5), "a rollout is one of every game"
     assert (joint.mode, joint.workers, joint.task_names) == ("sync", 1, ("all_games",))
-    message = refusal("quick", {"meta_learner": "multitask", "tasks": "omniglot"})
-    assert message == "meta_learner: multitask is for agents, not for tasks omniglot; use finetune-multi"
+    images = resolve("quick", {"meta_learner": "multitask", "tasks": "omniglot"})
+    assert images.rollouts_per_task == images.steps_of_task // images.supervised.batch, "a rollout is one batch"
 
 
 @pytest.mark.parametrize("more", [{}, {"meta.optimizer": "adam"}, {"tasks": "gymnasium", "games": "x"}])
@@ -279,6 +279,19 @@ def test_leap_on_games_has_settings_with_which_units_stay_alive(preset):
         assert (resolve(other).meta.max_norm, resolve(other).leap.loss_warmup) == (0.0, 0.0)
     reptile = resolve(preset, {"meta_learner": "reptile"})
     assert (reptile.meta.max_norm, reptile.meta.contribution_clip, reptile.leap.metric) == (0.0, 3.0, "energy")
+
+
+@pytest.mark.parametrize("preset", ["fast", "quick"])
+def test_leap_on_own_environments_moves_as_far_as_tasks_do_and_less_for_single_contributions(preset):
+    own = {"tasks": "gymnasium", "games": "x"}
+    for mode, rate in (("sync", 1.0), ("buffered", 1.0), ("async", 0.1), ("stream", 0.1), ("delayed-nesterov", 0.7)):
+        meta = resolve(preset, {**own, "mode": mode}).meta
+        assert (meta.optimizer, meta.learning_rate, meta.max_norm) == ("sgd", rate, 0.0), mode
+    config = resolve(preset, own)
+    assert (config.leap.metric, config.leap.loss_warmup, config.meta.contribution_clip) == ("energy", 0.1, 1.0)
+    for other in ({"meta_learner": "reptile"}, {"meta.optimizer": "adam"}):
+        assert resolve(preset, {**own, **other}).meta.learning_rate < 1
+    assert resolve("paper", own).meta.optimizer == "adam"
 
 
 def test_a_mode_that_is_an_optimizer_keeps_its_own_settings():

@@ -84,8 +84,16 @@ def test_one_game_with_few_seeds_is_enough_for_the_warning():
     )
 
 
-def test_where_no_game_counts_nothing_is_concluded():
-    assert of_levels({"leap": 1.0, "scratch": 1.0}, 5, games=("air_raid",)).startswith("Nothing can be concluded")
+def test_where_no_game_has_a_human_score_the_games_are_compared_one_by_one():
+    text = of_levels({"leap": 1.0, "scratch": 1.0}, 5, games=("air_raid",))
+    assert text.startswith("There is no result over all games, because none has a published human score")
+
+
+def test_where_no_game_has_runs_of_all_arms_nothing_is_concluded():
+    runs = [play("leap", "pong", seed, 1.0) for seed in range(5)]
+    runs += [play("scratch", "breakout", seed, 1.0) for seed in range(5)]
+    found = comparison.compute(RETURNS.score_all(runs)[0], RETURNS, repetitions=FEW)
+    assert conclusion(found).startswith("Nothing can be concluded")
 
 
 @pytest.mark.parametrize(

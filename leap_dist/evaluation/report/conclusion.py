@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from leap_dist.evaluation.results import Results
+from leap_dist.evaluation.results import NO_HUMAN_SCORE, Results
 from leap_dist.evaluation.statistics import Interval
 
 ENOUGH_SEEDS = 5
@@ -20,6 +20,11 @@ OPEN = "not told apart"
 def conclusion(results: Results) -> str:
     """Return a comparison of all arms, which begins with a warning if there are too few seeds to conclude anything."""
     seeds = fewest_seeds(results)
+    if not results.overall and results.excluded and all(why == NO_HUMAN_SCORE for why in results.excluded.values()):
+        return (
+            "There is no result over all games, because none has a published human score: compare them one by one, "
+            "below."
+        )
     if not results.overall:
         return "Nothing can be concluded: there is no game or task with results of every initialization."
     found = f"{_scores(results)}{_verdict(results, seeds)}{_near_random(results)}"
