@@ -193,10 +193,6 @@ _LEAP_ON_OWN_GAMES: dict[str, Any] = {
     "meta.contribution_clip": 1.0,
 }
 """The best of the settings that were tried on variants of a small game (docs/results-catch.md)."""
-_LEAP: dict[tuple[str, str], dict[str, Any]] = {
-    **{("atari", preset): _LEAP_ON_GAMES for preset in ("fast", "quick")},
-    **{("gymnasium", preset): _LEAP_ON_OWN_GAMES for preset in ("fast", "quick")},
-}
 
 OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("omniglot", "paper"): {
@@ -209,9 +205,12 @@ OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     **{
         (tasks, preset): {
             "finetune-multi": {"meta.contribution_clip": 0.0, "meta.staleness": "constant"},
-            **({"leap": _LEAP[tasks, preset]} if (tasks, preset) in _LEAP else {}),
+            **({"leap": leap} if preset in ("fast", "quick") else {}),
         }
-        for tasks, presets in (("atari", PRESETS), ("gymnasium", TASKS["gymnasium"]))
+        for tasks, presets, leap in (
+            ("atari", PRESETS, _LEAP_ON_GAMES),
+            ("gymnasium", TASKS["gymnasium"], _LEAP_ON_OWN_GAMES),
+        )
         for preset in presets
     },
 }

@@ -19,6 +19,8 @@ from leap_dist.study.spec import ARMS, Study, agents_done, progress_of, training
 DEFAULT_GROUPS = ("4", "10", "20")
 OF_IMAGES = tuple(arm for arm in ARMS if arm != "multitask")
 """Arms of a study of images unless others are given: those of the paper's tables."""
+_REFUSED = ("multi-cv", "finetune-single")
+"""Tasks and arm that do not go together: one head cannot have as many classes as each data set has."""
 MOST = len(ALPHABETS) - HELD_OUT - 1
 """Maximum number of pretraining alphabets."""
 _CELL_SETTINGS = {"games", "seed", "supervised.pretraining"}
@@ -187,7 +189,7 @@ def make(
         raise ConfigError(f"test_seeds: {test_seeds} is not between 1 and 1000")
     if tasks != "atari" and (game_steps or test_seeds not in (None, 1)):
         raise ConfigError(f"{'game' if game_steps else 'test'}_{'steps' if game_steps else 'seeds'}: only for atari")
-    arms = arms or (games.ARMS if tasks == "atari" else [arm for arm in OF_IMAGES if _supports(tasks, arm)])
+    arms = arms or (games.ARMS if tasks == "atari" else [arm for arm in OF_IMAGES if (tasks, arm) != _REFUSED])
     for arm in (*arms, *of_arms):
         if arm not in ARMS:
             raise ConfigError(f"arms: no meta-learner {arm[:40]!r} among {', '.join(ARMS)}")
@@ -285,11 +287,6 @@ def parse_of_arms(texts: Sequence[str]) -> dict[str, dict[str, str]]:
             raise ConfigError(f"with: {text[:60]!r} is not ARM:SETTING=VALUE, as in reptile:meta.learning-rate=0.3")
         found.setdefault(arm, {})[name.replace("-", "_")] = value
     return found
-
-
-def _supports(tasks: str, arm: str) -> bool:
-    """Return whether an arm can learn these tasks: a single head cannot have as many classes as each data set has."""
-    return (tasks, arm) != ("multi-cv", "finetune-single")
 
 
 def _applies_to_tests(name: str) -> bool:

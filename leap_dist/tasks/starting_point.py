@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from leap_dist.protocol.seeds import derived_seed
+
 
 class StartingPoint(NamedTuple):
     """The parameters that a task starts from: shared ones from the server, its own ones from a seed."""
@@ -20,3 +22,7 @@ class StartingPoint(NamedTuple):
     """Sum of what earlier tasks added to those parameters, flat float32; None if there is nothing to add."""
     learning_rate: float | None = None
     """Learning rate of the task, if an evaluation gives an arm its own; None for the configured one."""
+
+    def of_part(self, name: str) -> StartingPoint:
+        """Return the start of one game or data set of a joint learner: a head of its own, which has not trained yet."""
+        return self._replace(head_seed=derived_seed(self.head_seed or 0, name), head_change=None)

@@ -257,7 +257,8 @@ def test_a_multitask_run_has_the_agent_steps_of_the_others_in_one_task_for_each_
     assert joint.rollouts_per_task == 12_000 // (2 * 16 * 5), "a rollout is one of every game"
     assert (joint.mode, joint.workers, joint.task_names) == ("sync", 1, ("all_games",))
     images = resolve("quick", {"meta_learner": "multitask", "tasks": "omniglot"})
-    assert images.rollouts_per_task == images.steps_of_task // images.supervised.batch, "a rollout is one batch"
+    assert images.steps_per_update == 20, "a batch of one alphabet, however many there are"
+    assert images.steps_of_task == 5 * resolve("quick", {"tasks": "omniglot"}).task_steps
 
 
 @pytest.mark.parametrize("more", [{}, {"meta.optimizer": "adam"}, {"tasks": "gymnasium", "games": "x"}])

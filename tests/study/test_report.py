@@ -276,6 +276,8 @@ def test_published_numbers_are_the_papers():
     assert published.MULTI_CV["facescrub"]["finetune-multi"] == (32.7, 0.0, 13.2)
     assert published.MULTI_CV["cifar100"]["leap"] == (52.0, 30.5, 43.4)
     assert published.MULTI_CV["gtsrb"]["none"] == (3.6, 0.0, 2.4)
+    for errors in (published.OMNIGLOT, *published.MULTI_CV.values()):
+        assert errors["multitask"] == errors["finetune-multi"], "the authors' finetuning is joint"
 
 
 # study.json -------------------------------------------------------------------------------------------------------

@@ -72,8 +72,8 @@ class Atari:
         agents: dict[str, A2C] = {}
         try:
             for number, game in enumerate(config.games):
-                own = start._replace(head_seed=derived_seed(start.head_seed or 0, game), head_change=None)
-                agents[game] = self._agent(config, game, derived_seed(lease.task.seed, number), own, stopwatch)
+                seed = derived_seed(lease.task.seed, number)
+                agents[game] = self._agent(config, game, seed, start.of_part(game), stopwatch)
             return JointA2C(agents, config.agent, start.head_change)
         except BaseException:
             for agent in agents.values():

@@ -113,8 +113,8 @@ class Images:
         classifiers: dict[str, Classifier] = {}
         for number, name in enumerate(config.games):
             task = dataclasses.replace(lease.task, game=name, seed=derived_seed(lease.task.seed, number))
-            own = start._replace(head_seed=derived_seed(start.head_seed or 0, name), head_change=None)
-            classifiers[name] = self._classifier(config, dataclasses.replace(lease, task=task), own, stopwatch)
+            part = dataclasses.replace(lease, task=task)
+            classifiers[name] = self._classifier(config, part, start.of_part(name), stopwatch)
         return JointClassifier(classifiers, derived_seed(lease.task.seed, ALL_GAMES), start.head_change)
 
     def _classifier(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> Classifier:
