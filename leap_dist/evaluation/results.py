@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from leap_dist.evaluation import statistics
+from leap_dist.evaluation.caveats import caveats
 from leap_dist.evaluation.scoring import Points, Row, Scoring
 from leap_dist.evaluation.statistics import Band, Interval, generator
 
@@ -72,9 +73,10 @@ class Against(Difference):
     """One arm against the baseline, on the games that count."""
 
     improvement: dict[str, Interval]
-    """Probability that a run of the arm beats a run of the baseline, by value; empty for errors."""
+    """Probability that a run of the arm beats a run of the baseline on the ranked games, by value; empty for errors."""
     ratios: dict[str, Interval | None]
-    """The summary of the arm's scores divided by that of the baseline's, over the pairs, by value; empty for errors.
+    """The summary of the arm's scores divided by that of the baseline's, over the pairs, by value; empty for
+    errors, and if no game counts.
 
     None if the baseline's summary may be 0 or below."""
 
@@ -97,8 +99,11 @@ class Results:
     """Points of the curves, by game."""
     counted: tuple[str, ...]
     """Games that count over all games: those with runs of all arms, and with reference scores if they are needed."""
+    ranked: tuple[str, ...]
+    """Games over which probabilities of improvement are taken: those that count, or, if none has a published human
+    score, all with runs of every arm. Which of two runs of a game is better can be said without reference scores."""
     excluded: dict[str, str]
-    """The other games, with the reason."""
+    """The games that do not count, with the reason."""
     thresholds: dict[str, np.ndarray]
     """Thresholds of the performance profiles, by value."""
     all_points: Points | None
@@ -146,8 +151,9 @@ def compute(
     }
     excluded = {g: why for g, of_arms in found.items() if (why := _why_excluded(g, of_arms, arms, scoring))}
     counted = {game: of_arms for game, of_arms in found.items() if game not in excluded}
-    of_arm = {arm: [row for of_arms in counted.values() for row in of_arms[arm]] for arm in arms}
-    everything = [row for rows_of_arm in of_arm.values() for row in rows_of_arm]
+    ranked = counted or {game: of_arms for game, of_arms in found.items() if excluded[game] == NO_HUMAN_SCORE}
+    of_arm = {arm: [row for of_arms in ranked.values() for row in of_arms[arm]] for arm in arms}
+    everything = [row for rows_of_arm in of_arm.values() for row in rows_of_arm] if counted else []
     thresholds = {name: _thresholds(everything, name) for name in scoring.values} if scoring.human_normalized else {}
     compared = _Comparison(scoring, thresholds if everything else {}, repetitions)
     budgets = {game: min(row.run.budget for row in rows if row.run.game == game) for game in found}
@@ -171,21 +177,22 @@ def compute(
         },
         points=points,
         counted=tuple(counted),
+        ranked=tuple(ranked),
         excluded=excluded,
         thresholds=compared.thresholds,
         all_points=all_points,
         overall={arm: compared.overall(of_arm[arm], all_points) for arm in arms} if all_points else {},
         against={arm: compared.against(of_arm[arm], of_arm[baseline]) for arm in arms if arm != baseline}
-        if all_points or not scoring.human_normalized
+        if ranked or not scoring.human_normalized
         else {},
         improvements={
             name: {
                 (first, second): compared.improvement(of_arm[first], of_arm[second], name)
                 for first, second in itertools.permutations(arms, 2)
             }
-            for name in compared.thresholds
+            for name in (scoring.values if ranked and scoring.human_normalized else ())
         },
-        warnings=(*warnings, *_warnings(rows, scoring, excluded, anything_counts=bool(counted))),
+        warnings=(*warnings, *caveats(rows, scoring, excluded, counts_any=bool(counted))),
     )
 
 
@@ -306,16 +313,21 @@ class _Comparison(NamedTuple):
         )
 
     def against(self, ours: list[Row], theirs: list[Row]) -> Against:
-        found = difference(ours, theirs, self.scoring, by_game, self.repetitions)
+        has_scores = bool(self.thresholds) or not self.scoring.human_normalized
+        found = (
+            difference(ours, theirs, self.scoring, by_game, self.repetitions) if has_scores else Difference({}, {}, 0)
+        )
+        ranked = self.scoring.values if self.scoring.human_normalized else ()
         return Against(
             **vars(found),
-            improvement={name: self.improvement(ours, theirs, name) for name in self.thresholds},
+            improvement={name: self.improvement(ours, theirs, name) for name in ranked},
             ratios={name: ratio(ours, theirs, name, self.scoring, self.repetitions) for name in self.thresholds},
         )
 
     def improvement(self, ours: list[Row], theirs: list[Row], name: str) -> Interval:
-        both = scores_of(ours, name, by_game), scores_of(theirs, name, by_game)
-        return statistics.probability_of_improvement(*both, generator(), self.repetitions)
+        # Raw returns rank the runs of a game as their human-normalized scores do.
+        x, y = (stratified(rows, [row.values[name] for row in rows], by_game) for rows in (ours, theirs))
+        return statistics.probability_of_improvement(x, y, generator(), self.repetitions)
 
     def _score_curve(self, row: Row, points: Points) -> np.ndarray:
         # All curves of games have their points at the same shares of the budget.
@@ -344,48 +356,12 @@ def _with_target(row: Row, targets: dict[str, float]) -> Row:
 
 def _why_excluded(game: str, of_arms: dict[str, list[Row]], arms: tuple[str, ...], scoring: Scoring) -> str:
     """Return why a game does not count over all games, or "". All arms are compared on the same games."""
-    if scoring.of_game(game, 0.0) is None:
-        return NO_HUMAN_SCORE
-    lacking = [arm for arm in arms if arm not in of_arms]
-    return f"no run of {', '.join(lacking)} in which an episode ended" if lacking else ""
+    if lacking := [arm for arm in arms if arm not in of_arms]:
+        return f"no run of {', '.join(lacking)} in which an episode ended"
+    return NO_HUMAN_SCORE if scoring.of_game(game, 0.0) is None else ""
 
 
 def _thresholds(rows: list[Row], name: str) -> np.ndarray:
     """Return 101 thresholds from the lowest score, or 0, to the highest: there, profiles fall from 1 to 0."""
     scores = [score for row in rows if (score := row.scores[name]) is not None]
     return np.linspace(min([0.0, *scores]), max([0.01, *scores]), 101)
-
-
-def _places(runs: list[tuple[str, str, int]]) -> str:
-    """Return where runs belong, each given as (arm, game, seed)."""
-    by_place: defaultdict[str, list[str]] = defaultdict(list)
-    for arm, game, seed in runs:
-        by_place[f"{arm}/{game}"].append(str(seed))
-    return "; ".join(f"{place} seed {', '.join(of_place)}" for place, of_place in by_place.items())
-
-
-def _warnings(rows: list[Row], scoring: Scoring, excluded: dict[str, str], *, anything_counts: bool) -> list[str]:
-    runs = [row.run for row in rows]
-    games, seeds = sorted({run.game for run in runs}), sorted({(row.seed, row.run.seed) for row in rows})
-    found = []
-    for game in games if scoring.human_normalized else []:
-        budget, *others = sorted({run.budget for run in runs if run.game == game})
-        if others:
-            more = ", ".join(f"{other:,}" for other in others)
-            found.append(
-                f"budgets differ: all runs of {game} are compared over the first {budget:,} agent steps, even those of "
-                f"{more}"
-            )
-    if silent := [(row.run.arm, row.run.game, row.run.seed) for row in rows if row.silent]:
-        found.append(f"left out, because no episode ended in them ({len(silent)}): {_places(silent)}")
-    present = {(row.run.arm, row.run.game, row.seed, row.run.seed) for row in rows}
-    wanted = itertools.product(dict.fromkeys(run.arm for run in runs), games, seeds)
-    if missing := [(arm, game, seed) for arm, game, (of, seed) in wanted if (arm, game, of, seed) not in present]:
-        found.append(f"incomplete: missing runs ({len(missing)}): {_places(missing)}")
-    if excluded and not scoring.human_normalized:
-        found.append(f"not counted over all tasks, because an arm has no run of them: {', '.join(excluded)}")
-    if len(seeds) == 1:
-        found.append("there is only one seed: intervals have no width, and do not show the influence of chance")
-    if not anything_counts and scoring.human_normalized:
-        found.append("no game has a published human score and runs of every arm: there is no result over all games")
-    return found

@@ -59,6 +59,10 @@ def test_arms_whose_difference_may_be_zero_are_not_told_apart():
             {"leap": 14.0, "fomaml": 2.0, "scratch": 8.0},
             ": leap is better than scratch; fomaml is worse than scratch.",
         ),
+        (
+            {"leap": 14.0, "fomaml": 14.0, "reptile": 14.0, "scratch": 8.0},
+            ": leap, fomaml and reptile are better than scratch.",
+        ),
         ({"leap": 14.0}, "; there is nothing to compare it with."),
     ],
 )
@@ -84,9 +88,41 @@ def test_one_game_with_few_seeds_is_enough_for_the_warning():
     )
 
 
-def test_where_no_game_has_a_human_score_the_games_are_compared_one_by_one():
-    text = of_levels({"leap": 1.0, "scratch": 1.0}, 5, games=("air_raid",))
-    assert text.startswith("There is no result over all games, because none has a published human score")
+RANKED = "No game has a published human score, so returns are compared game by game. The probability that a run has a "
+
+
+@pytest.mark.parametrize(
+    ("levels", "verdict"),
+    [
+        ({"leap": 14.0, "scratch": 8.0}, "for leap 1.00: leap is better than scratch."),
+        ({"leap": 8.0, "scratch": 14.0}, "for leap 0.00: leap is worse than scratch."),
+        (
+            {"leap": 14.0, "fomaml": 2.0, "scratch": 8.0},
+            "for leap 1.00, fomaml 0.00: leap is better than scratch; fomaml is worse than scratch.",
+        ),
+    ],
+)
+def test_where_no_game_has_a_human_score_wins_are_counted(levels, verdict):
+    text = of_levels(levels, 5, games=("air_raid", "carnival"))
+    assert text == f"{RANKED}higher final return than one of scratch on the same game is, {verdict}"
+
+
+def test_wins_that_may_be_luck_are_no_verdict():
+    text = of_levels({"leap": 10.0, "scratch": 10.0}, 5, games=("air_raid",), noise=3.0)
+    assert re.search(r"is, for leap 0\.\d\d \[0\.\d\d, \d\.\d\d\]: not told apart\.$", text), text
+
+
+def test_wins_of_few_seeds_come_after_the_warning():
+    text = of_levels({"leap": 14.0, "scratch": 8.0}, 2, games=("air_raid",))
+    assert text.startswith(
+        "2 seeds are too few to conclude anything; run at least 5 (--seeds 5). So far, no game has a "
+    )
+    assert text.endswith(", for leap 1.00.")
+    assert not re.search("better|worse|told apart", text)
+
+
+def test_one_arm_without_human_scores_has_nothing_to_beat():
+    assert of_levels({"leap": 14.0}, 5, games=("air_raid",)) == "There is nothing to compare the returns with."
 
 
 def test_where_no_game_has_runs_of_all_arms_nothing_is_concluded():

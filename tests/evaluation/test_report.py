@@ -231,13 +231,40 @@ def test_games_that_cannot_count_are_named_with_the_reason(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("one_pixel")
-def test_where_no_game_counts_games_are_still_shown(tmp_path: Path):
-    warnings = build(write(tmp_path, evaluation(games=("air_raid", "carnival"))), FEW)
-    assert warnings == ["no game has a published human score and runs of every arm: there is no result over all games"]
+def test_where_no_game_counts_runs_are_compared_game_by_game(tmp_path: Path):
+    """Of games without human scores, the one with runs of all arms is compared by wins."""
+    runs = [*evaluation(("leap", "fomaml", "scratch"), games=("air_raid", "carnival")), run("leap", "pooyan", 0)]
+    warnings = build(write(tmp_path, runs), FEW)
+    assert (
+        warnings[-1] == "no game has a published human score and runs of every arm: there are no scores over all games"
+    )
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"curves.png", "improvement.png"}
+    data = results_json(tmp_path)
+    assert (data["overall"], data["thresholds"], data["counted"]) == ({}, {}, [])
+    assert data["ranked"] == ["air_raid", "carnival"]
+    aucs: dict[str, dict[str, list[float]]] = {}
+    for row in rows(tmp_path):
+        aucs.setdefault(row["arm"], {}).setdefault(row["game"], []).append(float(row["auc"]))
+    raw = {arm: [np.array(aucs[arm][game]) for game in data["ranked"]] for arm in aucs}
+    for first, second in itertools.permutations(raw, 2):
+        wanted = statistics.probability_of_improvement(raw[first], raw[second], np.random.default_rng(SEED), FEW)
+        assert {"arm": first, "other": second, **wanted._asdict()} in data["improvements"]["auc"]
+    against = data["against"]["leap"]
+    assert against["improvement"]["auc"] == {"point": 1, "low": 1, "high": 1}
+    assert (against["pairs"], against["iqm_difference"], against["iqm_ratio"]) == (0, {}, {})
+    text = (tmp_path / "report.md").read_text()
+    assert "No game counts" in text
+    assert "here, it is the mean over air_raid, carnival. " in text
+    assert "| arm | P(better), final | P(better), area |" in text
+    assert text.count("Every arm against every other") == 1
+
+
+@pytest.mark.usefixtures("one_pixel")
+def test_without_a_common_game_nothing_is_compared(tmp_path: Path):
+    build(write(tmp_path, [run("leap", "air_raid", 0), run("scratch", "carnival", 0)]), FEW)
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"curves.png"}
     data = results_json(tmp_path)
-    assert (data["overall"], data["against"], data["thresholds"]) == ({}, {}, {})
-    assert "No game counts" in (tmp_path / "report.html").read_text()
+    assert (data["against"], data["improvements"], data["ranked"]) == ({}, {}, [])
 
 
 @pytest.mark.usefixtures("one_pixel")

@@ -156,10 +156,10 @@ def plain(value: Any) -> Any:
 
 def returns_numbers(results: Results) -> dict[str, Any]:
     """Return results.json of an evaluation of games; its rows are in results.csv."""
-    names = ("arms", "baseline", "budgets", "targets", "counted", "excluded", "thresholds", "overall", "warnings")
+    names = ("arms", "baseline", "budgets", "targets", "counted", "ranked", "excluded", "thresholds", "overall")
     return {
         "conclusion": conclusion(results),
-        **{name: getattr(results, name) for name in names},
+        **{name: getattr(results, name) for name in (*names, "warnings")},
         "window": statistics.WINDOW,
         "budget": results.budget,
         "grid": {game: statistics.grid(budget) for game, budget in results.budgets.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from leap_dist.evaluation.results import NO_HUMAN_SCORE, Results
+from leap_dist.evaluation.results import Against, Results
 from leap_dist.evaluation.statistics import Interval
 
 ENOUGH_SEEDS = 5
@@ -20,14 +20,12 @@ OPEN = "not told apart"
 def conclusion(results: Results) -> str:
     """Return a comparison of all arms, which begins with a warning if there are too few seeds to conclude anything."""
     seeds = fewest_seeds(results)
-    if not results.overall and results.excluded and all(why == NO_HUMAN_SCORE for why in results.excluded.values()):
-        return (
-            "There is no result over all games, because none has a published human score: compare them one by one, "
-            "below."
-        )
-    if not results.overall:
+    if results.overall:
+        found = f"{_scores(results)}{_verdict(results, seeds)}{_near_random(results)}"
+    elif results.ranked:
+        found = _ranks(results, seeds)
+    else:
         return "Nothing can be concluded: there is no game or task with results of every initialization."
-    found = f"{_scores(results)}{_verdict(results, seeds)}{_near_random(results)}"
     if seeds >= ENOUGH_SEEDS:
         return found[0].upper() + found[1:]
     few = "One seed is" if seeds == 1 else f"{seeds} seeds are"
@@ -35,8 +33,8 @@ def conclusion(results: Results) -> str:
 
 
 def fewest_seeds(results: Results) -> int:
-    """Return the smallest number of seeds of any arm on any game that counts; 0 if none counts."""
-    cells = [cell for game in results.counted for cell in results.cells[game].values()]
+    """Return the smallest number of seeds of any arm on any game that is compared; 0 if there is none."""
+    cells = [cell for game in results.ranked for cell in results.cells[game].values()]
     return min((len(set(cell.seeds)) for cell in cells), default=0)
 
 
@@ -59,6 +57,22 @@ def _scores(results: Results) -> str:
     return f"after {length} {results.scoring.metric.step_unit} {', '.join([first, *others])}"
 
 
+def _ranks(results: Results, seeds: int) -> str:
+    """Return how often each arm beats the baseline, which can be said of games without human scores, too."""
+    if not results.against:
+        return "there is nothing to compare the returns with."
+    name, heading = next(iter(results.scoring.values.items()))
+    shown = [
+        f"{arm} {_interval(found.improvement[name], percent=False, decimals=2)}"
+        for arm, found in results.against.items()
+    ]
+    verdict = _verdict(results, seeds)
+    return (
+        f"no game has a published human score, so returns are compared game by game. The probability that a run has a "
+        f"higher {heading} than one of {results.baseline} on the same game is, for {', '.join(shown)}{verdict}"
+    )
+
+
 def _verdict(results: Results, seeds: int) -> str:
     """Return which arms are better or worse than the baseline, as a clause that follows the scores."""
     if not results.against:
@@ -67,12 +81,12 @@ def _verdict(results: Results, seeds: int) -> str:
         return "."
     by_verdict: dict[str, list[str]] = {}
     for arm, found in results.against.items():
-        by_verdict.setdefault(_compared(results, found.intervals), []).append(arm)
+        by_verdict.setdefault(_compared(results, found), []).append(arm)
     if list(by_verdict) == [OPEN]:
         return f": {OPEN}."
     parts = []
     for verdict, arms in by_verdict.items():
-        those = " and ".join(arms)
+        those = " and ".join(filter(None, [", ".join(arms[:-1]), arms[-1]]))
         if verdict == OPEN:
             parts.append(f"{those} and {results.baseline} are {OPEN}")
         else:
@@ -92,13 +106,13 @@ def _near_random(results: Results) -> str:
     return f" {who} {better} than at random (0), so this says little about longer training."
 
 
-def _compared(results: Results, intervals: dict[str, Interval]) -> str:
-    """Return the verdict on an arm, from the interval of its paired difference to the baseline."""
-    games = results.scoring.human_normalized
-    interval = intervals.get("final" if games else next(iter(results.scoring.values)))
-    if interval is None or interval.low <= 0 <= interval.high:
+def _compared(results: Results, found: Against) -> str:
+    """Return the verdict on an arm, from its paired difference to the baseline or, without scores, from its wins."""
+    value = next(iter(results.scoring.values))
+    interval, even = (found.intervals.get(value), 0.0) if results.overall else (found.improvement[value], 0.5)
+    if interval is None or interval.low <= even <= interval.high:
         return OPEN
-    return "better" if (interval.low > 0) == games else "worse"
+    return "better" if (interval.low > even) == results.scoring.human_normalized else "worse"
 
 
 def _interval(interval: Interval, *, percent: bool, decimals: int) -> str:

@@ -162,8 +162,8 @@ def pictures(results: Results) -> dict[str, bytes]:
     if results.thresholds:
         drawn["profiles.png"] = draw_profiles(results)
         drawn["aggregates.png"] = draw_aggregates(results)
-        if results.against:
-            drawn["improvement.png"] = draw_improvement(results)
+    if results.improvements and results.against:
+        drawn["improvement.png"] = draw_improvement(results)
     return {name: png(figure) for name, figure in drawn.items()}
 
 

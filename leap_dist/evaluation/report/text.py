@@ -26,6 +26,7 @@ ERRORS_TEXT = (
 )
 _AGGREGATES = {"median": "median", "iqm": "IQM", "mean": "mean", "optimality_gap": "optimality gap"}
 _SHORT = {"final": "final", "auc": "area"}
+_P_BETTER = "P(better) is the probability that a run of the arm beats one of {} on the same game."
 _DESCRIBED = ("source", "meta_learner", "version", "sha256")
 
 
@@ -167,7 +168,7 @@ def _all_games(results: Results, pictures: dict[str, bytes]) -> list[Block]:
             Bullets([f"{game}: {why}" for game, why in results.excluded.items()]),
         ]
     if not results.overall:
-        return [*found, Paragraph("No game counts, so there is no result over all games.")]
+        return [*found, Paragraph("No game counts, so there are no scores over all games.")]
     found.append(Paragraph(f"Human-normalized, over {', '.join(results.counted)}; 95 % intervals in brackets."))
     for value, heading in results.scoring.values.items():
         rows = [
@@ -189,6 +190,19 @@ def _all_games(results: Results, pictures: dict[str, bytes]) -> list[Block]:
 def _improvement(results: Results, pictures: dict[str, bytes]) -> list[Block]:
     if not results.against:
         return []
+    return [
+        Heading(f"Against {results.baseline}"),
+        *(_with_scores(results) if results.overall else _by_rank(results)),
+        *_every_pair(results),
+        _picture(
+            "improvement.png",
+            f"Probability of improvement over {results.baseline} (diamonds) and its 95 % interval (bars).",
+            pictures,
+        ),
+    ]
+
+
+def _with_scores(results: Results) -> list[Block]:
     header = ["arm"]
     for value in results.scoring.values:
         header += [f"{what}, {_SHORT[value]}" for what in ("P(better)", "difference", "ratio")]
@@ -200,20 +214,27 @@ def _improvement(results: Results, pictures: dict[str, bytes]) -> list[Block]:
             row += [_normalized(part) if part else NONE for part in parts]
         rows.append([*row, str(found.pairs)])
     return [
-        Heading(f"Against {results.baseline}"),
         Paragraph(
-            f"P(better) is the probability that a run of the arm beats one of {results.baseline} on the same game. The "
+            f"{_P_BETTER.format(results.baseline)} The "
             "difference and the ratio are those of the IQMs of human-normalized scores, over pairs of runs with the "
             "same game and seed. If an interval contains 0.5, 0 or 1, respectively, it is undecided which is "
             f"better. There is no ratio where the IQM of {results.baseline} may be 0 or below."
         ),
         Table([*header, "pairs"], rows),
-        *_every_pair(results),
-        _picture(
-            "improvement.png",
-            f"Probability of improvement over {results.baseline} (diamonds) and its 95 % interval (bars).",
-            pictures,
+    ]
+
+
+def _by_rank(results: Results) -> list[Block]:
+    rows = [
+        [arm, *(_normalized(found.improvement[value]) for value in results.scoring.values)]
+        for arm, found in results.against.items()
+    ]
+    return [
+        Paragraph(
+            f"{_P_BETTER.format(results.baseline)} It needs no human scores; here, it is the mean over "
+            f"{', '.join(results.ranked)}. If an interval contains 0.5, it is undecided which is better."
         ),
+        Table(["arm", *(f"P(better), {_SHORT[value]}" for value in results.scoring.values)], rows),
     ]
 
 
@@ -303,7 +324,8 @@ def _method(results: Results, repetitions: int) -> list[Block]:
                 "The final return is the last value of that curve. The area under it is its mean height, where the "
                 "values before the end of the first episode are taken to be equal to the first known one.",
                 "Human-normalized is (return − random) / (human − random), with published scores of 57 games. Games "
-                "without them, and games of which an arm has no run, do not count over all games.",
+                "without them, and games of which an arm has no run, do not count over all games. If no game has "
+                "published scores, the probability of improvement is over all games with runs of every arm.",
                 "Over all games, IQM is the mean of the middle half of all runs' scores; mean and median are taken "
                 "over the games' means; the optimality gap is the mean shortfall from 1. Games have equal weights, "
                 "whatever their numbers of runs.",
