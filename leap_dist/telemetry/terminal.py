@@ -62,6 +62,7 @@ class LiveTable:
         self._first_tasks: int | None = None  # tasks that earlier launches have done
         self._trains = False  # whether a first step was made
         self._plan = ""
+        self._waiting = ""  # the last reason for waiting or stopping that was printed
         self._start_shown = False
 
     def __enter__(self) -> LiveTable:
@@ -124,8 +125,10 @@ class LiveTable:
         if start and not self._start_shown:
             self._start_shown = True
             print(start, file=self._console.file, flush=True)
-        now = summary.get("waiting") or _line(summary)
-        for text in (now, *(f"  ! {alert}" for alert in new[-3:])):
+        waiting = summary.get("waiting", "")
+        now = [waiting or _line(summary)] if not waiting or waiting != self._waiting else []
+        self._waiting = waiting
+        for text in (*now, *(f"  ! {alert}" for alert in new[-3:])):
             print(text, file=self._console.file, flush=True)
 
 

@@ -692,6 +692,31 @@ def test_a_run_that_waits_for_nodes_or_has_alerts_says_so_before_its_first_step(
     assert "  ! no room" not in out.getvalue(), "the next line is due in ten seconds"
 
 
+def test_what_a_run_waits_for_is_said_once_and_alerts_are_still_shown() -> None:
+    """Neither the end of a task nor ten more seconds repeat it. Another reason is said, as is the same one later."""
+    out, now = io.StringIO(), [0.0]
+    stopping = "stopping: tasks come to an end"
+    with LiveTable(Console(file=out, width=40), clock=lambda: now[0]) as table:
+        for tasks, waiting, alerts in (
+            (1, stopping, []),
+            (2, stopping, []),
+            (2, stopping, ["no room"]),
+            (2, "waiting for nodes", ["no room"]),
+            (2, "", ["no room"]),
+            (2, stopping, ["no room"]),
+        ):
+            table.show(summary(tasks=tasks, waiting=waiting, alerts=alerts))
+            now[0] += 11.0
+    lines = out.getvalue().splitlines()
+    assert [line for line in lines if "/30 tasks" not in line] == [
+        stopping,
+        "  ! no room",
+        "waiting for nodes",
+        stopping,
+    ]
+    assert len(lines) == 5
+
+
 class _Gone(io.StringIO):
     def write(self, text: str) -> int:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
