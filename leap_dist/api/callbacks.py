@@ -37,7 +37,7 @@ class TaskResult:
     path_energy: float
     """Energy of the gradient path."""
     staleness: int
-    """Number of meta-updates between the task's start and its application."""
+    """Number of meta-updates between the start of the task and the application of its contribution."""
     weight: float
     """Weight of the contribution in its meta-update."""
     norm: float
@@ -148,7 +148,7 @@ class Callback:
         """Handle a meta-update. Each meta-update of this launch is reported exactly once, in order."""
 
     def on_alert(self, run: LiveRun, alert: str) -> None:
-        """Handle a message for the user, such as a worker that died."""
+        """Handle a message for the user, for example that a worker died."""
 
     def on_report(self, run: LiveRun) -> None:
         """Handle a new `run.summary`; called about twice a second."""

@@ -15,7 +15,8 @@ COMMAND --help shows the usual flags, COMMAND --help-all every flag.
 """
 
 TRAIN = """\
-Meta-train an initialization, which the server pulls along its workers' paths.
+Meta-train an initialization: workers train tasks from it, and the server
+moves it along the paths that they take.
 
 examples:
   {command} train

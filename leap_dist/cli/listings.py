@@ -75,7 +75,7 @@ def presets() -> int:
 
 def _print_preset(name: str, purpose: str, values: Mapping[str, Any]) -> None:
     print(f"\n{name}{f': {purpose}' if purpose else ''}")
-    nothing = f"changes nothing: {Config.meta_updates} meta-updates of {Config().meta.batch_size} tasks"
+    nothing = f"only defaults: {Config.meta_updates} meta-updates of {Config().meta.batch_size} tasks"
     _print_wrapped("   ", _changes(values) or nothing)
 
 

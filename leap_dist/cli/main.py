@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
             stop.check()
             return _run(parsed)
         except KeyboardInterrupt as error:
-            text = str(error) or "stopped at once; everything accepted is on disk, continue with --resume"
+            text = str(error) or "stopped at once; everything accepted is on disk; continue with --resume"
             print(f"\n{text}", file=sys.stderr)
             return console.INTERRUPTED
 

@@ -127,7 +127,7 @@ def _add_train(command: Callable[..., _Parser], help: Help) -> _Parser:
         const=True,
         default=False,
         metavar="auto",
-        help="continue the run in --run-dir; auto: if it exists",
+        help="continue the run in --run-dir; with auto, start it if there is none",
     )
     run.add_argument("--profile", nargs=0, default=False, help="write profiles of the workers to DIR/profile")
     _add_settings(train, "train", help)
@@ -167,7 +167,7 @@ def _add_game_steps(comparison: argparse._ArgumentGroup) -> None:
         action="extend",
         default=[],
         metavar="GAME=N",
-        help="agent steps for individual games, if not --task-steps",
+        help="agent steps for individual games, instead of --task-steps",
     )
 
 
@@ -327,7 +327,7 @@ NAMES = tuple(_COMMANDS)
 def _add_place(command: _Parser, name: str, flag: str, metavar: str, help: str) -> None:
     """Let a command take a path or URL as its only positional argument, or with a flag. See `_settle_place`."""
     command.add_argument("place", type=_location, nargs="?", metavar=metavar, help=help)
-    command.add_argument(flag, dest=name, type=_location, metavar=metavar, help=f"the same as {metavar} alone")
+    command.add_argument(flag, dest=name, type=_location, metavar=metavar, help=f"the same as {metavar} without a flag")
     command.set_defaults(place_flag=flag, place_name=name, place_metavar=metavar)
 
 
@@ -391,5 +391,5 @@ def _path(text: str) -> Path:
 
 def _directory(text: str) -> Path:
     if _URL.match(text):
-        console.complain("out: only runs can be at a URL; give a directory on this machine, and copy it afterwards")
+        console.complain("out: must be a path on this machine, not a URL; copy the result there afterwards")
     return _path(text)

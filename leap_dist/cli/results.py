@@ -69,7 +69,7 @@ def next_step(summary: dict[str, Any], shown: str) -> str:
         )
         return done
     if summary["quarantined"] or summary["quarantined_workers"]:
-        return "the run continues without the excluded ones; docs/reliability.md says why they are excluded"
+        return "the run continues without the quarantined games or workers; docs/reliability.md explains why"
     return ""
 
 

@@ -24,8 +24,8 @@ class SupervisedSettings:
     )
     labels: Literal["fixed", "drawn"] = setting(
         "fixed",
-        "omniglot: classes of characters, the same in every task of an alphabet (fixed), or drawn for each task so "
-        "that a head cannot memorize them (drawn)",
+        "omniglot: labels of the characters: the same in every task of an alphabet (fixed), or permuted for each "
+        "task, so that a head cannot memorize them (drawn)",
     )
     resampling: Literal["lanczos", "nearest"] = setting(
         "lanczos", "omniglot: filter that resizes images from 105 × 105 to 28 × 28"
@@ -72,7 +72,7 @@ class SupervisedSettings:
         high=0.5,
     )
     test_learning_rate: float = setting(
-        0.0, "studies: learning rate of tests that start from a learned initialization; 0: as in all tests", low=0
+        0.0, "studies: learning rate in an arm's tests (see --with); 0: the one that all tests share", low=0
     )
     test_epochs: int = setting(0, "like epochs, but for the runs of studies and evaluations; 0: as in training", low=0)
     test_interval: int = setting(

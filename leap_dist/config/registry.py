@@ -51,7 +51,7 @@ def partition(alphabets: tuple[str, ...], pretraining: int, seed: int) -> Partit
 
     most = len(alphabets) - HELD_OUT - 1
     if not 1 <= pretraining <= most:
-        raise ValueError(f"{pretraining} alphabets are not from 1 to {most}")
+        raise ValueError(f"{pretraining} is not a valid number of pretraining alphabets; choose 1 to {most}")
     order = [alphabets[position] for position in np.random.default_rng(seed).permutation(len(alphabets))]
     end = HELD_OUT + pretraining
     return Partition(tuple(order[HELD_OUT:end]), tuple(order[end:][-VALIDATION:]), tuple(order[:HELD_OUT]))

@@ -13,7 +13,7 @@ CURVE_POINTS = 20
 ALL_GAMES = "all_games"
 """Name of the tasks of an agent that learns all games at once."""
 EXPECTED_WORKERS = 16
-"""Number of workers that limits are based on while the real number is unknown."""
+"""Assumed number of workers, on which limits are based while the real number is unknown."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LeapSettings:
         0.0, "decay of the moving average that smooths f along the path; 0 uses f itself", low=0, high=0.9999
     )
     loss_warmup: float = setting(
-        0.0, "fraction of a task, from its start, in which changes of the loss do not count", low=0, high=1
+        0.0, "fraction of a task, from its start, in which changes in the loss are ignored", low=0, high=1
     )
     final_loss: bool = setting(
         False, "use a task's last rollout to evaluate f(θ_K), so that the last segment counts too"
@@ -62,7 +62,7 @@ class MetaSettings:
     nesterov: bool = setting(False, "use Nesterov momentum (sgd and delayed-nesterov)")
     weight_decay: float = setting(0.0, "decoupled weight decay of adamw", low=0)
     schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "how the meta learning rate changes over the tasks of the run; all but constant fall to 0"
+        "constant", "meta learning rate over the tasks of the run: constant, or falling to 0 (linear, cosine)"
     )
     max_norm: float = setting(0.0, "clip the norm of the meta-gradient at this value; 0: do not clip", low=0)
     staleness: Literal["constant", "polynomial", "hinge", "inverse"] = setting(
@@ -70,7 +70,7 @@ class MetaSettings:
     )
     max_staleness: int = setting(
         0,
-        "refuse contributions older than this many versions; 0: 4 × workers, in stream times the pushes of a task",
+        "refuse contributions older than this many versions; 0: 4 × workers (in stream, also × pushes per task)",
         low=0,
     )
     contribution_clip: float = setting(
@@ -86,8 +86,8 @@ class MetaSettings:
     endpoint_correction: float = setting(0.0, "ρ, add ρ(φ_now − φ_lease) to each contribution", low=0, high=1)
     shift: Literal["no", "increments", "trajectory"] = setting(
         "no",
-        "shift running workers when φ moves (stream only). increments: φ moves by what each push adds, and shifts are "
-        "limited; trajectory: φ moves by the whole path so far, and nothing is limited, as in arXiv 2102.07215",
+        "shift running tasks when φ moves (stream only). increments: each push adds only its new part to φ, and shifts "
+        "are limited; trajectory: each push adds its whole path, and nothing is limited, as in arXiv 2102.07215",
         switch=("no", "increments"),
     )
     max_shift: float = setting(
@@ -129,9 +129,7 @@ class AtariSettings:
     noop_max: int = setting(30, "largest number of random no-ops at the start of an episode", low=0, high=1000)
     fire_on_reset: bool = setting(True, "press FIRE at the start of an episode, in games that have it")
     sticky_actions: float = setting(0.0, "probability that the emulator repeats the previous action", low=0, high=1)
-    life_loss: bool = setting(
-        True, "treat a lost life as the end of the return in training, without resetting the game"
-    )
+    life_loss: bool = setting(True, "in training, end the return when a life is lost, without resetting the game")
     max_episode_frames: int = setting(
         108_000,
         "truncate episodes after this many emulator frames; the default is 30 minutes of play",
@@ -164,7 +162,7 @@ class WorkerSettings:
         "auto", "device on which agents train; auto: cuda if the node has a GPU, else cpu"
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "arithmetic of the network; auto: bfloat16 if the processor supports it in hardware"
+        "auto", "arithmetic of the network; auto: bfloat16 if the device supports it in hardware"
     )
     threads: int = setting(1, "number of PyTorch threads per worker", low=1, high=256)
     stack: int = setting(
@@ -176,8 +174,8 @@ class WorkerSettings:
     )
     mps: Literal["auto", "no"] = setting(
         "auto",
-        "NVIDIA's MPS daemon, with which workers that share a GPU compute at the same time; auto: start one for a run "
-        "where the tool is installed and no other daemon is running",
+        "NVIDIA's MPS daemon, which lets workers that share a GPU compute at the same time; auto: start it on nodes "
+        "where it is installed and not yet running",
     )
     labels: tuple[str, ...] = setting(
         (), "labels that a node must have to run workers, such as pool=spot or pool!=stable"
@@ -189,7 +187,7 @@ class WorkerSettings:
     heartbeat_seconds: float = setting(2.0, "seconds between two renewals of a lease", above=0)
     state_seconds: float = setting(
         300.0,
-        "seconds between two saved states of an evaluated agent, which continues from the last one after a stop",
+        "seconds between saves of the state of an agent in an evaluation, from which it continues after a stop",
         above=0,
     )
 
@@ -257,8 +255,8 @@ class Config:
     data_dir: str = setting("data", "directory of the image data sets (docs/data.md, docs/own-tasks.md)")
     workers: int | Literal["auto"] = setting(
         "auto",
-        "number of workers; auto: as many as the nodes have processors and GPUs for, following nodes as they join and "
-        "leave. Fewer run while the cluster has no room for all",
+        "number of workers; auto: as many as the nodes' processors and GPUs allow, adjusted as nodes join and leave. "
+        "Fewer run while not all of them fit",
         low=1,
         high=100_000,
     )

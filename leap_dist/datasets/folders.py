@@ -169,7 +169,7 @@ def read_npz(path: Path, wanted: Mapping[str, ArraySpec]) -> dict[str, np.ndarra
         except KeyError as error:
             raise DatasetError(f"{path}: {_reason(error)}") from None
         except _UNPACK_ERRORS as error:
-            raise DatasetError(f"{path} is damaged or something else: {_reason(error)}") from None
+            raise DatasetError(f"{path} is damaged, or not a usable .npz file: {_reason(error)}") from None
 
 
 # The header that NumPy writes for plain numbers. An array of objects, which is a pickle, has another `descr`.

@@ -30,7 +30,7 @@ _CIFAR_ROWS = 10_000
 def mnist(folder: Path, train: int, test: int) -> tuple[Split, Split]:
     """Read MNIST, or a data set in its format: 28 × 28 pixels and one channel."""
     if _idx_file(folder, "train", "images") is None and _idx_file(folder, "train", "labels") is None:
-        raise DatasetMissing(f"{folder / 'train-images-idx3-ubyte'} is not there, nor the same with .gz")
+        raise DatasetMissing(f"{folder / 'train-images-idx3-ubyte'} is missing, with and without .gz")
     return _mnist_split(folder, "train", train), _mnist_split(folder, "t10k", test)
 
 
@@ -96,7 +96,7 @@ def _cifar_folder(folder: Path, name: str, prefix: str) -> Path:
     pickled = name.removesuffix(".bin")
     if other := first_existing(folder, pickled, f"{prefix}-batches-py", f"{prefix}-py", f"{prefix}-python"):
         raise DatasetMissing(
-            f"{other} is the Python version, a pickle, which is not read: the binary version is needed"
+            f"{other} is the Python version (a pickle), which is not supported; get the binary version"
         )
     raise DatasetMissing(f"{folder / name} is not there")
 
@@ -119,7 +119,7 @@ def _fill_from_cifar(images: np.ndarray, labels: np.ndarray, path: Path, limits:
     rows, width = len(labels), len(limits) + _CIFAR_IMAGE
     with open_regular(path) as file:
         if file.read(1) == b"\x80":
-            raise DatasetError(f"{path} is a pickle, which is not read: the binary version is needed")
+            raise DatasetError(f"{path} is a pickle, which is not supported; get the binary version")
         size = file.seek(0, 2)
         if size != rows * width:
             raise DatasetError(f"{path} has {size:,} bytes, not the {rows * width:,} of {rows:,} images")
@@ -179,7 +179,7 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]], most: int) -> dict[s
         try:
             return _arrays(file, shapes, most + _OVERHEAD)
         except (ValueError, struct.error) as error:
-            raise DatasetError(f"{path} is damaged or something else: {error}") from None
+            raise DatasetError(f"{path} is damaged, or holds other data: {error}") from None
 
 
 def _arrays(file: IO[bytes], shapes: Mapping[str, tuple[int, ...]], most: int) -> dict[str, np.ndarray]:

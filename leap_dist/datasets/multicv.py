@@ -155,7 +155,7 @@ def _from_archive(path: Path, source: Source, total: int) -> tuple[Split, Split]
     Raises DatasetError if it holds anything else.
     """
     if total > (source.train + source.test or _LARGEST_PART):
-        raise DatasetError(f"by its name, {path} holds more images than all of {source.title}")
+        raise DatasetError(f"the name of {path} states more images than {source.title} has")
     image = (SIZE, SIZE, 3) if source.enlarge is None else (formats.MNIST_SIZE, formats.MNIST_SIZE)
     some = range(1, total)
     arrays = read_npz(

@@ -85,7 +85,7 @@ class ServerProcess:
     def advance(
         self, offset: int, ended: list[EndedWorker], workers: int = 0
     ) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-        """Take back the leases of workers that ended, record how many there should be, and do periodic work.
+        """Take back the leases of ended workers, record how many workers there should be, and do periodic work.
 
         Returns the status, the ledger's lines from byte `offset` on, and the offset to ask for next. Raises the error
         that keeps a restarted server from working.

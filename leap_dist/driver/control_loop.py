@@ -63,7 +63,7 @@ def stop_message(status: dict[str, Any]) -> str:
             f"{status['contributions_applied'] + status['contributions_waiting']} accepted contributions are kept, "
             f"{running} running tasks are given up at their next report"
         )
-    return f"stopping: {kept}. A second Ctrl-C does not wait for them"
+    return f"stopping: {kept}. Press Ctrl-C again to stop without waiting for them"
 
 
 class ControlLoop:

@@ -50,7 +50,7 @@ def fit(config: Config, available: float | None = None) -> tuple[Config, list[st
     if fits == config.workers:
         return config, []
     line = (
-        f"{config.workers} workers asked for, {fits} started: each takes at least {WORKER_BYTES >> 20} MB, and "
+        f"{config.workers} workers requested, only {fits} started: each takes at least {WORKER_BYTES >> 20} MB, and "
         f"{available / 2**30:.1f} GB are free; {ADVICE}"
     )
     return replace(config, workers=fits, min_workers=min(config.min_workers, fits)), [line]

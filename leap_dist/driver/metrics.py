@@ -43,9 +43,9 @@ GAUGES: Mapping[str, Declaration] = {
 """Metrics that rise and fall. Ray adds the prefix `ray_` to every name."""
 
 COUNTERS: Mapping[str, Declaration] = {
-    "leap_agent_steps_total": Declaration("Agent steps, or examples, that the server was told of."),
-    "leap_tasks_total": Declaration("Tasks whose contribution is applied, or agents of an evaluation that are done."),
-    "leap_meta_updates_total": Declaration("Meta-updates, which is the version of the initialization."),
+    "leap_agent_steps_total": Declaration("Agent steps, or examples, reported to the server."),
+    "leap_tasks_total": Declaration("Tasks whose contribution has been applied, or finished agents of an evaluation."),
+    "leap_meta_updates_total": Declaration("Meta-updates so far; equals the version of the initialization."),
     "leap_contributions_total": Declaration(
         "Contributions by outcome: applied, partial, duplicate, refused (with the reason), or lost with its lease.",
         ("outcome", "reason"),

@@ -163,7 +163,8 @@ def judge(node: Node, answer: Answer, *, content: str, folder: Path | None, data
             f"{here['ale-py']} there"
         )
     different = [name for name in PACKAGES if there[name] != here[name]]
-    lines = [f"node {host} has {_listed(different, there, here)}: bits may differ"] if different else []
+    differs = f"node {host} has {_listed(different, there, here)}: results may not be identical to the bit"
+    lines = [differs] if different else []
     if device == "cpu" or not node.resources.get("GPU"):
         return Verdict(node, lines)
     return _with_gpus(node, answer, lines, device)
@@ -174,8 +175,8 @@ def _with_gpus(node: Node, answer: Answer, lines: list[str], device: str) -> Ver
     wanted = int(node.resources["GPU"])
     full = [(name, free, total) for name, free, total in answer.gpus if free < WORKER_GPU_BYTES]
     if len(answer.gpus) < wanted:
-        reason = answer.gpu_problem or f"torch sees {len(answer.gpus)} of {wanted}, as when they are divided by MIG"
-        advice = "see cluster/README.md for the driver and the build of torch that fit"
+        reason = answer.gpu_problem or f"torch sees only {len(answer.gpus)} of {wanted}, perhaps because of MIG"
+        advice = "see cluster/README.md for compatible versions of the driver and torch"
     elif full:
         name, free, total = full[0]
         reason = f"{free / 2**30:.1f} of {total / 2**30:.0f} GB of a {name} are free"

@@ -192,7 +192,9 @@ def gpus_per_worker(config: Config, total_gpus: float) -> float:
             return wanted.gpus or 1.0
         field = "worker.gpus" if wanted.gpus else "worker.device"
         value = f"{wanted.gpus:g}" if wanted.gpus else wanted.device
-        raise ConfigError(f"{field}: {value} asked for, but there are {total_gpus:g} GPUs; use --worker.device cpu")
+        raise ConfigError(
+            f"{field}: {value} requested, but the cluster has {counted(total_gpus, 'GPU')}; use --worker.device cpu"
+        )
     if wanted.gpus or config.workers == "auto":
         return wanted.gpus
     return share_of(math.ceil(config.workers / total_gpus))
@@ -242,15 +244,15 @@ def explain_lack(need: Need, least: int, fit: int, nodes: Sequence[Node], autosc
     current = "the current node" if len(nodes) == 1 else f"the {len(nodes)} current nodes"
     where = f"on {current}{' and those that the autoscaler may add' if autoscaled else ''}"
     if fit:
-        return f"min_workers: {least} asked for, but {fit} fit {where}; use --min-workers {fit}{wait}"
+        return f"min_workers: {least} requested, but only {fit} fit {where}; use --min-workers {fit}{wait}"
     if not nodes and not autoscaled:
         return f"address: no node of the cluster is alive; start Ray again, and give the same command{wait}"
     if not any(labels.match(need.labels, node.labels) for node in nodes) and not autoscaled:
         wanted = need.labels.keys()
         there = sorted({f"{name}={value}" for node in nodes for name, value in node.labels.items() if name in wanted})
         return (
-            f"worker.labels: {_shown(need.labels)} asked for, but the nodes have "
-            f"{', '.join(there)[:200] or 'no such label'}; choose one of those{wait}"
+            f"worker.labels: no node matches {_shown(need.labels)}; the nodes have "
+            f"{', '.join(there)[:200] or 'no such label'}; choose other labels{wait}"
         )
     largest = {name: max((node.resources.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU")}
     field = "worker.gpus" if (need.gpus or 0) > largest["GPU"] else "worker.cpus"

@@ -102,7 +102,7 @@ class Pool:
         if others_may_come(self._config):
             self._request = ResourceRequest(self._bundles(groups or []))
         elif fits < self.wanted:
-            self.alerts.append(f"{self.wanted} workers asked for, {fits} fit; a lower worker.cpus shares processors")
+            self.alerts.append(f"only {fits} of {self.wanted} workers fit; lower worker.cpus to share processors")
 
     def _bundles(self, groups: Sequence[Group]) -> Request:
         """Return what the wanted workers need; with "auto", those that fit now and on nodes that may be added.
@@ -189,7 +189,7 @@ class Pool:
         fits = min(fits, self.wanted)
         if self._reported_capacity is not None and fits != self._reported_capacity:
             of = "" if self._config.workers == "auto" else f" of {self.wanted}"
-            self.alerts.append(f"{fits}{of} workers fit now; before, {self._reported_capacity} did")
+            self.alerts.append(f"{fits}{of} workers fit now (previously {self._reported_capacity})")
         self._reported_capacity = fits
 
     def handle_status(self, status: dict[str, Any]) -> None:
@@ -283,7 +283,7 @@ class Pool:
         if not slot.late_reported and slot.pid is None and time.monotonic() - slot.started > START_SECONDS:
             slot.late_reported = True
             self.alerts.append(
-                f"{slot.name} has not started for {START_SECONDS:.0f} s: other programs may use what the nodes have"
+                f"{slot.name} has not started within {START_SECONDS:.0f} s; other programs may be using the nodes"
             )
         if not ray.wait([run], timeout=0)[0]:
             return

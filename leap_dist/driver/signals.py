@@ -18,7 +18,7 @@ INTERRUPTED = 130
 """Exit code after a signal."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-AT_START = "stopping: no task runs yet, and what earlier launches have trained is kept. A second Ctrl-C does not wait"
+AT_START = "stopping: no task runs yet; results of earlier launches are kept. Press Ctrl-C again to stop immediately"
 
 
 class Stopped(KeyboardInterrupt):

@@ -15,8 +15,8 @@ def caveats(rows: Sequence[Row], scoring: Scoring, excluded: Collection[str], *,
     Args:
         rows: all scored runs, at least one.
         scoring: how they are scored.
-        excluded: games that do not count over all games.
-        counts_any: whether any game does.
+        excluded: games left out of the scores over all games.
+        counts_any: whether any game is included.
     """
     runs = [row.run for row in rows]
     games, seeds = sorted({run.game for run in runs}), sorted({(row.seed, row.run.seed) for row in rows})
@@ -26,8 +26,8 @@ def caveats(rows: Sequence[Row], scoring: Scoring, excluded: Collection[str], *,
         if others:
             more = ", ".join(f"{other:,}" for other in others)
             found.append(
-                f"budgets differ: all runs of {game} are compared over the first {budget:,} agent steps, even those of "
-                f"{more}"
+                f"budgets differ: runs of {game} are compared over the first {budget:,} agent steps only, although "
+                f"some have {more}"
             )
     if silent := [(row.run.arm, row.run.game, row.run.seed) for row in rows if row.silent]:
         found.append(f"left out, because no episode ended in them ({len(silent)}): {_places(silent)}")
@@ -36,11 +36,11 @@ def caveats(rows: Sequence[Row], scoring: Scoring, excluded: Collection[str], *,
     if missing := [(arm, game, seed) for arm, game, (of, seed) in wanted if (arm, game, of, seed) not in present]:
         found.append(f"incomplete: missing runs ({len(missing)}): {_places(missing)}")
     if excluded and not scoring.human_normalized:
-        found.append(f"not counted over all tasks, because an arm has no run of them: {', '.join(excluded)}")
+        found.append(f"left out of the means over all tasks, because an arm has no run there: {', '.join(excluded)}")
     if len(seeds) == 1:
         found.append("there is only one seed: intervals have no width, and do not show the influence of chance")
     if not counts_any and scoring.human_normalized:
-        found.append("no game has a published human score and runs of every arm: there are no scores over all games")
+        found.append("there are no scores over all games: no game has a published human score and runs of every arm")
     return found
 
 

@@ -27,7 +27,7 @@ from leap_dist.storage import reader
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, read_regular, write_atomic
 from leap_dist.storage.location import Url
 from leap_dist.storage.objects import is_url
-from leap_dist.tasks.task import family_named, family_of
+from leap_dist.tasks.task import family_named
 from leap_dist.weights.initialization import Initialization, read_initialization
 
 SCRATCH = "scratch"
@@ -235,14 +235,14 @@ def describe_arms(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def require_label(label: str) -> str:
     """Return the label. Raises ValueError if it is not a valid label of an arm."""
     if not _LABEL.fullmatch(label):
-        raise ValueError(f"arm {label[:60]!r} is not a letter or digit, followed by up to 39 letters, digits and ._+-")
+        raise ValueError(f"arm {label[:60]!r} is not valid: a letter or digit, then up to 39 letters, digits and ._+-")
     return label
 
 
 def notes(chosen: Sequence[Arm], config: Config) -> list[str]:
     """Return a line for each arm that was meta-trained on games of the evaluation."""
     return [
-        f"{', '.join(known)}: {arm.label} was meta-trained on {'it' if len(known) == 1 else 'them'}"
+        f"{arm.label} was meta-trained on {', '.join(known)}, so for {arm.label} this is no test on a held-out game"
         for arm in chosen
         if (known := [game for game in config.games if game in (arm.metadata.get("games") or ())])
     ]
@@ -296,14 +296,9 @@ def _require_tasks(file: InitFile, tasks: str) -> None:
 def _arm(file: InitFile, config: Config) -> Arm:
     content = file.content
     _require_tasks(file, config.tasks)
-    seen: Mapping[str, Any] = content.metadata.get("preprocessing") or {}
-    family = family_of(config)
-    observed, section = family.preprocessing(config), family.sections[-1]
-    for name in ("frames", "frame_skip"):
-        shown = observed.get(name)
-        if seen.get(name, shown) != shown:
-            raise ConfigError(
-                f"{section}.{name}: {shown} is not what {file.label} was trained on; use "
-                f"--{section}.{name.replace('_', '-')} {seen[name]}"
-            )
+    if other := content.other_setting(config):
+        raise ConfigError(
+            f"{other.name}: {other.wanted} is not what {file.label} was trained with; use "
+            f"--{other.name.replace('_', '-')} {other.found}"
+        )
     return Arm(file.label, file.source, content.scope, content.sha256, content.metadata)

@@ -18,7 +18,7 @@ from leap_dist.evaluation.scoring import Points, Row, Scoring
 from leap_dist.evaluation.statistics import Band, Interval, generator
 
 NO_HUMAN_SCORE = "no published human score"
-"""Why a game does not count over all games if nobody has published a score for it."""
+"""Reason for leaving a game out of the scores over all games: it has no published human score."""
 
 _BASELINE = "scratch"
 
@@ -98,7 +98,7 @@ class Results:
     points: dict[str, Points]
     """Points of the curves, by game."""
     counted: tuple[str, ...]
-    """Games that count over all games: those with runs of all arms, and with reference scores if they are needed."""
+    """Games included in the scores over all games: those with runs of all arms and, if needed, reference scores."""
     ranked: tuple[str, ...]
     """Games over which probabilities of improvement are taken: those that count, or, if none has a published human
     score, all with runs of every arm. Which of two runs of a game is better can be said without reference scores."""

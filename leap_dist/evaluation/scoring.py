@@ -23,7 +23,7 @@ from leap_dist.evaluation.statistics import Statistic
 POINTS = 50
 """Maximum number of points of an error curve."""
 _LONG = 1000
-"""Number of batches from which on an error curve has a logarithmic axis, because it falls early in such a run."""
+"""Runs with more batches than this get a logarithmic axis, because their error falls early."""
 _EVEN = 100
 """Number of initial batches in which the segments of such a curve are about equally long, some 10 batches each."""
 

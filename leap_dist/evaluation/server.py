@@ -203,8 +203,8 @@ class EvaluationServer:
     def tick(self) -> None:
         """End the leases that are past their deadline."""
         for held in self._leases.expired():
-            silence = f"{held.lease.worker} was not heard from for {held.lease.seconds:g} s"
-            self._alert(f"{silence}: {self._runs[held.lease.task.index].name} is taken back")
+            silence = f"{held.lease.worker} has not reported for {held.lease.seconds:g} s"
+            self._alert(f"{silence}: {self._runs[held.lease.task.index].name} is withdrawn")
             self._silent.append(process_of(held.lease.incarnation))
             self._lose(held, "expired")
             self._blame(held, silence)

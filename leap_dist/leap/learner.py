@@ -83,7 +83,7 @@ class Learner(Protocol):
         """Return the state between two updates, from which `load_state` continues, or None if that is not possible."""
 
     def load_state(self, state: LearnerState) -> None:
-        """Continue from the state of a learner that was made alike; on a CPU bit for bit. Call this before training.
+        """Continue from the state of an identically constructed learner, bit for bit on a CPU. Call before training.
 
         Raises KeyError, ValueError or RuntimeError if the state is that of another learner.
         """
@@ -99,7 +99,7 @@ class Learner(Protocol):
 
 
 class EndlessLearner(ABC):
-    """The part of a learner that is the same wherever every batch is new data, as when an agent plays.
+    """Base class of learners for which every batch is new data, as when an agent plays.
 
     Nothing needs to be held out, no task ends early, and training itself gives all metrics.
     """

@@ -197,8 +197,8 @@ class DescentSums:
             error = (start - self._rate * gradient - end).abs()
             if (error > rounding + 1e-3 * self._rate * gradient.abs()).any():
                 raise RuntimeError(
-                    f"a parameter did not move by −{self._rate} times its gradient, as descent={self._rate} says: "
-                    "leave `descent` out if the optimizer is another, clips, or does not step once after each `observe`"
+                    f"a parameter did not move by −{self._rate} times its gradient, as descent={self._rate} requires: "
+                    "omit `descent` if you use another optimizer, clip gradients, or do not step once per `observe`"
                 )
 
     def _weight_matrix(self) -> Tensor:

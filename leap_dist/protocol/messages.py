@@ -143,7 +143,7 @@ class Contribution:
     base_version: int
     """Version of the snapshot the worker knows: that of the lease, or with trajectory shifting a later one."""
     seq: int
-    """Number of this contribution among those of the lease: 1, 2, …"""
+    """Sequence number of this contribution within its lease: 1, 2, …"""
     final: bool
     """Whether the task is done."""
     updates: int
@@ -288,7 +288,7 @@ class Ack:
     accepted: bool
     """Whether the contribution counts, now or because it was received before."""
     durable: bool
-    """Whether it is on disk and will be applied exactly once, whatever is killed."""
+    """Whether it is on disk and will be applied exactly once, whichever process is killed."""
     reason: str
     """Why it was not accepted; "duplicate" if it was known already; otherwise empty."""
     proceed: bool

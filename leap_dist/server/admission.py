@@ -110,7 +110,7 @@ class BackPressure:
     Each call to the server must be wrapped in `with pressure.call(...)`.
 
     Args:
-        share: fraction of the server's time that all its work together may take, as far as limiting reports ensures it.
+        share: largest fraction of the server's time that all its work should take; only reports are limited.
         max_wait: longest wait in seconds. A lease must outlive several of them.
         clock: returns monotonic seconds.
         work: returns the seconds of work done so far. Work between two calls is attributed to the second. The default,

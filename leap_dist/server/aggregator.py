@@ -72,8 +72,8 @@ class Aggregator:
     Deliveries are made by `run`, in a separate thread, or by repeated calls of `tick`.
 
     Args:
-        server: receives the deliveries. What it raises is passed to the callers that wait for that delivery, which is
-            then lost; the next report of each lease in it waits for the server again.
+        server: receives the deliveries. If it raises, the callers that wait for that delivery get the error, and the
+            delivery is dropped; the next report of each lease in it waits for the server again.
         seconds: time between two deliveries if no caller waits for them.
         clock: returns monotonic seconds.
     """

@@ -178,7 +178,9 @@ class ContributionHandler:
         self._record_progress(held, contribution)
         if adds and self._config.meta_learner != "none" and not contribution.vector.any():
             self._counters.events["all_zero"] += 1
-            self._alert(f"{held.lease.worker} sent nothing but zeros for {held.lease.task.game}: did it train?")
+            self._alert(
+                f"{held.lease.worker} sent nothing but zeros for {held.lease.task.game}; the task may not have trained"
+            )
         if contribution.final:
             self._assignments.complete(held)
         else:

@@ -1,7 +1,7 @@
 """The meta-server: owns φ, leases tasks to workers, takes their contributions and makes meta-updates.
 
 It is a plain, single-threaded class. `driver.actors` puts it into a Ray actor; tests call it directly. Its contract: a
-contribution acknowledged as durable is applied exactly once, whatever is killed.
+contribution acknowledged as durable is applied exactly once, whichever process is killed.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class MetaServer:
         return acks
 
     def fail(self, lease_id: str, incarnation: str, reason: str) -> Ack:
-        """Report that a worker's task raised. It will run again with another seed.
+        """Report that a worker's task raised an exception. The task will run again with another seed.
 
         A game, or a worker, that keeps failing is quarantined.
         """
@@ -247,8 +247,8 @@ class MetaServer:
 
     def _tick(self) -> None:
         for held in self._leases.expired():
-            silence = f"was not heard from for {held.lease.seconds:g} s"
-            self._alert(f"{held.lease.worker} {silence}: its task ({held.lease.task.game}) is taken back")
+            silence = f"has not reported for {held.lease.seconds:g} s"
+            self._alert(f"{held.lease.worker} {silence}: its task ({held.lease.task.game}) is withdrawn")
             self._silent.append(process_of(held.lease.incarnation))
             self._lose(held, "expired")
             self._assignments.blame(held, f"{held.lease.worker} {silence}")

@@ -88,7 +88,7 @@ class Recovery:
         if checkpoint is None and warnings:
             raise CorruptFile("no usable checkpoint is left: " + "; ".join(warnings))
         if checkpoint is None and (self._state.ledger.size or self._backlog.journal.orders()):
-            raise CorruptFile("no checkpoint is left, but ledger.jsonl or journal/ say that there was one")
+            raise CorruptFile("no checkpoint is left, but ledger.jsonl or journal/ show that there was one")
         return checkpoint
 
     # Checkpoint --------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class Recovery:
         try:
             vector = self._manifest.join(checkpoint.init)
         except ValueError as error:
-            raise CorruptFile(f"checkpoint {checkpoint.version} is of another encoder: {error}") from None
+            raise CorruptFile(f"checkpoint {checkpoint.version} belongs to a different encoder: {error}") from None
         try:
             schema.check(checkpoint.state, STATE_SHAPE, "state")
             self._check_settings(checkpoint.state)
@@ -112,16 +112,16 @@ class Recovery:
         then = {name: value for name, value in state["settings"].items() if name in now}
         differ = {name: value for name, value in then.items() if not same_setting(name, value, now[name])}
         if changed := [f"{name}: {value} -> {now[name]}" for name, value in differ.items()]:
-            raise ValueError(f"it is of a run with other settings: {'; '.join(changed)}")
+            raise ValueError(f"it belongs to a run with different settings: {'; '.join(changed)}")
         if not state["covered"] or state["ledger"]["offset"] < 0:
-            raise ValueError("its counts contradict each other")
+            raise ValueError("its counts are inconsistent")
 
     def _check_arrays(self, vector: np.ndarray, checkpoint: Checkpoint) -> None:
         trial = MetaOptimizer(self._config.mode, self._config.meta, vector)
         trial.step(np.zeros_like(vector))
         found = {name: (array.size, array.dtype) for name, array in checkpoint.optimizer.items()}
         if found and found != {name: (array.size, array.dtype) for name, array in trial.state().items()}:
-            raise ValueError(f"its optimizer is a different one: {', '.join(found)}")
+            raise ValueError(f"it was written with a different optimizer: {', '.join(found)}")
         arrays = [vector, *checkpoint.optimizer.values(), *checkpoint.heads.values()]
         if not all(np.isfinite(array).all() for array in (*arrays, np.array(checkpoint.state["norms"]))):
             raise ValueError("it is not finite")
@@ -137,7 +137,9 @@ class Recovery:
             if order < first:
                 self._recall(order)
         for lease_id, order in backlog.drop_lost_bases():
-            self._alert(f"journal entry {order}, from which the rest of lease {lease_id} is measured, is lost")
+            self._alert(
+                f"journal entry {order} is lost, so lease {lease_id}, whose later pushes build on it, cannot continue"
+            )
         for order in backlog.journal.orders():
             if order < first:
                 continue
@@ -176,15 +178,15 @@ class Recovery:
         """Return why a journal entry cannot be of this run, or "" if it can."""
         vector, start, size = contribution.vector, contribution.start, self._manifest.size
         if lease.id in self._backlog.unmeasurable:
-            return f"the entry from which the rest of lease {lease.id} is measured is lost"
+            return f"the earlier entry that this push of lease {lease.id} builds on is lost"
         if contribution.lease != lease.id or lease.task.game not in self._config.task_names:
-            return "it is of another lease or run"
+            return "it belongs to another lease or run"
         if contribution.manifest != self._manifest.digest or vector.ndim != 1:
-            return "it is of another encoder"
+            return "it belongs to a different encoder"
         if len(vector) != self._expected_length(lease, len(vector)) or (start is not None and start.shape != (size,)):
-            return "it is of another encoder"
+            return "it belongs to a different encoder"
         if self._config.corrects_endpoint != (start is not None):
-            return "it is of a run with other settings"
+            return "it belongs to a run with different settings"
         arrays = [vector] if start is None else [vector, start]
         if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays):
             return "it is not finite float32"

@@ -64,7 +64,8 @@ def changed_packages(run_dir: Path) -> list[str]:
         return ["manifest.json cannot be read, so changed package versions cannot be detected"]
     installed = {name: metadata.version(name) for name in PACKAGES}
     return [
-        f"{name} is {installed[name]}, the run was started with {ascii(packages[name])[1:-1][:40]}: bits may differ"
+        f"{name} is {installed[name]}, but the run last used {ascii(packages[name])[1:-1][:40]}: results may not be "
+        "identical to the bit"
         for name in PACKAGES
         if name in packages and packages[name] != installed[name]
     ]

@@ -164,7 +164,7 @@ class Storage:
     def _call(self, name: str, call: Callable[[str], _Result], size: int) -> _Result:
         """Return the result of a call on a path. It runs in its own thread, the only way to stop waiting for it."""
         if time.monotonic() < self._rests_until:
-            raise TimeoutError(errno.ETIMEDOUT, "no answer a moment ago")
+            raise TimeoutError(errno.ETIMEDOUT, "no request sent, because the last one has just timed out")
         path = f"{self._root}/{name}" if name else self._root
         outcome: list[_Result] = []
         trouble: list[BaseException] = []

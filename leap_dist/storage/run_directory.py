@@ -257,7 +257,9 @@ def load_config(run_dir: Path, overrides: dict[str, Any], *, preset: str | None 
     saved = configuration.completed(configuration.read_yaml(run_dir / "config.yaml"))
     old = configuration.resolve(str(saved.get("preset")), saved)
     if preset is not None and preset != old.preset:
-        raise ConfigError(f"resume: the run has preset {old.preset}, not {preset}; use another directory, or its own")
+        raise ConfigError(
+            f"resume: the run has preset {old.preset}, not {preset}; leave the preset out, or use another directory"
+        )
     new = configuration.resolve(old.preset, saved, overrides)
     if changes := configuration.incompatibilities(old, new):
         raise ConfigError("resume: these settings cannot change during a run: " + "; ".join(changes))

@@ -82,7 +82,7 @@ def blocks(results: Results, pictures: dict[str, bytes], repetitions: int) -> li
     """Return the report. `pictures` are PNG files by name."""
     study = results.study
     tables = _omniglot(results) if study.tasks == "omniglot" else _multi_cv(results)
-    wrong: list[Block] = [Heading("Incomplete, or worth knowing"), Bullets(results.warnings)]
+    wrong: list[Block] = [Heading("Warnings"), Bullets(results.warnings)]
     shown = [Picture(f"figures/{name}", _CAPTIONS[name], data) for name, data in pictures.items()]
     return [
         Heading(_TITLES[study.tasks], 1),
@@ -194,7 +194,7 @@ def _beside_table_2(results: Results) -> list[Block]:
 
     return [
         Heading("Test error (%) beside the paper"),
-        Paragraph("The paper's errors are those of its table 2, for other held-out alphabets."),
+        Paragraph("The paper's errors are from its table 2, which has different held-out alphabets."),
         beside("test_error"),
         Heading("Error on the training images (%) beside the paper"),
         Paragraph(
@@ -254,8 +254,8 @@ def _at_equal_lengths(results: Results) -> list[Block]:
     return [
         Heading("At equal numbers of examples"),
         Paragraph(
-            "Tests end when the validation error stops improving, so runs differ in length, and areas above belong to "
-            "different lengths. Here, all runs with the same held-out data set are compared after as many examples as "
+            "Tests end when the validation error stops improving, so runs differ in length, and so do the areas above. "
+            "Here, all runs with the same held-out data set are compared after as many examples as "
             "the shortest of them has seen, or, for the test error, at the last test before that. Mean ± standard "
             "deviation over seeds."
         ),
@@ -273,8 +273,8 @@ def _comparisons(results: Results) -> list[Block]:
         Heading(f"{REFERENCE} minus another arm"),
         Paragraph(
             f"Mean difference over pairs of runs {per}, in percentage points, with its 95 % interval. Below 0 "
-            f"{REFERENCE} is better; if an interval contains 0, it is undecided which is better. Seeds below 0 "
-            "are those with a mean difference in test error below 0."
+            f"{REFERENCE} is better; if an interval contains 0, it is undecided which is better. The last column but "
+            "one counts the seeds whose mean difference in test error is below 0."
         ),
         Table([first, "other arm", "test error", "train error", "area", "seeds below 0", "pairs"], rows),
     ]
@@ -305,7 +305,8 @@ def _method(results: Results, repetitions: int) -> list[Block]:
                 AREA_TEXT,
                 intervals_note(
                     repetitions,
-                    f"{resampled}. Pairs stay together. With few runs they tend to be too narrow; one run has none.",
+                    f"{resampled}. Pairs stay together. With few runs the intervals are often too narrow; one run has "
+                    "none.",
                 ),
             ]
         ),

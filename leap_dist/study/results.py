@@ -219,9 +219,11 @@ def _missing(study: Study, rows: list[Row]) -> list[str]:
     found = []
     if places:
         total = len(study.groups) * len(study.seeds) * len(study.arms)
-        found.append(f"no run yet of {absent} of {total} tested initializations: {'; '.join(places)}")
+        found.append(f"{absent} of {total} initializations have no test runs yet: {'; '.join(places)}")
     if partial:
-        found.append(f"held-out alphabets that an arm lacks, so that its means are of others: {'; '.join(partial)}")
+        found.append(
+            f"runs missing for some held-out alphabets, so that means cover fewer of them: {'; '.join(partial)}"
+        )
     if rows and len({row.seed for row in rows}) == 1:
         found.append("there is only one seed: nothing is known about how results vary with the seed")
     return found

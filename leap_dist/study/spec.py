@@ -74,7 +74,9 @@ class Study:
         except FileNotFoundError:
             raise ConfigError(f"out: {out} holds no study") from None
         except (CorruptFile, OSError, *DECODE_ERRORS) as error:
-            raise ConfigError(f"out: {out}/study.json is not a study's, or damaged: {one_line(error)}") from None
+            raise ConfigError(
+                f"out: {out}/study.json is not the file of a study, or is damaged: {one_line(error)}"
+            ) from None
 
     def write(self, out: Path) -> None:
         """Write `out`/study.json, durably. Raises ValueError if `read` would refuse it, and OSError."""

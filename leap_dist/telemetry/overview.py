@@ -54,11 +54,11 @@ def about(config: Config, command: Sequence[str]) -> str:
     names = ", ".join(config.games)
     steps = "examples" if config.is_supervised else "agent steps"
     score = (
-        "`error` is the mean training error over a task; it should fall, because tasks are learned from fewer examples."
+        "`error` is the mean training error over a task; it should fall, as tasks take fewer examples to learn."
         if config.is_supervised
         else "`human_normalized_score` is the score at the end of a task, where 0 is random play and 1 is a person; it "
-        "should rise slowly. `return_GAME` looks like a saw, because each task of a game begins anew from the "
-        "initialization; its teeth should get taller. The marks are random play and a person."
+        "should rise slowly. `return_GAME` has the shape of a saw, because each task of a game starts again from the "
+        "initialization; the teeth should get taller. The marks show random play and a human player."
     )
     return (
         f"**{config.meta_learner} on {len(config.games)} tasks** ({names})\n\n"

@@ -224,7 +224,7 @@ def _progress(summary: dict[str, Any]) -> str:
         return text
     text += f", {counted(summary['meta_updates'], 'meta-update')}"
     waiting = summary["contributions_waiting"]
-    return f"{text}, {waiting} in the next" if waiting else text
+    return f"{text}, {waiting} waiting for the next" if waiting else text
 
 
 def _troubles(summary: dict[str, Any]) -> Iterator[str]:
@@ -235,7 +235,7 @@ def _troubles(summary: dict[str, Any]) -> Iterator[str]:
 
     if _is_evaluation(summary):
         yield count(len(summary["given_up"]), "agent given up", "agents given up")
-        yield count(summary["leases_lost"], "begun again", "begun again")
+        yield count(summary["leases_lost"], "agent restarted", "agents restarted")
         return
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(summary["refused"].items()))
     refused = sum(summary["refused"].values())

@@ -104,7 +104,7 @@ def _read(path: Path) -> Initialization:
     try:
         if path.is_dir():
             inside = path / "init.safetensors"
-            hint = f"did you mean {inside}?" if inside.exists() else "it is the init.safetensors in a run directory"
+            hint = f"did you mean {inside}?" if inside.exists() else "name the init.safetensors of a run"
             raise ConfigError(f"init: {path} is a directory; {hint}")
         found = read_initialization(path)
         if found.tasks != "atari":
@@ -116,7 +116,7 @@ def _read(path: Path) -> Initialization:
     except FileNotFoundError:
         names = [other.name for other in path.parent.glob("*.safetensors")]
         near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.0)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "it is the init.safetensors in a run directory"
+        hint = f"did you mean {path.parent / near[0]}?" if near else "name the init.safetensors of a run"
         raise ConfigError(f"init: there is no {path}; {hint}") from None
     except OSError as error:
         raise ConfigError(f"init: {path} cannot be read ({error.strerror}); choose another") from None

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from leap_dist.config import pretrained
+from leap_dist.config.image_settings import SupervisedSettings
+from leap_dist.config.settings import Config
 from leap_dist.envs.atari_vector import channels
 from leap_dist.nn import convnet
 from leap_dist.nn.actor_critic import FRAME_SIZE, SCALE, Encoder, initialize
 from leap_dist.nn.flat_vector import Manifest, load_vector
 from leap_dist.protocol import schema
 from leap_dist.storage.atomic import CorruptFile, is_packed, read_packed, unpack
-from leap_dist.tasks.task import family_named
+from leap_dist.tasks.task import family_named, family_of
 from leap_dist.weights import foreign
 
 _ORDER = {
@@ -44,6 +46,16 @@ _METADATA = {
 """Metadata that every file has."""
 _MORE = {"mode": str, "task_steps": int, "agent_steps": int, "tasks": str}
 """Metadata that newer files have in addition."""
+
+
+class OtherSetting(NamedTuple):
+    """A setting in which a run differs from the one that made an initialization."""
+
+    name: str
+    wanted: Any
+    """Its value in the run."""
+    found: Any
+    """Its value for which the initialization was made."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,23 @@ class Initialization:
         given = self.metadata["preprocessing"]
         return Preprocessing(given["frames"], given["frame_skip"])
 
+    def other_setting(
+        self, config: Config, names: Sequence[str] = ("frames", "frame_skip", "network")
+    ) -> OtherSetting | None:
+        """Return a setting in which `config` differs from what this initialization was made for; None if there is none.
+
+        These settings do not change any shape, or not always: the kind of frames, the number of frames of an agent
+        step, and the order of the layers of a classifier. `names` are those that are compared.
+        """
+        family, seen = family_of(config), self.metadata.get("preprocessing") or {}
+        here = family.preprocessing(config)
+        for name in names:
+            usual = SupervisedSettings.network if name == "network" else None
+            wanted, found = here.get(name, usual), seen.get(name, usual)
+            if None not in (wanted, found) and wanted != found:
+                return OtherSetting(f"{family.sections[-1]}.{name}", wanted, found)
+        return None
+
     def vector(self, manifest: Manifest) -> np.ndarray:
         """Return the flat float32 vector, (manifest.size,), of the parameters that `manifest` names.
 
@@ -143,7 +172,8 @@ class Initialization:
         if self.tasks in ENVIRONMENTS:
             raise ValueError("this initialization is for environments; see load_encoder")
         given = self.metadata["preprocessing"]
-        network = convnet.ConvNet(given["channels"], given["size"], classes or given["classes"])
+        network = family_named(self.tasks).network({**given, "classes": classes or given["classes"]})
+        assert isinstance(network, convnet.ConvNet)
         shared, local = network.parameters_of(self.scope)
         if network.head.out_features != given["classes"]:
             shared, local = network.parameters_of("encoder")

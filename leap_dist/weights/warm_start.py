@@ -33,7 +33,7 @@ def initial_vector(config: Config, source: str | None = None) -> np.ndarray | No
     if not source:
         return None
     if source == "scratch":
-        raise ConfigError("init: a run starts from scratch if it is not told otherwise; leave --init out")
+        raise ConfigError("init: a run starts from scratch by default; leave --init out")
     path = locate(source)
     try:
         found = read_initialization(path)
@@ -48,6 +48,11 @@ def initial_vector(config: Config, source: str | None = None) -> np.ndarray | No
         raise ConfigError(
             f"init: {source} was meta-learned on {found.tasks}, and its network is not for {config.tasks}; "
             f"give --tasks {found.tasks}, or another initialization"
+        )
+    if other := found.other_setting(config, ("network",)):
+        raise ConfigError(
+            f"{other.name}: {other.wanted} is not what {source} was trained with; use "
+            f"--{other.name.replace('_', '-')} {other.found}, or another initialization"
         )
     manifest, _ = family_of(config).initialization(config, config.seed, config.scope)
     try:

@@ -12,8 +12,8 @@ from leap_dist.nn.flat_vector import flatten
 def limited_shift(shift: np.ndarray, learner: Learner, config: Config) -> np.ndarray:
     """Return the part of a change of φ, flat float32, that a running task follows.
 
-    With `meta.shift increments`, one that is large compared with the parameters is scaled down: it assumes that θ_K
-    changes as much as φ (J = I), which holds only nearby. With `trajectory` the task follows all of it.
+    With `meta.shift increments`, a shift that is large relative to the parameters is scaled down: shifting assumes
+    that θ_K changes as much as φ (J = I), which holds only locally. With `trajectory` the task follows all of it.
     """
     size = float(np.linalg.norm(shift))
     largest = config.meta.max_shift * float(flatten(learner.shared.values()).norm())

@@ -74,8 +74,11 @@ def elsewhere(tmp_path_factory, monkeypatch):
             ["--data-dir", "~nobody-here/x"],
             r"data_dir: '~nobody-here/x' begins with the home directory of an unknown user; .*",
         ),
-        (["--worker.device", "cuda"], r"worker.device: cuda asked for, but there are 0 GPUs; use --worker.device cpu"),
-        (["--worker.gpus", "0.5"], r"worker.gpus: 0.5 asked for, but there are 0 GPUs; use --worker.device cpu"),
+        (
+            ["--worker.device", "cuda"],
+            r"worker.device: cuda requested, but the cluster has 0 GPUs; use --worker.device cpu",
+        ),
+        (["--worker.gpus", "0.5"], r"worker.gpus: 0.5 requested, but the cluster has 0 GPUs; use --worker.device cpu"),
         (["--workers", "2", "--min-workers", "3"], r"min_workers: 3 is more than workers \(2\); use at most 2"),
         (
             ["--worker.labels", "spot"],
@@ -468,13 +471,13 @@ def test_gpus_may_come_with_the_nodes_that_are_waited_for(settings, expected):
     config = loading.resolve("paper", {"wait_for_nodes": True, "address": "auto"}, settings)
     assert placement.gpus_per_worker(config, 0) == expected
     if settings:
-        with pytest.raises(ConfigError, match="asked for, but there are 0 GPUs"):
+        with pytest.raises(ConfigError, match="requested, but the cluster has 0 GPUs"):
             placement.gpus_per_worker(loading.resolve("paper", {"wait_for_nodes": True}, settings), 0)
 
 
 def test_too_few_gpus():
     config = loading.resolve("paper", {"worker.gpus": 2})
-    with pytest.raises(ConfigError, match=r"worker.gpus: 2 asked for, but there are 1 GPUs"):
+    with pytest.raises(ConfigError, match=r"worker.gpus: 2 requested, but the cluster has 1 GPU;"):
         placement.gpus_per_worker(config, 1)
 
 

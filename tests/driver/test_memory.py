@@ -30,7 +30,7 @@ def test_no_more_workers_start_than_there_is_memory_for() -> None:
     fewer, (line,) = memory.fit(config, 3.5 * memory.WORKER_BYTES)
     assert (fewer.workers, fewer.min_workers) == (3, 3)
     assert line == (
-        "8 workers asked for, 3 started: each takes at least 300 MB, and 1.0 GB are free; "
+        "8 workers requested, only 3 started: each takes at least 300 MB, and 1.0 GB are free; "
         "lower --workers or --agent.envs"
     )
     assert memory.fit(config, 0.0)[0].workers == 1, "one is tried all the same"

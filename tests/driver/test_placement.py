@@ -177,7 +177,7 @@ STABLE = Node({"CPU": 4.0}, {"pool": "stable"}, "10.0.0.1")
     [
         (
             SPOT, 1, 0, [STABLE], False,
-            "worker.labels: pool=spot asked for, but the nodes have pool=stable; choose one of those, or give "
+            "worker.labels: no node matches pool=spot; the nodes have pool=stable; choose other labels, or give "
             "--wait-for-nodes if nodes will join",
         ),
         (
@@ -187,7 +187,7 @@ STABLE = Node({"CPU": 4.0}, {"pool": "stable"}, "10.0.0.1")
         ),
         (
             Need(1.0, 0.0, {"zone": "!b"}), 4, 3, [STABLE], False,
-            "min_workers: 4 asked for, but 3 fit on the current node; use --min-workers 3, or give "
+            "min_workers: 4 requested, but only 3 fit on the current node; use --min-workers 3, or give "
             "--wait-for-nodes if nodes will join",
         ),
         (

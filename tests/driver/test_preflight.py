@@ -65,7 +65,8 @@ def test_another_build_of_torch_and_other_versions_of_the_rest_are_only_mentione
     node, (said,) = verdict(CPU, versions={**HERE, "torch": torch, "numpy": "1.0"})
     assert node == CPU
     assert said == (
-        f"node 10.0.0.1 has torch {torch} (here {HERE['torch']}), numpy 1.0 (here {HERE['numpy']}): bits may differ"
+        f"node 10.0.0.1 has torch {torch} (here {HERE['torch']}), numpy 1.0 (here {HERE['numpy']}): results may not be "
+        "identical to the bit"
     )
 
 

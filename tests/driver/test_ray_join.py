@@ -220,12 +220,12 @@ def test_another_version_of_ray_is_named(joined: Joined, launch: Callable[..., L
     [
         (
             ["--workers", "64", "--min-workers", "8"],
-            "min_workers: 8 asked for, but 4 fit on the 2 current nodes; use --min-workers 4, or give "
+            "min_workers: 8 requested, but only 4 fit on the 2 current nodes; use --min-workers 4, or give "
             "--wait-for-nodes if nodes will join",
         ),
         pytest.param(
             ["--worker.labels", "pool=stable"],
-            "worker.labels: pool=stable asked for, but the nodes have pool=spot; choose one of those, or give "
+            "worker.labels: no node matches pool=stable; the nodes have pool=spot; choose other labels, or give "
             "--wait-for-nodes if nodes will join",
             marks=pytest.mark.slow,
         ),
@@ -303,7 +303,7 @@ def test_an_autoscaler_is_asked_and_waited_for_and_released(
     try:
         line = refused(start(joined, launch, "beyond", "--workers", "99", "--min-workers", "20"))
         assert line == (
-            "min_workers: 20 asked for, but 16 fit on the 2 current nodes and those that the autoscaler may add; "
+            "min_workers: 20 requested, but only 16 fit on the 2 current nodes and those that the autoscaler may add; "
             "use --min-workers 16"
         )
         run = start(joined, launch, "autoscaler", "--workers", "9", "--min-workers", "7")

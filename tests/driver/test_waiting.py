@@ -146,12 +146,12 @@ def test_what_is_kept_and_given_up_is_said_with_numbers() -> None:
     training = {"contributions_applied": 10, "contributions_waiting": 2, "leases": [{}, {}, {}]}
     assert stop_message(training) == (
         "stopping: 12 accepted contributions are kept, 3 running tasks are given up at their next report. "
-        "A second Ctrl-C does not wait for them"
+        "Press Ctrl-C again to stop without waiting for them"
     )
     evaluation = {"kind": "evaluation", "tasks": 4, "leases": [{}], "saves_states": False}
     assert stop_message(evaluation) == (
         "stopping: 4 finished runs are kept, 1 running ones stop at their next report. "
-        "A second Ctrl-C does not wait for them"
+        "Press Ctrl-C again to stop without waiting for them"
     )
     assert "at their next report and save their state, from which they continue." in stop_message(
         {**evaluation, "saves_states": True}

@@ -600,7 +600,7 @@ def test_bad_flags(capsys, no_ray, arguments, pattern):  # noqa: F811
 def test_a_file_that_does_not_fit_is_refused(capsys, no_ray, tmp_path):  # noqa: F811
     path = written(tmp_path, "rgb1")
     line = refused(capsys, "evaluate", "--init", f"x={path}", "--preset", "smoke")
-    assert line == "atari.frames: gray4 is not what x was trained on; use --atari.frames rgb1"
+    assert line == "atari.frames: gray4 is not what x was trained with; use --atari.frames rgb1"
     path.write_bytes(path.read_bytes()[:-9])
     assert refused(capsys, "evaluate", "--init", f"x={path}").startswith("init: init.safetensors is not a leap-dist")
 

@@ -435,7 +435,7 @@ def test_a_silent_worker_is_named_and_a_game_that_silences_three_in_a_row_is_qua
         lease = grant(server, f"w{number}", f"i{number}")
         clock.advance(lease.seconds + 1, server)
         assert server.status()["silent"] == [f"i{n}" for n in range(number + 1)]
-        assert f"w{number} was not heard from for 20 s: its task (pong) is taken back" in server.alerts
+        assert f"w{number} has not reported for 20 s: its task (pong) is withdrawn" in server.alerts
     assert server.status()["quarantined"] == ["pong"]
     assert server.lease("w3", "i3") == Idle(finished=True)
 

@@ -802,7 +802,7 @@ def test_an_evaluation_by_hand(tmp_path: Path):
     found = tables(tmp_path, "report.md")
     assert [cell.split(" ")[0] for cell in found["Over all tasks"][1]] == ["mine", "20.00", "5.00", "37.50", "4"]
     assert [cell.split(" ")[0] for cell in found["Over all tasks"][2]] == ["scratch", "25.00", "5.00", "38.12", "4"]
-    assert found["Less scratch"][1] == ["mine", "-5.00", "+0.00", "-0.62", "4"]
+    assert found["Difference from scratch"][1] == ["mine", "-5.00", "+0.00", "-0.62", "4"]
     greek, latin = found["Test error (%)"][1:]
     assert (greek[0], latin) == ("greek", ["latin", "20.00", "25.00", "2"])
     assert greek[1].startswith("20.00 ")
@@ -828,20 +828,20 @@ def test_tasks_that_an_arm_lacks_are_shown_but_not_counted(tmp_path: Path):
     assert warnings == [
         "no run yet of later",
         "incomplete: missing runs (4): scratch/korean seed 0, 1; scratch/latin seed 1; mine/korean seed 1",
-        "not counted over all tasks, because an arm has no run of them: korean",
+        "left out of the means over all tasks, because an arm has no run there: korean",
     ]
     found = tables(tmp_path, "report.md")
     assert found["Over all tasks"][2][0] == "mine"
     assert found["Over all tasks"][2][1].startswith("20.00 ")
     assert found["Test error (%)"][2] == ["korean", "–", "90.00", "0 / 1"]
-    assert found["Less scratch"][1][-1] == "3"
+    assert found["Difference from scratch"][1][-1] == "3"
     assert found["Initializations"][2][:2] == ["scratch", "a random one"]
 
 
 @pytest.mark.usefixtures("one_pixel")
 def test_arms_without_a_common_task_are_not_compared(tmp_path: Path):
     warnings = evaluate(write(tmp_path, [run("mine", "greek"), run("scratch", "latin")]), FEW)
-    assert warnings[1] == "not counted over all tasks, because an arm has no run of them: greek, latin"
+    assert warnings[1] == "left out of the means over all tasks, because an arm has no run there: greek, latin"
     assert "nothing can be compared" in (tmp_path / "report.md").read_text()
     assert results_json(tmp_path)["overall"] == {}
 

@@ -85,7 +85,7 @@ def test_an_initialization_of_own_environments_is_trained_loaded_and_evaluated(t
     assert len(report.runs()) == 4
     assert all(run.game == "catch14_v0" for run in report.runs())
     assert "catch14_v0" in report.markdown
-    with pytest.raises(ConfigError, match=r"gymnasium.frames: rgb1 is not what run was trained on; use --gymnasium"):
+    with pytest.raises(ConfigError, match=r"gymnasium.frames: rgb1 is not what run was trained with; use --gymnasium"):
         leap_dist.evaluate([tmp_path / "run"], {"gymnasium.frames": "rgb1"}, out=tmp_path / "other")
 
 

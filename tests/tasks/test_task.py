@@ -13,10 +13,12 @@ from toy_data_sets import write_part
 
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.config.settings import Config
+from leap_dist.evaluation import initializations
 from leap_dist.evaluation.initializations import Arm
 from leap_dist.evaluation.runs import load_all, plan
 from leap_dist.evaluation.server import EvaluationServer
-from leap_dist.nn.flat_vector import Manifest, flatten
+from leap_dist.nn import convnet
+from leap_dist.nn.flat_vector import Manifest, flatten, load_vector
 from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol.messages import Ack, Contribution, Idle
 from leap_dist.server.meta_server import MetaServer
@@ -25,6 +27,7 @@ from leap_dist.tasks.images.classifier import Classifier
 from leap_dist.tasks.starting_point import StartingPoint
 from leap_dist.tasks.task import family_of
 from leap_dist.weights.initialization import load_encoder, load_network, read_initialization
+from leap_dist.weights.warm_start import initial_vector
 from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start, make_learner
 
@@ -233,6 +236,33 @@ def test_the_initialization_is_read_back_as_a_network(data_dir, tmp_path):
     assert np.array_equal(flatten(shared.values()).numpy(), vector)
     assert Manifest.of(shared) == found.manifest
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("kind", convnet.NETWORKS)
+def test_a_network_is_read_back_with_the_order_of_its_layers(data_dir, tmp_path, kind):
+    """All networks have the same shapes: only the description in the file tells them apart."""
+    server_of(small(data_dir, supervised__network=kind), tmp_path).close()
+    found = read_initialization(tmp_path / "init.safetensors")
+    network, images = found.network(5, head_seed=0), torch.rand(4, 3, 32, 32)
+    wanted = convnet.ConvNet(3, 32, 5, kind)
+    load_vector(dict(wanted.named_parameters()), flatten(network.parameters()).numpy())
+    assert torch.equal(network(images), wanted(images))
+    other = convnet.ConvNet(3, 32, 5, "pool-norm" if kind == "norm-pool" else "norm-pool")
+    load_vector(dict(other.named_parameters()), flatten(network.parameters()).numpy())
+    assert not torch.equal(network(images), other(images))
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("norm-pool", "pool-norm"), ("pool-norm", "norm-pool")])
+def test_a_network_of_another_order_is_no_arm_and_no_start(data_dir, tmp_path, kind, wanted):
+    server_of(small(data_dir, supervised__network=kind), tmp_path).close()
+    path = tmp_path / "init.safetensors"
+    config = small(data_dir, supervised__network=wanted, init=str(path))
+    refused = f"supervised.network: {wanted} is not what .* was trained with; use --supervised.network {kind}"
+    with pytest.raises(ConfigError, match=refused):
+        initial_vector(config)
+    with pytest.raises(ConfigError, match=refused):
+        initializations.arms(*initializations.read([str(path)]), config)
+    assert initial_vector(small(data_dir, supervised__network=kind, init=str(path))) is not None
 
 
 def test_an_evaluation_tests_what_was_held_out_and_starts_all_arms_alike(data_dir, tmp_path):

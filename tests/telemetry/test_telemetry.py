@@ -483,7 +483,7 @@ def test_the_table_shows_state_totals_alerts_and_workers() -> None:
     assert text.startswith("running   preset quick, leap, mode buffered")
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for expected in (
-        "tasks 9 of 30, 3 meta-updates, 2 in the next",
+        "tasks 9 of 30, 3 meta-updates, 2 waiting for the next",
         "steps 1,234,567 agent steps, 2,310 per second",
         "time 0:00:10 so far, 1:02:03 left",
         "workers 2 of 3 up, 7 restarts",

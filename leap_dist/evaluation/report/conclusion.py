@@ -103,7 +103,7 @@ def _near_random(results: Results) -> str:
         return ""
     who = "It plays" if len(scores) == 1 else "None of them plays"
     better = "no better" if len(scores) == 1 else "better"
-    return f" {who} {better} than at random (0), so this says little about longer training."
+    return f" {who} {better} than random play (0), so this says little about longer training."
 
 
 def _compared(results: Results, found: Against) -> str:

@@ -132,8 +132,8 @@ def _by_game(results: Results) -> list[Block]:
         *_tables_by_game(results, ("game", "seeds"), _raw),
         Heading(f"Agent steps to the final return of {results.baseline}", 3),
         Paragraph(
-            f"Median over runs, and the number of runs that reach the mean final return of {results.baseline} at all. "
-            f"Half of the runs of {results.baseline} itself may not."
+            f"Median over runs, and the number of runs that ever reach the mean final return of {results.baseline}. "
+            f"Because that is a mean, about half of {results.baseline}'s own runs may never reach it."
         ),
         _table_by_game(results, ("game", "seeds"), _steps),
     ]
@@ -164,11 +164,11 @@ def _all_games(results: Results, pictures: dict[str, bytes]) -> list[Block]:
     found: list[Block] = [Heading("Over all games")]
     if results.excluded:
         found += [
-            Paragraph("Games that do not count here:"),
+            Paragraph("Games left out of the scores over all games:"),
             Bullets([f"{game}: {why}" for game, why in results.excluded.items()]),
         ]
     if not results.overall:
-        return [*found, Paragraph("No game counts, so there are no scores over all games.")]
+        return [*found, Paragraph("Every game is left out, so there are no scores over all games.")]
     found.append(Paragraph(f"Human-normalized, over {', '.join(results.counted)}; 95 % intervals in brackets."))
     for value, heading in results.scoring.values.items():
         rows = [
@@ -216,9 +216,9 @@ def _with_scores(results: Results) -> list[Block]:
     return [
         Paragraph(
             f"{_P_BETTER.format(results.baseline)} The "
-            "difference and the ratio are those of the IQMs of human-normalized scores, over pairs of runs with the "
-            "same game and seed. If an interval contains 0.5, 0 or 1, respectively, it is undecided which is "
-            f"better. There is no ratio where the IQM of {results.baseline} may be 0 or below."
+            "difference and the ratio compare the IQMs of human-normalized scores, over pairs of runs with the same "
+            "game and seed. If an interval contains 0.5 (probability), 0 (difference) or 1 (ratio), it is undecided "
+            f"which arm is better. There is no ratio where the IQM of {results.baseline} may be 0 or below."
         ),
         Table([*header, "pairs"], rows),
     ]
@@ -295,7 +295,7 @@ def _differences(results: Results) -> list[Block]:
         for arm, found in results.against.items()
     ]
     return [
-        Heading(f"Less {results.baseline}"),
+        Heading(f"Difference from {results.baseline}"),
         Paragraph(
             "Mean difference over pairs of runs of the same task and seed, in percentage points. Below 0 the arm is "
             f"better than {results.baseline}; if an interval contains 0, it is undecided which of the two is better."
@@ -324,17 +324,18 @@ def _method(results: Results, repetitions: int) -> list[Block]:
                 "The final return is the last value of that curve. The area under it is its mean height, where the "
                 "values before the end of the first episode are taken to be equal to the first known one.",
                 "Human-normalized is (return − random) / (human − random), with published scores of 57 games. Games "
-                "without them, and games of which an arm has no run, do not count over all games. If no game has "
-                "published scores, the probability of improvement is over all games with runs of every arm.",
+                "without them, and games for which an arm has no run, are left out of the scores over all games. If no "
+                "game has published scores, the probability of improvement is over all games with runs of every arm.",
                 "Over all games, IQM is the mean of the middle half of all runs' scores; mean and median are taken "
                 "over the games' means; the optimality gap is the mean shortfall from 1. Games have equal weights, "
                 "whatever their numbers of runs.",
                 intervals_note(
                     repetitions,
-                    "runs with replacement within each game; for the probability of improvement independently for "
-                    "both arms, for paired differences seeds, so that pairs stay together. With few seeds they tend "
-                    "to be too narrow. They show the randomness of the runs. They do not show that of meta-training, "
-                    "which all runs with one initialization have in common, nor that of the choice of games.",
+                    "runs with replacement within each game. For the probability of improvement, the runs of each "
+                    "arm are drawn independently; for paired differences, seeds are drawn, so that pairs stay "
+                    "together. With few seeds the intervals tend to be too narrow. They show the randomness of the "
+                    "runs, but not that of meta-training, which all runs with one initialization share, nor that of "
+                    "the choice of games.",
                 ),
                 "After Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice.",
             ]

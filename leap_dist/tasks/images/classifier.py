@@ -300,7 +300,7 @@ class Classifier:
         return Curve(losses, errors)
 
     def progress(self) -> Progress:
-        """Return the error of each batch since the last call as scores, when they ended in examples, and means."""
+        """Return the batch errors since the last call as scores, the examples seen after each, and means."""
         recent = self._settle()
         if not len(recent):
             return Progress((), {})

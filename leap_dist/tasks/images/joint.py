@@ -21,7 +21,7 @@ class JointClassifier(EndlessLearner):
     """Learns several data sets with the same convolutions. Implements `leap_dist.leap.learner.Learner`.
 
     Every batch belongs to one data set. Each data set comes once, in random order, before any of them comes again; a
-    data set that has no epochs left, or whose validation error has stopped improving, comes no more.
+    data set that has no epochs left, or whose validation error has stopped improving, is not drawn again.
 
     Args:
         classifiers: a classifier that has not trained yet for each data set, by name, all with the same shared
@@ -84,7 +84,7 @@ class JointClassifier(EndlessLearner):
         return self._next().evaluate()
 
     def progress(self) -> Progress:
-        """Return the error of each batch since the last call as scores, when they ended in examples, and means."""
+        """Return the batch errors since the last call as scores, the examples seen after each, and means."""
         if not self._order:
             return Progress((), {})
         found = {name: one.progress() for name, one in self._classifiers.items() if name in self._order}

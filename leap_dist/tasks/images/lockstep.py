@@ -21,8 +21,8 @@ from leap_dist.tasks.images.classifier import Classifier, Prepared
 def prepare(learners: Sequence[Learner], *, on_cpu: bool = False) -> None:
     """Compute the gradients that the next `backward` of each learner will set, together for those of the same kind.
 
-    On a CPU nothing is computed ahead, unless `on_cpu`: there it costs more than it saves, and one by one, each task
-    gets exactly the bits that it gets alone.
+    On a CPU nothing is computed ahead unless `on_cpu` is set: stacking costs more than it saves there, and without it
+    each task's results are identical to the bit to those of training alone.
     """
     kinds: defaultdict[tuple[object, ...], list[Classifier]] = defaultdict(list)
     for learner in learners:
