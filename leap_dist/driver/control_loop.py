@@ -161,8 +161,28 @@ class ControlLoop:
         while self._is_behind and outcome == "done":  # a run that is not done catches up when it is resumed
             self._report("stopping")
             self._poll(LAST_POLL_SECONDS)
+        outcome = self._complete(outcome)
         self._report(outcome)
         return outcome
+
+    def _complete(self, outcome: str) -> str:
+        """Return the outcome, which is "done" only if the files of the last meta-update are written."""
+        if outcome != "done" or self._wait_for_files():
+            return outcome
+        self._pool.alerts.append(
+            "init.safetensors or the ledger could not be written, and may lack the last meta-updates, which are in the "
+            "checkpoints; continue with --resume when the storage works"
+        )
+        return "failed"
+
+    def _wait_for_files(self) -> bool:
+        """Return whether the server has written the files of the last meta-update, for which it gets some time."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while not (written := self._status.get("files_written", True)) and time.monotonic() < deadline:
+            self._report("stopping")
+            self._stop.wait(0.5)
+            self._poll(LAST_POLL_SECONDS)
+        return bool(written)
 
     def _poll(self, last_seconds: float | None = None) -> None:
         """Fetch the status and new ledger lines. While the server restarts, the last ones remain.

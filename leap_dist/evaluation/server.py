@@ -25,6 +25,7 @@ from leap_dist.evaluation.states import StateStore
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Task, process_of
 from leap_dist.protocol.seeds import derived_seed
 from leap_dist.server.leases import ACCEPTED, LeaseBook, OpenLease, describe
+from leap_dist.server.monitoring import Alerts
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.journal import Journal
 from leap_dist.storage.locks import RunLock
@@ -66,7 +67,8 @@ class EvaluationServer:
         self._runs = list(runs)
         self._vectors = vectors
         self._out = out
-        self.alerts: deque[str] = deque(maxlen=100)
+        self._alert = Alerts()
+        self.alerts: deque[str] = self._alert.messages
         """Messages that the user should read, oldest first."""
         self._counts: Counter[str] = Counter()  # steps, pushes, leases_lost, duplicates
         self._refused: Counter[str] = Counter()  # by reason
@@ -336,10 +338,6 @@ class EvaluationServer:
     def _describe(self, held: OpenLease) -> dict[str, Any]:
         run = self._runs[held.lease.task.index]
         return {**describe(held, self._leases.now()), "arm": run.arm.label, "seed": run.seed}
-
-    def _alert(self, text: str) -> None:
-        log.warning(text)
-        self.alerts.append(text)
 
 
 def _ack(accepted: bool, *, durable: bool = False, reason: str = "", proceed: bool = True, wait: float = 0.0) -> Ack:

@@ -64,16 +64,19 @@ class ContributionHandler:
 
     def push(self, contribution: Contribution) -> Ack:
         """Take one contribution; see `MetaServer.push`."""
-        return self._take(contribution) if self._settle() else self._refuse_unsettled()
+        return self._take(contribution) if self._settle() else self._refuse_unsettled(contribution)
 
     def push_together(self, contributions: Sequence[Contribution]) -> list[Ack]:
         """Take several contributions; see `MetaServer.push_together`."""
         if not self._settle():
-            return [self._refuse_unsettled() for _ in contributions]
+            return [self._refuse_unsettled(contribution) for contribution in contributions]
         with self._scheduler.together():
             acks = [self._take(contribution) for contribution in contributions]
         if not self._settle():
-            acks = [self._refuse_unsettled() if ack.durable else ack for ack in acks]
+            acks = [
+                self._refuse_unsettled(contribution) if ack.durable else ack
+                for contribution, ack in zip(contributions, acks, strict=True)
+            ]
         return acks
 
     def accept_prefix(self, held: OpenLease) -> bool:
@@ -197,5 +200,8 @@ class ContributionHandler:
         self._counters.refused[reason] += 1
         return self.ack(False, reason=reason, proceed=proceed, wait=wait)
 
-    def _refuse_unsettled(self) -> Ack:
+    def _refuse_unsettled(self, contribution: Contribution) -> Ack:
+        held = self._leases.get(contribution.lease)
+        if held is not None and contribution.incarnation == held.lease.incarnation:
+            self._leases.extend(held)  # its worker is alive, and will try again
         return self._refuse("storage", proceed=True, wait=RETRY_SECONDS)

@@ -105,6 +105,7 @@ class MetaState:
         """Number of applied contributions that the norm clip made smaller."""
         self._norms: deque[float] = deque(maxlen=config.meta.clip_window)
         self._unwritten: list[dict[str, Any]] = []  # ledger lines that are in a checkpoint, but not in the ledger yet
+        self._exported: int | None = None  # version of φ in init.safetensors
 
     @property
     def vector(self) -> np.ndarray:
@@ -130,7 +131,7 @@ class MetaState:
     def begin(self) -> None:
         """Save version 0, the first checkpoint of a new run. Raises OSError."""
         self.checkpoints.save(self._checkpoint(0, [], None))
-        self._write_ledger()
+        self.write_files()
 
     def update(self, count: int, bookkeeping: dict[str, Any]) -> None:
         """Make a meta-update from the first `count` waiting contributions.
@@ -184,7 +185,7 @@ class MetaState:
             ),
         )
         self.ledger.append(size, state["ledger"]["lines"])
-        self._write_ledger()
+        self.write_files()
 
     def _direction(self, batch: Sequence[Accepted], vector: np.ndarray) -> Direction:
         size = self._manifest.size
@@ -245,17 +246,29 @@ class MetaState:
         self._norms.extend(_norms(batch))
         self._dead_units.observe(accepted.contribution for accepted in batch)
         self._unwritten += lines
-        self._write_ledger()
+        self.write_files()
         self.backlog.discard()
 
+    @property
+    def is_written(self) -> bool:
+        """Whether the ledger and init.safetensors contain all meta-updates that the checkpoints contain."""
+        return not self._unwritten and self._exported == self.version
+
+    def write_files(self) -> None:
+        """Bring the ledger and init.safetensors up to date; if that fails, an alert says so, and it can be repeated."""
+        for name, write in (("the ledger", self._write_ledger), ("init.safetensors", self._write_initialization)):
+            try:
+                write()
+            except (OSError, MemoryError) as error:
+                self._alert(f"{name} could not be written; the server tries again: {error}")
+
     def _write_ledger(self) -> None:
-        """Bring the ledger and init.safetensors up to date, or if the disk is full, leave that to the next update."""
-        try:
-            self.ledger.append(self.ledger.size, self._unwritten)
-            self._unwritten = []
-            write_atomic(self._run_dir / "init.safetensors", self._export(), "init")
-        except (OSError, MemoryError) as error:
-            self._alert(f"the ledger or init.safetensors could not be written; the next update tries again: {error}")
+        self.ledger.append(self.ledger.size, self._unwritten)
+        self._unwritten = []
+
+    def _write_initialization(self) -> None:
+        write_atomic(self._run_dir / "init.safetensors", self._export(), "init")
+        self._exported = self.version
 
     def _ledger_lines(self, batch: list[Accepted], direction: Direction, update_norm: float) -> list[dict[str, Any]]:
         return [

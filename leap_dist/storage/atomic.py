@@ -123,8 +123,10 @@ def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True, l
                 os.fsync(file.fileno())
         failpoint(f"{point}.written")
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        if error.filename == str(temporary):  # the reader knows the file, and equal errors should read alike
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     failpoint(f"{point}.renamed")
     if not listed:

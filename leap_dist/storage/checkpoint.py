@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import numpy as np
 from leap_dist.storage.atomic import (
     DECODE_ERRORS,
     FORMAT,
+    LARGEST,
     CorruptFile,
     NewerFormat,
     OlderFormat,
@@ -87,6 +89,8 @@ class CheckpointStore:
             }
             state["sha256"] = json_digest(state)
             marker = json.dumps(state).encode()
+            if len(marker) > LARGEST:  # it could not be read back
+                raise OSError(errno.EFBIG, f"state.json would be larger than {LARGEST:,} bytes", str(final))
             write_atomic(temporary / "state.json", marker, "checkpoint-file")
             failpoint("checkpoint.written")
             self._replica.put_checkpoint(checkpoint.version, {**files, "state.json": marker})

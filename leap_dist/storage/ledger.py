@@ -126,9 +126,11 @@ class Ledger:
         the last page the offset stays the same. Reading starts from the beginning if the file has shrunk. Damaged lines
         are left out, and the log says how many. Raises CorruptFile if a line never ends, as in a sparse file.
         """
-        if not os.path.lexists(self._path):
+        try:
+            opened = files.open_regular(self._path)
+        except FileNotFoundError:
             return [], 0
-        with files.open_regular(self._path) as file:
+        with opened as file:
             start = file.seek(offset if offset <= self._size else 0)
             text = file.read(min(self._size - start, page_bytes))
             is_end = start + len(text) == self._size

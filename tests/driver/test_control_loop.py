@@ -1,5 +1,6 @@
 """The control loop's reports, without Ray."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -73,3 +74,32 @@ def test_a_server_whose_node_leaves_is_away_and_not_lost(monkeypatch, tmp_path, 
     else:
         loop._poll()
     assert missed == ([] if lost else [True])
+
+
+@pytest.mark.parametrize(("polls", "outcome"), [(0, "done"), (2, "done"), (99, "failed")])
+def test_a_run_is_done_when_the_files_of_its_last_meta_update_are_written(monkeypatch, tmp_path, polls, outcome):
+    """The storage may come back within some seconds. A run whose init.safetensors is old must not look complete."""
+    monkeypatch.setattr(control_loop, "STOP_SECONDS", 0.05)
+    pool = SimpleNamespace(alerts=[])
+    stop = SimpleNamespace(wait=lambda seconds: None if polls < 99 else time.sleep(0.06))
+    loop = ControlLoop(None, pool, None, None, lambda *report: None, tmp_path, stop)
+    loop._status = {"files_written": polls == 0}
+    asked = []
+
+    def poll(seconds):
+        asked.append(seconds)
+        loop._status = {"files_written": len(asked) >= polls}
+
+    monkeypatch.setattr(loop, "_poll", poll)
+    monkeypatch.setattr(loop, "_report", lambda state: None)
+    assert loop._complete("done") == outcome
+    assert len(asked) == min(polls, 1 if polls == 99 else 2)
+    assert [("continue with --resume" in alert) for alert in pool.alerts] == [True] * (outcome == "failed")
+    loop._status = {"files_written": False}
+    assert loop._complete("interrupted") == "interrupted", "what a run lacks is made up for when it is resumed"
+
+
+def test_an_evaluation_has_no_such_files(tmp_path):
+    loop = ControlLoop(None, None, None, None, lambda *report: None, tmp_path, None)
+    loop._status = {"finished": True}
+    assert loop._complete("done") == "done"

@@ -559,7 +559,7 @@ def test_a_run_directory_with_a_foreign_config_is_no_traceback(tmp_path):
 def test_games_that_an_arm_was_trained_on_are_named():
     known = replace(OTHER, metadata={"games": ["pong", "breakout"]})
     assert initializations.notes([known, SCRATCH], config(games=("pong", "freeway"))) == [
-        "pong: other was meta-trained on it"
+        "other was meta-trained on pong, so for other this is no test on a held-out game"
     ]
 
 
@@ -581,7 +581,10 @@ def test_arms_of_earlier_commands_stay_noted(tmp_path):
             r"init: nowhere.safetensors cannot be read \(No such file or directory\).*",
         ),
         (["--init", "=x"], r"init: x cannot be read .*"),
-        (["--init", "../../etc=scratch"], r"init: arm '../../etc' is not a letter or digit, .*; give LABEL=PATH"),
+        (
+            ["--init", "../../etc=scratch"],
+            r"init: arm '../../etc' is not valid: a letter or digit, .*; give LABEL=PATH",
+        ),
         (["--init", "scratch", "--init", "scratch"], r"init: two initializations have the label 'scratch'; .*"),
         (["--init", "scratch", "--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
         (["--init", "scratch", "--seeds", "0"], r"seeds: 0 is not between 1 and 1000"),

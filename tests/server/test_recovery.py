@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crashes import RUNS, Killed, assert_same_end, play
-from protocol import INITIAL, Worker, config, contribution, finish, grant, ledger, serve, work
+from protocol import INITIAL, Clock, Worker, config, contribution, finish, grant, ledger, serve, work
 
 from leap_dist.protocol.messages import Idle
 from leap_dist.storage import atomic
@@ -246,6 +246,23 @@ def test_an_update_for_which_memory_does_not_suffice_is_made_later(tmp_path, mon
 
 def exhausted(*_: object) -> None:
     raise MemoryError
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_worker_keeps_its_lease_while_the_journal_cannot_be_flushed(tmp_path, monkeypatch, together):
+    """It waits in its push, and sends no other sign of life."""
+    clock = Clock()
+    server = serve(tmp_path, config(meta_updates=1, meta__batch_size=1, server__lease_seconds=20.0), clock=clock)
+    done = contribution(grant(server), INITIAL)
+    with monkeypatch.context() as patch:
+        patch.setattr(server._state.backlog.journal, "sync", sync_fails)
+        for _ in range(5):
+            (ack,) = server.push_together([done], []) if together else [server.push(done)]
+            assert (ack.reason, ack.proceed, ack.durable) == ("storage", True, False)
+            clock.advance(15, server)
+    assert server.push(done).durable
+    assert server.status()["leases_lost"] == 0
+    assert server.version == 1
 
 
 # --- quarantine ----------------------------------------------------------------------------------------------------

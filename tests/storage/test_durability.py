@@ -30,10 +30,12 @@ from protocol import (
     work,
 )
 
+from leap_dist.config import files
 from leap_dist.protocol.messages import Ack, Idle
 from leap_dist.storage import checkpoint, journal
-from leap_dist.storage.atomic import CorruptFile, pack, unpack
+from leap_dist.storage.atomic import CorruptFile, pack, read_packed, unpack, write_atomic
 from leap_dist.storage.ledger import Ledger
+from leap_dist.testing import failpoints
 
 
 class Failpoints:
@@ -310,6 +312,85 @@ def test_a_ledger_that_cannot_be_written_is_made_up_for_later(tmp_path, monkeypa
     server = serve(tmp_path / "full", run)
     work(server)
     assert_same_end(server, tmp_path / "full", undisturbed, tmp_path / "undisturbed")
+
+
+def _exported_version(run_dir: Path) -> int:
+    _, metadata = unpack(read_packed(run_dir / "init.safetensors"), "init.safetensors")
+    version: int = metadata["version"]
+    return version
+
+
+@pytest.mark.parametrize(("fault", "behind"), [("ledger", "ledger.jsonl"), ("init", "init.safetensors")])
+def test_a_file_that_could_not_be_written_after_the_last_meta_update_is_written_when_it_can_be(tmp_path, fault, behind):
+    """No other meta-update follows that would write it. One file does not wait for the other."""
+    run = config(meta_updates=2, meta__batch_size=1)
+    undisturbed = serve(tmp_path / "undisturbed", run)
+    work(undisturbed)
+    folder = tmp_path / "full"
+    server = serve(folder, run)
+    finish(server, grant(server), server.snapshot()[1])
+    assert server.status()["files_written"]
+    lease = grant(server)
+    try:
+        failpoints.arm(f"{fault}.write=full@1-3")
+        finish(server, lease, server.snapshot()[1])
+        written = {
+            "ledger.jsonl": len(ledger(folder)) == 2,
+            "init.safetensors": _exported_version(folder) == 2,
+        }
+        assert written == {name: name != behind for name in written}
+        server.tick()
+        server.tick()
+        assert (server.finished, server.status()["files_written"]) == (True, False)
+        assert len([alert for alert in server.alerts if "could not be written; the server tries again" in alert]) == 1
+        server.tick()
+        assert server.status()["files_written"]
+        assert_same_end(server, folder, undisturbed, tmp_path / "undisturbed")
+    finally:
+        failpoints.arm("")
+
+
+def test_a_ledger_that_cannot_be_read_for_a_while_ends_nothing(tmp_path, monkeypatch):
+    server = serve(tmp_path, config(meta_updates=2, meta__batch_size=1))
+    work(server)
+    lines, end = server.ledger(0)
+    with monkeypatch.context() as patch:
+
+        def stale(*_, **__):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        patch.setattr(files, "open_regular", stale)
+        assert server.ledger(end) == ([], end), "nobody reads it again from the beginning"
+        assert "the ledger could not be read" in server.alerts[-1]
+    assert server.ledger(0) == (lines, end)
+
+
+def test_a_checkpoint_that_could_not_be_read_back_is_not_written(tmp_path, monkeypatch):
+    """Its state.json has everything that the ledger lacks, which may be more than a file may have."""
+    server = serve(tmp_path, config(meta_updates=2, meta__batch_size=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "LARGEST", 500)
+        finish(server, grant(server), server.snapshot()[1])
+        assert server.version == 0
+        assert "state.json would be larger than 500 bytes" in server.alerts[-1]
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000000"]
+    server.tick()
+    assert server.version == 1
+
+
+def test_equal_errors_of_a_write_read_alike(tmp_path, monkeypatch):
+    """The name of the temporary file is another one each time, so alerts would repeat themselves forever."""
+
+    def read_only(path):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(files, "create_new", read_only)
+    texts = []
+    for _ in range(2):
+        with pytest.raises(OSError, match="Read-only") as error:
+            write_atomic(tmp_path / "summary.json", b"", "summary")
+        texts.append(str(error.value))
+    assert texts == [f"[Errno {errno.EROFS}] Read-only file system: '{tmp_path / 'summary.json'}'"] * 2
 
 
 def test_journal_files_are_removed_once_every_kept_checkpoint_covers_them(tmp_path):
