@@ -136,7 +136,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
         if any(out.glob("runs/*/*/*.json")):
             results.print_evaluation(out)
     if outcome != "done":
-        print(f"\n{outcome}: the same command continues with the missing runs")
+        print(f"\n{outcome}: the same command with --out {shlex.quote(str(out))} continues with the missing runs")
     return console.EXIT_CODES[outcome]
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
+from leap_dist.config.settings import Config
 from leap_dist.storage.redaction import redact
 from leap_dist.telemetry.escaping import printable
 
@@ -26,6 +28,13 @@ def program() -> str:
 def command() -> str:
     """Return the words that the user has to type to call this program again."""
     return f"python {program()}" if program() == "launch.py" else program()
+
+
+def resume_command(shown: str, config: Config) -> str:
+    """Return the command that continues a training run. `shown` is its path or URL."""
+    modules = "".join(f" {name}" for name in config.gymnasium.modules)
+    more = f" --gymnasium.modules{modules}" if modules else ""
+    return f"{command()} train --run-dir {shlex.quote(shown)} --resume{more}"
 
 
 def complain(message: str) -> NoReturn:

@@ -14,6 +14,14 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.driver.errors import RunFailed
 from leap_dist.driver.signals import check_stop, stop_signal
 
+_KEPT = "stopped immediately; everything accepted is on disk"
+_STOPPED = {
+    "train": f"{_KEPT}; continue with --run-dir DIR --resume",
+    "evaluate": f"{_KEPT}; continue with the same command and --out DIR",
+    "study": f"{_KEPT}; the same command continues",
+}
+"""What is printed when a command is stopped by a second signal."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code. Bad input ends the program with one line and exit code 2."""
@@ -24,8 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
             stop.check()
             return _run(parsed)
         except KeyboardInterrupt as error:
-            text = str(error) or "stopped at once; everything accepted is on disk; continue with --resume"
-            print(f"\n{text}", file=sys.stderr)
+            print(f"\n{str(error) or _STOPPED.get(parsed.command, 'stopped')}", file=sys.stderr)
             return console.INTERRUPTED
 
 
@@ -67,7 +74,7 @@ def train(parsed: argparse.Namespace) -> int:
         run.publish()
         plan.print_training(config, run)
         outcome, summary = reporting.train(config, run, profile=parsed.profile)
-        results.print_training(run, outcome, summary)
+        results.print_training(config, run, outcome, summary)
         if parsed.profile:
             results.print_profiles(run)
     return console.EXIT_CODES[outcome]

@@ -49,7 +49,6 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
     length = f"{batches}, {config.steps_of_task:,} {unit} each: {config.total_tasks * config.steps_of_task:,} in all"
     if done:
         length += f"; {done:,} of {config.total_tasks:,} tasks are done"
-    here = f"{console.command()} train --run-dir {shlex.quote(shown)} --resume"
     return [
         ("", f"{config.meta_learner} on {_names(config)}, preset {config.preset}, mode {config.mode}"),
         ("to do", length),
@@ -57,7 +56,7 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
         ("directory", shown),
         ("watch", f"{console.command()} status {shlex.quote(shown)}"),
         ("stop", "Ctrl-C; everything accepted by then is kept"),
-        ("continue", here),
+        ("continue", console.resume_command(shown, config)),
     ]
 
 

@@ -19,7 +19,7 @@ from leap_dist.storage.ledger import Ledger
 from leap_dist.telemetry.escaping import printable
 
 
-def print_training(run: location.Run, outcome: str, summary: dict[str, Any]) -> None:
+def print_training(config: Config, run: location.Run, outcome: str, summary: dict[str, Any]) -> None:
     """Draw progress.png, and print the result of a training run and where its files are.
 
     The summary is the last one that was shown, not the one on disk: after a full disk, that may be older or missing.
@@ -42,7 +42,7 @@ def print_training(run: location.Run, outcome: str, summary: dict[str, Any]) -> 
         ("curves", _tensorboard_command(f"{run.shown}/tensorboard")),
     )
     if outcome != "done":
-        _print_files(("to continue", f"{console.command()} train --run-dir {shlex.quote(run.shown)} --resume"))
+        _print_files(("to continue", console.resume_command(run.shown, config)))
         _print_files(*(("reason", alert) for alert in summary["alerts"][-3:] if outcome == "failed"))
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -308,6 +308,21 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
         return dict(saved)
     missing = {name: default(name) for name in _FIELDS if name not in saved and name != "preset"}
     return {**missing, **saved}
+
+
+def without_code(saved: Mapping[str, Any], given: Collection[str], source: str) -> dict[str, Any]:
+    """Return the settings from a run's file without the modules to import, which only the user can name.
+
+    A run directory may be somebody else's, and may even bring a module of that name. Raises ConfigError if the file
+    names modules and the user does not: `given` are the names of the settings that the user gives.
+    """
+    name = "gymnasium.modules"
+    if (wanted := parse_value(name, saved.get(name, ()))) and name not in given:
+        raise ConfigError(
+            f"{name}: {source} names {', '.join(wanted)[:200]}, and importing a module runs its code; if you trust it, "
+            f"add --{name} {' '.join(wanted)[:200]}"
+        )
+    return {key: value for key, value in saved.items() if key != name}
 
 
 def default(name: str) -> Any:

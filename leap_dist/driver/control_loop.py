@@ -127,7 +127,9 @@ class ControlLoop:
         while not self._stop.asked:
             if self._nodes.head_is_gone:
                 self._server.leave.remote()  # it may be alive and would keep the run directory locked
-                raise _ServerLost("the cluster's head node is gone; continue on another cluster with --resume")
+                raise _ServerLost(
+                    "the cluster's head node is gone; what was accepted is kept; continue on another cluster"
+                )
             self._pool.reconcile()
             self._require_folder()
             asked = time.monotonic()
@@ -235,7 +237,7 @@ class ControlLoop:
             self._pool.alerts.append(f"the server {reason}; if it died, Ray restarts it")
         elif (away := self._nodes.clock() - self._away_since) > self._longest_away:
             raise _ServerLost(
-                f"the server has not answered for {away:.0f} s; continue on another cluster with --resume"
+                f"the server has not answered for {away:.0f} s; what was accepted is kept; continue on another cluster"
             )
         self._stop.wait(1.0)
 

@@ -25,7 +25,7 @@ class Stopped(KeyboardInterrupt):
     """A signal asked for a stop before the work had begun."""
 
     def __init__(self) -> None:
-        super().__init__("interrupted; what was accepted before is on disk, and the same command continues from there")
+        super().__init__("interrupted before any task ran; what earlier launches have trained is kept")
 
 
 class StopSignal:

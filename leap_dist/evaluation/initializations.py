@@ -120,6 +120,7 @@ def settings(files: Sequence[InitFile], given: Mapping[str, Any], preset: str | 
                     f"choose one with --{name.replace('_', '-')}"
                 )
     wanted = {name: value for name, value in base.items() if name.split(".")[0] in sections or name in alone}
+    wanted = configuration.without_code(wanted, given, f"the run of {first}")
     return {"preset": base.get("preset", "paper"), **start, **wanted}
 
 

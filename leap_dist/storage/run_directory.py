@@ -247,7 +247,8 @@ def _refuse_link(run_dir: Path, path: Path) -> None:
 def load_config(run_dir: Path, overrides: dict[str, Any], *, preset: str | None = None) -> Config:
     """Return the configuration to resume with.
 
-    Raises ConfigError if there is no run, if a fixed setting would change, or if `preset` is not that of the run.
+    Raises ConfigError if there is no run, if a fixed setting would change, if `preset` is not that of the run, or if
+    the run needs modules that `overrides` do not name.
     """
     refuse_links(run_dir)
     if not exists(run_dir):
@@ -255,6 +256,7 @@ def load_config(run_dir: Path, overrides: dict[str, Any], *, preset: str | None 
     if holds_evaluation(run_dir):
         raise ConfigError(f"resume: {run_dir} holds an evaluation; continue it with the same evaluate command")
     saved = configuration.completed(configuration.read_yaml(run_dir / "config.yaml"))
+    saved = configuration.without_code(saved, overrides, f"the run in {run_dir}")
     old = configuration.resolve(str(saved.get("preset")), saved)
     if preset is not None and preset != old.preset:
         raise ConfigError(

@@ -491,7 +491,9 @@ def test_too_few_gpus():
 )
 def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words):
     counts = {"tasks": 8, "tasks_wanted": 8, "meta_updates": 4, "contributions_applied": 8, "agent_steps": 1600}
-    results.print_training(location.Run(tmp_path), "done", {**counts, "wall_seconds": 14.2, "alerts": [], **more})
+    results.print_training(
+        loading.resolve("smoke"), location.Run(tmp_path), "done", {**counts, "wall_seconds": 14.2, "alerts": [], **more}
+    )
     assert f"done: 8 of 8 tasks, 4 meta-updates, {words}\n" in capsys.readouterr().out
     assert (tmp_path / "progress.png").exists()
 

@@ -164,7 +164,9 @@ def interrupted_twice(launch: Callable[..., Launch]) -> Launch:
     hanging.process.send_signal(signal.SIGINT)
     assert hanging.end(15) == 130, hanging.log.read_text()
     assert hanging.summary()["state"] == "interrupted"
-    assert hanging.log.read_text().endswith("stopped at once; everything accepted is on disk, continue with --resume\n")
+    assert hanging.log.read_text().endswith(
+        "stopped immediately; everything accepted is on disk; continue with --run-dir DIR --resume\n"
+    )
     return run
 
 

@@ -46,7 +46,7 @@ def test_nodes_that_die_and_come_and_a_head_that_dies_change_nothing(
     cluster.remove_node(cluster.head_node, allow_graceful=False)
     assert run.end(60) == 1, run.log.read_text()
     said = run.log.read_text()
-    assert "the cluster's head node is gone; continue on another cluster with --resume" in said
+    assert "the cluster's head node is gone; what was accepted is kept; continue on another cluster" in said
     assert "Traceback" not in said
     assert json.loads((run.run_dir / "summary.json").read_text())["state"] == "failed"
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import leap_dist
+from leap_dist.cli import console
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.storage.ledger import Ledger
 from leap_dist.tasks.gymnasium.family import Gymnasium, registered_id
@@ -80,20 +81,50 @@ def test_an_initialization_of_own_environments_is_trained_loaded_and_evaluated(t
     with pytest.raises(ValueError, match="see load_encoder"):
         leap_dist.load_network(tmp_path / "run" / "init.safetensors")
 
-    arms = {"leap": tmp_path / "run", "scratch": "scratch"}
-    report = leap_dist.evaluate(arms, {"games": ["Catch14-v0"]}, seeds=2, out=tmp_path / "out", progress=False)
+    arms, own = {"leap": tmp_path / "run", "scratch": "scratch"}, {"gymnasium.modules": ["catch_env"]}
+    settings = {"games": ["Catch14-v0"], **own}
+    report = leap_dist.evaluate(arms, settings, seeds=2, out=tmp_path / "out", progress=False)
     assert len(report.runs()) == 4
     assert all(run.game == "catch14_v0" for run in report.runs())
     assert "catch14_v0" in report.markdown
     with pytest.raises(ConfigError, match=r"gymnasium.frames: rgb1 is not what run was trained with; use --gymnasium"):
-        leap_dist.evaluate([tmp_path / "run"], {"gymnasium.frames": "rgb1"}, out=tmp_path / "other")
+        leap_dist.evaluate([tmp_path / "run"], {"gymnasium.frames": "rgb1", **own}, out=tmp_path / "other")
+
+
+def test_a_run_directory_cannot_bring_code_that_is_imported(tmp_path, monkeypatch):
+    """Neither to resume somebody's run nor to evaluate what it has learned: only the user names modules."""
+    in_process_driver.install(monkeypatch)
+    leap_dist.train(SETTINGS, run_dir=tmp_path / "run", progress=False)
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert config.count("- catch_env") == 1
+    (tmp_path / "run" / "config.yaml").write_text(config.replace("- catch_env", "- run.payload"))
+    (tmp_path / "run" / "payload.py").write_text("from pathlib import Path\nPath('executed').write_text('')\n")
+    monkeypatch.chdir(tmp_path)
+    line = (
+        "gymnasium.modules: the run .* names run.payload, and .*; if you trust it, add --gymnasium.modules run.payload"
+    )
+    with pytest.raises(ConfigError, match=line):
+        leap_dist.train({"meta_updates": 9}, run_dir="run", resume=True, progress=False)
+    with pytest.raises(ConfigError, match=line):
+        leap_dist.evaluate(["run"], {"games": ["Catch14-v0"]}, out="out", progress=False)
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_that_continues_a_run_names_its_modules():
+    own = resolve("fast", {"tasks": "gymnasium", "games": ("Catch10-v0",), "gymnasium.modules": ("a", "b.c")})
+    assert console.resume_command("runs/my run", own).endswith(
+        "train --run-dir 'runs/my run' --resume --gymnasium.modules a b.c"
+    )
+    assert console.resume_command("runs/mine", resolve("fast")).endswith("train --run-dir runs/mine --resume")
 
 
 def test_one_agent_learns_all_own_environments_and_its_encoder_is_an_arm_like_any_other(tmp_path, monkeypatch):
     in_process_driver.install(monkeypatch)
     joint = {**SETTINGS, "meta_learner": "multitask", "meta_updates": 1}
     run = leap_dist.train(joint, run_dir=tmp_path / "run", progress=False)
-    run = leap_dist.train({"meta_updates": 2}, run_dir=tmp_path / "run", resume=True, progress=False)
+    more = {"meta_updates": 2, "gymnasium.modules": ["catch_env"]}
+    run = leap_dist.train(more, run_dir=tmp_path / "run", resume=True, progress=False)
     tasks = [task for update in run.meta_updates() for task in update.tasks]
     assert [task.game for task in tasks] == ["all_games"] * 2
     _, last = Ledger(tmp_path / "run" / "ledger.jsonl").lines()
@@ -101,7 +132,8 @@ def test_one_agent_learns_all_own_environments_and_its_encoder_is_an_arm_like_an
     assert last["curve"][-1]["means"].keys() >= {"return/catch10_v0", "return/catch12_v0"}
     assert run.load_encoder()(torch.zeros(2, 4, 84, 84)).shape == (2, 256)
     arms = {"multitask": tmp_path / "run", "scratch": "scratch"}
-    report = leap_dist.evaluate(arms, {"games": ["Catch14-v0"]}, seeds=1, out=tmp_path / "out", progress=False)
+    settings = {"games": ["Catch14-v0"], "gymnasium.modules": ["catch_env"]}
+    report = leap_dist.evaluate(arms, settings, seeds=1, out=tmp_path / "out", progress=False)
     assert {run.arm for run in report.runs()} == {"multitask", "scratch"}
     first = {run.arm: run for run in report.runs()}
     assert not np.array_equal(first["multitask"].returns, first["scratch"].returns)
