@@ -13,6 +13,7 @@ from typing import Any
 from leap_dist.api import errors
 from leap_dist.api.callbacks import Callback, Dispatcher, LiveRun
 from leap_dist.api.given import Given, settings
+from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver, reporting
@@ -21,9 +22,6 @@ from leap_dist.evaluation import initializations, runs, scoring
 from leap_dist.evaluation.report.build import build
 from leap_dist.evaluation.runs import RunResult
 from leap_dist.storage import run_directory
-
-_OF_TRAINING = ("leap", "fomaml", "meta", "mode", "meta_learner", "meta_updates", "sampling")
-"""Settings and sections of settings that do not apply to evaluations."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def _checked(config: Given) -> dict[str, Any]:
         raise ConfigError("config: give only the settings that differ from those of the first initialization's run")
     given = settings(config)
     for name in given:
-        if name.split(".")[0].replace("-", "_") in _OF_TRAINING:
+        if name != "preset" and not loading.is_for_evaluations(name.replace("-", "_")):
             raise ConfigError(f"{name}: does not apply to evaluations; leave it out")
     return given
 

@@ -67,7 +67,7 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     given = parser.settings(parsed)
     preset, loaded = file_settings(parsed)
     # The file may have been written for training: settings that do not apply to evaluations are ignored.
-    loaded = {name: value for name, value in loaded.items() if setting_flags.is_for_evaluations(name)}
+    loaded = {name: value for name, value in loaded.items() if loading.is_for_evaluations(name)}
     for name, value in given.items():
         loading.parse_value(name, value)
     if set(parsed.init) == {"scratch"} or "tasks" in given:  # otherwise the file says what kind of tasks it is for
@@ -215,6 +215,7 @@ def plot(parsed: argparse.Namespace) -> int:
     if reader.is_remote(where) and parsed.out is None:
         raise ConfigError("out: name a file with --out, because the run is at a URL")
     if results.holds_study(where):
+        _refuse_picture_flags(parsed, "a study")
         results.print_study(Path(where))
         return 0
     with reader.local_copy(where, "config.yaml", "ledger.jsonl") as run_dir:
@@ -222,6 +223,7 @@ def plot(parsed: argparse.Namespace) -> int:
             raise ConfigError(f"run-dir: {run_dir} holds no run")
         run_directory.refuse_links(run_dir)
         if run_directory.holds_evaluation(run_dir):
+            _refuse_picture_flags(parsed, "an evaluation")
             results.print_evaluation(run_dir)
             return 0
         try:
@@ -230,6 +232,13 @@ def plot(parsed: argparse.Namespace) -> int:
         except OSError as error:
             raise ConfigError(f"run-dir: the picture of {run_dir} cannot be drawn: {error}") from None
     return 0
+
+
+def _refuse_picture_flags(parsed: argparse.Namespace, kind: str) -> None:
+    """Raise ConfigError for flags that apply only to the picture of a run."""
+    for flag, given in (("out", parsed.out), ("phone", parsed.phone)):
+        if given:
+            raise ConfigError(f"{flag}: {parsed.run_dir} is {kind}, whose report has its own place; leave --{flag} out")
 
 
 def export(parsed: argparse.Namespace) -> int:

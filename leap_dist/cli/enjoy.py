@@ -80,7 +80,7 @@ def _check(parsed: argparse.Namespace) -> None:
         raise ConfigError(f"episodes: {parsed.episodes} is not between 1 and {MOST_EPISODES}")
     if not 0 <= parsed.seed < 2**31:
         raise ConfigError(f"seed: {parsed.seed} is not between 0 and {2**31 - 1}")
-    if not 0 <= parsed.steps <= 10**9:
+    if parsed.steps is not None and not 0 <= parsed.steps <= 10**9:
         raise ConfigError(f"steps: {parsed.steps} is not between 0 and 1000000000")
     if not 1 <= parsed.seconds <= 600:
         raise ConfigError(f"seconds: {parsed.seconds} is not between 1 and 600")
@@ -114,6 +114,8 @@ def _of_evaluation(parsed: argparse.Namespace, out: Path) -> _Chosen:
         found = [agent for agent in found if wanted in (None, agent[place])]
     if not found:
         raise ConfigError(f"arm: {out} has no agent of {parsed.arm} on {parsed.game}")
+    if parsed.steps is not None:
+        raise ConfigError(f"steps: the agents of {out} are trained already; leave --steps out")
     arm, game, seed = found[0]
     values = loading.read_yaml(out / "config.yaml")
     config = loading.resolve(str(values.get("preset")), values)
@@ -147,17 +149,18 @@ def _trained(parsed: argparse.Namespace) -> _Chosen:
         from leap_dist.tasks.task import family_of
 
         _, vector = family_of(config).initialization(config, parsed.seed, arm.scope)
-    task = Task(0, game, 0, seed=parsed.seed, steps=parsed.steps)
+    steps = DEFAULT_STEPS if parsed.steps is None else parsed.steps
+    task = Task(0, game, 0, seed=parsed.seed, steps=steps)
     _use_one_thread()
     learner = make_learner(config, Lease("enjoy", task, "enjoy", "enjoy", 0, 60.0), Start(vector, scope=arm.scope))
     try:
-        _train(learner, parsed.steps)
+        _train(learner, steps)
         from leap_dist.nn.flat_vector import flatten
 
         final = flatten((*learner.shared.values(), *learner.local.values())).cpu().numpy()
     finally:
         learner.close()
-    how = f"trained for {parsed.steps:,} agent steps from {arm.label}" if parsed.steps else f"{arm.label}, untrained"
+    how = f"trained for {steps:,} agent steps from {arm.label}" if steps else f"{arm.label}, untrained"
     return _Chosen(f"an agent {how}", game, final, arm.scope, config)
 
 

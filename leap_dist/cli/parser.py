@@ -271,8 +271,9 @@ def _add_enjoy(command: Callable[..., _Parser], _: Help) -> _Parser:
     enjoy.add_argument("--game", metavar="NAME", help="game to play (default: breakout, or the evaluation's first)")
     enjoy.add_argument("--arm", metavar="LABEL", help="initialization whose agent plays (default: the first one's)")
     enjoy.add_argument("--out", type=_directory, metavar="FILE", help="video to write: NAME.gif or NAME.mp4")
+    steps = "agent steps of training before an agent from an initialization plays (default: 20000)"
+    enjoy.add_argument("--steps", type=_whole_number, metavar="N", help=steps)  # None tells that it was not given
     for flag, default, text in (
-        ("--steps", 20_000, "agent steps of training before an agent from an initialization plays"),
         ("--episodes", 1, "number of episodes"),
         ("--seconds", 30, "maximum length of the video, in seconds of play"),
         ("--seed", 0, "seed of the agent and of the episodes"),

@@ -18,12 +18,6 @@ _ALIASES = {
     "server.on_lost": "--on-lost", "task_steps": "--steps", "telemetry.tracker": "--tracker", "worker.mps": "--mps",
 }  # fmt: skip
 
-FOR_EVALUATIONS = {
-    "tasks", "games", "data_dir", "workers", "min_workers", "wait_for_nodes", "task_steps", "seed", "address",
-    "insecure", "agent", "atari", "gymnasium", "supervised", "worker", "server.lease_seconds", "server.storage",
-}  # fmt: skip
-"""Settings, and whole sections of settings, that apply to evaluations."""
-
 _SHORT = {
     "tasks": "atari, omniglot, gymnasium, …",
     "games": "see `{command} games`",
@@ -59,11 +53,6 @@ SHOWN = {
 
 DEFAULT_PRESET = {"train": "quick", "study": "paper"}
 """The preset of a command without --preset. Evaluations take that of their first --init."""
-
-
-def is_for_evaluations(name: str) -> bool:
-    """Return whether a setting applies to evaluations."""
-    return _is_in(name, FOR_EVALUATIONS)
 
 
 def _is_in(name: str, wanted: Container[str]) -> bool:
@@ -123,7 +112,7 @@ def add_settings(
     fields = sorted(loading.fields(), key=lambda found: order.get(found[0], len(order)))
     groups: dict[str, Any] = {}
     for name, field, kind in fields:
-        if name == "preset" or (command == "evaluate" and not is_for_evaluations(name)):
+        if name == "preset" or (command == "evaluate" and not loading.is_for_evaluations(name)):
             continue
         section = name.rpartition(".")[0] if everything else ""
         if section not in groups:

@@ -94,8 +94,7 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
         raise ConfigError(f"preset: {_display(values['preset'])} is not {preset!r}, on which the settings are based")
     tree: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        if name not in _FIELDS:
-            raise ConfigError(f"{name[:80]}: no such setting{did_you_mean(name, _FIELDS)}")
+        require_known(name)
         section, _, leaf = name.rpartition(".")
         tree.setdefault(section, {})[leaf] = parse_value(name, value)
     top = tree.pop("", {})
@@ -254,10 +253,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     for name, value in data.items():
         settings = {f".{leaf}": inner for leaf, inner in value.items()} if isinstance(value, dict) else {"": value}
         for leaf, inner in settings.items():
-            if (full := f"{name}{leaf}") in flat:
+            if (full := f"{name}{leaf}".replace("-", "_")) in flat:
                 raise ConfigError(f"{full[:80]}: given twice in {path}")
             flat[full] = inner
     return flat
+
+
+FOR_EVALUATIONS = {
+    "tasks", "games", "data_dir", "workers", "min_workers", "wait_for_nodes", "task_steps", "seed", "address",
+    "insecure", "agent", "atari", "gymnasium", "supervised", "worker", "server.lease_seconds", "server.storage",
+}  # fmt: skip
+"""Settings, and whole sections of settings, that apply to evaluations."""
+
+
+def is_for_evaluations(name: str) -> bool:
+    """Return whether a setting applies to evaluations. Raises ConfigError if there is no such setting."""
+    require_known(name)
+    return name in FOR_EVALUATIONS or name.split(".")[0] in FOR_EVALUATIONS
+
+
+def require_known(name: str) -> None:
+    """Raise ConfigError, with the nearest name, if there is no setting of that name."""
+    if name not in _FIELDS:
+        raise ConfigError(f"{name[:80]}: no such setting{did_you_mean(name, _FIELDS)}")
 
 
 def check_game_steps(lengths: Mapping[str, int], games: Sequence[str], steps_per_update: int) -> None:

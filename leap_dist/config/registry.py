@@ -95,7 +95,17 @@ def _own(tasks: str, names: tuple[str, ...]) -> tuple[str, ...]:
         raise ValueError(f"name your {OWN[tasks]}")
     if wrong := [name for name in names if not re.fullmatch("[a-z0-9_]{1,80}", normalize(name))]:
         raise ValueError(f"{wrong[0][:80]!r} has no letter or digit, or is longer than 80 characters")
-    return tuple(dict.fromkeys(normalize(name) for name in names))
+    spelled: dict[str, str] = {}
+    for name in names:
+        if _joined(first := spelled.setdefault(normalize(name), name)) != _joined(name):
+            why = "only letters from a to z and digits count"
+            raise ValueError(f"{first[:80]!r} and {name[:80]!r} are the same name, because {why}; rename one")
+    return tuple(spelled)
+
+
+def _joined(name: str) -> str:
+    """Return a name as `normalize` does, but with the letters of all alphabets."""
+    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
 
 
 _OTHER_SPELLING = re.compile(r"^(?:ALE/)?(.+?)(?:-ram)?(?:NoFrameskip|Deterministic)?(?:-v\d+)?$", re.IGNORECASE)

@@ -146,7 +146,7 @@ def _images(config: Config) -> Iterator[str]:
             f"({given.patience} epochs), which ends a task too; use supervised.patience 0"
         )
     if config.tasks != "omniglot":
-        for name in ("rotations", "split", "held_out_images", "polarity"):
+        for name in ("rotations", "split", "held_out_images", "polarity", "labels", "resampling"):
             value, usual = getattr(given, name), getattr(Config.supervised, name)
             if config.is_supervised and value != usual:
                 yield f"supervised.{name}: {value} is for tasks omniglot, not {config.tasks}; use {usual}"

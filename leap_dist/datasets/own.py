@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +28,25 @@ def find(data_dir: Path, name: str) -> ClassificationProblem:
 
     Raises ConfigError, whose one line says what is wrong with the file, or which files exist.
     """
-    there = {normalize(path.stem): path for path in sorted(data_dir.glob("*.npz"))}
+    there: dict[str, list[Path]] = {}
+    for path in sorted(data_dir.glob("*.npz")):
+        there.setdefault(normalize(path.stem), []).append(path)
     if name not in there:
         known = did_you_mean(name, there) or (f"; there are {', '.join(there)}" if there else "")
         raise ConfigError(f"data_dir: there is no {name}.npz in {data_dir}{known}")
-    path = there[name]
+    path, *others = there[name]
+    if others:
+        raise ConfigError(
+            f"data_dir: {name} may be {path.name} or {others[0].name}, because only letters from a to z and digits "
+            "count; rename one"
+        )
     try:
         train, test = (_split(path, word) for word in ("train", "test"))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"data_dir: {path} cannot be used: {error}; it must hold {LAYOUT}") from None
+    except Exception as error:  # NumPy reads headers with Python's parser, which raises many kinds for damaged ones
+        reason = (
+            error if isinstance(error, OSError | ValueError | KeyError) else f"it is damaged or no archive ({error})"
+        )
+        raise ConfigError(f"data_dir: {path} cannot be used: {reason}; it must hold {LAYOUT}") from None
     classes = int(train.labels.max()) + 1
     if missing := sorted(set(range(classes)) - set(train.labels.tolist())):
         raise ConfigError(f"data_dir: {path} has training images of class {classes - 1}, but none of {missing[0]}")
@@ -51,7 +60,7 @@ def find(data_dir: Path, name: str) -> ClassificationProblem:
 
 
 def _split(path: Path, word: str) -> Split:
-    """Return one part, resized and in color. Raises ValueError, KeyError, OSError or BadZipFile."""
+    """Return one part, resized and in color. Raises whatever NumPy raises for damaged files."""
     with np.load(path) as archive:  # never reads Python objects
         for name in (f"{word}_images", f"{word}_labels"):
             if archive.zip.getinfo(f"{name}.npy").file_size > MOST_BYTES:

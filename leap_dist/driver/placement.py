@@ -238,9 +238,14 @@ def bundles(
     return resources, [need.labels] * wanted
 
 
-def explain_lack(need: Need, least: int, fit: int, nodes: Sequence[Node], autoscaled: bool) -> str:
-    """Return an error message for the case that only `fit` of `least` workers can run, with what to do about it."""
-    wait = "" if autoscaled else ", or give --wait-for-nodes if nodes will join"
+def explain_lack(
+    need: Need, least: int, fit: int, nodes: Sequence[Node], autoscaled: bool, *, can_join: bool = True
+) -> str:
+    """Return an error message for the case that only `fit` of `least` workers can run, with what to do about it.
+
+    `autoscaled` says whether an autoscaler may add nodes, `can_join` whether other nodes may join.
+    """
+    wait = ", or give --wait-for-nodes if nodes will join" if can_join and not autoscaled else ""
     current = "the current node" if len(nodes) == 1 else f"the {len(nodes)} current nodes"
     where = f"on {current}{' and those that the autoscaler may add' if autoscaled else ''}"
     if fit:

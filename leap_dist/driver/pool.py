@@ -98,26 +98,28 @@ class Pool:
         most = max(fits, max_workers(self._need, groups)) if groups is not None else fits
         if most < least and not (waits_for_nodes(self._config) and groups is None):
             nodes = list(self._nodes.view.staying.values())
-            raise ConfigError(explain_lack(self._need, least, most, nodes, groups is not None))
+            can_join = self._config.address != "local"
+            raise ConfigError(explain_lack(self._need, least, most, nodes, groups is not None, can_join=can_join))
         if others_may_come(self._config):
-            self._request = ResourceRequest(self._bundles(groups or []))
+            self._request = ResourceRequest(self._bundles(groups))
         elif fits < self.wanted:
             self.alerts.append(f"only {fits} of {self.wanted} workers fit; lower worker.cpus to share processors")
 
-    def _bundles(self, groups: Sequence[Group]) -> Request:
+    def _bundles(self, groups: Sequence[Group] | None) -> Request:
         """Return what the wanted workers need; with "auto", those that fit now and on nodes that may be added.
 
-        If the number of nodes is not limited, "auto" asks for as many workers as a batch has tasks.
+        If the number of nodes is not limited or not known, as on Kubernetes, "auto" asks for as many workers as a batch
+        has tasks. `groups` are None if it is not known what an autoscaler may add.
         """
         if self._config.workers != "auto":
             wanted = self._config.workers
         else:
-            limited = [group for group in groups if group.max_count < UNLIMITED]
-            wanted = max(1, self.capacity() + max_workers(self._need, limited))
-            if len(limited) < len(groups):
+            limited = [group for group in groups or () if group.max_count < UNLIMITED]
+            wanted = max(self._config.min_workers, self.capacity() + max_workers(self._need, limited))
+            if groups is None or len(limited) < len(groups):
                 wanted = max(wanted, self._config.meta.batch_size)
             wanted = min(wanted, self._most)
-        return Request(*bundles(self._need, wanted, list(self._hosts().values()), groups))
+        return Request(*bundles(self._need, wanted, list(self._hosts().values()), groups or ()))
 
     def open(self, server: Any) -> None:
         """Start workers for `server`, which may still be starting; `reconcile` keeps them from now on."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import leap_dist
-from leap_dist.config.loading import ConfigError
+from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.datasets import own
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +116,56 @@ def test_a_file_with_something_else_is_refused(tmp_path, other, message):
     np.savez(tmp_path / "wrong.npz", **arrays(**other))
     with pytest.raises(ConfigError, match=message):
         own.find(tmp_path, "wrong")
+
+
+def damaged(path: Path, kind: str) -> None:
+    """As an interrupted copy, a wrong suffix, or a bad disk leaves it."""
+    np.savez_compressed(path, **arrays())
+    content = path.read_bytes()
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "one array":
+        with path.open("wb") as file:
+            np.save(file, arrays()["train_images"])
+    elif kind == "encrypted":
+        flagged = re.sub(rb"(PK\x01\x02.{4}).", lambda found: found[1] + b"\x01", content, flags=re.DOTALL)
+        path.write_bytes(flagged)
+    else:
+        place = int(kind)
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+
+
+@pytest.mark.parametrize("kind", ["empty", "one array", "encrypted", *map(str, range(150, 240, 5))])
+def test_damaged_files_are_refused_in_one_line(tmp_path, kind):
+    damaged(tmp_path / "fruits.npz", kind)
+    with pytest.raises(ConfigError, match=r"data_dir: .*fruits.npz cannot be used: "):
+        own.find(tmp_path, "fruits")
+
+
+def test_files_whose_names_mean_the_same_are_refused(tmp_path):
+    for name in ("данные1", "выборка1", "Fruits", "fruits"):
+        np.savez(tmp_path / f"{name}.npz", **arrays())
+    with pytest.raises(ConfigError, match=r"data_dir: fruits may be Fruits.npz or fruits.npz, because only letters"):
+        own.find(tmp_path, "fruits")
+    with pytest.raises(ConfigError, match=r"data_dir: 1 may be выборка1.npz or данные1.npz"):
+        own.find(tmp_path, "1")
+
+
+def test_names_of_which_only_other_letters_differ_are_refused():
+    names = {"preset": "quick", "tasks": "images", "games": ["данные1", "выборка1"]}
+    with pytest.raises(ConfigError, match="games: 'данные1' and 'выборка1' are the same name, because only letters"):
+        leap_dist.train(names)
+    assert resolve("quick", {"tasks": "images", "games": ("a-b", "A_b", "c")}).games == ("a_b", "c")
+
+
+def test_a_class_that_cannot_be_divided_is_refused_before_anything_starts(tmp_path):
+    """One image cannot be in both the training and the validation images."""
+    images = {"train_images": np.zeros((5, 20, 24, 3), np.uint8), "train_labels": np.array([0, 0, 1, 1, 2])}
+    np.savez(tmp_path / "few.npz", **arrays(**images))
+    settings = {"preset": "quick", "tasks": "images", "games": ["few"], "data_dir": str(tmp_path)}
+    with pytest.raises(ConfigError, match="data_dir: few cannot be used: class 2 has a single image, which cannot be"):
+        leap_dist.train({**settings, "supervised.patience": 2}, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_files_that_are_missing_or_no_archives_are_refused(tmp_path):

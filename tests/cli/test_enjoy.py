@@ -123,6 +123,11 @@ def test_mistakes_get_one_line(capsys, monkeypatch, tmp_path, arguments, line):
 
 def test_mistakes_about_an_evaluation_get_one_line(capsys, evaluated, tmp_path):
     assert refused(capsys, "enjoy", str(evaluated), "--arm", "lepa").endswith("did you mean leap?")
+    line = refused(capsys, "enjoy", str(evaluated), "--steps", "20000")
+    assert line == f"steps: the agents of {evaluated} are trained already; leave --steps out"
+    for flag, value in (("--out", [str(tmp_path / "x.png")]), ("--phone", [])):
+        line = refused(capsys, "plot", str(evaluated), flag, *value)
+        assert line == f"{flag[2:]}: {evaluated} is an evaluation, whose report has its own place; leave {flag} out"
     assert "has no agent of 'qbert', only of pong" in refused(capsys, "enjoy", str(evaluated), "--game", "qbert")
     (tmp_path / "arms.json").write_text("{}")
     assert "has no agents" in refused(capsys, "enjoy", str(tmp_path))

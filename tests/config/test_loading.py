@@ -231,6 +231,8 @@ def test_a_preset_of_other_tasks_is_told_from_a_mistake():
         ),
         ({"tasks": "multi-cv", "supervised.rotations": 2}, "rotations: 2 is for tasks omniglot, not multi-cv; use 0"),
         ({"tasks": "multi-cv", "supervised.polarity": "black-ink"}, "polarity: black-ink is for tasks omniglot"),
+        ({"tasks": "multi-cv", "supervised.labels": "drawn"}, "labels: drawn is for tasks omniglot, not multi-cv; use"),
+        ({"tasks": "multi-cv", "supervised.resampling": "nearest"}, "resampling: nearest is for tasks omniglot"),
     ],
 )
 def test_settings_of_images_that_do_not_go_together_are_refused(changes, message):

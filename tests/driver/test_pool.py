@@ -11,7 +11,7 @@ import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, ActorUnschedulableError
 
-from leap_dist.config.loading import resolve
+from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.driver import pool as pool_module
 from leap_dist.driver.actors import ServerProcess
 from leap_dist.driver.nodes import Node, Nodes, View
@@ -74,7 +74,34 @@ def test_auto_fills_the_nodes_with_processors_and_gpus_and_follows_them(
     lose(pool, "b")
     pool.reconcile()
     assert (pool.wanted, len(pool.describe())) == (4, 4), "nobody waits for room that is gone"
-    assert list(pool.alerts) == ["20 workers fit now; before, 4 did", "4 workers fit now; before, 20 did"]
+    assert list(pool.alerts) == ["20 workers fit now (previously 4)", "4 workers fit now (previously 20)"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "workers"),
+    [
+        ({}, 16),
+        ({"min_workers": 40}, 40),
+        ({"meta.batch_size": 2}, 8),
+        ({"workers": 64}, 64),
+        ({"mode": "sync", "meta.batch_size": 30}, 30),
+    ],
+    ids=str,
+)
+def test_where_the_autoscaler_is_not_known_a_batch_is_asked_for(settings: dict[str, Any], workers: int) -> None:
+    """KubeRay tells nobody what it may add. With one bundle, it would add a single pod, whatever it may hold."""
+    given = {"address": "auto", "wait_for_nodes": True, "worker.labels": "pool=spot", **settings}
+    pods = {name: Node({"CPU": 4.0}, {"pool": "spot"}, "10.0.0.2") for name in ("a", "b")}
+    pool = Pool(resolve("fast", given), FixedNodes(head=Node({}, {"pool": "stable"}, "10.0.0.1"), **pods))
+    request = pool._bundles(None)
+    assert request.bundles == [{"CPU": 1.0}] * workers
+    assert request.selectors == [{"pool": "spot"}] * workers
+
+
+def test_nobody_is_told_to_wait_for_nodes_that_cannot_join() -> None:
+    pool = Pool(resolve("fast", {"min_workers": 500}), FixedNodes(a=CPU))
+    with pytest.raises(ConfigError, match=r"only 4 fit on the current node; use --min-workers 4$"):
+        pool.require_capacity()
 
 
 def test_the_first_node_goes_and_its_workers_move_to_the_others(placed: dict[str, tuple[str, str, float]]) -> None:

@@ -95,7 +95,7 @@ def test_from_one_node_to_four_and_back_to_one_changes_nothing(
 
     assert run.end() == 0, run.log.read_text()
     summary = run.summary()
-    assert any(alert == "1 of 4 workers fit now; before, 2 did" for alert in summary["alerts"])
+    assert any(alert == "1 of 4 workers fit now (previously 2)" for alert in summary["alerts"])
     assert summary["restarts"] == 1, "of the node that was killed; a move is no failure"
     same_result(run.run_dir, undisturbed)
 

@@ -542,6 +542,15 @@ def test_what_only_training_uses_is_not_taken_from_a_file(tmp_path, capsys, monk
         == "enough"
     )
     streamed.write_text("preset: smoke\nagent:\n  env: 3\n")
+    for text, line in (
+        ("gamez: [pong]", "gamez: no such setting; did you mean games?"),
+        ("worker-device: cpu", "worker_device: no such setting"),
+        ("task-steps: 3", "task_steps: 3 is not"),
+        ("task-steps: 40000\ntask_steps: 50000", "task_steps: given twice"),
+    ):
+        streamed.write_text(f"preset: smoke\n{text}\n")
+        assert line in refused(capsys, "evaluate", "--init", "scratch", "--config", str(streamed))
+    streamed.write_text("preset: smoke\nagent:\n  env: 3\n")
     assert "agent.env: no such setting" in refused(capsys, "evaluate", "--init", "scratch", "--config", str(streamed))
 
 

@@ -214,6 +214,14 @@ class OwnImages(Images):
         """Return the data set in NAME.npz. Raises ConfigError if there is none, or it holds something else."""
         return _own_data_set(config.data_dir, name)
 
+    def check(self, config: Config) -> None:
+        """Read and divide the data of all tasks once. Raises ConfigError if some is missing, damaged, or too little."""
+        for name in config.games:
+            try:
+                divided(self.data(config, name), config.supervised, config.seed)
+            except ValueError as error:
+                raise ConfigError(f"data_dir: {name} cannot be used: {error}") from None
+
     def identity(self, config: Config, game: str) -> dict[str, Any]:
         """Return the same and the numbers of images."""
         data = self.data(config, game)
