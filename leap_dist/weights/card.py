@@ -15,9 +15,12 @@ from typing import Any
 
 import yaml
 
+from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.plurals import counted
+from leap_dist.config.settings import Config
 from leap_dist.storage.atomic import pack
+from leap_dist.storage.redaction import redact
 from leap_dist.weights.initialization import ENVIRONMENTS, Initialization
 
 WEIGHTS, MANIFEST, CARD, LICENSE, SETTINGS = (
@@ -167,15 +170,15 @@ def write_folder(
     title: str,
     summary: str,
     license: str,
-    settings: str | None = None,
+    settings: Config | None = None,
     results: Mapping[str, Any] | None = None,
     arm: str = "",
     source: str = ".",
 ) -> list[Path]:
     """Write weights, card, manifest, license text (of apache-2.0) and settings to the folder `out`. Return their paths.
 
-    `settings` is the content of the run's config.yaml, if it is known; directories and hosts are left out. Raises
-    ConfigError if `out` is not empty or cannot be written.
+    `settings` are those of the run, if they are known; directories, hosts and secrets are left out. Raises ConfigError
+    if `out` is not empty or cannot be written.
     """
     weights = pack(found.tensors, found.metadata)
     about = {"summary": summary, "license": license, "sha256": hashlib.sha256(weights).hexdigest()}
@@ -198,10 +201,11 @@ def write_folder(
     return [out / name for name in files]
 
 
-def _for_others(settings: str) -> str:
-    """Return the settings without directories and hosts, which the owner of the run may not want to show."""
-    shown = {name: value for name, value in yaml.safe_load(settings).items() if name not in _PLACES}
-    return yaml.safe_dump(shown, sort_keys=False)
+def _for_others(settings: Config) -> str:
+    """Return the settings as YAML, without what the owner of the run may not want to show: directories and hosts."""
+    everything = yaml.safe_load(configuration.to_yaml(settings))
+    shown = {name: value for name, value in everything.items() if name not in _PLACES}
+    return redact(yaml.safe_dump(shown, sort_keys=False))
 
 
 def _license_text() -> bytes:

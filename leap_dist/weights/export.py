@@ -20,12 +20,10 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import save
 
-from leap_dist.config import loading as configuration
 from leap_dist.config import pretrained
 from leap_dist.config.files import create_new
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.plurals import counted
-from leap_dist.config.settings import Config
 from leap_dist.storage import manifest
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile
 from leap_dist.weights.initialization import ENVIRONMENTS, Initialization, InitializedEncoder, read_initialization
@@ -190,7 +188,7 @@ def _facts(initialization: Initialization, run_dir: Path) -> dict[str, str]:
             "model": "the encoder, and one head for all games, which is left out here",
         }[initialization.scope],
     }
-    if (config := _config(initialization, run_dir)) is not None:
+    if (config := initialization.settings_in(run_dir)) is not None:
         meta = config.meta
         facts |= {
             "meta-optimizer": f"{meta.optimizer}, learning rate {meta.learning_rate:g}, |B| = {meta.batch_size}",
@@ -200,24 +198,6 @@ def _facts(initialization: Initialization, run_dir: Path) -> dict[str, str]:
             **_manifest(run_dir),
         }
     return {name: " ".join(value.replace("|", "\\|").split()) for name, value in facts.items()}
-
-
-def _config(initialization: Initialization, run_dir: Path) -> Config | None:
-    """Return the configuration in the run directory; None if there is none, or if it belongs to another run."""
-    try:
-        saved = configuration.read_yaml(run_dir / "config.yaml")
-        config = configuration.resolve(str(saved.get("preset")), saved)
-    except ConfigError:
-        return None
-    there = initialization.metadata
-    same = (
-        config.preset == there["preset"]
-        and config.meta_learner == there["meta_learner"]
-        and config.scope == there["shared"]
-        and list(config.games) == there["games"]
-        and config.atari.frames == there["preprocessing"]["frames"]
-    )
-    return config if same else None
 
 
 def _manifest(run_dir: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from leap_dist.config import pretrained
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.settings import Config
 from leap_dist.config.validation import did_you_mean
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.weights import card
@@ -121,15 +122,14 @@ def _hub() -> Any:
     return huggingface_hub
 
 
-def _read(init: str | Path | Initialization) -> tuple[Initialization, str | None]:
-    """Return an initialization, and the settings of its run if the file is in a run directory. Raises ConfigError."""
+def _read(init: str | Path | Initialization) -> tuple[Initialization, Config | None]:
+    """Return an initialization, and the settings of its run if the file is in its directory. Raises ConfigError."""
     if isinstance(init, Initialization):
         return init, None
     path = locate(str(init))
     try:
         found = read_initialization(path)
-        beside = path.parent / card.SETTINGS
-        return found, beside.read_text(encoding="utf-8") if beside.exists() else None
+        return found, found.settings_in(path.parent)
     except OSError as error:
         raise ConfigError(f"init: {init} cannot be read ({error.strerror})") from None
     except CorruptFile as error:

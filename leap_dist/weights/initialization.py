@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from leap_dist.config import loading as configuration
 from leap_dist.config import pretrained
 from leap_dist.config.image_settings import SupervisedSettings
+from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.envs.atari_vector import channels
 from leap_dist.nn import convnet
@@ -136,6 +138,17 @@ class Initialization:
             if None not in (wanted, found) and wanted != found:
                 return OtherSetting(f"{family.sections[-1]}.{name}", wanted, found)
         return None
+
+    def settings_in(self, run_dir: Path) -> Config | None:
+        """Return the settings in a run directory; None if there are none, or if they belong to another run."""
+        try:
+            saved = configuration.completed(configuration.read_yaml(run_dir / "config.yaml"))
+            config = configuration.resolve(str(saved.get("preset")), saved)
+        except ConfigError:
+            return None
+        here = (config.tasks, config.preset, config.meta_learner, config.scope, list(config.games))
+        there = (self.tasks, *(self.metadata[name] for name in ("preset", "meta_learner", "shared", "games")))
+        return config if here == there and self.other_setting(config) is None else None
 
     def vector(self, manifest: Manifest) -> np.ndarray:
         """Return the flat float32 vector, (manifest.size,), of the parameters that `manifest` names.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,24 @@ def test_a_folder_has_weights_card_license_and_settings(shipped, tmp_path):
                leap_dist.read_initialization(shipped).tensors.items())  # fmt: skip
     with pytest.raises(ConfigError, match="is not empty"):
         leap_dist.save_pretrained(again, folder)
+
+
+@pytest.mark.parametrize("kind", ["foreign", "another run", "a list", "secret"])
+def test_only_the_settings_of_the_run_itself_are_published(shipped, tmp_path, kind):
+    """What lies beside a copied file may be anybody's, and a URL may hold a password."""
+    place = tmp_path / "copy"
+    shutil.copytree(shipped.parent, place)
+    whole = yaml.safe_load((place / "config.yaml").read_text())
+    content = {
+        "foreign": {"wandb": {"api_key": "hunter2"}, "database": "postgres://me:hunter2@host/db"},
+        "another run": {**whole, "games": ["breakout", "qbert"], "data_dir": "hunter2"},
+        "a list": ["hunter2"],
+        "secret": {**whole, "telemetry": {**whole["telemetry"], "project": "https://me:hunter2@host/x"}},
+    }[kind]
+    (place / "config.yaml").write_text(yaml.safe_dump(content))
+    folder = leap_dist.save_pretrained(place / "init.safetensors", tmp_path / "model")
+    assert (folder / "config.yaml").exists() == (kind == "secret")
+    assert not any(b"hunter2" in path.read_bytes() for path in folder.iterdir())
 
 
 @pytest.mark.parametrize(
