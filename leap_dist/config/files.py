@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import shutil
 import stat
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +56,20 @@ def open_to_append(path: Path) -> IO[bytes]:
         os.close(handle)
         raise Unreadable(errno.EMLINK, "the file has a second name (a hard link)", str(path))
     return os.fdopen(handle, "a+b")
+
+
+def replace_by_copy(path: Path) -> None:
+    """Replace a regular file by a copy of it that has no other name. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open_regular(path) as old, create_new(temporary) as new:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fsync(new.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _open(path: Path, flags: int, *, follow_links: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -10,7 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from leap_dist.config import files
 from leap_dist.protocol import schema
@@ -102,7 +103,7 @@ class Ledger:
         """Make `lines` the content from byte `offset` on. Idempotent. Raises OSError."""
         text = "".join(json.dumps(line) + "\n" for line in lines).encode()
         failpoint("ledger.write")
-        with files.open_to_append(self._path) as file:
+        with self._open() as file:
             start = min(offset, self._size_on_disk)  # a ledger that was shortened is not padded
             file.truncate(start)
             file.write(text)
@@ -118,6 +119,16 @@ class Ledger:
             if self._summed == start:
                 self._sum.update(text)
                 self._summed = self._size
+
+    def _open(self) -> IO[bytes]:
+        """Open the file for appending. If a backup shares it by a hard link, as `cp -al` makes, the backup keeps it."""
+        try:
+            return files.open_to_append(self._path)
+        except files.Unreadable as error:
+            if error.errno != errno.EMLINK:
+                raise
+        files.replace_by_copy(self._path)
+        return files.open_to_append(self._path)
 
     def read_page(self, offset: int, page_bytes: int = PAGE_BYTES) -> tuple[list[dict[str, Any]], int]:
         """Return the next page of lines from byte `offset` on, and the offset after them. Raises OSError.

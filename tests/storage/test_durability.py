@@ -350,6 +350,23 @@ def test_a_file_that_could_not_be_written_after_the_last_meta_update_is_written_
         failpoints.arm("")
 
 
+def test_a_backup_that_shares_the_ledger_keeps_it_as_it_was(tmp_path):
+    """Hard links of a backup must neither receive what is written later, nor keep the server from writing."""
+    run = config(meta_updates=3, meta__batch_size=1)
+    undisturbed = serve(tmp_path / "undisturbed", run)
+    work(undisturbed)
+    server = serve(tmp_path / "run", run)
+    finish(server, grant(server), server.snapshot()[1])
+    before = (tmp_path / "run" / "ledger.jsonl").read_bytes()
+    os.link(tmp_path / "run" / "ledger.jsonl", tmp_path / "backup.jsonl")
+    work(server)
+    assert server.status()["files_written"]
+    assert (tmp_path / "backup.jsonl").read_bytes() == before
+    assert (tmp_path / "run" / "ledger.jsonl").stat().st_nlink == 1
+    assert not list((tmp_path / "run").glob(".ledger*"))
+    assert_same_end(server, tmp_path / "run", undisturbed, tmp_path / "undisturbed")
+
+
 def test_a_ledger_that_cannot_be_read_for_a_while_ends_nothing(tmp_path, monkeypatch):
     server = serve(tmp_path, config(meta_updates=2, meta__batch_size=1))
     work(server)

@@ -79,9 +79,15 @@ def test_files_that_are_appended_to_are_not_opened_through_links(
         link(victim, tmp_path / "run" / name)
         with pytest.raises(OSError, match="link"):
             RunLock(tmp_path / "run", name)
-    link(victim, tmp_path / "run" / "ledger.jsonl")
-    with pytest.raises(OSError, match="link"):
-        Ledger(tmp_path / "run" / "ledger.jsonl").append(0, [])
+    ledger = tmp_path / "run" / "ledger.jsonl"
+    link(victim, ledger)
+    if link is os.symlink:
+        with pytest.raises(OSError, match="link"):
+            Ledger(ledger).append(0, [])
+    else:  # a backup may have made it, so the server goes on with a copy
+        Ledger(ledger).append(0, [{"of": "the run"}])
+        assert ledger.read_text() == '{"of": "the run"}\n'
+        assert ledger.stat().st_nlink == 1
 
 
 def test_an_event_file_is_never_one_that_is_there_already(
