@@ -130,7 +130,7 @@ def _checked(config: Given) -> dict[str, Any]:
         raise ConfigError("config: give only the settings that differ from those of the first initialization's run")
     given = settings(config)
     for name in given:
-        if name != "preset" and not loading.is_for_evaluations(name.replace("-", "_")):
+        if name != "preset" and not loading.is_for_evaluations(name):
             raise ConfigError(f"{name}: does not apply to evaluations; leave it out")
     return given
 

@@ -28,5 +28,5 @@ def settings(given: Given) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in given.items():
         for leaf, inner in value.items() if isinstance(value, Mapping) else ((None, value),):
-            flat[name if leaf is None else f"{name}.{leaf}"] = inner
+            flat[(name if leaf is None else f"{name}.{leaf}").replace("-", "_")] = inner
     return flat

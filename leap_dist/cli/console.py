@@ -7,11 +7,10 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from leap_dist.config.settings import Config
 from leap_dist.storage.redaction import redact
 from leap_dist.telemetry.escaping import printable
 
@@ -30,11 +29,14 @@ def command() -> str:
     return f"python {program()}" if program() == "launch.py" else program()
 
 
-def resume_command(shown: str, config: Config) -> str:
-    """Return the command that continues a training run. `shown` is its path or URL."""
-    modules = "".join(f" {name}" for name in config.gymnasium.modules)
-    more = f" --gymnasium.modules{modules}" if modules else ""
-    return f"{command()} train --run-dir {shlex.quote(shown)} --resume{more}"
+def resume_command(shown: str, modules: Sequence[str] = ()) -> str:
+    """Return the command that continues the training run at `shown`, whose environments need `modules`."""
+    return f"{command()} train --run-dir {shlex.quote(shown)} --resume{modules_flag(modules)}"
+
+
+def modules_flag(modules: Sequence[str]) -> str:
+    """Return the flag, after a space, that names the modules of own environments; "" without modules."""
+    return f" --gymnasium.modules {shlex.join(modules)}" if modules else ""
 
 
 def complain(message: str) -> NoReturn:

@@ -56,7 +56,7 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
         ("directory", shown),
         ("watch", f"{console.command()} status {shlex.quote(shown)}"),
         ("stop", "Ctrl-C; everything accepted by then is kept"),
-        ("continue", console.resume_command(shown, config)),
+        ("continue", console.resume_command(shown, config.gymnasium.modules)),
     ]
 
 

@@ -42,7 +42,7 @@ def print_training(config: Config, run: location.Run, outcome: str, summary: dic
         ("curves", _tensorboard_command(f"{run.shown}/tensorboard")),
     )
     if outcome != "done":
-        _print_files(("to continue", console.resume_command(run.shown, config)))
+        _print_files(("to continue", console.resume_command(run.shown, config.gymnasium.modules)))
         _print_files(*(("reason", alert) for alert in summary["alerts"][-3:] if outcome == "failed"))
 
 
@@ -55,19 +55,18 @@ def next_step(summary: dict[str, Any], shown: str) -> str:
     """
     name, state = shlex.quote(shown), summary["state"]
     is_evaluation = summary.get("kind") == "evaluation"
-    again = f"the same command with --out {name}" if is_evaluation else f"train --run-dir {name} --resume"
-    again = again if is_evaluation else f"{console.command()} {again}"
+    modules = summary.get("modules", ())
+    again = f"the same command with --out {name}" if is_evaluation else console.resume_command(shown, modules)
     if state == "died":
         return f"its driver is gone; everything accepted is kept; continue with: {again}"
     if state == "failed":
         return f"see the alerts; once their cause is gone, continue with: {again}"
     if state == "interrupted":
         return f"continue with: {again}"
+    if state == "done" and is_evaluation:
+        return f"read {shown}/report.md"
     if state == "done":
-        done = (
-            f"read {shown}/report.md" if is_evaluation else f"{console.command()} evaluate --init {name} --init scratch"
-        )
-        return done
+        return f"{console.command()} evaluate --init {name} --init scratch{console.modules_flag(modules)}"
     if summary["quarantined"] or summary["quarantined_workers"]:
         return "the run continues without the quarantined games or workers; docs/reliability.md explains why"
     return ""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
-import shutil
 import stat
 from pathlib import Path
 from typing import IO, Any
@@ -58,18 +56,9 @@ def open_to_append(path: Path) -> IO[bytes]:
     return os.fdopen(handle, "a+b")
 
 
-def replace_by_copy(path: Path) -> None:
-    """Replace a regular file by a copy of it that has no other name. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open_regular(path) as old, create_new(temporary) as new:
-            shutil.copyfileobj(old, new)
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+def open_to_lock(path: Path) -> IO[bytes]:
+    """Open an existing file whose lock is wanted, but not its content, so it may have other names. Raises OSError."""
+    return os.fdopen(_open(path, os.O_RDWR), "r+b")
 
 
 def _open(path: Path, flags: int, *, follow_links: bool = False) -> int:

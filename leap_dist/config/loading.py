@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import reprlib
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -337,8 +338,8 @@ def without_code(saved: Mapping[str, Any], given: Collection[str], source: str) 
     name = "gymnasium.modules"
     if (wanted := parse_value(name, saved.get(name, ()))) and name not in given:
         raise ConfigError(
-            f"{name}: {source} names {', '.join(wanted)[:200]}, and importing a module runs its code; if you trust it, "
-            f"add --{name} {' '.join(wanted)[:200]}"
+            f"{name}: {source} names {', '.join(wanted)}, and importing a module runs its code; if you trust it, add "
+            f"--{name} {shlex.join(wanted)}"
         )
     return {key: value for key, value in saved.items() if key != name}
 

@@ -64,6 +64,7 @@ def conflicts(config: Config) -> Iterator[str]:
     yield from _data_dir(config.data_dir)
     yield from _running(config)
     yield from _images(config)
+    yield from _modules(config)
     yield from _early_stopping(config)
     yield from _meta_learner(config)
     yield from _multitask(config)
@@ -156,6 +157,12 @@ def _images(config: Config) -> Iterator[str]:
         yield f"supervised.held_out_images: upright does not go with supervised.split {given.split}; use rotated"
     elif given.held_out_images == "upright" and not given.rotations:
         yield "supervised.held_out_images: upright applies only with supervised.rotations, which is 0; use rotated"
+
+
+def _modules(config: Config) -> Iterator[str]:
+    for module in config.gymnasium.modules:
+        if not all(part.isidentifier() for part in module.split(".")):
+            yield f"gymnasium.modules: {module[:80]!r} is not the name of a module, such as my_package.envs"
 
 
 def _early_stopping(config: Config) -> Iterator[str]:

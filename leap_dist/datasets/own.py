@@ -43,9 +43,8 @@ def find(data_dir: Path, name: str) -> ClassificationProblem:
     try:
         train, test = (_split(path, word) for word in ("train", "test"))
     except Exception as error:  # NumPy reads headers with Python's parser, which raises many kinds for damaged ones
-        reason = (
-            error if isinstance(error, OSError | ValueError | KeyError) else f"it is damaged or no archive ({error})"
-        )
+        is_clear = isinstance(error, OSError | ValueError | KeyError | MemoryError)
+        reason = error if is_clear else f"it is damaged, or not an archive ({error})"
         raise ConfigError(f"data_dir: {path} cannot be used: {reason}; it must hold {LAYOUT}") from None
     classes = int(train.labels.max()) + 1
     if missing := sorted(set(range(classes)) - set(train.labels.tolist())):

@@ -111,8 +111,8 @@ def _require_versions(found: str) -> None:
     ours = {"Ray": ray.__version__, "Python": platform.python_version()}
     if theirs != ours:
         raise ConfigError(
-            f"address: the cluster at {found!r} runs {_listed(theirs)}, but this program {_listed(ours)}; install the "
-            "cluster's versions here, or start it on one of its nodes"
+            f"address: the cluster at {found!r} runs {_listed(theirs)}, but this program runs {_listed(ours)}; install "
+            "the cluster's versions here, or start the program on one of its nodes"
         )
 
 

@@ -173,7 +173,7 @@ class ControlLoop:
             return outcome
         self._pool.alerts.append(
             "init.safetensors or the ledger could not be written, and may lack the last meta-updates, which are in the "
-            "checkpoints; continue with --resume when the storage works"
+            "checkpoints; resume the run when the storage works"
         )
         return "failed"
 

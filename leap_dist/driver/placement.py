@@ -133,7 +133,12 @@ def candidates(need: Need, nodes: Mapping[str, Node]) -> dict[str, Node]:
 
 def waits_for_nodes(config: Config) -> bool:
     """Return whether to wait for nodes that nobody has announced. None can join a cluster on this machine alone."""
-    return config.wait_for_nodes and config.address != "local"
+    return config.wait_for_nodes and can_be_joined(config)
+
+
+def can_be_joined(config: Config) -> bool:
+    """Return whether nodes may join the cluster: it is not one on this machine alone."""
+    return config.address != "local"
 
 
 def others_may_come(config: Config) -> bool:

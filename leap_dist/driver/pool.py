@@ -28,6 +28,7 @@ from leap_dist.driver.placement import (
     Room,
     autoscaler_groups,
     bundles,
+    can_be_joined,
     candidates,
     explain_lack,
     max_workers,
@@ -98,12 +99,14 @@ class Pool:
         most = max(fits, max_workers(self._need, groups)) if groups is not None else fits
         if most < least and not (waits_for_nodes(self._config) and groups is None):
             nodes = list(self._nodes.view.staying.values())
-            can_join = self._config.address != "local"
+            can_join = can_be_joined(self._config)
             raise ConfigError(explain_lack(self._need, least, most, nodes, groups is not None, can_join=can_join))
         if others_may_come(self._config):
             self._request = ResourceRequest(self._bundles(groups))
         elif fits < self.wanted:
-            self.alerts.append(f"only {fits} of {self.wanted} workers fit; lower worker.cpus to share processors")
+            self.alerts.append(
+                f"{self.wanted} workers requested, only {fits} fit; lower worker.cpus to share processors"
+            )
 
     def _bundles(self, groups: Sequence[Group] | None) -> Request:
         """Return what the wanted workers need; with "auto", those that fit now and on nodes that may be added.

@@ -25,7 +25,7 @@ class Stopped(KeyboardInterrupt):
     """A signal asked for a stop before the work had begun."""
 
     def __init__(self) -> None:
-        super().__init__("interrupted before any task ran; what earlier launches have trained is kept")
+        super().__init__("interrupted while no task was running; everything trained before is kept")
 
 
 class StopSignal:

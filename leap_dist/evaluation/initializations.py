@@ -243,7 +243,8 @@ def require_label(label: str) -> str:
 def notes(chosen: Sequence[Arm], config: Config) -> list[str]:
     """Return a line for each arm that was meta-trained on games of the evaluation."""
     return [
-        f"{arm.label} was meta-trained on {', '.join(known)}, so for {arm.label} this is no test on a held-out game"
+        f"{arm.label} was meta-trained on {', '.join(known)}, which {'is' if len(known) == 1 else 'are'} therefore not "
+        "held out for it"
         for arm in chosen
         if (known := [game for game in config.games if game in (arm.metadata.get("games") or ())])
     ]

@@ -100,8 +100,8 @@ class Results:
     counted: tuple[str, ...]
     """Games included in the scores over all games: those with runs of all arms and, if needed, reference scores."""
     ranked: tuple[str, ...]
-    """Games over which probabilities of improvement are taken: those that count, or, if none has a published human
-    score, all with runs of every arm. Which of two runs of a game is better can be said without reference scores."""
+    """Games over which probabilities of improvement are taken: those that count, or, if none does, all with runs of
+    every arm. Which of two runs of a game is better can be said without reference scores."""
     excluded: dict[str, str]
     """The games that do not count, with the reason."""
     thresholds: dict[str, np.ndarray]

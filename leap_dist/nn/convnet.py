@@ -27,6 +27,14 @@ BLOCKS = 4
 SMALLEST = 2**BLOCKS
 """Smallest height and width in pixels of an image that still has features after the last block."""
 NETWORKS = ("pool-norm", "norm-pool", "authors")
+"""Values of the setting `supervised.network`."""
+
+
+def computes_alike(one: str, other: str) -> bool:
+    """Return whether two of NETWORKS compute the same: "authors" has other initial values than "pool-norm"."""
+    return (one == "norm-pool") == (other == "norm-pool")
+
+
 SCOPES = {"convolutions": ("block",), "encoder": ("block",), "model": ("",)}
 """Prefixes of the names of the shared parameters: all but the head (with those of batch norm), or all."""
 

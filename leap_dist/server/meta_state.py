@@ -267,6 +267,8 @@ class MetaState:
         self._unwritten = []
 
     def _write_initialization(self) -> None:
+        if self._exported == self.version:
+            return
         write_atomic(self._run_dir / "init.safetensors", self._export(), "init")
         self._exported = self.version
 

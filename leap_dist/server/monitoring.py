@@ -25,6 +25,8 @@ MOST_DEAD = 0.6
 """Share of dead units above which there is an alert. A fresh encoder has 0.04 to 0.37, depending on the game."""
 TASKS_OF_DEAD = 8
 """Number of newest tasks over which that share is averaged; there is no alert before half as many."""
+RECENT = 20
+"""A fault of the storage may repeat several messages in turn, one for each file and worker."""
 KEPT = 0.8
 """Share of a game's mean that is kept at each new pull: the last five pulls make up two thirds of the mean."""
 
@@ -32,14 +34,14 @@ _MIN_NORM = 1e-30
 
 
 class Alerts:
-    """Messages meant for the user, oldest first. A message that is repeated is recorded once."""
+    """Messages meant for the user, oldest first. A message that is among the newest RECENT is not recorded again."""
 
     def __init__(self) -> None:
         self.messages: deque[str] = deque(maxlen=MAX_ALERTS)
 
     def __call__(self, text: str) -> None:
         """Record and log a message."""
-        if text not in list(self.messages)[-3:]:
+        if text not in list(self.messages)[-RECENT:]:
             log.warning(text)
             self.messages.append(text)
 

@@ -99,6 +99,29 @@ def set_aside(path: Path) -> None:
         os.replace(path, next(name for name in names if not os.path.lexists(name)))
 
 
+def replace_by_copy(path: Path) -> None:
+    """Replace a regular file by a durable copy of it that has no other name. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with files.open_regular(path) as old, files.create_new(temporary) as new:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fsync(new.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _of_file(error, temporary, path) from None
+    sync_directory(path.parent)
+
+
+def _of_file(error: OSError, temporary: Path, path: Path) -> OSError:
+    """Remove the temporary file, and return the error with the name of the file that is meant.
+
+    The reader knows that name, and equal errors should read alike.
+    """
+    temporary.unlink(missing_ok=True)
+    return OSError(error.errno, error.strerror, str(path)) if error.filename == str(temporary) else error
+
+
 def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True, listed: bool = True) -> None:
     """Replace the content of `path` by `data` in one step.
 
@@ -124,10 +147,7 @@ def write_atomic(path: Path, data: bytes, point: str, *, durable: bool = True, l
         failpoint(f"{point}.written")
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.filename == str(temporary):  # the reader knows the file, and equal errors should read alike
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
+        raise _of_file(error, temporary, path) from None
     failpoint(f"{point}.renamed")
     if not listed:
         return

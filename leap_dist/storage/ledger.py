@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from leap_dist.config import files
 from leap_dist.protocol import schema
-from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile
+from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, replace_by_copy
 from leap_dist.storage.replica import NO_REPLICA, NoReplica
 from leap_dist.testing.failpoints import failpoint
 
@@ -127,7 +127,7 @@ class Ledger:
         except files.Unreadable as error:
             if error.errno != errno.EMLINK:
                 raise
-        files.replace_by_copy(self._path)
+        replace_by_copy(self._path)
         return files.open_to_append(self._path)
 
     def read_page(self, offset: int, page_bytes: int = PAGE_BYTES) -> tuple[list[dict[str, Any]], int]:

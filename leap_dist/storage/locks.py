@@ -7,6 +7,7 @@ increments shows that it is alive; docs/storage.md describes the rules.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -43,7 +44,7 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path, name: str = LOCK) -> None:
-        self._file = files.open_to_append(run_dir / name)
+        self._file = _open(run_dir / name)
         if not _flock(self._file, fcntl.LOCK_EX, attempts=20):
             self._file.close()
             who = "a live server" if name == LOCK else "another launch"
@@ -58,6 +59,25 @@ class RunLock:
     def release(self) -> None:
         """Release the lock. Idempotent."""
         self._file.close()
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a lock file to write to it. If a backup shares it by a hard link and nobody holds it, it becomes a new file.
+
+    If somebody holds it, the shared file is returned, whose lock cannot be taken.
+    """
+    try:
+        return files.open_to_append(path)
+    except files.Unreadable as error:
+        if error.errno != errno.EMLINK:
+            raise
+    shared = files.open_to_lock(path)
+    if not _flock(shared, fcntl.LOCK_EX, attempts=20):
+        return shared
+    with shared:
+        if os.fstat(shared.fileno()).st_ino == path.stat().st_ino:  # another launch has not replaced it meanwhile
+            path.unlink()
+    return files.open_to_append(path)
 
 
 def lock_holder(run_dir: Path) -> str | None:

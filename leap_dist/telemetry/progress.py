@@ -60,6 +60,7 @@ class Progress:
             "preset": self._config.preset,
             "mode": self._config.mode,
             "meta_learner": self._config.meta_learner,
+            "modules": list(self._config.gymnasium.modules),
             "measure": registry.for_config(self._config).name,
             "updated": time.time(),
             "wall_seconds": self._before + now - self._started,

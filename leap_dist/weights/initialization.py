@@ -135,7 +135,9 @@ class Initialization:
         for name in names:
             usual = SupervisedSettings.network if name == "network" else None
             wanted, found = here.get(name, usual), seen.get(name, usual)
-            if None not in (wanted, found) and wanted != found:
+            if wanted is None or found is None:
+                continue
+            if not (convnet.computes_alike(wanted, found) if name == "network" else wanted == found):
                 return OtherSetting(f"{family.sections[-1]}.{name}", wanted, found)
         return None
 

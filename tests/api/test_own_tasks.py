@@ -15,6 +15,7 @@ import pytest
 import leap_dist
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.datasets import own
+from leap_dist.tasks.task import family_of
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/own-tasks.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -166,6 +167,20 @@ def test_a_class_that_cannot_be_divided_is_refused_before_anything_starts(tmp_pa
     with pytest.raises(ConfigError, match="data_dir: few cannot be used: class 2 has a single image, which cannot be"):
         leap_dist.train({**settings, "supervised.patience": 2}, run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["missing", "damaged", "fine"])
+def test_a_run_checks_its_files_before_it_starts(tmp_path, name):
+    """The line says once where the fault is."""
+    np.savez(tmp_path / "fine.npz", **arrays())
+    (tmp_path / "damaged.npz").write_bytes((tmp_path / "fine.npz").read_bytes()[:-30])
+    config = resolve("quick", {"tasks": "images", "games": (name,), "data_dir": str(tmp_path)})
+    if name == "fine":
+        family_of(config).check(config)
+        return
+    with pytest.raises(ConfigError) as caught:
+        family_of(config).check(config)
+    assert str(caught.value).count("data_dir: ") == str(caught.value).count(name) == 1
 
 
 def test_files_that_are_missing_or_no_archives_are_refused(tmp_path):

@@ -94,7 +94,9 @@ def test_a_run_is_done_when_the_files_of_its_last_meta_update_are_written(monkey
     monkeypatch.setattr(loop, "_report", lambda state: None)
     assert loop._complete("done") == outcome
     assert len(asked) == min(polls, 1 if polls == 99 else 2)
-    assert [("continue with --resume" in alert) for alert in pool.alerts] == [True] * (outcome == "failed")
+    assert [("resume the run when the storage works" in alert) for alert in pool.alerts] == [True] * (
+        outcome == "failed"
+    )
     loop._status = {"files_written": False}
     assert loop._complete("interrupted") == "interrupted", "what a run lacks is made up for when it is resumed"
 

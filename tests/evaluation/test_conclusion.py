@@ -63,6 +63,10 @@ def test_arms_whose_difference_may_be_zero_are_not_told_apart():
             {"leap": 14.0, "fomaml": 14.0, "reptile": 14.0, "scratch": 8.0},
             ": leap, fomaml and reptile are better than scratch.",
         ),
+        (
+            {"leap": 14.0, "fomaml": 8.0, "reptile": 8.0, "scratch": 8.0},
+            ": leap is better than scratch; fomaml, reptile and scratch are not told apart.",
+        ),
         ({"leap": 14.0}, "; there is nothing to compare it with."),
     ],
 )
@@ -88,7 +92,10 @@ def test_one_game_with_few_seeds_is_enough_for_the_warning():
     )
 
 
-RANKED = "No game has a published human score, so returns are compared game by game. The probability that a run has a "
+RANKED = (
+    "No game with runs of every arm has a published human score, so returns are compared game by game. The probability "
+    "that a run has a "
+)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +122,7 @@ def test_wins_that_may_be_luck_are_no_verdict():
 def test_wins_of_few_seeds_come_after_the_warning():
     text = of_levels({"leap": 14.0, "scratch": 8.0}, 2, games=("air_raid",))
     assert text.startswith(
-        "2 seeds are too few to conclude anything; run at least 5 (--seeds 5). So far, no game has a "
+        "2 seeds are too few to conclude anything; run at least 5 (--seeds 5). So far, no game with "
     )
     assert text.endswith(", for leap 1.00.")
     assert not re.search("better|worse|told apart", text)

@@ -568,7 +568,7 @@ def test_a_run_directory_with_a_foreign_config_is_no_traceback(tmp_path):
 def test_games_that_an_arm_was_trained_on_are_named():
     known = replace(OTHER, metadata={"games": ["pong", "breakout"]})
     assert initializations.notes([known, SCRATCH], config(games=("pong", "freeway"))) == [
-        "other was meta-trained on pong, so for other this is no test on a held-out game"
+        "other was meta-trained on pong, which is therefore not held out for it"
     ]
 
 

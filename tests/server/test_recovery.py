@@ -13,6 +13,7 @@ from crashes import RUNS, Killed, assert_same_end, play
 from protocol import INITIAL, Clock, Worker, config, contribution, finish, grant, ledger, serve, work
 
 from leap_dist.protocol.messages import Idle
+from leap_dist.server.monitoring import Alerts
 from leap_dist.storage import atomic
 from leap_dist.testing import failpoints
 
@@ -263,6 +264,14 @@ def test_a_worker_keeps_its_lease_while_the_journal_cannot_be_flushed(tmp_path, 
     assert server.push(done).durable
     assert server.status()["leases_lost"] == 0
     assert server.version == 1
+
+
+def test_messages_that_alternate_are_recorded_once():
+    alerts = Alerts()
+    for _ in range(5):
+        for name in ("meta-update", "ledger", "init.safetensors", "journal"):
+            alerts(f"{name}: full")
+    assert len(alerts.messages) == 4
 
 
 # --- quarantine ----------------------------------------------------------------------------------------------------

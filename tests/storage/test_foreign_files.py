@@ -77,8 +77,12 @@ def test_files_that_are_appended_to_are_not_opened_through_links(
     (tmp_path / "run").mkdir()
     for name in (".lock", ".launch"):
         link(victim, tmp_path / "run" / name)
-        with pytest.raises(OSError, match="link"):
-            RunLock(tmp_path / "run", name)
+        if link is os.symlink:
+            with pytest.raises(OSError, match="link"):
+                RunLock(tmp_path / "run", name)
+        else:
+            RunLock(tmp_path / "run", name).release()
+            assert (tmp_path / "run" / name).read_text().startswith("process ")
     ledger = tmp_path / "run" / "ledger.jsonl"
     link(victim, ledger)
     if link is os.symlink:
@@ -88,6 +92,21 @@ def test_files_that_are_appended_to_are_not_opened_through_links(
         Ledger(ledger).append(0, [{"of": "the run"}])
         assert ledger.read_text() == '{"of": "the run"}\n'
         assert ledger.stat().st_nlink == 1
+
+
+def test_a_backup_that_shares_the_lock_neither_opens_a_run_to_two_servers_nor_closes_it(tmp_path: Path) -> None:
+    """`cp -al` gives the lock file a second name, also while a server holds it."""
+    (tmp_path / "run").mkdir()
+    held = RunLock(tmp_path / "run")
+    os.link(tmp_path / "run" / ".lock", tmp_path / "backup")
+    with pytest.raises(RunDirectoryBusy, match="is in use by a live server"):
+        RunLock(tmp_path / "run")
+    held.release()
+    again = RunLock(tmp_path / "run")
+    with pytest.raises(RunDirectoryBusy):
+        RunLock(tmp_path / "run")
+    assert not (tmp_path / "run" / ".lock").samefile(tmp_path / "backup")
+    again.release()
 
 
 def test_an_event_file_is_never_one_that_is_there_already(

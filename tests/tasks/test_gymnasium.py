@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import leap_dist
-from leap_dist.cli import console
+from leap_dist.cli import console, results
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.storage.ledger import Ledger
 from leap_dist.tasks.gymnasium.family import Gymnasium, registered_id
@@ -112,11 +112,20 @@ def test_a_run_directory_cannot_bring_code_that_is_imported(tmp_path, monkeypatc
 
 
 def test_the_command_that_continues_a_run_names_its_modules():
-    own = resolve("fast", {"tasks": "gymnasium", "games": ("Catch10-v0",), "gymnasium.modules": ("a", "b.c")})
-    assert console.resume_command("runs/my run", own).endswith(
+    modules = ["a", "b.c"]
+    assert console.resume_command("runs/my run", modules).endswith(
         "train --run-dir 'runs/my run' --resume --gymnasium.modules a b.c"
     )
-    assert console.resume_command("runs/mine", resolve("fast")).endswith("train --run-dir runs/mine --resume")
+    assert console.resume_command("runs/mine").endswith("train --run-dir runs/mine --resume")
+    summary = {"kind": "training", "quarantined": [], "quarantined_workers": [], "modules": modules}
+    assert results.next_step({**summary, "state": "died"}, "r").endswith(
+        "--run-dir r --resume --gymnasium.modules a b.c"
+    )
+    assert results.next_step({**summary, "state": "done"}, "r").endswith(
+        "evaluate --init r --init scratch --gymnasium.modules a b.c"
+    )
+    with pytest.raises(ConfigError, match=r"gymnasium.modules: 'a; rm -rf' is not the name of a module, such as"):
+        resolve("fast", {"tasks": "gymnasium", "games": ("Catch10-v0",), "gymnasium.modules": ("a; rm -rf",)})
 
 
 def test_one_agent_learns_all_own_environments_and_its_encoder_is_an_arm_like_any_other(tmp_path, monkeypatch):

@@ -252,6 +252,17 @@ def test_a_network_is_read_back_with_the_order_of_its_layers(data_dir, tmp_path,
     assert not torch.equal(network(images), other(images))
 
 
+@pytest.mark.parametrize(("kind", "wanted"), [("pool-norm", "authors"), ("authors", "pool-norm")])
+def test_networks_that_compute_the_same_start_from_each_other(data_dir, tmp_path, kind, wanted):
+    server_of(small(data_dir, supervised__network=kind), tmp_path).close()
+    path = tmp_path / "init.safetensors"
+    config = small(data_dir, supervised__network=wanted, init=str(path))
+    found = initial_vector(config)
+    assert found is not None
+    assert np.array_equal(found, read_initialization(path).vector(read_initialization(path).manifest))
+    assert initializations.arms(*initializations.read([str(path)]), config)[0].label == tmp_path.name
+
+
 @pytest.mark.parametrize(("kind", "wanted"), [("norm-pool", "pool-norm"), ("pool-norm", "norm-pool")])
 def test_a_network_of_another_order_is_no_arm_and_no_start(data_dir, tmp_path, kind, wanted):
     server_of(small(data_dir, supervised__network=kind), tmp_path).close()

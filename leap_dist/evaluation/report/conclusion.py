@@ -68,7 +68,8 @@ def _ranks(results: Results, seeds: int) -> str:
     ]
     verdict = _verdict(results, seeds)
     return (
-        f"no game has a published human score, so returns are compared game by game. The probability that a run has a "
+        "no game with runs of every arm has a published human score, so returns are compared game by game. The "
+        "probability that a run has a "
         f"higher {heading} than one of {results.baseline} on the same game is, for {', '.join(shown)}{verdict}"
     )
 
@@ -86,12 +87,16 @@ def _verdict(results: Results, seeds: int) -> str:
         return f": {OPEN}."
     parts = []
     for verdict, arms in by_verdict.items():
-        those = " and ".join(filter(None, [", ".join(arms[:-1]), arms[-1]]))
         if verdict == OPEN:
-            parts.append(f"{those} and {results.baseline} are {OPEN}")
+            parts.append(f"{_listed([*arms, results.baseline])} are {OPEN}")
         else:
-            parts.append(f"{those} {'is' if len(arms) == 1 else 'are'} {verdict} than {results.baseline}")
+            parts.append(f"{_listed(arms)} {'is' if len(arms) == 1 else 'are'} {verdict} than {results.baseline}")
     return f": {'; '.join(parts)}."
+
+
+def _listed(names: list[str]) -> str:
+    """Return names as people list them: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _near_random(results: Results) -> str:

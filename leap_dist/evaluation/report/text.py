@@ -325,7 +325,7 @@ def _method(results: Results, repetitions: int) -> list[Block]:
                 "values before the end of the first episode are taken to be equal to the first known one.",
                 "Human-normalized is (return − random) / (human − random), with published scores of 57 games. Games "
                 "without them, and games for which an arm has no run, are left out of the scores over all games. If no "
-                "game has published scores, the probability of improvement is over all games with runs of every arm.",
+                "game is left, the probability of improvement is over all games with runs of every arm.",
                 "Over all games, IQM is the mean of the middle half of all runs' scores; mean and median are taken "
                 "over the games' means; the optimality gap is the mean shortfall from 1. Games have equal weights, "
                 "whatever their numbers of runs.",

@@ -217,8 +217,9 @@ class OwnImages(Images):
     def check(self, config: Config) -> None:
         """Read and divide the data of all tasks once. Raises ConfigError if some is missing, damaged, or too little."""
         for name in config.games:
+            data = self.data(config, name)
             try:
-                divided(self.data(config, name), config.supervised, config.seed)
+                divided(data, config.supervised, config.seed)
             except ValueError as error:
                 raise ConfigError(f"data_dir: {name} cannot be used: {error}") from None
 
