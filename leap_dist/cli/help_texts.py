@@ -15,8 +15,7 @@ COMMAND --help shows the usual flags, COMMAND --help-all every flag.
 """
 
 TRAIN = """\
-Meta-train an initialization: workers train tasks from it, and the server
-moves it along the paths that they take.
+Meta-train an initialization, which the server moves along its workers' paths.
 
 examples:
   {command} train

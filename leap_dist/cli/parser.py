@@ -127,7 +127,7 @@ def _add_train(command: Callable[..., _Parser], help: Help) -> _Parser:
         const=True,
         default=False,
         metavar="auto",
-        help="continue the run in --run-dir; with auto, start it if there is none",
+        help="continue the run in --run-dir; auto: or start it",
     )
     run.add_argument("--profile", nargs=0, default=False, help="write profiles of the workers to DIR/profile")
     _add_settings(train, "train", help)

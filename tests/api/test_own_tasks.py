@@ -169,11 +169,11 @@ def test_a_class_that_cannot_be_divided_is_refused_before_anything_starts(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["missing", "damaged", "fine"])
+@pytest.mark.parametrize("name", ["missing", "broken", "fine"])
 def test_a_run_checks_its_files_before_it_starts(tmp_path, name):
     """The line says once where the fault is."""
     np.savez(tmp_path / "fine.npz", **arrays())
-    (tmp_path / "damaged.npz").write_bytes((tmp_path / "fine.npz").read_bytes()[:-30])
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "fine.npz").read_bytes()[:-30])
     config = resolve("quick", {"tasks": "images", "games": (name,), "data_dir": str(tmp_path)})
     if name == "fine":
         family_of(config).check(config)

@@ -245,7 +245,10 @@ def test_resume_auto_starts_a_run_or_continues_it(capsys, tmp_path, scheme):
     assert (longer.preset, longer.workers, longer.meta_updates, continues) == ("smoke", 1, 9, True)
     for more, line in (
         (["--seed", "5"], "resume: these settings cannot change during a run: seed: 0 -> 5"),
-        (["--preset", "quick"], "resume: the run has preset smoke, not quick; use another directory, or its own"),
+        (
+            ["--preset", "quick"],
+            "resume: the run has preset smoke, not quick; leave the preset out, or use another directory",
+        ),
     ):
         assert refused(capsys, "train", "--resume", "auto", "--run-dir", command[0], *more) == line
 
@@ -514,7 +517,7 @@ def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words
         (["study", "--tasks", "omniglot", "--out", "s", "--groups", "0"], r"groups: '0' is not a number of .*"),
         (["study", "--tasks", "omniglot", "--out", "s", "--with", "leap"], r"with: 'leap' is not ARM:SETTING=VALUE.*"),
         (["study", "--tasks", "omniglot", "--out", "s", "--data-dir", "nowhere"], r"data_dir: nowhere/omniglot .*"),
-        (["study", "--tasks", "omniglot", "--out", "s3://s"], r"out: only runs can be at a URL; .*"),
+        (["study", "--tasks", "omniglot", "--out", "s3://s"], r"out: must be a path on this machine, not a URL; .*"),
         (["study", "--tasks", "omniglot", "--oout", "s", "--out", "s"], r"--oout: no such flag; did you mean --out\?"),
     ],
 )  # fmt: skip
@@ -537,4 +540,6 @@ def test_a_study_does_not_go_where_a_run_is(capsys, tmp_path):
 def test_a_damaged_study_is_refused_by_all_who_read_it(capsys, tmp_path):
     (tmp_path / "study.json").write_text("{}")
     for command in ("status", "plot"):
-        assert "study.json is not a study's, or damaged" in refused(capsys, command, "--run-dir", str(tmp_path))
+        assert "study.json is not the file of a study, or is damaged" in refused(
+            capsys, command, "--run-dir", str(tmp_path)
+        )

@@ -936,7 +936,7 @@ def test_yaml_may_nest_sections_or_write_dotted_names(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("agent: {envs: 8}\nleap.metric: length\nworkers: 3\nmeta-updates: 9\n")
     loaded = read_yaml(path)
-    assert loaded == {"agent.envs": 8, "leap.metric": "length", "workers": 3, "meta-updates": 9}
+    assert loaded == {"agent.envs": 8, "leap.metric": "length", "workers": 3, "meta_updates": 9}
     config = resolve("paper", loaded)
     assert (config.agent.envs, config.leap.metric, config.workers, config.meta_updates) == (8, "length", 3, 9)
 

@@ -172,10 +172,10 @@ def test_arms_near_random_play_have_three_digits_and_a_warning():
     text = of_levels({"leap": 1.8, "scratch": 1.7}, 5, ("breakout",), noise=0.01)
     assert re.search(r"leap's IQM is 0\.00\d \[", text), text
     assert text.endswith(
-        "than scratch. None of them plays better than at random (0), so this says little about longer training."
+        "than scratch. None of them plays better than random play (0), so this says little about longer training."
     ), text
     alone = of_levels({"leap": 1.8}, 5, ("breakout",), noise=0.01)
-    assert alone.endswith(" It plays no better than at random (0), so this says little about longer training."), alone
+    assert alone.endswith(" It plays no better than random play (0), so this says little about longer training."), alone
     far = of_levels({"leap": 14.0, "scratch": 8.0}, 5, ("breakout",))
     assert "random" not in far
     assert re.search(r"IQM is 0\.\d\d \[", far), far

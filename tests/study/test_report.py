@@ -322,7 +322,7 @@ def test_what_is_no_study_is_refused_on_one_line(tmp_path: Path, change: dict[st
 @pytest.mark.usefixtures("one_pixel")
 def test_a_damaged_file_is_refused_on_one_line(tmp_path: Path, text: str):
     (tmp_path / "study.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"study\.json is not a study's, or damaged") as caught:
+    with pytest.raises(ConfigError, match=r"study\.json is not the file of a study, or is damaged") as caught:
         report.build(tmp_path)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
@@ -476,7 +476,7 @@ def test_a_group_that_the_paper_has_not_is_not_beside_it(tmp_path: Path):
 @pytest.mark.usefixtures("one_pixel")
 def test_without_leap_nothing_is_compared_with_it(tmp_path: Path):
     study = Study("omniglot", ("reptile", "none"), ("4",), (0, 1), {}, 6, 2, 8)
-    assert "no run yet of 2 of 4" in report.build(omniglot(tmp_path, study), FEW)[0]
+    assert "2 of 4 initializations have no test runs yet" in report.build(omniglot(tmp_path, study), FEW)[0]
     assert "leap minus another arm" not in tables(tmp_path)
 
 
@@ -498,7 +498,7 @@ def test_what_is_missing_is_named_and_the_rest_shown(tmp_path: Path):
         ["4/seed1/test", "left out, because the study does not name them"],
         ["20/seed0/test", "arms.json is left out"],
         ["no meta-update of leap yet", "how its training curves evolve is not shown"],
-        ["no run yet of 1 of 8 tested initializations", "20/seed1 none"],
+        ["1 of 8 initializations have no test runs yet", "20/seed1 none"],
         ["held-out alphabets that an arm lacks, so that its means are of others", "4/seed0/leap greek"],
     ]
     found = tables(tmp_path)["Test error (%)"]
@@ -514,7 +514,7 @@ def test_a_group_without_any_run_has_no_numbers(tmp_path: Path):
     omniglot(tmp_path)
     study.write(tmp_path)
     warnings = report.build(tmp_path, FEW)
-    assert warnings[-1] == ("no run yet of 4 of 12 tested initializations: 10/seed0 all arms; 10/seed1 all arms")
+    assert warnings[-1] == ("4 of 12 initializations have no test runs yet: 10/seed0 all arms; 10/seed1 all arms")
     assert [row[2] for row in tables(tmp_path)["Test error (%)"]] == ["10", "–", "–"]
 
 
