@@ -499,7 +499,7 @@ def test_what_is_missing_is_named_and_the_rest_shown(tmp_path: Path):
         ["20/seed0/test", "arms.json is left out"],
         ["no meta-update of leap yet", "how its training curves evolve is not shown"],
         ["1 of 8 initializations have no test runs yet", "20/seed1 none"],
-        ["held-out alphabets that an arm lacks, so that its means are of others", "4/seed0/leap greek"],
+        ["runs missing for some held-out alphabets, so that means cover fewer of them", "4/seed0/leap greek"],
     ]
     found = tables(tmp_path)["Test error (%)"]
     assert found[1:] == [["leap", "3.50 ± 0.71 (3)", "6.00 ± 2.83 (4)"], ["none", "13.00 ± 1.41 (4)", "14.00 (2)"]]
