@@ -194,6 +194,13 @@ _LEAP_ON_OWN_GAMES: dict[str, Any] = {
 }
 """The best of the settings that were tried on variants of a small game (docs/results-catch.md)."""
 
+_REPTILE_ON_GAMES: dict[str, Any] = {
+    "meta.optimizer": "sgd",
+    "meta.learning_rate": 1.0,
+    "meta.contribution_clip": 0.0,
+}
+"""φ becomes the mean of the encoders with which the tasks ended (docs/results-atari.md, docs/results-catch.md)."""
+
 OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("omniglot", "paper"): {
         "reptile": {"meta.learning_rate": 0.01},
@@ -206,6 +213,7 @@ OF_META_LEARNERS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         (tasks, preset): {
             "finetune-multi": {"meta.contribution_clip": 0.0, "meta.staleness": "constant"},
             **({"leap": leap} if preset in ("fast", "quick") else {}),
+            **({"reptile": _REPTILE_ON_GAMES} if preset == "fast" else {}),
         }
         for tasks, presets, leap in (
             ("atari", PRESETS, _LEAP_ON_GAMES),

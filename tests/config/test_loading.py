@@ -281,7 +281,22 @@ def test_leap_on_games_has_settings_with_which_units_stay_alive(preset):
     for other in ("paper", "paper-async", "smoke"):
         assert (resolve(other).meta.max_norm, resolve(other).leap.loss_warmup) == (0.0, 0.0)
     reptile = resolve(preset, {"meta_learner": "reptile"})
-    assert (reptile.meta.max_norm, reptile.meta.contribution_clip, reptile.leap.metric) == (0.0, 3.0, "energy")
+    assert (reptile.meta.max_norm, reptile.leap.metric) == (0.0, "energy")
+
+
+@pytest.mark.parametrize("tasks", [{}, {"tasks": "gymnasium", "games": "x"}], ids=["atari", "gymnasium"])
+def test_reptile_with_fast_takes_the_mean_of_what_a_batch_has_learned(tasks):
+    """A single contribution moves φ by a tenth, and the modes that are optimizers keep their own settings."""
+    for mode, rate, clip in (
+        ("sync", 1.0, 0.0), ("buffered", 1.0, 0.0), ("async", 0.1, 0.0), ("stream", 0.1, 0.0),
+        ("fedasync", 0.6, 0.0), ("delayed-nesterov", 0.7, 3.0),
+    ):  # fmt: skip
+        meta = resolve("fast", {**tasks, "meta_learner": "reptile", "mode": mode}).meta
+        assert (meta.optimizer, meta.learning_rate, meta.contribution_clip) == ("sgd", rate, clip), mode
+    for preset in ("quick", "smoke", "paper"):
+        assert resolve(preset, {**tasks, "meta_learner": "reptile"}).meta.learning_rate == 0.1, (
+            "of these nothing is known"
+        )
 
 
 @pytest.mark.parametrize("preset", ["fast", "quick"])
@@ -292,8 +307,7 @@ def test_leap_on_own_environments_moves_as_far_as_tasks_do_and_less_for_single_c
         assert (meta.optimizer, meta.learning_rate, meta.max_norm) == ("sgd", rate, 0.0), mode
     config = resolve(preset, own)
     assert (config.leap.metric, config.leap.loss_warmup, config.meta.contribution_clip) == ("energy", 0.1, 1.0)
-    for other in ({"meta_learner": "reptile"}, {"meta.optimizer": "adam"}):
-        assert resolve(preset, {**own, **other}).meta.learning_rate < 1
+    assert resolve(preset, {**own, "meta.optimizer": "adam"}).meta.learning_rate < 1
     assert resolve("paper", own).meta.optimizer == "adam"
 
 
@@ -1216,5 +1230,5 @@ def test_another_optimizer_does_not_get_the_rates_of_the_one_that_a_choice_bring
     assert (config.meta.optimizer, config.meta.learning_rate) == ("adam", 1e-3)
     config = resolve("fast", {"mode": "stream", "meta.optimizer": "adam"})
     assert (config.meta.learning_rate, config.server.on_lost) == (1e-3, "keep")
-    config = resolve("fast", {"meta_learner": "reptile", "meta.optimizer": "sgd"})
+    config = resolve("quick", {"meta_learner": "reptile", "meta.optimizer": "sgd"})
     assert config.meta.learning_rate == 0.1
