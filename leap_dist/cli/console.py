@@ -17,6 +17,13 @@ from leap_dist.telemetry.escaping import printable
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 EXIT_CODES = {"done": 0, "failed": FAILED, "interrupted": INTERRUPTED}
 """Exit codes by the outcome of training or an evaluation."""
+_KEPT = "stopped immediately; everything accepted is on disk"
+STOPPED = {
+    "train": f"{_KEPT}; continue with --run-dir DIR --resume",
+    "evaluate": f"{_KEPT}; continue with the same command and --out DIR",
+    "study": f"{_KEPT}; the same command continues",
+}
+"""What is printed when a command is stopped by a second signal."""
 
 
 def program() -> str:

@@ -14,14 +14,6 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.driver.errors import RunFailed
 from leap_dist.driver.signals import check_stop, stop_signal
 
-_KEPT = "stopped immediately; everything accepted is on disk"
-_STOPPED = {
-    "train": f"{_KEPT}; continue with --run-dir DIR --resume",
-    "evaluate": f"{_KEPT}; continue with the same command and --out DIR",
-    "study": f"{_KEPT}; the same command continues",
-}
-"""What is printed when a command is stopped by a second signal."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code. Bad input ends the program with one line and exit code 2."""
@@ -32,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
             stop.check()
             return _run(parsed)
         except KeyboardInterrupt as error:
-            print(f"\n{str(error) or _STOPPED.get(parsed.command, 'stopped')}", file=sys.stderr)
+            print(f"\n{str(error) or console.STOPPED.get(parsed.command, 'stopped')}", file=sys.stderr)
             return console.INTERRUPTED
 
 
@@ -69,8 +61,7 @@ def train(parsed: argparse.Namespace) -> int:
     driver.check_prerequisites(config)
     check_stop()  # before anything is written
     with run, run.translated_errors():
-        patience = run_directory.ORPHAN_SECONDS if parsed.resume else 0.0
-        run_directory.prepare(run.folder, config, patience=patience)
+        run_directory.prepare(run.folder, config, patience=run_directory.ORPHAN_SECONDS if parsed.resume else 0.0)
         run.publish()
         plan.print_training(config, run)
         outcome, summary = reporting.train(config, run, profile=parsed.profile)

@@ -245,13 +245,13 @@ def gtsrb(folder: Path, train: int, test: int, *, classes: int, size: int) -> tu
     """Read GTSRB, with images at `size` × `size`. The tables' regions of interest are only checked."""
     training = first_existing(folder, "Final_Training/Images", "GTSRB/Final_Training/Images")
     if training is None:
-        raise DatasetMissing(f"{folder / 'GTSRB' / 'Final_Training' / 'Images'} is not there")
+        raise DatasetMissing(f"{folder / 'GTSRB' / 'Final_Training' / 'Images'} is missing")
     testing = training.parents[1] / "Final_Test" / "Images"
     # The labels of the test set are a separate download without a fixed place.
     places = ("Final_Test/Images/GT-final_test.csv", "Final_Test/GT-final_test.csv", "GT-final_test.csv")
     table = first_existing(training.parents[1], *places) or first_existing(folder, *places)
     if table is None:
-        raise DatasetError(f"{testing / 'GT-final_test.csv'} is not there; it holds the labels of the test set")
+        raise DatasetError(f"{testing / 'GT-final_test.csv'} is missing; it holds the labels of the test set")
     signs: list[_Sign] = []
     for label in range(classes):
         name = f"{label:05d}"

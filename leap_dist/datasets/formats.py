@@ -43,7 +43,7 @@ def _mnist_split(folder: Path, part: str, count: int) -> Split:
     images, labels = _idx_file(folder, part, "images"), _idx_file(folder, part, "labels")
     if images is None or labels is None:
         lacking = "images-idx3-ubyte" if images is None else "labels-idx1-ubyte"
-        raise DatasetError(f"{folder / f'{part}-{lacking}'} is not there, though other files of the data set are")
+        raise DatasetError(f"{folder / f'{part}-{lacking}'} is missing, though other files of the data set are")
     pixels = _read_idx(images, (count, MNIST_SIZE, MNIST_SIZE))
     return Split(pixels[..., None], _read_idx(labels, (count,)).astype(np.int64))
 
@@ -98,7 +98,7 @@ def _cifar_folder(folder: Path, name: str, prefix: str) -> Path:
         raise DatasetMissing(
             f"{other} is the Python version (a pickle), which is not supported; get the binary version"
         )
-    raise DatasetMissing(f"{folder / name} is not there")
+    raise DatasetMissing(f"{folder / name} is missing")
 
 
 def _read_cifar(paths: Sequence[Path], rows: int, limits: tuple[int, ...]) -> Split:
@@ -140,7 +140,7 @@ def _fill_from_cifar(images: np.ndarray, labels: np.ndarray, path: Path, limits:
 def svhn(folder: Path, train: int, test: int) -> tuple[Split, Split]:
     """Read the cropped digits ("format 2") of SVHN: train_32x32.mat and test_32x32.mat."""
     if not (folder / "train_32x32.mat").exists():
-        raise DatasetMissing(f"{folder / 'train_32x32.mat'} is not there")
+        raise DatasetMissing(f"{folder / 'train_32x32.mat'} is missing")
     return _svhn_split(folder / "train_32x32.mat", train), _svhn_split(folder / "test_32x32.mat", test)
 
 

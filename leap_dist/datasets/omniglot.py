@@ -91,7 +91,7 @@ def find(data_dir: Path, resampling: Resampling = "lanczos", only: Container[str
             return _from_archive(archive, folder / "alphabets.json", resampling, only)
         place = first_existing(folder, "images_background", "omniglot-py/images_background", "python/images_background")
         if place is None:
-            raise DatasetMissing(f"{folder / 'images_background'} is not there")
+            raise DatasetMissing(f"{folder / 'images_background'} is missing")
         return _from_folders(place.parent, resampling, only)
     except (DatasetError, OSError) as error:
         raise ConfigError(f"data_dir: {error}. {HELP.format(folder=folder)}") from None

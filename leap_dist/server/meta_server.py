@@ -26,7 +26,6 @@ from leap_dist.server.meta_state import MetaState
 from leap_dist.server.monitoring import Alerts, Counters, LatencyWindow
 from leap_dist.server.recovery import Recovery
 from leap_dist.server.scheduler import UpdateScheduler
-from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.locks import RunLock
 from leap_dist.storage.replica import NO_REPLICA, NoReplica
 from leap_dist.testing.failpoints import failpoint
@@ -225,15 +224,8 @@ class MetaServer:
             self._assignments.expect(workers)
 
     def ledger(self, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """Return the next page of the ledger from byte `offset` on, and the offset after it. See `Ledger.read_page`.
-
-        If it cannot be read at the moment, an alert says so, and there are no lines.
-        """
-        try:
-            return self._state.ledger.read_page(offset)
-        except (OSError, CorruptFile) as error:
-            self._alert(f"the ledger could not be read, so curves may be behind; training is not affected: {error}")
-            return [], offset
+        """Return the next page of the ledger from byte `offset` on, and the offset after it; see `MetaState`."""
+        return self._state.read_ledger(offset)
 
     def close(self) -> None:
         """Unlock the run directory. Nothing needs to be saved: what was acknowledged is durable already."""
@@ -261,8 +253,7 @@ class MetaServer:
             self._lose(held, "expired")
             self._assignments.blame(held, f"{held.lease.worker} {silence}")
         self._scheduler.update()
-        if not self._state.is_written:
-            self._state.write_files()
+        self._state.write_files()
 
     def _lose(self, held: OpenLease, outcome: str) -> None:
         """End the lease of a worker that is gone: its prefix counts if `--on-lost keep`, or its task runs again."""

@@ -31,7 +31,7 @@ from leap_dist.server.aggregation import Direction, Pull
 from leap_dist.server.backlog import Accepted, Backlog
 from leap_dist.server.meta_optimizer import MetaOptimizer
 from leap_dist.server.monitoring import DeadUnits
-from leap_dist.storage.atomic import pack, write_atomic
+from leap_dist.storage.atomic import CorruptFile, pack, write_atomic
 from leap_dist.storage.checkpoint import Checkpoint, CheckpointStore
 from leap_dist.storage.journal import Journal
 from leap_dist.storage.ledger import Ledger
@@ -256,11 +256,21 @@ class MetaState:
 
     def write_files(self) -> None:
         """Bring the ledger and init.safetensors up to date; if that fails, an alert says so, and it can be repeated."""
+        if self.is_written:
+            return
         for name, write in (("the ledger", self._write_ledger), ("init.safetensors", self._write_initialization)):
             try:
                 write()
             except (OSError, MemoryError) as error:
                 self._alert(f"{name} could not be written; the server tries again: {error}")
+
+    def read_ledger(self, offset: int) -> tuple[list[dict[str, Any]], int]:
+        """Return a page of the ledger; see `Ledger.read_page`. If it cannot be read, there is an alert and no line."""
+        try:
+            return self.ledger.read_page(offset)
+        except (OSError, CorruptFile) as error:
+            self._alert(f"the ledger could not be read, so curves may be behind; training is not affected: {error}")
+            return [], offset
 
     def _write_ledger(self) -> None:
         self.ledger.append(self.ledger.size, self._unwritten)

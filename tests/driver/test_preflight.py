@@ -77,7 +77,7 @@ def test_another_build_of_torch_and_other_versions_of_the_rest_are_only_mentione
             {"gpus": [], "gpu_problem": "The NVIDIA driver on your system is too old (found version 12040)."},
             "The NVIDIA driver on your system is too old (found version 12040).",
         ),
-        ({"gpus": []}, "torch sees 0 of 1, as when they are divided by MIG"),
+        ({"gpus": []}, "torch sees only 0 of 1, perhaps because of MIG"),
         ({"gpus": [("T4", GB // 2, 16 * GB)]}, "0.5 of 16 GB of a T4 are free"),
     ],
 )

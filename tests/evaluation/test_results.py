@@ -104,7 +104,7 @@ def test_the_file_is_the_agreed_one(tmp_path: Path):
         ({"arm": "../up"}, "arm '../up'"),
         ({"arm": ""}, "arm ''"),
         ({"arm": "x" * 41}, "up to 39 letters"),
-        ({"arm": ".hidden"}, "is not a letter or digit"),
+        ({"arm": ".hidden"}, "is not valid: a letter or digit"),
         ({"arm": "a\n"}, "arm 'a"),
         ({"game": "Pong/.."}, "is not the name of a game"),
         ({"seed": -1}, "out of range"),

@@ -545,7 +545,7 @@ def test_what_only_training_uses_is_not_taken_from_a_file(tmp_path, capsys, monk
     for text, line in (
         ("gamez: [pong]", "gamez: no such setting; did you mean games?"),
         ("worker-device: cpu", "worker_device: no such setting"),
-        ("task-steps: 3", "task_steps: 3 is not"),
+        ("task-steps: 3", "task_steps: 3 is less than 2 rollouts"),
         ("task-steps: 40000\ntask_steps: 50000", "task_steps: given twice"),
     ):
         streamed.write_text(f"preset: smoke\n{text}\n")

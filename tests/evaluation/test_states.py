@@ -178,8 +178,11 @@ def test_a_worker_that_is_told_to_stop_saves_its_state(tmp_path: Path, whole: Pa
 def test_a_disk_that_is_full_costs_the_state_and_not_the_run(tmp_path: Path, whole: Path, stage: str) -> None:
     run, out = config(), tmp_path / "out"
     server = serve(out, run)
-    failpoints.arm(f"transfer-state.{stage}=full@2-4")
-    work(server, run)
+    try:
+        failpoints.arm(f"transfer-state.{stage}=full@2-4")
+        work(server, run)
+    finally:
+        failpoints.arm("")
     assert any("the state of scratch on ms_pacman with seed 0 could not be stored" in alert for alert in server.alerts)
     assert result(out) == result(whole)
 

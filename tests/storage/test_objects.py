@@ -413,7 +413,7 @@ def test_an_initialization_at_a_url_is_exported_and_evaluated(
 
 def test_a_report_is_not_written_to_a_url(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "evaluate", "--init", "scratch", "--out", "s3://bucket/report")
-    assert "out: only runs can be at a URL" in line
+    assert "out: must be a path on this machine, not a URL" in line
 
 
 # A file system that hosts share, and flock does not reach -----------------------------------------------------------

@@ -156,8 +156,8 @@ def damaged_archives() -> list[tuple[str, bytes | None, str]]:
     rows = [{"alphabet": "Greek", "first": 0, "last": CHARACTERS - 1}]
     twice = [{"alphabet": "Greek", "first": 0, "last": 30}, {"alphabet": "Latin", "first": 30, "last": CHARACTERS - 1}]
     return [
-        ("omniglot.npz", b"", "is damaged or something else"),
-        ("omniglot.npz", pickle.dumps(np.zeros(3)), "is damaged or something else"),
+        ("omniglot.npz", b"", "is damaged, or not a usable .npz file"),
+        ("omniglot.npz", pickle.dumps(np.zeros(3)), "is damaged, or not a usable .npz file"),
         ("omniglot.npz", None, "images_background is not there"),
         ("alphabets.json", None, "alphabets.json: No such file"),
         ("alphabets.json", b"[" * 100_000, "is not the table of 51 rows"),
@@ -306,7 +306,9 @@ def test_who_is_held_out_depends_on_the_seed_alone_and_more_pretraining_includes
 
 @pytest.mark.parametrize("pretraining", [0, -1, 36, 46])
 def test_there_have_to_be_enough_alphabets(pretraining):
-    with pytest.raises(ValueError, match=f"{pretraining} alphabets are not from 1 to 35"):
+    with pytest.raises(
+        ValueError, match=f"{pretraining} is not a valid number of pretraining alphabets; choose 1 to 35"
+    ):
         partition(NAMES, pretraining, seed=0)
 
 
