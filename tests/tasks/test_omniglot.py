@@ -147,7 +147,7 @@ def refusal(data_dir: Path) -> str:
 def test_what_is_not_there_is_said(tmp_path):
     assert "is not a folder" in refusal(tmp_path)
     (tmp_path / "omniglot").mkdir()
-    assert "images_background is not there" in refusal(tmp_path)
+    assert "images_background is missing" in refusal(tmp_path)
     (tmp_path / "omniglot" / "images_background").mkdir()
     assert "images_background has 0 alphabets, not 30" in refusal(tmp_path)
 
@@ -158,7 +158,7 @@ def damaged_archives() -> list[tuple[str, bytes | None, str]]:
     return [
         ("omniglot.npz", b"", "is damaged, or not a usable .npz file"),
         ("omniglot.npz", pickle.dumps(np.zeros(3)), "is damaged, or not a usable .npz file"),
-        ("omniglot.npz", None, "images_background is not there"),
+        ("omniglot.npz", None, "images_background is missing"),
         ("alphabets.json", None, "alphabets.json: No such file"),
         ("alphabets.json", b"[" * 100_000, "is not the table of 51 rows"),
         ("alphabets.json", b"{}", "is not the table of 51 rows"),
