@@ -67,7 +67,7 @@ class DeadUnits:
         mean = sum(self._shares) / len(self._shares)
         if mean > MOST_DEAD and not self._is_reported:
             self._alert(
-                f"{mean:.0%} of the units of φ are dead at the start of a task, so agents learn less from it; try "
+                f"{mean:.0%} of the units of φ are dead at the start of a task, so agents may learn less; try "
                 "--meta.shared convolutions or a lower --meta.learning-rate, and watch meta/features in TensorBoard"
             )
         self._is_reported = mean > MOST_DEAD

@@ -175,7 +175,7 @@ def test_there_is_one_alert_when_most_units_are_dead_and_another_when_they_die_a
     assert not any(task(1.0) for _ in range(TASKS_OF_DEAD // 2 - 1)), "too few to tell"
     (alert,) = task(1.0)
     assert alert == (
-        "100% of the units of φ are dead at the start of a task, so agents learn less from it; try "
+        "100% of the units of φ are dead at the start of a task, so agents may learn less; try "
         "--meta.shared convolutions or a lower --meta.learning-rate, and watch meta/features in TensorBoard"
     )
     assert task(0.9) == [alert], "once"
