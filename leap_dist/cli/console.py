@@ -23,7 +23,7 @@ STOPPED = {
     "evaluate": f"{_KEPT}; continue with the same command and --out DIR",
     "study": f"{_KEPT}; the same command continues",
 }
-"""What is printed when a command is stopped by a second signal."""
+"""A command that is stopped by a second signal prints this text."""
 
 
 def program() -> str:

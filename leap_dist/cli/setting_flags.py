@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any, Union, get_args, get_origin
 
 from leap_dist.cli import console
@@ -53,11 +53,6 @@ SHOWN = {
 
 DEFAULT_PRESET = {"train": "quick", "study": "paper"}
 """The preset of a command without --preset. Evaluations take that of their first --init."""
-
-
-def _is_in(name: str, wanted: Container[str]) -> bool:
-    """Return whether a setting, or its whole section, is in `wanted`."""
-    return name in wanted or name.split(".")[0] in wanted
 
 
 class Once(argparse.Action):
@@ -164,7 +159,7 @@ def _defaults(command: str, preset: str, tasks: str) -> Callable[[str], str]:
     def default(name: str) -> str:
         if name in values or name in from_preset:
             value = values.get(name) or from_preset[name]
-        elif command == "evaluate" and not preset and not _is_in(name, ours):
+        elif command == "evaluate" and not preset and not loading.is_among(name, ours):
             return "default: that of the first --init"
         else:
             value = loading.default(name)

@@ -11,7 +11,7 @@ import math
 import os
 import reprlib
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -270,7 +270,12 @@ FOR_EVALUATIONS = {
 def is_for_evaluations(name: str) -> bool:
     """Return whether a setting applies to evaluations. Raises ConfigError if there is no such setting."""
     require_known(name)
-    return name in FOR_EVALUATIONS or name.split(".")[0] in FOR_EVALUATIONS
+    return is_among(name, FOR_EVALUATIONS)
+
+
+def is_among(name: str, wanted: Container[str]) -> bool:
+    """Return whether a setting, or its whole section, is in `wanted`."""
+    return name in wanted or name.split(".")[0] in wanted
 
 
 def require_known(name: str) -> None:

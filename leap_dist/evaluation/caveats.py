@@ -1,4 +1,4 @@
-"""What readers of a report should know before its numbers: runs that are missing or silent, a single seed."""
+"""Warnings tell the readers of a report, before its numbers, which runs are missing or silent and what is uncertain."""
 
 from __future__ import annotations
 

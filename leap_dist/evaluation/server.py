@@ -7,7 +7,6 @@ only in the initial parameters. Every run leaves a file, so an interrupted evalu
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +29,6 @@ from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.journal import Journal
 from leap_dist.storage.locks import RunLock
 from leap_dist.tasks.task import family_of
-
-log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 """Time after which a worker resends a result that could not be stored."""

@@ -273,8 +273,9 @@ class MetaState:
             return [], offset
 
     def _write_ledger(self) -> None:
-        self.ledger.append(self.ledger.size, self._unwritten)
-        self._unwritten = []
+        if self._unwritten or self._exported is None:  # the first time, the file has to be made
+            self.ledger.append(self.ledger.size, self._unwritten)
+            self._unwritten = []
 
     def _write_initialization(self) -> None:
         if self._exported == self.version:
