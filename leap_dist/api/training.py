@@ -11,7 +11,7 @@ from typing import Any, Literal
 from leap_dist.api import errors
 from leap_dist.api.callbacks import Callback, Dispatcher, LiveRun, MetaUpdate
 from leap_dist.api.given import Given, settings
-from leap_dist.config import loading
+from leap_dist.config import loading, pretrained
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver, reporting
@@ -36,7 +36,10 @@ class Run:
 
     @property
     def initialization(self) -> Initialization:
-        """The meta-learned parameters with their metadata. Raises OSError or ConfigError if they cannot be read."""
+        """The meta-learned parameters with their metadata: the best ones if early stopping has chosen them.
+
+        Raises OSError or ConfigError if they cannot be read.
+        """
         return read_initialization(self._init_file())
 
     def load_encoder(self, *, linear_seed: int | None = None) -> InitializedEncoder:
@@ -56,7 +59,9 @@ class Run:
 
     def _init_file(self) -> Path:
         where = location.location(self.path)
-        return reader.cached_initialization(where) if isinstance(where, location.Url) else where / "init.safetensors"
+        if isinstance(where, location.Url):
+            return reader.cached_initialization(where)
+        return pretrained.path_of(str(where))
 
 
 def train(

@@ -25,8 +25,7 @@ def require(path: Path, hint: str = "give an init.safetensors or a run directory
 
     Raises ConfigError, with the nearest run that has one, if there is no such file.
     """
-    path = pretrained.path_of(str(path))
-    file = path / "init.safetensors" if path.is_dir() else path
+    file = pretrained.path_of(str(path))
     try:
         file.stat()
     except OSError as error:

@@ -16,6 +16,10 @@ ROOT = Path(__file__).parents[1] / "pretrained"
 """Directory with one folder for each initialization; see its README.md."""
 
 
+OF_RUNS = ("best.safetensors", "init.safetensors")
+"""Initializations in a run directory: the one that early stopping has chosen, if any, and the newest."""
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """An initialization that comes with the package."""
@@ -51,12 +55,17 @@ def is_name(source: str) -> bool:
 
 
 def path_of(source: str) -> Path:
-    """Return the path of the weights for `pretrained:NAME`, and the path itself for anything else.
+    """Return the path of the weights that a source means.
 
-    Raises ConfigError if there is no initialization of that name, with the nearest one, or if its weights were changed.
+    `pretrained:NAME` means weights of the package; a run directory, its best initialization if early stopping has
+    chosen one, and else its newest; any other path, that file. Raises ConfigError if there is no initialization of that
+    name, with the nearest one, or if its weights were changed.
     """
     if not is_name(source):
-        return Path(source)
+        path = Path(source)
+        if not path.is_dir():
+            return path
+        return next((file for name in OF_RUNS if (file := path / name).exists()), path / OF_RUNS[-1])
     name, known = source.removeprefix(PREFIX), {one.name: one for one in available()}
     if name not in known:
         there = f"; there are {', '.join(known)}" if known else "; no initialization comes with this version"

@@ -34,8 +34,6 @@ SCRATCH = "scratch"
 """Source of an arm that starts from a new random encoder with every seed."""
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")  # labels become names of folders
-_OF_RUNS = ("best.safetensors", "init.safetensors")
-"""Initializations in a run directory: the one that early stopping has chosen, if any, and the newest."""
 
 
 @dataclass(frozen=True)
@@ -258,10 +256,8 @@ def _parse(spec: str) -> tuple[str, Path | None, str]:
             return SCRATCH, None, SCRATCH
         label, path = "", spec
     location = reader.cached_initialization(Url(path)) if is_url(path) else pretrained.path_of(path)
-    if location.is_dir():
-        location = next((file for name in _OF_RUNS if (file := location / name).exists()), location / _OF_RUNS[-1])
     if not label:
-        label = location.absolute().parent.name if location.name in _OF_RUNS else location.stem
+        label = location.absolute().parent.name if location.name in pretrained.OF_RUNS else location.stem
     try:
         require_label(label)
     except ValueError as error:
@@ -285,7 +281,7 @@ def _read(path: Path) -> Initialization:
 def _trained_with(path: Path) -> dict[str, Any] | None:
     """Return the settings of the run that made a file, by dotted name; None if the file is in no run directory."""
     beside = path.parent / "config.yaml"
-    if path.name not in _OF_RUNS or not beside.exists():
+    if path.name not in pretrained.OF_RUNS or not beside.exists():
         return None
     return configuration.completed(configuration.read_yaml(beside))
 

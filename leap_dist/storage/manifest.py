@@ -98,8 +98,7 @@ def describe(config: Config) -> dict[str, Any]:
 def _initialization(source: str) -> dict[str, str | None]:
     """Return the source of the initialization that the run started from, and the SHA-256 of a file on this machine."""
     try:
-        path = pretrained.path_of(source)
-        data = (path / "init.safetensors" if path.is_dir() else path).read_bytes()
+        data = pretrained.path_of(source).read_bytes()
     except (ConfigError, OSError):  # a URL, or a file that has been removed since the run began
         return {"source": redact(source), "sha256": None}
     return {"source": source, "sha256": hashlib.sha256(data).hexdigest()}

@@ -86,7 +86,7 @@ def text(
         source: folder or repository that the example loads it from.
     """
     is_game = found.tasks in ENVIRONMENTS
-    metrics = list(_metrics(results, arm)) if results else []
+    metrics = list(_metrics(results, arm, found.sha256)) if results else []
     front: dict[str, Any] = {
         "license": license,
         "library_name": "leap-dist",
@@ -141,10 +141,19 @@ def _facts(found: Initialization) -> dict[str, str]:
     }
 
 
-def _metrics(results: Mapping[str, Any], arm: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield the name of each game or data set, and its metrics. Raises ConfigError if the arm is not in the results."""
+def _metrics(results: Mapping[str, Any], arm: str, sha256: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the name of each game or data set, and its metrics.
+
+    Raises ConfigError if the arm is not in the results, or started from another file than the one with this SHA-256.
+    """
     if arm not in results.get("arms", ()):
         raise ConfigError(f"results: no arm {arm[:80]!r}; there are {', '.join(results.get('arms', ()))}")
+    for one in results.get("described") or ():
+        if one["label"] == arm and one["sha256"] != sha256:
+            raise ConfigError(
+                f"results: {arm} started from {one['source']} with SHA-256 {one['sha256'][:12]}, not from these "
+                f"weights ({sha256[:12]}); evaluate these, or publish those"
+            )
     for game, cells in (results.get("cells") or {}).items():
         if (cell := cells.get(arm)) and (final := cell.get("final")):
             name = f"return, {counted(len(cell['seeds']), 'seed')}"

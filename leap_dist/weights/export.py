@@ -100,10 +100,6 @@ def export(init: Path, to: str, out: Path, *, linear_seed: int | None = None) ->
 
 def _read(path: Path) -> Initialization:
     try:
-        if path.is_dir():
-            inside = path / "init.safetensors"
-            hint = f"did you mean {inside}?" if inside.exists() else "name the init.safetensors of a run"
-            raise ConfigError(f"init: {path} is a directory; {hint}")
         found = read_initialization(path)
         if found.tasks != "atari":
             raise ConfigError(

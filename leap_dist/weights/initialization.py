@@ -214,7 +214,7 @@ def load_encoder(path: str | Path, *, linear_seed: int | None = None) -> Initial
     """Load the encoder of an init.safetensors: (N, C, 84, 84) float32 in [0, 1] → (N, 256), with `.preprocessing`.
 
     Args:
-        path: path of the file, or `pretrained:NAME`; links are followed.
+        path: path of the file or of a run directory, or `pretrained:NAME`; links are followed.
         linear_seed: seed of the linear layer; used only if the file holds nothing but the convolutions.
 
     Raises:
@@ -229,7 +229,7 @@ def load_network(path: str | Path, classes: int | None = None, *, head_seed: int
     """Load the network of a supervised run: (N, channels, size, size) float32 → logits (N, classes).
 
     Args:
-        path: path of the init.safetensors, or `pretrained:NAME`; links are followed.
+        path: path of the file or of a run directory, or `pretrained:NAME`; links are followed.
         classes: number of outputs of the head; None for that of the run's tasks.
         head_seed: seed of a new head; used only if the file has no head with this number of outputs.
 
@@ -244,8 +244,9 @@ def load_network(path: str | Path, classes: int | None = None, *, head_seed: int
 def read_initialization(path: str | Path) -> Initialization:
     """Read an init.safetensors; links are followed.
 
-    `path` may also be `pretrained:NAME`, or an encoder that another library has saved as safetensors. Raises OSError,
-    CorruptFile that says what is wrong, or ConfigError if there is no initialization of that name.
+    `path` may also be a run directory, whose best initialization is read if early stopping has chosen one, or
+    `pretrained:NAME`, or an encoder that another library has saved as safetensors. Raises OSError, CorruptFile that
+    says what is wrong, or ConfigError if there is no initialization of that name.
     """
     path = pretrained.path_of(str(path))
     data = read_packed(Path(os.path.realpath(path)))

@@ -65,5 +65,4 @@ def locate(source: str) -> Path:
     """Return the path of the file that a source means. Raises ConfigError for an unknown name or URL."""
     if is_url(source):
         return reader.cached_initialization(Url(source))
-    path = pretrained.path_of(source)
-    return path / "init.safetensors" if path.is_dir() else path
+    return pretrained.path_of(source)

@@ -256,6 +256,34 @@ def test_only_the_settings_of_the_run_itself_are_published(shipped, tmp_path, ki
     assert not any(b"hunter2" in path.read_bytes() for path in folder.iterdir())
 
 
+def test_what_early_stopping_has_chosen_is_what_a_run_directory_means(shipped, tmp_path):
+    run_dir = shipped.parent
+    chosen = written(tmp_path / "chosen", task_steps=800)  # its metadata, and so its checksum, differ
+    best = leap_dist.read_initialization(chosen)
+    assert best.sha256 != leap_dist.read_initialization(shipped).sha256
+    shutil.copy(chosen, run_dir / "best.safetensors")
+    _, (evaluated,) = initializations.read([str(run_dir)])
+    folder = leap_dist.save_pretrained(run_dir, tmp_path / "model")
+    for found in (evaluated.content, leap_dist.read_initialization(folder / "init.safetensors"),
+                  leap_dist.read_initialization(run_dir), leap_dist.from_pretrained(run_dir)):  # fmt: skip
+        assert found.sha256 == best.sha256
+
+
+@pytest.mark.parametrize("kind", ["returns", "errors"])
+def test_metrics_of_other_weights_are_not_published(shipped, tmp_path, kind):
+    arm = {"label": "leap", "source": "runs/other/init.safetensors", "sha256": "0" * 64}
+    results = {**(RESULTS if kind == "returns" else {"arms": ["leap"]}), "described": [arm]}
+    own = leap_dist.read_initialization(shipped).sha256
+    with pytest.raises(ConfigError) as caught:
+        leap_dist.save_pretrained(shipped, tmp_path / "model", results=results)
+    assert str(caught.value) == (
+        "results: leap started from runs/other/init.safetensors with SHA-256 000000000000, not from these weights "
+        f"({own[:12]}); evaluate these, or publish those"
+    )
+    assert not (tmp_path / "model").exists()
+    leap_dist.save_pretrained(shipped, tmp_path / "model", results={**results, "described": [{**arm, "sha256": own}]})
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
