@@ -15,7 +15,7 @@ COMMAND --help shows the usual flags, COMMAND --help-all every flag.
 """
 
 TRAIN = """\
-Meta-train an initialization, which the server moves along its workers' paths.
+Meta-train an initialization from the paths along which workers train.
 
 examples:
   {command} train
