@@ -66,6 +66,8 @@ class Difference:
     by_seed: dict[int, float]
     """Mean difference of the first value over the pairs of each seed, by seed."""
     pairs: int
+    seeds_in_common: int
+    """Smallest number of seeds of any game of the arm that have a pair."""
 
 
 @dataclass(frozen=True)
@@ -230,30 +232,62 @@ def interval(rows: Sequence[Row], name: str, stratum: Stratum, repetitions: int)
     return statistics.interval(statistics.mean, scores_of(rows, name, stratum), generator(), repetitions)
 
 
+def clusters_of(rows: Sequence[Row], stratum: Stratum) -> list[np.ndarray] | None:
+    """Return the cluster of each run for each stratum: in a study, the seed of the meta-training of its initialization.
+
+    None if there is a single initialization, so that only runs can be drawn, or if each row is a run of its own.
+    """
+    names = {(row.group, row.seed): index for index, row in enumerate(rows) if row.group}
+    if len(names) < 2:
+        return None
+    found = stratified(rows, [float(names[row.group, row.seed]) for row in rows], stratum)
+    return [one.astype(int) for one in found]
+
+
 def difference(
-    ours: Sequence[Row], theirs: Sequence[Row], scoring: Scoring, stratum: Stratum, repetitions: int
+    ours: Sequence[Row],
+    theirs: Sequence[Row],
+    scoring: Scoring,
+    stratum: Stratum,
+    repetitions: int,
+    *,
+    clustered: bool = False,
 ) -> Difference:
-    """Return the summary of our scores minus that of theirs, over pairs of runs, which are resampled as pairs."""
+    """Return the summary of our scores minus that of theirs, over pairs of runs, which are resampled as pairs.
+
+    With `clustered`, all pairs that belong to one seed of the meta-training are drawn together.
+    """
     x, y = _pairs(ours, theirs, stratum)
+    seeds: dict[str, set[int]] = {row.run.game: set() for row in ours}
+    for row in x:
+        seeds[row.run.game].add(row.seed)
+    in_common = min(map(len, seeds.values()), default=0)
     if not x:
-        return Difference({}, {}, 0)
+        return Difference({}, {}, 0, 0)
     first = next(iter(scoring.values))
     of_seeds: defaultdict[int, list[float]] = defaultdict(list)
     for our, their in zip(x, y, strict=True):
         of_seeds[our.seed].append((our.scores[first] or 0.0) - (their.scores[first] or 0.0))
     intervals = {
         name: statistics.paired_difference(
-            scoring.summary, scores_of(x, name, stratum), scores_of(y, name, stratum), generator(), repetitions
+            scoring.summary,
+            scores_of(x, name, stratum),
+            scores_of(y, name, stratum),
+            generator(),
+            repetitions,
+            clusters_of(x, stratum) if clustered else None,
         )
         for name in scoring.values
     }
-    return Difference(intervals, {seed: float(np.mean(found)) for seed, found in of_seeds.items()}, len(x))
+    return Difference(intervals, {seed: float(np.mean(found)) for seed, found in of_seeds.items()}, len(x), in_common)
 
 
 def ratio(ours: Sequence[Row], theirs: Sequence[Row], name: str, scoring: Scoring, repetitions: int) -> Interval | None:
     """Return the summary of our scores divided by that of theirs, over pairs of runs; None if it has no meaning."""
-    x, y = (scores_of(side, name, by_game) for side in _pairs(ours, theirs, by_game))
-    return statistics.paired_ratio(scoring.summary, x, y, generator(), repetitions) if x else None
+    pairs = _pairs(ours, theirs, by_game)
+    x, y = (scores_of(side, name, by_game) for side in pairs)
+    clusters = clusters_of(pairs[0], by_game)
+    return statistics.paired_ratio(scoring.summary, x, y, generator(), repetitions, clusters) if x else None
 
 
 def _pairs(ours: Sequence[Row], theirs: Sequence[Row], stratum: Stratum) -> tuple[list[Row], list[Row]]:
@@ -275,15 +309,16 @@ class _Comparison(NamedTuple):
 
     def cell(self, rows: list[Row], points: Points) -> Cell:
         intervals = {}
+        clusters = clusters_of(rows, by_game)
         for name in self.scoring.values:
             values = [np.array([row.values[name] for row in rows])]
-            intervals[name] = statistics.interval(statistics.mean, values, generator(), self.repetitions)
+            intervals[name] = statistics.interval(statistics.mean, values, generator(), self.repetitions, clusters)
         steps = [row.steps_to_baseline for row in rows if row.steps_to_baseline is not None]
         curves = [np.stack([row.at(points) for row in rows])]
         return Cell(
             seeds=tuple(row.seed for row in rows),
             intervals=intervals,
-            curve=statistics.band(statistics.mean, curves, generator(), self.repetitions),
+            curve=statistics.band(statistics.mean, curves, generator(), self.repetitions, clusters),
             steps_to_baseline=Reached(float(np.median(steps)), sum(map(math.isfinite, steps)), len(steps))
             if steps
             else None,
@@ -291,17 +326,18 @@ class _Comparison(NamedTuple):
 
     def overall(self, rows: list[Row], points: Points) -> Overall:
         scores = {name: scores_of(rows, name, by_game) for name in self.scoring.values}
+        clusters = clusters_of(rows, by_game)
         return Overall(
             runs=len(rows),
             aggregates={
                 name: {
-                    title: statistics.interval(aggregate, found, generator(), self.repetitions)
+                    title: statistics.interval(aggregate, found, generator(), self.repetitions, clusters)
                     for title, aggregate in self.scoring.aggregates.items()
                 }
                 for name, found in scores.items()
             },
             profiles={
-                name: statistics.performance_profile(scores[name], thresholds, generator(), self.repetitions)
+                name: statistics.performance_profile(scores[name], thresholds, generator(), self.repetitions, clusters)
                 for name, thresholds in self.thresholds.items()
             },
             curve=statistics.band(
@@ -309,14 +345,15 @@ class _Comparison(NamedTuple):
                 stratified(rows, [self._score_curve(row, points) for row in rows], by_game),
                 generator(),
                 self.repetitions,
+                clusters,
             ),
         )
 
     def against(self, ours: list[Row], theirs: list[Row]) -> Against:
         has_scores = bool(self.thresholds) or not self.scoring.human_normalized
-        found = (
-            difference(ours, theirs, self.scoring, by_game, self.repetitions) if has_scores else Difference({}, {}, 0)
-        )
+        found = Difference({}, {}, 0, 0)
+        if has_scores:
+            found = difference(ours, theirs, self.scoring, by_game, self.repetitions, clustered=True)
         ranked = self.scoring.values if self.scoring.human_normalized else ()
         return Against(
             **vars(found),
@@ -327,7 +364,8 @@ class _Comparison(NamedTuple):
     def improvement(self, ours: list[Row], theirs: list[Row], name: str) -> Interval:
         # Raw returns rank the runs of a game as their human-normalized scores do.
         x, y = (stratified(rows, [row.values[name] for row in rows], by_game) for rows in (ours, theirs))
-        return statistics.probability_of_improvement(x, y, generator(), self.repetitions)
+        clusters = clusters_of(ours, by_game), clusters_of(theirs, by_game)
+        return statistics.probability_of_improvement(x, y, generator(), self.repetitions, clusters)
 
     def _score_curve(self, row: Row, points: Points) -> np.ndarray:
         # All curves of games have their points at the same shares of the budget.

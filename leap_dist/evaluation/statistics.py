@@ -10,6 +10,9 @@ scores makes the result NaN.
 A resample is represented by its *counts*, of shape (repetitions, runs) for each game: how often it has drawn each run.
 The point estimate is then the resample that draws every run once, means of resamples are matrix products, and the
 scores are sorted once instead of once per resample.
+
+Runs that start from the same meta-learned initialization vary together. `clusters` name the initialization of each run,
+as arrays like the scores of a single value; a resample then draws clusters, each with all of its runs in all games.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ import numpy as np
 
 Scores = Sequence[np.ndarray]
 Counts = Sequence[np.ndarray]
+Clusters = Sequence[np.ndarray] | None
+"""Cluster of each run, integers of shape (runs,) for each game; None if every run is drawn by itself."""
 Statistic = Callable[[Scores, Counts], np.ndarray]
 """Function from scores and counts of the same games to an array of shape (repetitions,) or (repetitions, points)."""
 
@@ -177,27 +182,45 @@ def _game_means(scores: Scores, counts: Counts) -> np.ndarray:
 # Intervals --------------------------------------------------------------------------------------------------------
 
 
-def band(statistic: Statistic, scores: Scores, rng: np.random.Generator, repetitions: int = REPETITIONS) -> Band:
+def band(
+    statistic: Statistic,
+    scores: Scores,
+    rng: np.random.Generator,
+    repetitions: int = REPETITIONS,
+    clusters: Clusters = None,
+) -> Band:
     """Return the statistic of scores (runs, points) with its interval at each point; resamples runs within games."""
-    return _bootstrap(lambda counts: statistic(scores, counts), [len(s) for s in scores], rng, repetitions)
+    return _bootstrap(lambda counts: statistic(scores, counts), [_Side.of(scores, clusters)], rng, repetitions)
 
 
 def interval(
-    statistic: Statistic, scores: Scores, rng: np.random.Generator, repetitions: int = REPETITIONS
+    statistic: Statistic,
+    scores: Scores,
+    rng: np.random.Generator,
+    repetitions: int = REPETITIONS,
+    clusters: Clusters = None,
 ) -> Interval:
     """Return the statistic of scores (runs,) with its interval, which has no width if every game has a single run."""
-    return _one(band(statistic, scores, rng, repetitions))
+    return _one(band(statistic, scores, rng, repetitions, clusters))
 
 
 def performance_profile(
-    scores: Scores, thresholds: np.ndarray, rng: np.random.Generator, repetitions: int = REPETITIONS
+    scores: Scores,
+    thresholds: np.ndarray,
+    rng: np.random.Generator,
+    repetitions: int = REPETITIONS,
+    clusters: Clusters = None,
 ) -> Band:
     """Return the fraction of runs with a score above each threshold (section 4.3), with equal weights for all games."""
-    return band(mean, [(score[:, None] > thresholds).astype(float) for score in scores], rng, repetitions)
+    return band(mean, [(score[:, None] > thresholds).astype(float) for score in scores], rng, repetitions, clusters)
 
 
 def probability_of_improvement(
-    x: Scores, y: Scores, rng: np.random.Generator, repetitions: int = REPETITIONS
+    x: Scores,
+    y: Scores,
+    rng: np.random.Generator,
+    repetitions: int = REPETITIONS,
+    clusters: tuple[Clusters, Clusters] = (None, None),
 ) -> Interval:
     """Return the probability that a run of X beats a run of Y on the same game, averaged over games (section 4.3).
 
@@ -210,23 +233,34 @@ def probability_of_improvement(
         shares = [((cx @ won) * cy).sum(axis=1) / won.size for won, cx, cy in zip(wins, of_x, of_y, strict=True)]
         return np.asarray(np.mean(shares, axis=0))
 
-    return _one(_bootstrap(mean_share, [len(s) for s in (*x, *y)], rng, repetitions))
+    sides = [_Side.of(scores, of_side) for scores, of_side in zip((x, y), clusters, strict=True)]
+    return _one(_bootstrap(mean_share, sides, rng, repetitions))
 
 
 def paired_difference(
-    statistic: Statistic, x: Scores, y: Scores, rng: np.random.Generator, repetitions: int = REPETITIONS
+    statistic: Statistic,
+    x: Scores,
+    y: Scores,
+    rng: np.random.Generator,
+    repetitions: int = REPETITIONS,
+    clusters: Clusters = None,
 ) -> Interval:
     """Return the statistic of X minus that of Y, where run i of a game has the same seed in both.
 
     A resample draws seeds, and with each seed both of its runs, so that the effect of a seed on both cancels.
     """
-    sizes = [len(score) for score in x]
-    assert sizes == [len(score) for score in y], "pairs need equally many runs on both sides"
-    return _one(_bootstrap(lambda counts: statistic(x, counts) - statistic(y, counts), sizes, rng, repetitions))
+    assert [len(score) for score in x] == [len(score) for score in y], "pairs need equally many runs on both sides"
+    pairs = [_Side.of(x, clusters)]
+    return _one(_bootstrap(lambda counts: statistic(x, counts) - statistic(y, counts), pairs, rng, repetitions))
 
 
 def paired_ratio(
-    statistic: Statistic, x: Scores, y: Scores, rng: np.random.Generator, repetitions: int = REPETITIONS
+    statistic: Statistic,
+    x: Scores,
+    y: Scores,
+    rng: np.random.Generator,
+    repetitions: int = REPETITIONS,
+    clusters: Clusters = None,
 ) -> Interval | None:
     """Return the statistic of X divided by that of Y, over pairs as in `paired_difference`.
 
@@ -240,17 +274,52 @@ def paired_ratio(
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(statistic(x, counts) / below)
 
-    found = _bootstrap(ratio, [len(score) for score in x], rng, repetitions)
+    found = _bootstrap(ratio, [_Side.of(x, clusters)], rng, repetitions)
     return _one(found) if min(divisors) > 0 else None
 
 
+class _Side(NamedTuple):
+    """Runs that are resampled together, independently of those of other sides."""
+
+    sizes: list[int]
+    """Number of runs of each game."""
+    clusters: Clusters
+
+    @classmethod
+    def of(cls, scores: Scores, clusters: Clusters) -> _Side:
+        sizes = [len(score) for score in scores]
+        assert clusters is None or sizes == [len(one) for one in clusters], "each run needs a cluster"
+        return cls(sizes, clusters)
+
+    def draw(self, rng: np.random.Generator, repetitions: int) -> list[np.ndarray]:
+        """Return the counts for drawing as many runs, or clusters, as there are, with replacement.
+
+        Clusters may have different numbers of runs of a game, if runs are missing. Counts are scaled so that each game
+        keeps its number of runs, and where no drawn cluster has a run of a game, all of its runs count once.
+        """
+        if self.clusters is None:
+            return [rng.multinomial(size, [1 / size] * size, size=repetitions).astype(float) for size in self.sizes]
+        names, members = np.unique(np.concatenate(self.clusters), return_inverse=True)
+        drawn = rng.multinomial(len(names), [1 / len(names)] * len(names), size=repetitions).astype(float)
+        counts = []
+        for of_game in np.split(members, np.cumsum(self.sizes)[:-1]):
+            found = drawn[:, of_game]
+            totals = found.sum(axis=1, keepdims=True)
+            counts.append(np.where(totals > 0, found * (len(of_game) / np.maximum(totals, 1.0)), 1.0))
+        return counts
+
+
 def _bootstrap(
-    of: Callable[[Counts], np.ndarray], sizes: Sequence[int], rng: np.random.Generator, repetitions: int
+    of: Callable[[Counts], np.ndarray], sides: Sequence[_Side], rng: np.random.Generator, repetitions: int
 ) -> Band:
-    """Return the point estimate and the percentile interval of a function of the counts, given the numbers of runs."""
+    """Return the point estimate and the percentile interval of a function of the counts of all sides, in order."""
+    sizes = [size for side in sides for size in side.sizes]
     point = np.asarray(of(_once(sizes))[0])
     chunk = max(_CHUNK_RESAMPLES, _CHUNK // (sum(sizes) * point.size))
-    samples = [of(_draw(sizes, rng, min(chunk, repetitions - done))) for done in range(0, repetitions, chunk)]
+    samples = [
+        of([counts for side in sides for counts in side.draw(rng, min(chunk, repetitions - done))])
+        for done in range(0, repetitions, chunk)
+    ]
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(np.concatenate(samples), (tail, 100 - tail), axis=0)
     return Band(point, low, high)
@@ -258,11 +327,6 @@ def _bootstrap(
 
 def _once(sizes: Sequence[int]) -> list[np.ndarray]:
     return [np.ones((1, size)) for size in sizes]
-
-
-def _draw(sizes: Sequence[int], rng: np.random.Generator, repetitions: int) -> list[np.ndarray]:
-    """Return the counts for drawing as many runs as there are, with replacement, in each game."""
-    return [rng.multinomial(size, [1 / size] * size, size=repetitions).astype(float) for size in sizes]
 
 
 def _one(band: Band) -> Interval:

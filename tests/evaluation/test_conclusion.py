@@ -49,6 +49,23 @@ def test_arms_whose_difference_may_be_zero_are_not_told_apart():
     ), text
 
 
+@pytest.mark.parametrize("first", [4, 5])
+def test_arms_with_hardly_any_seed_in_common_are_not_compared(first):
+    runs = [
+        play(arm, game, seed + first * (arm == "scratch"), level)
+        for arm, level in {"leap": 14.0, "reptile": 14.0, "scratch": 8.0}.items()
+        for game in ("breakout", "pong")
+        for seed in range(first + 5 if arm == "reptile" else 5)
+    ]
+    results = comparison.compute(RETURNS.score_all(runs)[0], RETURNS, repetitions=FEW)
+    assert results.against["leap"].seeds_in_common == 5 - first
+    assert results.against["reptile"].seeds_in_common == 5
+    assert conclusion(results).endswith(
+        ": leap and scratch are not compared, because fewer than 5 of their seeds are the same; reptile is better than "
+        "scratch."
+    )
+
+
 @pytest.mark.parametrize(
     ("levels", "verdict"),
     [

@@ -164,7 +164,7 @@ def test_the_iqm_ignores_what_an_outlier_is(scores: list[np.ndarray]):
 
 
 def test_counts_draw_as_many_runs_as_there_are():
-    counts = statistics._draw([3, 1, 5], rng(), 1000)
+    counts = statistics._Side([3, 1, 5], None).draw(rng(), 1000)
     assert [count.shape for count in counts] == [(1000, 3), (1000, 1), (1000, 5)]
     for count, size in zip(counts, (3, 1, 5), strict=True):
         assert (count.sum(axis=1) == size).all()
@@ -176,7 +176,7 @@ def test_counts_draw_as_many_runs_as_there_are():
 def test_counts_stand_for_the_resampled_scores(statistic: statistics.Statistic):
     """The oracle gathers the scores of every resample."""
     scores = [rng(3).normal(size=4), rng(4).normal(size=3)]
-    counts = statistics._draw([4, 3], rng(), 50)
+    counts = statistics._Side([4, 3], None).draw(rng(), 50)
     for i, value in enumerate(statistic(scores, counts)):
         gathered = [np.repeat(score, count[i].astype(int)) for score, count in zip(scores, counts, strict=True)]
         assert value == pytest.approx(point(statistic, gathered))
@@ -194,8 +194,8 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch):
     curves = [rng(i).normal(size=(5, 4)) for i in range(3)]
     seen: list[int] = []
-    draw = statistics._draw
-    monkeypatch.setattr(statistics, "_draw", lambda *given: seen.append(given[2]) or draw(*given))
+    draw = statistics._Side.draw
+    monkeypatch.setattr(statistics._Side, "draw", lambda *given: seen.append(given[2]) or draw(*given))
     monkeypatch.setattr(statistics, "_CHUNK", 40 * 15 * 4)
     found = statistics.band(statistics.mean, curves, rng(), 20_003)
     assert sum(seen) == 20_003
@@ -205,6 +205,49 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch):
     np.testing.assert_array_equal(found.point, whole.point)
     for a, b in zip(found, whole, strict=True):
         np.testing.assert_allclose(a, b, atol=0.02)  # other draws; an end's standard error is 0.005
+
+
+def test_clusters_are_drawn_whole_and_games_keep_their_numbers_of_runs():
+    clusters = [np.array([4, 4, 7, 7, 9]), np.array([7, 4, 9])]  # the first game lacks a run of 9
+    first, second = statistics._Side([5, 3], clusters).draw(rng(), 2000)
+    np.testing.assert_allclose(first.sum(axis=1), 5)
+    np.testing.assert_allclose(second.sum(axis=1), 3)
+    np.testing.assert_array_equal(first[:, 0], first[:, 1])
+    np.testing.assert_array_equal(first[:, 2], first[:, 3])
+    np.testing.assert_array_equal(second[:, [1, 0, 2]] > 0, first[:, [0, 2, 4]] > 0)
+    np.testing.assert_array_equal(
+        second, np.round(second)
+    )  # it has one run of each, so its counts are those of drawing
+    alone = statistics._Side([1, 2], [np.array([1]), np.array([1, 2])]).draw(rng(), 100)
+    np.testing.assert_array_equal(alone[0], np.ones((100, 1)))  # also where cluster 1 was not drawn
+
+
+def test_clusters_of_single_runs_are_runs():
+    scores = [rng(i).normal(size=6) for i in range(2)]
+    alone = statistics.interval(statistics.mean, scores[:1], rng(), 4000)
+    found = statistics.interval(statistics.mean, scores[:1], rng(), 4000, [np.arange(6)])
+    np.testing.assert_allclose(found, alone, atol=0.05)
+    both = [np.arange(6), np.arange(6)]
+    assert statistics.paired_difference(statistics.mean, scores, scores, rng(), FEW, both) == (0, 0, 0)
+
+
+def test_runs_of_one_initialization_are_not_as_many_independent_ones():
+    """Both arms are the same, but each initialization has an effect of its own on its three runs of four games.
+
+    With ten initializations, the interval of the difference excludes 0 in about a tenth of experiments if they are
+    drawn whole, and in about half of them if runs are drawn.
+    """
+    clusters = [np.repeat(np.arange(10), 3)] * 4
+    wrong = {"runs": 0, "initializations": 0}
+    random = rng(3)
+    for _ in range(150):
+        x, y = (
+            [effects.repeat(3) + random.normal(0, 1, 30) for _ in range(4)] for effects in random.normal(0, 1, (2, 10))
+        )
+        for how, of in (("runs", None), ("initializations", clusters)):
+            found = statistics.paired_difference(statistics.mean, x, y, random, 200, of)
+            wrong[how] += not found.low <= 0 <= found.high
+    assert wrong["initializations"] < 0.2 * 150 < 0.4 * 150 < wrong["runs"]
 
 
 def test_one_run_per_game_has_no_spread():

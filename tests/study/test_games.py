@@ -230,7 +230,7 @@ def test_figure_4_and_the_table_come_from_whatever_is_there(tmp_path: Path) -> N
     for part in (
         "## Trained on seed24", "figures/figure4.png", "8,000,000 to 20,000,000", "figures/improvement.png",
         "## Settings of each arm", "| leap | meta_learner leap, meta.optimizer adam |",
-        "but not that of meta-training",
+        "draw seeds of the meta-training with replacement",
     ):  # fmt: skip
         assert part in text
     with (tmp_path / "results.csv").open() as file:

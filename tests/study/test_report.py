@@ -440,7 +440,7 @@ def test_differences_are_of_pairs_alone():
     assert found.pairs == 2
     assert found.by_seed == pytest.approx({0: -0.4, 1: 0.1})
     assert found.intervals["test_error"] == pytest.approx((-0.15, -0.15, -0.15))  # one pair per seed: no width
-    assert difference(ours, theirs[2:]) == Difference({}, {}, 0)
+    assert difference(ours, theirs[2:]) == Difference({}, {}, 0, 0)
 
 
 def test_an_interval_tells_noise_from_effect():

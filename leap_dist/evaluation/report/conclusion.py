@@ -16,6 +16,9 @@ NEAR_RANDOM = 0.02
 OPEN = "not told apart"
 """Verdict on two arms whose difference may be zero."""
 
+UNPAIRED = "not compared"
+"""Verdict on two arms with fewer than `ENOUGH_SEEDS` seeds in common, whose difference cannot be taken in pairs."""
+
 
 def conclusion(results: Results) -> str:
     """Return a comparison of all arms, which begins with a warning if there are too few seeds to conclude anything."""
@@ -89,6 +92,11 @@ def _verdict(results: Results, seeds: int) -> str:
     for verdict, arms in by_verdict.items():
         if verdict == OPEN:
             parts.append(f"{_listed([*arms, results.baseline])} are {OPEN}")
+        elif verdict == UNPAIRED:
+            parts.append(
+                f"{_listed(arms)} and {results.baseline} are {UNPAIRED}, because fewer than {ENOUGH_SEEDS} of their "
+                "seeds are the same"
+            )
         else:
             parts.append(f"{_listed(arms)} {'is' if len(arms) == 1 else 'are'} {verdict} than {results.baseline}")
     return f": {'; '.join(parts)}."
@@ -114,6 +122,8 @@ def _near_random(results: Results) -> str:
 def _compared(results: Results, found: Against) -> str:
     """Return the verdict on an arm, from its paired difference to the baseline or, without scores, from its wins."""
     value = next(iter(results.scoring.values))
+    if results.overall and found.seeds_in_common < ENOUGH_SEEDS:
+        return UNPAIRED
     interval, even = (found.intervals.get(value), 0.0) if results.overall else (found.improvement[value], 0.5)
     if interval is None or interval.low <= even <= interval.high:
         return OPEN

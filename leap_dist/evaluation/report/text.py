@@ -113,7 +113,7 @@ def _curves_caption(results: Results) -> str:
             "early keeps its last value."
         )
     caption = (
-        f"Return over agent steps: mean over seeds of the last {statistics.WINDOW} episodes, with the 95 % interval of "
+        f"Return over agent steps: mean over runs of the last {statistics.WINDOW} episodes, with the 95 % interval of "
         "the mean."
     )
     if results.overall:
@@ -128,14 +128,17 @@ def _by_game(results: Results) -> list[Block]:
         return found + _tables_by_game(results, ("task", "runs"), percent)
     return [
         Heading("By game"),
-        Paragraph("Raw returns, mean over seeds; 95 % intervals in brackets. Seeds are listed where arms differ."),
-        *_tables_by_game(results, ("game", "seeds"), _raw),
+        Paragraph(
+            "Raw returns, mean over runs; 95 % intervals in brackets. Where arms differ in their numbers of runs, the "
+            "last column has the number of each."
+        ),
+        *_tables_by_game(results, ("game", "runs"), _raw),
         Heading(f"Agent steps to the final return of {results.baseline}", 3),
         Paragraph(
             f"Median over runs, and the number of runs that ever reach the mean final return of {results.baseline}. "
             f"Because that is a mean, about half of {results.baseline}'s own runs may never reach it."
         ),
-        _table_by_game(results, ("game", "seeds"), _steps),
+        _table_by_game(results, ("game", "runs"), _steps),
     ]
 
 
@@ -320,7 +323,7 @@ def _method(results: Results, repetitions: int) -> list[Block]:
             [
                 f"A run's learning curve is the mean raw return of its last {statistics.WINDOW} episodes (of all while "
                 f"there are fewer), at 100 points evenly spaced over {lengths(results)} agent steps. An agent step is "
-                "one decision, which lasts 4 frames.",
+                "one decision of the agent.",
                 "The final return is the last value of that curve. The area under it is its mean height, where the "
                 "values before the end of the first episode are taken to be equal to the first known one.",
                 "Human-normalized is (return − random) / (human − random), with published scores of 57 games. Games "
@@ -329,18 +332,28 @@ def _method(results: Results, repetitions: int) -> list[Block]:
                 "Over all games, IQM is the mean of the middle half of all runs' scores; mean and median are taken "
                 "over the games' means; the optimality gap is the mean shortfall from 1. Games have equal weights, "
                 "whatever their numbers of runs.",
-                intervals_note(
-                    repetitions,
-                    "runs with replacement within each game. For the probability of improvement, the runs of each "
-                    "arm are drawn independently; for paired differences, seeds are drawn, so that pairs stay "
-                    "together. With few seeds the intervals tend to be too narrow. They show the randomness of the "
-                    "runs, but not that of meta-training, which all runs with one initialization share, nor that of "
-                    "the choice of games.",
-                ),
+                intervals_note(repetitions, _drawn(results)),
                 "After Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice.",
             ]
         ),
     ]
+
+
+def _drawn(results: Results) -> str:
+    """Return what the intervals of returns resample."""
+    few = "With few seeds the intervals tend to be too narrow. They show the randomness of"
+    if len({row.seed for row in results.rows if row.group}) > 1:
+        return (
+            "seeds of the meta-training with replacement, each with all of its runs on all games, because these start "
+            "from the same initialization. For the probability of improvement, the seeds of each arm are drawn "
+            f"independently; for differences, pairs stay together. {few} meta-training and of the runs, but not that "
+            "of the choice of games."
+        )
+    return (
+        "runs with replacement within each game. For the probability of improvement, the runs of each arm are drawn "
+        f"independently; for paired differences, seeds are drawn, so that pairs stay together. {few} the runs, but "
+        "not that of meta-training, which all runs with one initialization share, nor that of the choice of games."
+    )
 
 
 def _picture(name: str, caption: str, pictures: dict[str, bytes]) -> Picture:
