@@ -88,7 +88,8 @@ class PullForward:
         self._waits = self._device.type == "cpu"  # where values can be read without waiting
         self._energy: Scalar = 0.0
         self._length: Scalar = 0.0
-        self._loss: Scalar = 0.0  # f(θ_i) of the last observation, smoothed
+        self._loss: Scalar = 0.0  # f(θ_i) of the last observation
+        self._smoothed: Scalar = 0.0  # f̄_i
         self._observed = self._closed = False
         self._shifted = False  # since the last observation
         self._no_grad = torch.no_grad()  # created once, because creating it takes 50 µs between two steps
@@ -140,34 +141,37 @@ class PullForward:
 
     @property
     def energy(self) -> float:
-        """Σ n_i² over the segments that have ended (equation 4)."""
+        """Σ n_i² over the segments that have ended (equation 4), where f is neither smoothed nor left out."""
         return float(self._energy)
 
     @property
     def length(self) -> float:
-        """Σ n_i over the segments that have ended (equation 4 with p = 1)."""
+        """Σ n_i over the segments that have ended (equation 4 with p = 1), where f is neither smoothed nor left out."""
         return float(self._length)
 
     def _end_segment(self, loss: Tensor | float) -> None:
         """Add the segment from the last observation to the current parameters, where the loss is `loss`."""
         value = self._scalar(loss)
+        smoothed: Scalar = value
         if self._observed:
             squared_step = self._sums.step_factor * self._scalar(self._sums.squared_step())
+            measured: Scalar = 0.0 if self._shifted else value - self._loss
             if self._shifted or self._warmup > 0:  # the average restarts, so that what is left out never enters it
                 loss_change: Scalar = 0.0
             else:
-                value = value + self._loss_smoothing * (self._loss - value)
-                loss_change = value - self._loss
-            squared: Scalar = squared_step + self._loss_weight * loss_change**2  # n_i²
-            norm: Scalar = squared**0.5
-            weight: Scalar = inverse(norm) if self._by_length else 1.0
+                smoothed = value + self._loss_smoothing * (self._smoothed - value)
+                loss_change = smoothed - self._smoothed
+            weight: Scalar = 1.0
+            if self._by_length:
+                weight = inverse((squared_step + self._loss_weight * loss_change**2) ** 0.5)
             outward: Any = abs(loss_change) if self._stabilize else -loss_change
             self._sums.add(self._loss_weight * weight * outward, weight)
+            squared: Scalar = squared_step + self._loss_weight * measured**2  # n_i² of the path as it was
             self._energy = self._energy + squared
-            self._length = self._length + norm
+            self._length = self._length + squared**0.5
             self._warmup -= 1
         self._sums.advance()
-        self._loss = value
+        self._loss, self._smoothed = value, smoothed
         self._shifted = False
 
     def _scalar(self, value: Tensor | float) -> Scalar:

@@ -223,6 +223,18 @@ def test_every_meta_learner_measures_the_same_path_in_the_same_way(monkeypatch, 
         assert found.path.path_term_norm != expected.path_term_norm
 
 
+def test_what_leaps_gradient_leaves_out_of_the_loss_is_part_of_its_path(monkeypatch):
+    """So arms can be compared whose presets differ in it, as those of `fast` do."""
+    paths = []
+    for more in ({}, {"leap__loss_warmup": 0.5}, {"leap__loss_smoothing": 0.9}):
+        received, _ = play(monkeypatch, small("leap", 6, worker__push_interval=10, **more))
+        paths.append([(one.path.energy, one.path.length) for one in received])
+        norms = [one.path.loss_term_norm for one in received]
+        assert more == {} or norms != plain, "the control"
+        plain = norms
+    assert paths[0] == paths[1] == paths[2]
+
+
 def test_the_length_metric_is_leaps_alone(monkeypatch):
     """Reptile's statistics stay comparable whatever leap.metric is."""
     energy, _ = play(monkeypatch, small("reptile", 4))

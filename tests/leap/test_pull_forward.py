@@ -117,7 +117,7 @@ def test_during_the_warm_up_a_change_of_the_loss_does_not_count(
 
 
 def test_the_moving_average_of_the_losses_by_hand():
-    """Losses 8, 4, 0 with d = ¾: averages 8, 7, 5¼, so energy without steps is 1² + 1¾²."""
+    """Losses 8, 4, 0 with d = ¾: averages 8, 7, 5¼, so G is (1 + 1¾)∇f without steps; the path is as long as it was."""
     assert smoothed([8.0, 4.0, 0.0], 0.75) == [8.0, 7.0, 5.25]
     theta = nn.Parameter(torch.zeros(2))
     theta.grad = torch.tensor([1.0, -2.0])
@@ -125,8 +125,8 @@ def test_the_moving_average_of_the_losses_by_hand():
     for loss in (8.0, 4.0):
         pull.observe(loss)
     pull.close(0.0)
-    assert pull.energy == 1.0 + 1.75**2
-    assert pull.length == 1.0 + 1.75
+    assert pull.energy == 4.0**2 + 4.0**2
+    assert pull.length == 4.0 + 4.0
     assert pull.gradient().tolist() == [2.75, -5.5]
 
 

@@ -122,7 +122,7 @@ def test_a_shift_starts_the_average_of_a_smoothed_loss_anew():
     pull.observe(100.0)
     pull.close(96.0)
     assert pull.gradient().tolist() == [1.0]
-    assert pull.energy == 1.0
+    assert pull.energy == 4.0**2
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -43,11 +43,16 @@ class Recording:
     shifts: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     def oracle(self, points: int, *, loss_smoothing: float = 0.0, loss_warmup: int = 0, **settings: object) -> Path:
-        """Of the path through the first `points` points. During the warm-up, the loss stays where it ends."""
+        """Of the path through the first `points` points. During the warm-up, the loss stays where it ends.
+
+        Energy and length are those of the losses as they were, whatever the gradient makes of them.
+        """
         left = self.losses[loss_warmup:points] or self.losses[points - 1 : points]
         averages = smoothed(left, loss_smoothing)
         losses = [averages[0]] * (points - len(averages)) + averages
-        return pull_forward_with_shifts(self.thetas, losses, self.gradients, self.shifts, **settings)
+        measured = pull_forward_with_shifts(self.thetas, self.losses[:points], self.gradients, self.shifts, **settings)
+        path = pull_forward_with_shifts(self.thetas, losses, self.gradients, self.shifts, **settings)
+        return path._replace(energy=measured.energy, length=measured.length)
 
 
 def flat(tensors) -> np.ndarray:
