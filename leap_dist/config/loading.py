@@ -88,7 +88,7 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
             values.update({n: v for n, v in settings.items() if not (other and n.startswith("meta."))})
     tasks = str({**values, **given}.get("tasks", Config.tasks))
     own = OF_META_LEARNERS.get((tasks, preset), {}).get(str(chosen["meta_learner"]), {})
-    left_out = _left_out(own, given, str(chosen["mode"]))
+    left_out = _left_out(own, given, chosen)
     values.update({n: v for n, v in own.items() if n not in left_out})
     values.update(given)
     if values.setdefault("preset", preset) != preset:
@@ -106,16 +106,19 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     return config
 
 
-def _left_out(own: Mapping[str, Any], given: Mapping[str, Any], mode: str) -> set[str]:
-    """Return the names of a meta-learner's `own` settings that do not suit the mode or optimizer that was chosen."""
+def _left_out(own: Mapping[str, Any], given: Mapping[str, Any], chosen: Mapping[str, Any]) -> set[str]:
+    """Return the names of a meta-learner's `own` settings that do not suit the mode, shift or optimizer chosen."""
+    mode = str(chosen["mode"])
     if "meta.optimizer" in own and mode in OPTIMIZERS:
         return set(own)
+    # In trajectory shifting, nothing limits what arrives.
+    found = {"meta.contribution_clip", "meta.max_norm"} if chosen["meta.shift"] == "trajectory" else set()
     if "meta.optimizer" in given and given["meta.optimizer"] != own.get("meta.optimizer"):
-        return {"meta.learning_rate", "meta.max_norm"}
+        return found | {"meta.learning_rate", "meta.max_norm"}
     of_mode = next((settings for name, value, settings in DEFAULTS if (name, value) == ("mode", mode)), {})
     if own.get("meta.learning_rate", 0.0) > of_mode.get("meta.learning_rate", math.inf):
-        return {"meta.learning_rate"}
-    return set()
+        found.add("meta.learning_rate")
+    return found
 
 
 def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class MetaSettings:
         3.0, "clip the norm of a contribution at this multiple of the running median; 0: do not clip", low=0
     )
     refuse_norm: float = setting(
-        1e6, "refuse a contribution whose norm exceeds this multiple of the running median or of |φ|; 0: never", low=0
+        1e9, "refuse a contribution whose norm exceeds this multiple of the running median or of |φ|; 0: never", low=0
     )
     normalize: bool = setting(
         False, "scale every contribution to the running median norm, instead of clipping large ones"

@@ -33,6 +33,10 @@ class LearnerState:
     """JSON-compatible values by name."""
 
 
+class OtherDevice(ValueError):
+    """A state was saved on another kind of device, whose random numbers cannot be continued on this one."""
+
+
 class Learner(Protocol):
     """A model that trains on one task. The worker calls `backward` and `step` in turn."""
 
@@ -85,7 +89,8 @@ class Learner(Protocol):
     def load_state(self, state: LearnerState) -> None:
         """Continue from the state of an identically constructed learner, bit for bit on a CPU. Call before training.
 
-        Raises KeyError, ValueError or RuntimeError if the state is that of another learner.
+        Raises OtherDevice, before anything has changed, if the state was saved on another kind of device; KeyError,
+        ValueError or RuntimeError if it is that of another learner.
         """
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:

@@ -166,7 +166,9 @@ class ContributionHandler:
         adds = self._config.mode != "stream" or contribution.seq > held.seq
         staleness = self._state.version - contribution.base_version
         if adds and self._config.mode != "sync" and staleness > self._config.max_staleness(self._assignments.workers):
-            self._assignments.take_back(held, "stale")
+            # What a stream has pushed is in φ already: if the task were trained again, it would be there twice.
+            if self._config.mode != "stream" or not self.accept_prefix(held):
+                self._assignments.take_back(held, "stale")
             return self._refuse("stale", proceed=False)
         if self._scheduler.congested:
             self._leases.extend(held)

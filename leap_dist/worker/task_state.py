@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from leap_dist.leap.learner import Learner, LearnerState
+from leap_dist.leap.learner import Learner, LearnerState, OtherDevice
 from leap_dist.protocol.messages import Ack, CurvePoint, Episode, Lease
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, pack, unpack
 from leap_dist.testing.failpoints import failpoint
 from leap_dist.worker.curve import LearningCurve
 from leap_dist.worker.start import Start
+
+log = logging.getLogger(__name__)
 
 _LEARNER = "learner."
 _ENDED, _SCORES = "episodes.ended", "episodes.scores"
@@ -80,6 +83,8 @@ class StateServer(Protocol):
 class StateKeeper:
     """Continues a task from the state that it starts with, and saves its states from time to time.
 
+    A task whose state was saved on another kind of device starts from the beginning.
+
     Args:
         lease: the task's lease.
         start: what the task starts from. Only tasks of evaluations have states.
@@ -114,7 +119,11 @@ class StateKeeper:
         """Updates, agent steps and seconds that earlier processes spent on the task."""
         if start.state is not None:
             state = TaskState.unpack(start.state)
-            learner.load_state(state.learner)
+            try:
+                learner.load_state(state.learner)
+            except OtherDevice as reason:
+                log.warning("%s starts from the beginning: %s", lease.task.game, reason)
+                return
             curve.load(state.steps, state.points, state.episodes)
             self.rollouts, self.steps, self.seconds = state.rollouts, state.steps, state.seconds
 

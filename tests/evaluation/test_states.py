@@ -232,6 +232,24 @@ def test_a_state_from_which_the_run_fails_twice_without_progress_is_dropped(tmp_
     assert (server.state_of(server.lease("w0", "i1")) is not None) is progress
 
 
+def test_a_state_from_another_kind_of_device_is_not_used_and_counts_as_no_failure(tmp_path: Path, whole: Path) -> None:
+    """The generator of a GPU has a state of 16 bytes."""
+    run, out = config(), tmp_path / "out"
+    die(out, run)
+    server = serve(out, run, "again")
+    lease = server.lease("w0", "i1")
+    assert isinstance(lease, Lease)
+    state = TaskState.unpack(server.state_of(lease) or b"")
+    arrays = {**state.learner.arrays, "generator": np.zeros(16, np.uint8)}
+    server.save_state(lease.id, "i1", replace(state, learner=replace(state.learner, arrays=arrays)).pack(), state.steps)
+    server.fail(lease.id, "i1", "its worker was stopped")
+    failures = list(server.alerts)
+    work(server, run, "i2")
+    assert server.finished
+    assert list(server.alerts) == failures, "no failure, so neither the game nor the worker is blamed"
+    assert result(out) == result(whole)
+
+
 def test_the_state_of_a_run_that_has_its_result_goes_with_the_next_launch(tmp_path: Path) -> None:
     """A kill between the result and the removal of the state leaves both."""
     run, out = config(), tmp_path / "out"

@@ -28,6 +28,7 @@ from protocol import (
     work,
 )
 
+from leap_dist.config.loading import resolve
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.protocol.messages import Contribution, Idle
 from leap_dist.protocol.task_queue import task
@@ -527,6 +528,19 @@ def test_the_largest_norm_follows_the_median_and_before_that_the_initialization(
     assert server.push(contribution(grant(server), unit * 11)).reason == "exploding"
     assert server.push(contribution(grant(server), unit * np.float32(9.9))).durable
     assert server.status()["refused"] == {"exploding": 2}
+
+
+@pytest.mark.parametrize("preset", ["paper", "paper-async", "fast"])
+def test_games_whose_norms_lie_seven_orders_of_magnitude_apart_are_trained_together(tmp_path, preset):
+    """Skiing's first episodes that end give a norm of 4e8 with the energy, where other games have a few hundred."""
+    run = resolve(preset, {"games": "skiing,pong", "meta_updates": 4, "meta.batch_size": 2})
+    server = serve(tmp_path, run)
+    unit = np.eye(len(INITIAL), dtype=np.float32)[0]
+    for _ in range(run.total_tasks):
+        lease = grant(server)
+        norm = 4e8 if lease.task.game == "skiing" else 300
+        assert server.push(contribution(lease, unit * np.float32(norm))).durable
+    assert not server.status()["refused"]
 
 
 @pytest.mark.parametrize("on_lost", ["retry", "keep"])

@@ -13,6 +13,8 @@ from protocol import config as smoke
 from trajectory_shifting import shifted
 
 from benchmarks.toy import Quadratic, stream
+from leap_dist.config.loading import resolve
+from leap_dist.config.presets import PRESETS, TASKS
 from leap_dist.config.settings import Config
 from leap_dist.nn.flat_vector import Manifest
 from leap_dist.server.meta_optimizer import MetaOptimizer
@@ -106,3 +108,16 @@ def test_the_whole_shift_is_followed_however_large_it_is():
 def test_nothing_is_weighted_or_clipped_unless_that_is_asked_for():
     assert (setting(1, 4).meta.contribution_clip, setting(1, 4).meta.staleness) == (0.0, "constant")
     assert setting(1, 4, meta__contribution_clip=2.0).meta.contribution_clip == 2.0
+
+
+@pytest.mark.parametrize("learner", ["leap", "reptile"])
+@pytest.mark.parametrize(
+    ("tasks", "preset"),
+    [(tasks, preset) for tasks, presets in {"atari": PRESETS, **TASKS}.items() for preset in presets],
+)
+def test_no_preset_limits_what_arrives(tasks, preset, learner):
+    given = {"tasks": tasks, "mode": "stream", "meta.shift": "trajectory", "meta_learner": learner}
+    given |= {"early_stopping.interval": 0, **({"games": "x"} if tasks in ("gymnasium", "images") else {})}
+    meta = resolve(preset, given).meta
+    assert (meta.contribution_clip, meta.max_norm, meta.staleness) == (0.0, 0.0, "constant")
+    assert resolve(preset, {**given, "meta.max_norm": 3}).meta.max_norm == 3.0

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from leap_dist.leap.learner import LearnerState
+from leap_dist.leap.learner import LearnerState, OtherDevice
 from leap_dist.leap.optimizers import RMSProp
 from leap_dist.nn.flat_vector import Manifest, flatten, load_vector
 from leap_dist.tasks.atari.environments import Environments
@@ -51,8 +51,14 @@ def load(
     generator: torch.Generator,
     environments: Environments,
 ) -> np.ndarray:
-    """Continue from what `read` returned, and return the environments' observations, uint8 (N, C, 84, 84)."""
+    """Continue from what `read` returned, and return the environments' observations, uint8 (N, C, 84, 84).
+
+    Raises OtherDevice, before anything has changed, if the state was saved on another kind of device.
+    """
     arrays, values = state.arrays, state.values
+    # The states of the generators of processors and GPUs differ in size. The optimizer keeps other moments there, too.
+    if arrays["generator"].size != generator.get_state().numel():
+        raise OtherDevice(f"the state was not saved on a {generator.device.type} device")
     named = dict(model.named_parameters())
     load_vector(named, arrays["model"])
     moments = Manifest.of(named).split(arrays["optimizer"])
