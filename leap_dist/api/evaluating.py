@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import operator
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from leap_dist.evaluation import initializations, runs, scoring
 from leap_dist.evaluation.report.build import build
 from leap_dist.evaluation.runs import RunResult
 from leap_dist.storage import run_directory
+from leap_dist.storage.objects import is_url
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,15 @@ class Report:
         return runs.load_all(self.path)[0]
 
     def _repr_markdown_(self) -> str:
-        """Show the report in a notebook."""
-        return self.markdown
+        """Show the report in a notebook, with its pictures inside, or in one line that there is none yet."""
+
+        def embedded(link: re.Match[str]) -> str:
+            data = base64.b64encode((self.path / link[1]).read_bytes()).decode()
+            return f"](data:image/png;base64,{data})"
+
+        if not (self.path / "report.md").exists():
+            return f"There is no finished run in {self.path} yet."
+        return re.sub(r"\]\((figures/[^)]*\.png)\)", embedded, self.markdown)
 
 
 def evaluate(
@@ -91,9 +102,13 @@ def evaluate(
     with stop_signal() as stop:
         given = _checked(config)
         resolved, arms = _arms(inits, given)
+        seeds = _whole("seeds", seeds)
         if not 1 <= seeds <= 1000:
             raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
-        folder = Path(out) if out is not None else run_directory.create_unique(_default_folder())
+        game_steps = {game: _whole(f"game_steps: {game[:40]}", steps) for game, steps in game_steps.items()}
+        if out is not None and is_url(str(out)):
+            raise ConfigError("out: must be a path on this machine, not a URL; copy the result there afterwards")
+        folder = (Path(out) if out is not None else run_directory.create_unique(_default_folder())).absolute()
         if run_directory.exists(folder) and not run_directory.holds_evaluation(folder):
             raise ConfigError(f"out: {folder} holds a training run; choose another")
         planned = runs.plan(arms, resolved, seeds, initializations.first_seed(given, resolved), game_steps)
@@ -122,6 +137,14 @@ def evaluate(
         report = _report(folder, resolved, outcome)
         errors.raise_for(outcome, report, seen.summary, dispatcher.error)
         return report
+
+
+def _whole(name: str, value: Any) -> int:
+    """Return a whole number of any type as an int. Raises ConfigError for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name}: {value!r:.40} is not a whole number") from None
 
 
 def _checked(config: Given) -> dict[str, Any]:

@@ -15,7 +15,7 @@ Given = Config | str | Mapping[str, Any] | None
 def settings(given: Given) -> dict[str, Any]:
     """Return settings by dotted name, `preset` among them if one was given. Nothing is checked yet.
 
-    Raises TypeError for anything that is not a `Given`.
+    Raises TypeError for anything that is not a `Given`, and ConfigError for a setting that is given twice.
     """
     if given is None:
         return {}
@@ -28,5 +28,8 @@ def settings(given: Given) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in given.items():
         for leaf, inner in value.items() if isinstance(value, Mapping) else ((None, value),):
-            flat[(name if leaf is None else f"{name}.{leaf}").replace("-", "_")] = inner
+            full = (name if leaf is None else f"{name}.{leaf}").replace("-", "_")
+            if full in flat:
+                raise loading.ConfigError(f"{full}: given twice")
+            flat[full] = inner
     return flat

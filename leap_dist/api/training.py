@@ -116,7 +116,9 @@ def train(
             raise
         finally:
             outcome = dispatcher.end(outcome)
-        result = Run(run.shown, resolved, outcome, summary)
+        shown = location.location(run.shown)
+        path = str(shown.absolute()) if isinstance(shown, Path) else run.shown  # it stays valid in another directory
+        result = Run(path, resolved, outcome, summary)
         errors.raise_for(outcome, result, summary, dispatcher.error)
         return result
 
@@ -134,6 +136,7 @@ def _open(given: Given, run_dir: str | Path | None, resume: bool | Literal["auto
         with run.translated_errors():
             return run_directory.load_config(run.folder, changed), run
     values = settings(given)
+    named = "preset" in values
     preset = str(values.pop("preset", "quick"))
     config = loading.resolve(preset, values)
     if is_unnamed := where is None:
@@ -143,7 +146,7 @@ def _open(given: Given, run_dir: str | Path | None, resume: bool | Literal["auto
     run = remote_run.open_run(where, resume=resume)
     if run.continues:
         with run.translated_errors():
-            config = run_directory.load_config(run.folder, values, preset=None if given is None else preset)
+            config = run_directory.load_config(run.folder, values, preset=preset if named else None)
     elif not is_unnamed:
         initial_vector(config)  # raises errors before anything is written; a run that has begun needs it no more
     return config, run

@@ -54,6 +54,13 @@ COUNTERS: Mapping[str, Declaration] = {
 }
 """Metrics that only rise. When a run is resumed, they continue at its totals."""
 
+_OF_LAUNCH = ("leap_restarts_total",)
+"""Counters whose totals begin at 0 with every launch; those of the others are the run's."""
+
+_recorded: dict[tuple[str, ...], float] = {}
+"""The totals that this process has recorded, by Ray session, run, metric and labels. Ray adds up what a process records
+in a session, and a run may be trained in several parts, or be resumed."""
+
 _OUTCOMES = {
     "applied": "contributions_applied",
     "partial": "partials",
@@ -108,7 +115,7 @@ class Exporter:
     def __init__(self, run: str) -> None:
         self._run = run
         self._metrics: dict[str, Any] = {}  # made at the first record, when this process is connected to Ray
-        self._totals: dict[tuple[str, ...], float] = {}
+        self._of_launch: dict[tuple[str, ...], float] = {}
         self.alerts: list[str] = []
 
     def record(self, lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
@@ -128,11 +135,20 @@ class Exporter:
             self._metrics[sample.metric].set(sample.value, labels)
             return
         # A restarted server counts from an older state; the counter stands still until the server has caught up.
-        key = (sample.metric, *sample.labels.values())
-        more = sample.value - self._totals.get(key, 0.0)
+        totals = self._of_launch if sample.metric in _OF_LAUNCH else _recorded
+        key = (_session(), self._run, sample.metric, *sample.labels.values())
+        more = sample.value - totals.get(key, 0.0)
         if more > 0:
-            self._totals[key] = sample.value
+            totals[key] = sample.value
             self._metrics[sample.metric].inc(more, labels)
+
+
+def _session() -> str:
+    """Return what distinguishes this process's connection to Ray from its earlier ones."""
+    if not ray.is_initialized():
+        return ""
+    context = ray.get_runtime_context()
+    return f"{context.gcs_address} {context.get_job_id()}"
 
 
 def _declare() -> dict[str, Any]:

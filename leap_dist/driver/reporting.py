@@ -36,14 +36,17 @@ def train(
     profile: bool = False,
     progress: bool = True,
     observers: Sequence[Observer] = (),
+    label: str = "",
 ) -> tuple[str, dict[str, Any]]:
     """Meta-train in a prepared directory with TensorBoard and, with `progress`, a table on standard output.
 
-    With early stopping, training pauses for each measurement. Returns "done", "interrupted" or "failed", and the last
-    summary. Raises what `driver.train` raises.
+    With early stopping, training pauses for each measurement. In Prometheus and in trackers, the run has the name
+    `label`, by default that of its directory. Returns "done", "interrupted" or "failed", and the last summary. Raises
+    what `driver.train` raises.
     """
+    label = label or Path(run.shown).name
     if not config.early_stopping.interval:
-        return _train(config, run, config, profile, progress, observers)
+        return _train(config, run, config, label, profile, progress, observers)
     if run.remote is not None:
         raise ConfigError(
             f"early_stopping.interval: {config.early_stopping.interval} needs a run directory on disk, because "
@@ -51,10 +54,10 @@ def train(
         )
 
     def train_until(end: int) -> tuple[str, dict[str, Any]]:
-        return _train(replace(config, meta_updates=end), run, config, profile, progress, observers)
+        return _train(replace(config, meta_updates=end), run, config, label, profile, progress, observers)
 
     def measure(end: int, history: History) -> str:
-        return _measure(config, run.folder, end, history, progress)
+        return _measure(config, run.folder, end, history, label, progress)
 
     try:
         with _session(config):
@@ -90,14 +93,14 @@ def _train_with_validation(
     return "done", summary
 
 
-def _measure(config: Config, run_dir: Path, meta_updates: int, history: History, progress: bool) -> str:
+def _measure(config: Config, run_dir: Path, meta_updates: int, history: History, label: str, progress: bool) -> str:
     """Measure the newest φ on the validation alphabets. Returns "done", "interrupted" or "failed"."""
     settings, runs, arm = early_stopping.evaluation(config, run_dir)
     folder = early_stopping.folder_of(run_dir, meta_updates)
     run_directory.prepare(folder, settings, patience=run_directory.ORPHAN_SECONDS)
     initializations.write(folder, [arm])
     if missing(runs, settings, folder)[0]:
-        outcome = evaluate(settings, runs, folder, progress=progress)
+        outcome = evaluate(settings, runs, folder, progress=progress, label=f"{label}/{folder.name}")
         if outcome != "done":
             return outcome
     history.add(run_dir, Measurement(meta_updates, early_stopping.error_of(folder)))
@@ -111,13 +114,19 @@ def _measure(config: Config, run_dir: Path, meta_updates: int, history: History,
 
 
 def _train(
-    config: Config, run: TrainingRun, whole: Config, profile: bool, progress: bool, observers: Sequence[Observer]
+    config: Config,
+    run: TrainingRun,
+    whole: Config,
+    label: str,
+    profile: bool,
+    progress: bool,
+    observers: Sequence[Observer],
 ) -> tuple[str, dict[str, Any]]:
     """Train until the meta-updates of `config` are made, which may be a part of those of the `whole` run."""
     run_dir = run.folder
     before = run_directory.wall_seconds(run_dir)
-    tracking = trackers.Tracking(config, run_dir, Path(run.shown).name)
-    exporter = Exporter(Path(run.shown).name)
+    tracking = trackers.Tracking(config, run_dir, label)
+    exporter = Exporter(label)
     interval = config.telemetry.agreement_interval
     board = tensorboard.TensorBoard(run_dir, agreement_interval=interval, listener=tracking.event)
     board.begin(config)
@@ -176,13 +185,20 @@ def _of_whole(summary: dict[str, Any], total_tasks: int) -> dict[str, Any]:
 
 
 def evaluate(
-    config: Config, runs: Sequence[Run], out: Path, *, progress: bool = True, observers: Sequence[Observer] = ()
+    config: Config,
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    progress: bool = True,
+    observers: Sequence[Observer] = (),
+    label: str = "",
 ) -> str:
     """Perform the missing runs of an evaluation in a prepared folder. With `progress`, print a table meanwhile.
 
-    Returns "done", "interrupted" or "failed". Raises what `driver.evaluate` raises.
+    In Prometheus, the evaluation has the name `label`, by default that of its folder. Returns "done", "interrupted" or
+    "failed". Raises what `driver.evaluate` raises.
     """
-    exporter = Exporter(out.name)
+    exporter = Exporter(label or out.name)
     with _table(progress) as table:
 
         def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any], offset: int) -> None:

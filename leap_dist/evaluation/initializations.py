@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -240,11 +240,16 @@ def require_label(label: str) -> str:
 
 def notes(chosen: Sequence[Arm], config: Config) -> list[str]:
     """Return a line for each arm that was meta-trained on games of the evaluation."""
+    return not_held_out([arm.describe() for arm in chosen], config.games)
+
+
+def not_held_out(described: Sequence[Mapping[str, Any]], games: Iterable[str]) -> list[str]:
+    """Return a line for each arm, as arms.json describes it, that was meta-trained on some of the `games`."""
     return [
-        f"{arm.label} was meta-trained on {', '.join(known)}, which {'is' if len(known) == 1 else 'are'} therefore not "
-        "held out for it"
-        for arm in chosen
-        if (known := [game for game in config.games if game in (arm.metadata.get("games") or ())])
+        f"{arm['label']} was meta-trained on {', '.join(known)}, which {'is' if len(known) == 1 else 'are'} therefore "
+        "not held out for it"
+        for arm in described
+        if (known := [game for game in games if game in (arm.get("games") or ())])
     ]
 
 

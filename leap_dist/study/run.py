@@ -117,10 +117,10 @@ def _train(cell: Cell, plan: Plan, out: Path, say: Say) -> str:
     if cell.arm == "none":
         return "done"
     folder = training_of(out, cell.group, cell.seed, cell.arm)
-    return _attempt(folder, str(cell), say, lambda: _meta_train(folder, cell, plan, say))
+    return _attempt(folder, str(cell), say, lambda: _meta_train(folder, cell, plan, out, say))
 
 
-def _meta_train(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
+def _meta_train(folder: Path, cell: Cell, plan: Plan, out: Path, say: Say) -> str:
     config, begun = plan.training(cell), run_directory.exists(folder)
     if begun:
         found = run_directory.load_config(folder, {})
@@ -136,7 +136,7 @@ def _meta_train(folder: Path, cell: Cell, plan: Plan, say: Say) -> str:
     say(f"{cell}: {config.meta_updates} meta-updates of {config.meta.batch_size} tasks")
     with open_run(folder, resume=begun) as run:
         run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS if begun else 0.0)
-        return reporting.train(config, run)[0]
+        return reporting.train(config, run, label=_label(folder, out))[0]
 
 
 def _is_done(folder: Path) -> bool:
@@ -163,7 +163,12 @@ def _test(folder: Path, cells: list[Cell], plan: Plan, out: Path, say: Say) -> s
     say(f"group {group}, seed {seed}: test of {', '.join(labels)} on {', '.join(config.games)}")
     run_directory.prepare(folder, config, patience=run_directory.ORPHAN_SECONDS)
     initializations.write(folder, chosen)
-    return reporting.evaluate(config, planned, folder)
+    return reporting.evaluate(config, planned, folder, label=_label(folder, out))
+
+
+def _label(folder: Path, out: Path) -> str:
+    """Return the name of a run of the study where runs of several directories are shown together."""
+    return f"{out.absolute().name}/{folder.relative_to(out).as_posix()}"
 
 
 def _spec(cell: Cell, out: Path) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import in_process_driver
+import numpy as np
 import pytest
 from toy_data_sets import write_part
 
@@ -63,7 +66,7 @@ def test_an_evaluation_stops_continues_and_reports(trained, tmp_path, monkeypatc
     ]  # fmt: skip
     assert report.numbers == json.loads((out / "results.json").read_text())
     assert report.numbers["arms"] == ["leap", "scratch"]
-    assert report.markdown == report._repr_markdown_() == (out / "report.md").read_text()
+    assert report.markdown == (out / "report.md").read_text()
     again = leap_dist.evaluate(arms, settings, seeds=2, out=out, progress=False)  # there is nothing left to do
     assert again.numbers == report.numbers
 
@@ -81,6 +84,11 @@ def test_an_evaluation_stops_continues_and_reports(trained, tmp_path, monkeypatc
         (["scratch"], {"config": {"agent.env": 3}}, r"agent.env: no such setting; did you mean agent.envs\?"),
         (["scratch", "scratch"], {}, "two initializations have the label 'scratch'"),
         (["scratch"], {"config": {"games": ["pnog"]}}, "no game 'pnog'"),
+        (["scratch"], {"config": {"agent": {"envs": 4}, "agent.envs": 8}}, "agent.envs: given twice"),
+        (["scratch"], {"seeds": 2.0}, "seeds: 2.0 is not a whole number"),
+        (["scratch"], {"game_steps": {"pong": "800000"}}, "game_steps: pong: '800000' is not a whole number"),
+        (["scratch"], {"game_steps": {"pong": 8e5}}, "game_steps: pong: 800000.0 is not a whole number"),
+        (["scratch"], {"out": "s3://bucket/reports"}, "out: must be a path on this machine, not a URL"),
     ],
 )
 def test_bad_input_is_one_line_and_starts_nothing(tmp_path, monkeypatch, inits, more, message):
@@ -88,6 +96,36 @@ def test_bad_input_is_one_line_and_starts_nothing(tmp_path, monkeypatch, inits, 
     with pytest.raises(leap_dist.ConfigError, match=message):
         leap_dist.evaluate(inits, **more)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_numpy_are_whole_numbers(trained, tmp_path, monkeypatch):
+    in_process_driver.install(monkeypatch)
+    settings, more = {"games": ["cifar10"], "task_steps": 60}, {"game_steps": {"cifar10": np.int64(30)}}
+    report = leap_dist.evaluate([trained], settings, seeds=np.int64(1), out=tmp_path / "out", progress=False, **more)
+    assert [run.budget for run in report.runs()] == [30]
+
+
+def test_a_report_is_found_from_another_directory_and_shows_its_pictures_in_a_notebook(trained, tmp_path, monkeypatch):
+    in_process_driver.install(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    report = leap_dist.evaluate(
+        [trained, "scratch"], {"games": ["mnist"], "task_steps": 60}, seeds=1, out="out", progress=False
+    )
+    monkeypatch.chdir("/")
+    assert len(report.runs()) == 2
+    links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", report._repr_markdown_())
+    pictures = [base64.b64decode(link.removeprefix("data:image/png;base64,")) for link in links]
+    assert pictures == [
+        path.read_bytes() for link in re.findall(r"figures/\w+\.png", report.markdown) for path in [report.path / link]
+    ]
+    assert len(pictures) >= 1
+    assert "run was meta-trained on mnist, which is therefore not held out for it" in report.warnings
+    assert "not held out for it" in report.markdown
+
+
+def test_without_a_finished_run_a_notebook_shows_one_line(tmp_path):
+    report = leap_dist.Report(tmp_path, leap_dist.Config(), "stopped", {}, ())
+    assert report._repr_markdown_() == f"There is no finished run in {tmp_path} yet."
 
 
 def test_a_signal_is_an_exception_with_the_report(trained, tmp_path, monkeypatch):

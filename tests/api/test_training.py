@@ -203,6 +203,18 @@ def test_wrong_types_are_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_is_continued_without_naming_its_preset_and_found_from_another_directory(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    leap_dist.train({**settings, "meta_updates": 1}, run_dir="run", progress=False)
+    run = leap_dist.train({"meta_updates": 2}, run_dir="run", resume="auto", progress=False)
+    assert (run.config.preset, run.summary["meta_updates"]) == ("smoke", 2)
+    with pytest.raises(leap_dist.ConfigError, match="resume: the run has preset smoke, not paper"):
+        leap_dist.train({"preset": "paper"}, run_dir="run", resume="auto", progress=False)
+    monkeypatch.chdir("/")
+    assert Path(run.path) == tmp_path / "run"
+    assert len(run.meta_updates()) == run.initialization.metadata["version"] == 2
+
+
 def test_a_config_object_gives_the_run_of_its_settings(settings, tmp_path, data_dir):
     flat = {"supervised.batch": 5, "supervised.epochs": 0, "supervised.patience": 0}
     values = {name: value for name, value in settings.items() if name not in ("preset", "supervised")}

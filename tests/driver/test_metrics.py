@@ -65,6 +65,7 @@ class Registry:
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     found = Registry()
     monkeypatch.setattr(metrics, "ray_metrics", found)
+    monkeypatch.setattr(metrics, "_recorded", {})
     return found
 
 
@@ -136,6 +137,18 @@ def test_counters_follow_the_totals_and_never_fall(registry: Registry) -> None:
     for steps, shown in ((1000, 1000), (1500, 1500), (1200, 1500), (1500, 1500), (1700, 1700)):
         exporter.record([], summary(agent_steps=steps))  # the server restarts after the second
         assert registry.value("leap_agent_steps_total", run="mine") == shown
+
+
+def test_what_several_parts_of_a_run_record_adds_up_to_its_totals(registry: Registry) -> None:
+    """As with early stopping, and when a run is resumed in the same program: Ray adds up what a process records."""
+    for steps, restarts in ((1000, 1), (1500, 0), (1700, 2)):
+        exporter = Exporter("parts")
+        exporter.record([], summary(agent_steps=steps - 200, restarts=0))
+        exporter.record([], summary(agent_steps=steps, restarts=restarts))
+    assert registry.value("leap_agent_steps_total", run="parts") == 1700
+    assert registry.value("leap_restarts_total", run="parts", process="worker") == 3, "they are counted by launch"
+    Exporter("other").record([], summary(agent_steps=50))
+    assert registry.value("leap_agent_steps_total", run="other") == 50
 
 
 def test_an_evaluation_has_no_meta_updates(registry: Registry, settings: dict[str, Any], tmp_path: Path) -> None:

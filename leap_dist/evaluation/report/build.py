@@ -21,7 +21,7 @@ import numpy as np
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.evaluation import statistics
-from leap_dist.evaluation.initializations import describe_arms
+from leap_dist.evaluation.initializations import describe_arms, not_held_out
 from leap_dist.evaluation.report import figures, tensorboard, text
 from leap_dist.evaluation.report.conclusion import conclusion
 from leap_dist.evaluation.report.document import Verbatim, markdown, page
@@ -77,6 +77,9 @@ def build(out: Path, scoring: Scoring, repetitions: int = statistics.REPETITIONS
     described, _ = describe_arms(out)
     if without := [arm["label"] for arm in described if arm["label"] not in {row.run.arm for row in rows}]:
         warnings.append(f"no run yet of {', '.join(without)}")
+    played = {label: {row.run.game for row in rows if row.run.arm == label} for label in {row.run.arm for row in rows}}
+    for arm in described:
+        warnings += not_held_out([arm], sorted(played.get(arm["label"], ())))
     attached, more = _attached(out) if scoring.human_normalized else ([], [])
     results = compute(rows, scoring, [*warnings, *more], repetitions)
     pictures = figures.pictures(results)

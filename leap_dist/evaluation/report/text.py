@@ -60,7 +60,7 @@ def blocks(
 
 def title(results: Results) -> str:
     """Return the title of the report."""
-    return f"Transfer to held-out {'games' if results.scoring.human_normalized else 'tasks'}"
+    return f"Transfer to {'games' if results.scoring.human_normalized else 'tasks'}"
 
 
 def percent(interval: Interval, *, signed: bool = False) -> str:
