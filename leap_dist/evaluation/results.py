@@ -258,9 +258,7 @@ def difference(
     With `clustered`, all pairs that belong to one seed of the meta-training are drawn together.
     """
     x, y = _pairs(ours, theirs, stratum)
-    seeds: dict[str, set[int]] = {row.run.game: set() for row in ours}
-    for row in x:
-        seeds[row.run.game].add(row.seed)
+    seeds = {game: {row.seed for row in x if row.run.game == game} for game in {row.run.game for row in ours}}
     in_common = min(map(len, seeds.values()), default=0)
     if not x:
         return Difference({}, {}, 0, 0)
@@ -268,14 +266,10 @@ def difference(
     of_seeds: defaultdict[int, list[float]] = defaultdict(list)
     for our, their in zip(x, y, strict=True):
         of_seeds[our.seed].append((our.scores[first] or 0.0) - (their.scores[first] or 0.0))
+    clusters = clusters_of(x, stratum) if clustered else None
     intervals = {
         name: statistics.paired_difference(
-            scoring.summary,
-            scores_of(x, name, stratum),
-            scores_of(y, name, stratum),
-            generator(),
-            repetitions,
-            clusters_of(x, stratum) if clustered else None,
+            scoring.summary, *(scores_of(side, name, stratum) for side in (x, y)), generator(), repetitions, clusters
         )
         for name in scoring.values
     }

@@ -89,7 +89,7 @@ class PullForward:
         self._energy: Scalar = 0.0
         self._length: Scalar = 0.0
         self._loss: Scalar = 0.0  # f(θ_i) of the last observation
-        self._smoothed: Scalar = 0.0  # f̄_i
+        self._smoothed: Scalar = 0.0
         self._observed = self._closed = False
         self._shifted = False  # since the last observation
         self._no_grad = torch.no_grad()  # created once, because creating it takes 50 µs between two steps
@@ -152,18 +152,14 @@ class PullForward:
     def _end_segment(self, loss: Tensor | float) -> None:
         """Add the segment from the last observation to the current parameters, where the loss is `loss`."""
         value = self._scalar(loss)
-        smoothed: Scalar = value
+        left_out = self._shifted or self._warmup > 0 or not self._observed  # what is left out never enters the average
+        smoothed = value if left_out else value + self._loss_smoothing * (self._smoothed - value)
         if self._observed:
             squared_step = self._sums.step_factor * self._scalar(self._sums.squared_step())
             measured: Scalar = 0.0 if self._shifted else value - self._loss
-            if self._shifted or self._warmup > 0:  # the average restarts, so that what is left out never enters it
-                loss_change: Scalar = 0.0
-            else:
-                smoothed = value + self._loss_smoothing * (self._smoothed - value)
-                loss_change = smoothed - self._smoothed
-            weight: Scalar = 1.0
-            if self._by_length:
-                weight = inverse((squared_step + self._loss_weight * loss_change**2) ** 0.5)
+            loss_change: Scalar = 0.0 if left_out else smoothed - self._smoothed
+            chord: Scalar = (squared_step + self._loss_weight * loss_change**2) ** 0.5
+            weight: Scalar = inverse(chord) if self._by_length else 1.0
             outward: Any = abs(loss_change) if self._stabilize else -loss_change
             self._sums.add(self._loss_weight * weight * outward, weight)
             squared: Scalar = squared_step + self._loss_weight * measured**2  # n_i² of the path as it was

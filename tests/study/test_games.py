@@ -267,7 +267,7 @@ def test_no_two_agents_of_a_study_share_their_seed(monkeypatch: pytest.MonkeyPat
     )  # fmt: skip
     made: list[tuple[str, int, int]] = []
 
-    def perform(config: Config, runs: list[Run], out: Path) -> str:
+    def perform(config: Config, runs: list[Run], out: Path, **named: object) -> str:
         made.extend((run.game, run.seed, run.steps) for run in runs)
         return "done"
 

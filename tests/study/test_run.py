@@ -33,10 +33,12 @@ class Studied:
         run_directory.prepare(self.folder, found)
         run_directory.write_summary(self.folder, {"state": "done", "tasks_wanted": found.total_tasks})
         self.trained: list[Config] = []
+        self.labels: list[str] = []
         self.said: list[str] = []
 
-        def train(config: Config, run: object) -> tuple[str, dict[str, object]]:
+        def train(config: Config, run: object, *, label: str) -> tuple[str, dict[str, object]]:
             self.trained.append(config)
+            self.labels.append(label)
             return "done", {}
 
         monkeypatch.setattr(study_run.reporting, "train", train)
@@ -55,6 +57,9 @@ def test_a_run_of_fewer_meta_updates_is_continued(monkeypatch: pytest.MonkeyPatc
     study = Studied(monkeypatch, tmp_path / "study", planned("atari", "pong"), meta_updates=1)
     assert study.outcome == "done"
     assert [config.meta_updates for config in study.trained] == [2]
+    assert study.labels == [f"study/{study.folder.relative_to(tmp_path / 'study')}"], (
+        "runs of a study have names of their own"
+    )
 
 
 def test_a_run_of_more_meta_updates_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
