@@ -2,7 +2,7 @@
 
     python docs/examples/optuna_pruning.py --preset quick --trials 8
 
-Needs `pip install optuna`. Trials run one after the other, each on all workers. A pruned trial stops cleanly: what it
+Needs `pip install . optuna`. Trials run one after the other, each on all workers. A pruned trial stops cleanly: what it
 has accepted is saved in its run directory.
 """
 

@@ -2,7 +2,7 @@
 
     python docs/examples/tune_asha.py --preset quick --trials 8
 
-Needs `pip install "ray[tune]"`. Every trial is a training run of its own, in runs/tune/TRIAL.
+Needs `pip install . "ray[tune]"`. Every trial is a training run of its own, in runs/tune/TRIAL.
 """
 
 from __future__ import annotations

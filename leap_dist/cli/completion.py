@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args, get_origin
 from leap_dist.cli import parser
 from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
-from leap_dist.config.presets import PRESETS
+from leap_dist.config.presets import PRESETS, TASKS
 from leap_dist.config.validation import did_you_mean
 from leap_dist.envs import games
+from leap_dist.study.games import PRESET as FIGURE_4
 
 SHELLS = ("bash", "zsh", "tcsh")
 _DIRECTORIES = ("run_dir", "out")
@@ -52,4 +53,5 @@ def _choices(name: str) -> tuple[str, ...]:
         return get_args(kind)
     if name in ("setting:games", "game"):
         return (*games.SETS, *games.available()) if name == "setting:games" else games.available()
-    return {"preset": tuple(PRESETS), "to": tuple(parser.LIBRARIES), "shell": SHELLS}.get(name, ())
+    presets = tuple(dict.fromkeys([*PRESETS, *(name for known in TASKS.values() for name in known), FIGURE_4]))
+    return {"preset": presets, "to": tuple(parser.LIBRARIES), "shell": SHELLS}.get(name, ())

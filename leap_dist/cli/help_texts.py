@@ -35,9 +35,10 @@ examples:
   {command} evaluate --init leap=runs/a --init tuned=runs/b/init.safetensors \\
       --init scratch --games breakout qbert --seeds 3 --out reports/three
 
-The agents get the settings of the run of the first --init, unless --preset,
---config or flags say otherwise. The same command continues an interrupted
-evaluation; with other initializations or games, or more seeds, it adds to it.
+The agents get the settings of the runs of all --init; where these differ, you
+must choose with --preset, --config or flags. The same command continues an
+interrupted evaluation; with other initializations or games, or more seeds, it
+adds to it.
 """
 
 STUDY = """\
@@ -71,6 +72,14 @@ An evaluation keeps the agent of its first seed for each initialization and
 game. A run or an initialization holds no agent, only the weights that agents
 start from, so an agent is first trained for --steps. Without --out, a terminal
 with 24-bit colors shows the play; elsewhere, only the returns are printed.
+"""
+
+COMPLETION = """\
+Print a script for tab completion of the program leap-dist. It needs the extra
+"completion": pip install ".[completion]" installs both.
+
+example:
+  leap-dist completion bash >> ~/.bash_completion
 """
 
 OTHER_WORDS = {

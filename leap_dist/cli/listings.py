@@ -9,8 +9,11 @@ from typing import Any
 from leap_dist.cli import console
 from leap_dist.config import loading, pretrained
 from leap_dist.config.presets import DEFAULTS, OF_META_LEARNERS, PRESET_HELP, PRESETS, TASKS
+from leap_dist.config.registry import OWN
 from leap_dist.config.settings import Config
 from leap_dist.envs.games import CRASHING, HELD_OUT, SETS, available, reference_scores
+from leap_dist.study.games import FIGURE_4
+from leap_dist.study.games import PRESET as FIGURE_4_PRESET
 
 _ORIGIN = {
     "seed24": "meta-training games of the paper's first version, which holds out three",
@@ -51,8 +54,13 @@ def presets() -> int:
     print(f"Presets of Atari games. `{console.command()} train` alone takes quick.")
     for name, values in PRESETS.items():
         _print_preset(name, PRESET_HELP[name], values)
+    print(f"\n{FIGURE_4_PRESET}: only for `study --tasks atari`, to repeat the paper's figure 4")
+    lengths = ", ".join(f"{game} {steps:,}" for game, steps in FIGURE_4.items())
+    _print_wrapped("   ", f"as paper; agent steps of a test: {lengths} (`paper` and `paper-5m` test as long)")
     for kind, known in TASKS.items():
         print(f"\nPresets of --tasks {kind}, each on top of the settings of `paper-async`:")
+        if kind in OWN:
+            print("(--games has no default here: name your own tasks with it)")
         for name, values in known.items():
             _print_preset(name, "", {key: value for key, value in values.items() if key != "tasks"})
     print("\nChoices that change other defaults:")

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, NoReturn
 
 from leap_dist import __version__
 from leap_dist.cli import console
-from leap_dist.cli.help_texts import ENJOY, EVALUATE, EXIT_CODES, MAIN, OTHER_WORDS, STUDY, TRAIN
+from leap_dist.cli.help_texts import COMPLETION, ENJOY, EVALUATE, EXIT_CODES, MAIN, OTHER_WORDS, STUDY, TRAIN
 from leap_dist.cli.setting_flags import DEFAULT_PRESET, Formatter, Once, add_settings
+from leap_dist.config.loading import DECISIVE
 from leap_dist.config.validation import did_you_mean
 
 LIBRARIES = {"sb3": "example.py", "torch": "load.py", "cleanrl": "agent.py"}
@@ -70,8 +71,8 @@ class Help(NamedTuple):
     """Whether the help lists every setting."""
     preset: str = ""
     """Preset whose values are shown as defaults; "" for that of the command."""
-    tasks: str = ""
-    """Kind of tasks whose defaults are shown; "" for that of the command."""
+    choices: tuple[tuple[str, str], ...] = ()
+    """Names and values of settings on the command line on which the defaults of others depend."""
 
 
 _NO_HELP = Help()
@@ -85,7 +86,8 @@ def _help_asked(given: Sequence[str]) -> Help:
 
     if {"-h", "--help", "--help-all"}.isdisjoint(given):
         return _NO_HELP
-    return Help("--help-all" in given, value("--preset"), value("--tasks"))
+    choices = ((name, value("--" + name.replace("_", "-"))) for name in DECISIVE)
+    return Help("--help-all" in given, value("--preset"), tuple(choice for choice in choices if choice[1]))
 
 
 @functools.cache
@@ -148,7 +150,7 @@ def _add_evaluate(command: Callable[..., _Parser], help: Help) -> _Parser:
         action="append",
         required=True,
         metavar="[LABEL=]INIT",
-        help="initialization to evaluate: a file, a run directory, or `scratch`; repeat for more",
+        help="initialization: `scratch`, a file, a run directory, a URL or pretrained:NAME; repeat for more",
     )
     comparison.add_argument(
         "--seeds", type=_whole_number, default=5, metavar="N", help="runs per arm and game (default: 5)"
@@ -236,7 +238,9 @@ def _add_status(command: Callable[..., _Parser], _: Help) -> _Parser:
 
 def _add_plot(command: Callable[..., _Parser], _: Help) -> _Parser:
     plot = command("redraw the picture, or rebuild the report")
-    _add_place(plot, "run_dir", "--run-dir", "DIR", "directory of a run, an evaluation or a study")
+    _add_place(
+        plot, "run_dir", "--run-dir", "DIR", "directory of a run, an evaluation or a study; a run's URL with --out"
+    )
     plot.add_argument("--phone", nargs=0, default=False, help="draw a tall picture, DIR/progress-phone.png")
     plot.add_argument("--out", type=_directory, metavar="FILE", help="picture of the run (default: DIR/progress.png)")
     return plot
@@ -295,8 +299,7 @@ def _add_weights(command: Callable[..., _Parser], _: Help) -> _Parser:
 
 
 def _add_completion(command: Callable[..., _Parser], _: Help) -> _Parser:
-    text = "Print a script for tab completion.\n\nexample:\n  leap-dist completion bash >> ~/.bash_completion"
-    completion = command("print a script for tab completion", description=text)
+    completion = command("print a script for tab completion", description=COMPLETION)
     completion.add_argument("shell", metavar="SHELL", help="bash, zsh or tcsh")
     return completion
 
@@ -350,7 +353,7 @@ def _add_preset(group: Any, default: str) -> None:
 def _add_settings(parser: _Parser, command: str, help: Help) -> None:
     """Add the flags of the settings, and --help-all."""
     parser.add_argument("--help-all", action="help", help="show every setting, and exit")
-    add_settings(parser, command, everything=help.everything, preset=help.preset, tasks=help.tasks)
+    add_settings(parser, command, everything=help.everything, preset=help.preset, choices=dict(help.choices))
 
 
 def _auto(text: str) -> str:

@@ -91,7 +91,7 @@ def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float]:
         ("test", f"{counted(cost.agents, 'agent')}, {lengths} agent steps each: {cost.testing:,} in all"),
         *([("done", f"{done:,} of {cost.steps:,} agent steps")] if done else []),
         ("duration", duration),
-        ("with GPUs", f"about {machines} with 16 processors and an H100"),
+        ("with GPUs", f"about {machines} with 16 virtual cores and an H100"),
         ("directory", str(out)),
         ("watch", f"{console.command()} status {shlex.quote(str(out))}"),
         ("stop", "Ctrl-C; everything accepted by then is kept"),

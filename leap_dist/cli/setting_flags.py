@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Union, get_args, get_origin
 
 from leap_dist.cli import console
-from leap_dist.config import loading
+from leap_dist.config import loading, registry
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
+from leap_dist.envs.games import HELD_OUT
+from leap_dist.study import games
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no", str: "TEXT", tuple[str, ...]: "NAME"}
 
@@ -38,11 +40,27 @@ _SHORT = {
 }
 """One-line help texts for the settings that people usually change."""
 
+_SHORT_OF_TASKS: dict[str, dict[str, str]] = {
+    "omniglot": {"games": "alphabets, or sets of them"},
+    "multi-cv": {"games": "data sets, or all"},
+    "gymnasium": {"games": "IDs of environments"},
+    "images": {"games": "data sets: files NAME.npz in --data-dir"},
+}
+"""Help texts for other kinds of tasks where they differ."""
+
 _SHORT_OF_STUDIES = {
     "tasks": "atari, omniglot or multi-cv",
     "games": "games to test on, or data sets",
+    "workers": "auto: as many as fit",
 }
 """Help texts of the command `study` where they differ."""
+
+_HELD_OUT = {
+    "atari": f"default: {','.join(HELD_OUT['seed24'])}",
+    "omniglot": "default: held_out",
+    **dict.fromkeys(registry.OWN, "default: those of training"),
+}
+"""Texts about the tasks of an evaluation, by kind."""
 
 SHOWN = {
     "train": tuple(name for name in _SHORT if name != "data_dir"),
@@ -53,6 +71,13 @@ SHOWN = {
 
 DEFAULT_PRESET = {"train": "quick", "study": "paper"}
 """The preset of a command without --preset. Evaluations take that of their first --init."""
+
+OF_STUDIES: dict[str, tuple[str, ...]] = {
+    "atari": ("leap",),
+    "omniglot": ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single"),
+    "multi-cv": ("leap", "reptile", "fomaml", "finetune-multi"),
+}
+"""The kinds of tasks of a study, each with the meta-learners that are trained unless --arms names others."""
 
 
 class Once(argparse.Action):
@@ -91,7 +116,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def add_settings(
-    parser: argparse.ArgumentParser, command: str, *, everything: bool, preset: str = "", tasks: str = ""
+    parser: argparse.ArgumentParser, command: str, *, everything: bool, preset: str, choices: Mapping[str, str]
 ) -> None:
     """Add a flag for every setting that applies to a command.
 
@@ -100,12 +125,13 @@ def add_settings(
         command: train, evaluate or study.
         everything: whether the help lists all settings rather than only those that people usually change.
         preset: preset whose values the help shows as defaults; "" for the command's own.
-        tasks: kind of tasks of these defaults; "" for the command's own.
+        choices: values of those settings on the command line on which the defaults of others depend.
     """
-    default = _defaults(command, preset, tasks)
+    default = _defaults(command, preset, choices)
     order = {name: place for place, name in enumerate(() if everything else SHOWN[command])}
     fields = sorted(loading.fields(), key=lambda found: order.get(found[0], len(order)))
     groups: dict[str, Any] = {}
+    short = _SHORT | (_SHORT_OF_STUDIES if command == "study" else _SHORT_OF_TASKS.get(choices.get("tasks", ""), {}))
     for name, field, kind in fields:
         if name == "preset" or (command == "evaluate" and not loading.is_for_evaluations(name)):
             continue
@@ -113,7 +139,6 @@ def add_settings(
         if section not in groups:
             title = section or ("tasks and workers" if everything else "settings")
             groups[section] = parser.add_argument_group(title, loading.section_help(section) if everything else None)
-        short = _SHORT | (_SHORT_OF_STUDIES if command == "study" else {})
         text = field.metadata["help"] if everything else short.get(name, "")
         shown = everything or name in order
         is_list = isinstance(field.default, tuple)
@@ -146,26 +171,60 @@ def _text(text: str, default: str) -> str:
     return f"{text} ({default})".replace("{command}", console.command()).replace("%", "%%")
 
 
-def _defaults(command: str, preset: str, tasks: str) -> Callable[[str], str]:
-    """Return a function that maps a setting's name to the text about its default."""
-    values = {"evaluate": {"games": "breakout,qbert,space_invaders"}, "study": {"tasks": "none"}}.get(command, {})
+def _defaults(command: str, preset: str, choices: Mapping[str, str]) -> Callable[[str], str]:
+    """Return a function that maps a setting's name to the text about its default.
+
+    A mistake in `preset` or `choices` is not reported here: the command itself does that, unless it shows its help.
+    """
+    if command == "study":
+        return _defaults_of_studies(preset or DEFAULT_PRESET["study"], choices.get("tasks", ""))
     ours = {"workers", "min_workers", "wait_for_nodes", "seed", "address", "insecure", "worker", "server"}
-    from_preset: dict[str, Any] = {}
-    if command != "evaluate" or preset:
-        kind = tasks or ("omniglot" if command == "study" else Config.tasks)
-        with contextlib.suppress(ConfigError):  # a mistake, which the command itself reports
-            from_preset = {"tasks": kind, **loading.preset_values(preset or DEFAULT_PRESET[command], {"tasks": kind})}
+    implied: dict[str, Any] = {}
+    if command == "train":
+        implied = {**_implied(preset or DEFAULT_PRESET["train"], choices), **choices}
+    elif preset:
+        evaluated = {"tasks": choices.get("tasks", Config.tasks), "meta_learner": "none", "mode": "buffered"}
+        implied = {**_implied(preset, evaluated), **evaluated}
 
     def default(name: str) -> str:
-        if name in values or name in from_preset:
-            value = values.get(name) or from_preset[name]
-        elif command == "evaluate" and not preset and not loading.is_among(name, ours):
+        if command == "train" and name == "games" and choices.get("tasks") in registry.OWN:
+            return "required"
+        if command == "evaluate" and name == "games":
+            return _HELD_OUT.get(choices.get("tasks", Config.tasks), "default: those not trained on")
+        if command == "evaluate" and not preset and not loading.is_among(name, ours):
             return "default: that of the first --init"
-        else:
-            value = loading.default(name)
-        return f"default: {_plain(value)}"
+        return f"default: {_plain(implied.get(name, loading.default(name)))}"
 
     return default
+
+
+def _defaults_of_studies(preset: str, tasks: str) -> Callable[[str], str]:
+    """Return the same for studies, whose defaults depend on the kind of tasks and on the arm."""
+    kinds = [tasks] if tasks else list(OF_STUDIES)
+    implied = {}
+    for kind in kinds:
+        played = {"games": tuple(games.FIGURE_4)} if kind == "atari" else {}
+        of_kind = "paper" if (kind, preset) == ("atari", games.PRESET) else preset
+        implied[kind] = [
+            {**_implied(of_kind, {"tasks": kind, "meta_learner": arm}), **played}
+            for arm in OF_STUDIES.get(kind, ("leap",))
+        ]
+
+    def default(name: str) -> str:
+        if name == "tasks":
+            return "required"
+        found = [{_plain(values.get(name, loading.default(name))) for values in implied[kind]} for kind in kinds]
+        if any(values != found[0] for values in found):
+            return "default: depends on --tasks"
+        return "default: depends on the arm" if len(found[0]) > 1 else f"default: {found[0].pop()}"
+
+    return default
+
+
+def _implied(preset: str, given: Mapping[str, str]) -> dict[str, Any]:
+    with contextlib.suppress(ConfigError):
+        return loading.implied_values(preset, given)
+    return {}
 
 
 def _plain(value: Any) -> str:

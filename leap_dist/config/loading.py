@@ -77,20 +77,7 @@ def resolve(preset: str, *overrides: Mapping[str, Any]) -> Config:
     given: dict[str, Any] = {}
     for override in overrides:
         given.update({name.replace("-", "_"): value for name, value in override.items()})
-    values: dict[str, Any] = preset_values(preset, given)
-    chosen = {name: {**values, **given}.get(name, default(name)) for name, *_ in DEFAULTS}
-    for name, choice, settings in DEFAULTS:
-        if chosen[name] == choice:
-            # Learning rates chosen for one optimizer do not suit another.
-            other = "meta.optimizer" in settings and (
-                given.get("meta.optimizer", settings["meta.optimizer"]) != settings["meta.optimizer"]
-            )
-            values.update({n: v for n, v in settings.items() if not (other and n.startswith("meta."))})
-    tasks = str({**values, **given}.get("tasks", Config.tasks))
-    own = OF_META_LEARNERS.get((tasks, preset), {}).get(str(chosen["meta_learner"]), {})
-    left_out = _left_out(own, given, chosen)
-    values.update({n: v for n, v in own.items() if n not in left_out})
-    values.update(given)
+    values = {**implied_values(preset, given), **given}
     if values.setdefault("preset", preset) != preset:
         raise ConfigError(f"preset: {_display(values['preset'])} is not {preset!r}, on which the settings are based")
     tree: dict[str, dict[str, Any]] = {}
@@ -121,7 +108,33 @@ def _left_out(own: Mapping[str, Any], given: Mapping[str, Any], chosen: Mapping[
     return found
 
 
-def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+DECISIVE = ("tasks", "meta.optimizer", *dict.fromkeys(name for name, *_ in DEFAULTS))
+"""Settings, besides the preset, on which the defaults of other settings depend."""
+
+
+def implied_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a preset, and the choices of DECISIVE in `given`, imply for other settings, by dotted name.
+
+    Settings that are missing from the result keep their own defaults, and `given` takes precedence over it. Raises
+    ConfigError if there is no such preset for these tasks.
+    """
+    values = _preset_values(preset, given)
+    chosen = {name: {**values, **given}.get(name, default(name)) for name, *_ in DEFAULTS}
+    for name, choice, settings in DEFAULTS:
+        if chosen[name] == choice:
+            # Learning rates chosen for one optimizer do not suit another.
+            other = "meta.optimizer" in settings and (
+                given.get("meta.optimizer", settings["meta.optimizer"]) != settings["meta.optimizer"]
+            )
+            values.update({n: v for n, v in settings.items() if not (other and n.startswith("meta."))})
+    tasks = str({**values, **given}.get("tasks", Config.tasks))
+    own = OF_META_LEARNERS.get((tasks, preset), {}).get(str(chosen["meta_learner"]), {})
+    left_out = _left_out(own, given, chosen)
+    values.update({n: v for n, v in own.items() if n not in left_out})
+    return values
+
+
+def _preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in which a preset differs from the defaults, for the kind of tasks in `given`.
 
     Raises ConfigError if there is no such preset.

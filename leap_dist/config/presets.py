@@ -84,7 +84,11 @@ _OWN_AGENT: dict[str, Any] = {
     "agent.reward_clip": "none",
     "telemetry.gif_interval": 0,
 }
-_OWN_IMAGES: dict[str, Any] = {**_MULTI_CV, "tasks": "images", "games": (), "server.lease_seconds": 60.0}
+_OWN_IMAGES: dict[str, Any] = {
+    **{name: value for name, value in _MULTI_CV.items() if name != "games"},  # only the user knows their names
+    "tasks": "images",
+    "server.lease_seconds": 60.0,
+}
 
 TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "omniglot": {

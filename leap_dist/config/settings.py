@@ -70,7 +70,8 @@ class MetaSettings:
     )
     max_staleness: int = setting(
         0,
-        "refuse contributions older than this many versions; 0: 4 × workers (in stream, also × pushes per task)",
+        "refuse contributions older than this many versions; 0: 4 × workers × worker.stack (in stream, also × pushes "
+        "per task)",
         low=0,
     )
     contribution_clip: float = setting(

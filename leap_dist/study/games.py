@@ -28,7 +28,7 @@ PRESET = "figure4"
 PRESETS = (PRESET, "paper", "paper-5m")
 """Presets with which games are tested for as long as in figure 4; with others, for as long as a training task."""
 MACHINE_STEPS_PER_SECOND = 27_900
-"""Agent steps per second of one machine with 16 cores and an H100, measured (docs/performance.md)."""
+"""Agent steps per second of one machine with 16 virtual cores and an H100, measured (docs/performance.md)."""
 DAY = 86_400.0
 """Duration in seconds above which a study has to be confirmed."""
 

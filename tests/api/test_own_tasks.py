@@ -41,7 +41,7 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leap_dist, "train", shorter, raising=False)
     monkeypatch.setattr(leap_dist, "evaluate", fewer, raising=False)
     yield
-    sys.modules.pop("catch", None)
+    sys.modules.pop("docs.examples.catch", None)
     gymnasium.registry.clear()
     gymnasium.registry.update(made)
 
@@ -53,7 +53,8 @@ def test_the_environment_of_the_page_is_the_example():
 def test_an_environment_of_one_s_own_takes_less_than_sixty_lines(short, tmp_path):
     module, program = BLOCKS[:2]
     assert len([line for line in (module + program).splitlines() if line.strip()]) < 60
-    (tmp_path / "catch.py").write_text(module)
+    (tmp_path / "docs" / "examples").mkdir(parents=True)
+    (tmp_path / "docs" / "examples" / "catch.py").write_text(module)
     names: dict[str, Any] = {}
     exec(compile(program, "own-tasks.md", "exec"), names)
     assert names["run"].outcome == names["report"].outcome == "done"

@@ -33,6 +33,8 @@ def test_bash_completes_commands_flags_and_values(capsys):
     assert {"--mode", "--meta.batch-size", "--no-insecure"} <= completed(script, "leap-dist", "train", "--")
     assert completed(script, "leap-dist", "train", "--mode", "st") == {"stream"}
     assert completed(script, "leap-dist", "train", "--preset", "sm") == {"smoke"}
+    assert completed(script, "leap-dist", "study", "--preset", "a") == {"authors"}
+    assert completed(script, "leap-dist", "study", "--preset", "fi") == {"figure4"}
     assert "camera25" in completed(script, "leap-dist", "train", "--games", "ca")
 
 

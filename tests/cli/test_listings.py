@@ -12,6 +12,7 @@ from leap_dist.cli.main import main
 from leap_dist.config import loading, pretrained
 from leap_dist.config.presets import PRESETS, TASKS
 from leap_dist.envs import games
+from leap_dist.study.games import FIGURE_4
 from leap_dist.weights import hub
 
 
@@ -45,11 +46,15 @@ def test_what_is_called_held_out_is_in_no_set():
 def test_the_list_of_presets_has_each_of_them_with_all_that_it_changes(capsys):
     main(["presets"])
     text = " ".join(capsys.readouterr().out.split())
-    for name, values in {**PRESETS, **TASKS["omniglot"], **TASKS["multi-cv"]}.items():
+    for name, values in [*PRESETS.items(), *(preset for known in TASKS.values() for preset in known.items())]:
         assert name in text
         for setting, value in values.items():
             if isinstance(value, float) and value != loading.default(setting):
                 assert f"{setting} {value}" in text, name
+    assert "figure4: only for `study --tasks atari`" in text
+    for game, steps in FIGURE_4.items():
+        assert f"{game} {steps:,}" in text
+    assert not re.search(r" ,|,,", text), "an empty value"
     assert "--tasks omniglot --meta-learner reptile, preset paper meta.learning_rate 0.01" in text
     assert "--tasks atari --meta-learner finetune-multi meta.contribution_clip 0.0, meta.staleness constant" in text
 

@@ -7,6 +7,7 @@ import pwd
 import re
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from commands import no_ray, refused  # noqa: F401
@@ -15,13 +16,16 @@ from toy_data_sets import write_part
 from leap_dist.cli import commands, parser, results, setting_flags
 from leap_dist.cli.help_texts import OTHER_WORDS
 from leap_dist.cli.main import main
-from leap_dist.config import loading
+from leap_dist.config import loading, registry
 from leap_dist.config.loading import ConfigError
-from leap_dist.config.presets import PRESETS
+from leap_dist.config.presets import PRESETS, TASKS
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver, placement
 from leap_dist.storage import auth_token, location, run_directory
 from leap_dist.storage.locks import RunDirectoryBusy, RunLock
+from leap_dist.study.games import FIGURE_4
+from leap_dist.study.plan import make
+from leap_dist.study.spec import ARMS
 
 
 @pytest.fixture(autouse=True)
@@ -383,7 +387,7 @@ def test_the_help_of_a_command_is_one_screen(capsys, monkeypatch, command):
 
 def defaults(text: str) -> dict[str, str]:
     """The default that a help text states for each flag."""
-    found = re.findall(r"^  --(\S+)(?:(?!^  -).)*?\(default:\s+(.*?)\)$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^  --([\w.-]+)(?:(?!^  -).)*?\(default:\s+(.*?)\)$", text, re.MULTILINE | re.DOTALL)
     return {flag: " ".join(default.split()) for flag, default in found}
 
 
@@ -398,8 +402,108 @@ def test_the_help_of_a_command_shows_its_own_defaults(capsys):
     assert (evaluate["games"], evaluate["seeds"]) == ("breakout,qbert,space_invaders", "5")
     assert {evaluate[name] for name in ("task-steps", "agent.envs", "atari.frames")} == {"that of the first --init"}
     assert (evaluate["workers"], evaluate["worker.device"]) == (str(Config.workers), "auto")
+    of_images = defaults(printed(capsys, "evaluate", "--help", "--tasks", "omniglot"))
+    assert of_images["games"] == "held_out"
+    quick = defaults(printed(capsys, "evaluate", "--help-all", "--preset", "quick"))
+    assert (quick["task-steps"], quick["agent.envs"], quick["atari.frames"]) == ("10000", "16", "gray4")
     study = defaults(printed(capsys, "study", "--help"))
-    assert (study["tasks"], study["meta-updates"], study["seeds"]) == ("none", "1000", "3")
+    assert (study["seeds"], study["data-dir"]) == ("3", "data")
+
+
+def as_text(value: object) -> str:
+    """A setting's value as the help shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (",".join(value) if isinstance(value, tuple) else str(value)) or "none"
+
+
+CHOICES = [
+    *(("atari", preset, {}) for preset in PRESETS),
+    *((tasks, preset, {}) for tasks, presets in TASKS.items() for preset in presets),
+    *(("atari", "fast", {"mode": mode}) for mode in get_args(get_type_hints(Config)["mode"])),
+    *((tasks, "fast", {"meta_learner": name}) for tasks in ("atari", "gymnasium") for name in ARMS),
+    *(("omniglot", "paper", {"meta_learner": name}) for name in ARMS),
+    ("atari", "quick", {"mode": "delayed-nesterov", "meta_learner": "reptile"}),
+    ("atari", "quick", {"mode": "async", "meta.optimizer": "adam"}),
+    ("atari", "paper-async", {"mode": "stream", "meta.shift": "trajectory"}),
+]
+"""Kinds of tasks, presets, and other settings of a command line on which defaults depend."""
+
+
+@pytest.mark.parametrize(("tasks", "preset", "more"), CHOICES)
+def test_the_defaults_that_the_help_shows_are_those_that_training_gets(capsys, monkeypatch, tasks, preset, more):
+    monkeypatch.setenv("COLUMNS", "1000")
+    own = {"games": ("x",)} if tasks in registry.OWN else {}
+    try:
+        config = loading.resolve(preset, {"tasks": tasks, **own, **more})
+    except ConfigError:
+        assert (tasks, more) in [
+            ("atari", {"mode": "fedasync"}),  # Leap has settings with which it is refused
+            ("gymnasium", {"meta_learner": "finetune-single"}),
+        ]
+        return
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {"tasks": tasks, **more}.items()]
+    shown = defaults(printed(capsys, "train", "--help-all", "--preset", preset, *flags))
+    for name, _, _ in loading.fields():
+        if name not in ("preset", "games"):
+            assert shown[name.replace("_", "-")] == as_text(loading.look_up(config, name)), name
+
+
+@pytest.mark.parametrize("tasks", registry.OWN)
+@pytest.mark.parametrize("help_flag", ["--help", "--help-all"])
+def test_the_help_says_that_own_tasks_have_to_be_named(capsys, tasks, help_flag):
+    text = " ".join(printed(capsys, "train", help_flag, "--tasks", tasks).split())
+    about = re.search(r" --games NAME \[NAME \.\.\.\] (.*?\)) --", text)
+    assert about
+    assert about[1].endswith("(required)")
+    assert "launch.py games" not in about[1]
+    assert refused(capsys, "train", "--tasks", tasks).startswith("games: name your ")
+
+
+@pytest.mark.parametrize("tasks", ["", "atari", "omniglot", "multi-cv"])
+@pytest.mark.parametrize("preset", ["", "paper", "figure4"])
+def test_the_help_of_studies_shows_what_all_arms_get_and_says_on_what_the_rest_depends(
+    capsys, monkeypatch, tasks, preset
+):
+    monkeypatch.setenv("COLUMNS", "1000")
+    if preset == "figure4" and tasks != "atari":
+        return
+    flags = [*(["--tasks", tasks] if tasks else []), *(["--preset", preset] if preset else [])]
+    shown = defaults(printed(capsys, "study", "--help-all", *flags))
+    arms = [arm for arm in ARMS if arm not in ("multitask", "none")]
+    arms_of = {"atari": ["leap"], "omniglot": arms, "multi-cv": [arm for arm in arms if arm != "finetune-single"]}
+    for kind in [tasks] if tasks else arms_of:
+        planned = make(
+            preset="paper", given={"tasks": kind}, arms=[], groups=[], seeds=1, of_arms={}, test_steps=None
+        )  # fmt: skip
+        assert [arm for arm in planned.study.arms if arm != "none"] == arms_of[kind]
+    of_kinds = [
+        [loading.resolve("paper", {"tasks": kind, "meta_learner": arm}) for arm in arms_of[kind]]
+        for kind in ([tasks] if tasks else arms_of)
+    ]
+    for name, _, _ in loading.fields():
+        if name in ("preset", "tasks", "games", "meta_learner", "seed"):
+            continue
+        values = [{loading.look_up(config, name) for config in configs} for configs in of_kinds]
+        if any(value != values[0] for value in values):
+            assert shown[name.replace("_", "-")] == "depends on --tasks", name
+        elif len(values[0]) > 1:
+            assert shown[name.replace("_", "-")] == "depends on the arm", name
+        else:
+            assert shown[name.replace("_", "-")] == as_text(*values[0]), name
+    expected = {
+        "": "depends on --tasks", "atari": ",".join(FIGURE_4), "omniglot": "pretraining", "multi-cv": "all"
+    }  # fmt: skip
+    assert shown["games"] == expected[tasks]
+
+
+def test_the_help_of_studies_says_that_the_kind_of_tasks_is_required(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    text = " ".join(printed(capsys, "study", "--help").split())
+    assert "--tasks NAME atari, omniglot or multi-cv (required)" in text
+    shown = defaults(printed(capsys, "study", "--help", "--tasks", "atari"))
+    assert shown["meta-updates"] == "100"
+    assert shown["games"] == ",".join(FIGURE_4)
 
 
 def test_bare_train_is_the_preset_for_a_laptop():

@@ -29,7 +29,10 @@ assert server.status()["complete"] and not server.alerts, server.alerts
 """,
 }
 """With what has to be true at the end."""
-ALL_PAGES = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")) + [ROOT / "cluster" / "README.md"]
+ALL_PAGES = [
+    *(page for folder in (".", "docs", "cluster") for page in sorted((ROOT / folder).glob("*.md"))),
+    *sorted(ROOT.glob("reference/**/*.md")),
+]
 
 
 def program(page: Path) -> str:
@@ -110,7 +113,7 @@ def test_the_commands_of_a_page_can_be_given(page):
     found = re.findall(rf"(launch\.py|leap-dist) ({'|'.join(parsers)})\b([^\n#|`;>)]*)", text)
     flags = {(command, flag) for _, command, rest in found for flag in re.findall(r"(?<= )--[\w.-]+", rest)}
     assert not {(command, flag) for command, flag in flags if flag not in parsers[command].get_default("flags")}
-    if page.parent.name == "docs":
+    if page.parent == ROOT / "docs":
         assert "leap-dist" not in {program for program, *_ in found}
 
 

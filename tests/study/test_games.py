@@ -132,7 +132,7 @@ def test_what_takes_more_than_a_day_needs_a_yes(
     assert lines["train"] == "1 initialization: 1,600,000,000 agent steps in all"
     assert lines["test"] == "12 agents, 8,000,000 to 30,000,000 agent steps each: 276,000,000 in all"
     assert (seconds > 86_400) is days
-    assert "19 hours on 1 machine, 2.3 hours on 8 machines with 16 processors and an H100" in lines["with GPUs"]
+    assert "19 hours on 1 machine, 2.3 hours on 8 machines with 16 virtual cores and an H100" in lines["with GPUs"]
 
 
 def test_what_is_done_already_takes_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
