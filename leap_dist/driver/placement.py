@@ -21,6 +21,8 @@ from leap_dist.driver import memory
 from leap_dist.driver.nodes import Node
 
 UNLIMITED = sys.maxsize
+GROUP_LABEL = "ray.io/node-group"
+"""Label in which Ray says which of the autoscaler's groups a node belongs to."""
 MANY_PROCESSORS = 8
 """If the node of the server and the driver has at least this many processors, it reserves one for them."""
 
@@ -157,6 +159,8 @@ class Group(NamedTuple):
     labels: dict[str, str] | None
     """Labels of the nodes, or None if they are not known."""
     max_count: int
+    name: str = ""
+    """The autoscaler's name for the group, which its nodes have in the label GROUP_LABEL."""
 
 
 def autoscaler_groups(address: str) -> list[Group] | None:
@@ -284,7 +288,7 @@ def _registered_groups() -> list[Group] | None:
     if config is None:
         return None
     return [
-        Group(dict(group.resources), None, UNLIMITED if group.max_count < 0 else group.max_count)
+        Group(dict(group.resources), None, UNLIMITED if group.max_count < 0 else group.max_count, group.name)
         for group in config.node_group_configs
     ] or None
 
@@ -292,12 +296,12 @@ def _registered_groups() -> list[Group] | None:
 def _ray_up_groups(path: Path) -> list[Group] | None:
     try:
         types = yaml.safe_load(path.read_text())["available_node_types"]
-        return [_parse_group(group) for group in types.values()] or None
+        return [_parse_group(str(name), group) for name, group in types.items()] or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
 
 
-def _parse_group(group: Mapping[str, Any]) -> Group:
+def _parse_group(name: str, group: Mapping[str, Any]) -> Group:
     resources = {str(name): float(amount) for name, amount in (group.get("resources") or {}).items()}
     node_labels = {str(name): str(value) for name, value in (group.get("labels") or {}).items()}
-    return Group(resources, node_labels, int(group.get("max_workers", 0)))
+    return Group(resources, node_labels, int(group.get("max_workers", 0)), name)

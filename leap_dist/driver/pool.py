@@ -22,6 +22,7 @@ from leap_dist.driver.actors import WORKER
 from leap_dist.driver.clients import Aggregators
 from leap_dist.driver.nodes import READ_SECONDS, Nodes
 from leap_dist.driver.placement import (
+    GROUP_LABEL,
     UNLIMITED,
     Group,
     Need,
@@ -109,20 +110,27 @@ class Pool:
             )
 
     def _bundles(self, groups: Sequence[Group] | None) -> Request:
-        """Return what the wanted workers need; with "auto", those that fit now and on nodes that may be added.
+        """Return what the wanted workers need; with "auto", those that fit on all nodes that there may be.
 
-        If the number of nodes is not limited or not known, as on Kubernetes, "auto" asks for as many workers as a batch
-        has tasks. `groups` are None if it is not known what an autoscaler may add.
+        It is never more than fits if that is known, because Ray ignores a request of which one bundle does not fit. The
+        nodes of a group count as its maximum, whether or not they are up. If the number of nodes is not limited or not
+        known, as on Kubernetes, "auto" asks for as many workers as a batch has tasks, and RequestBook cuts a request
+        that is refused. `groups` are None if it is not known what an autoscaler may add.
         """
+        names = {group.name for group in groups or () if group.name}
+        group_of = {name: node.labels.get(GROUP_LABEL) for name, node in self._nodes.view.staying.items()}
+        others = [room for name, room in self._hosts().items() if group_of.get(name) not in names]
+        limited = [group for group in groups or () if group.max_count < UNLIMITED]
+        most = sum(room.workers for room in others) + max_workers(self._need, limited)
+        is_known = groups is not None and len(limited) == len(groups)
         if self._config.workers != "auto":
             wanted = self._config.workers
         else:
-            limited = [group for group in groups or () if group.max_count < UNLIMITED]
-            wanted = max(self._config.min_workers, self.capacity() + max_workers(self._need, limited))
-            if groups is None or len(limited) < len(groups):
-                wanted = max(wanted, self._config.meta.batch_size)
-            wanted = min(wanted, self._most)
-        return Request(*bundles(self._need, wanted, list(self._hosts().values()), groups or ()))
+            wanted = max(self._config.min_workers, most, 0 if is_known else self._config.meta.batch_size)
+            wanted = min(wanted, max(self._most, self._config.min_workers))
+        if is_known:
+            wanted = min(wanted, most)
+        return Request(*bundles(self._need, wanted, others, groups or ()))
 
     def open(self, server: Any) -> None:
         """Start workers for `server`, which may still be starting; `reconcile` keeps them from now on."""

@@ -156,7 +156,10 @@ def test_the_configuration_that_ray_up_leaves_on_the_head(tmp_path: Path):
         "  head: {resources: {CPU: 4}, max_workers: 0, node_config: {}}\n"
         "  gpu: {resources: {CPU: 8, GPU: 1}, labels: {pool: spot}, max_workers: 5}\n"
     )
-    assert _ray_up_groups(path) == [Group({"CPU": 4.0}, {}, 0), Group({"CPU": 8.0, "GPU": 1.0}, {"pool": "spot"}, 5)]
+    assert _ray_up_groups(path) == [
+        Group({"CPU": 4.0}, {}, 0, "head"),
+        Group({"CPU": 8.0, "GPU": 1.0}, {"pool": "spot"}, 5, "gpu"),
+    ]
     for damaged in (
         "",
         "[]",
@@ -211,7 +214,7 @@ def test_a_run_on_the_head_alone_has_nothing_of_the_clusters_autoscaler(tmp_path
     (tmp_path / "ray_bootstrap_config.yaml").write_text(
         "available_node_types: {gpu: {resources: {CPU: 8, GPU: 1}, max_workers: 5}}\n"
     )
-    assert autoscaler_groups("auto") == [Group({"CPU": 8.0, "GPU": 1.0}, {}, 5)]
+    assert autoscaler_groups("auto") == [Group({"CPU": 8.0, "GPU": 1.0}, {}, 5, "gpu")]
     assert autoscaler_groups("local") is None
     assert total_with_autoscaler("GPU", [STABLE], "local") == 0
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, ActorUnschedulableError
+from ray_autoscaler import RayAutoscaler
 
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.driver import pool as pool_module
 from leap_dist.driver.actors import ServerProcess
 from leap_dist.driver.nodes import Node, Nodes, View
+from leap_dist.driver.placement import GROUP_LABEL, Group
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.worker_slot import WorkerSlot
 from leap_dist.protocol.messages import Idle
@@ -96,6 +98,42 @@ def test_where_the_autoscaler_is_not_known_a_batch_is_asked_for(settings: dict[s
     request = pool._bundles(None)
     assert request.bundles == [{"CPU": 1.0}] * workers
     assert request.selectors == [{"pool": "spot"}] * workers
+
+
+RAY_UP = [
+    Group({"CPU": 0.0}, {"pool": "stable"}, 0, "head"),
+    Group({"CPU": 16.0}, {"pool": "spot"}, 16, "cpu-spot"),
+    Group({"CPU": 8.0, "GPU": 1.0}, {"pool": "spot"}, 0, "gpu-spot"),
+]
+"""The groups of cluster/aws.yaml."""
+
+
+@pytest.mark.parametrize("up", [0, 3, 16])
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [({}, 256), ({"workers": 300}, 256), ({"workers": 20}, 20), ({"mode": "sync", "meta.batch_size": 30}, 30)],
+    ids=str,
+)
+def test_the_request_to_an_autoscaler_with_known_limits_always_fits(
+    settings: dict[str, Any], asked: int, up: int
+) -> None:
+    """Ray ignores one that does not, and starts no node."""
+    head = Node({}, {"pool": "stable", GROUP_LABEL: "head"}, "10.0.0.1")
+    spot = Node({"CPU": 16.0, "memory": 2.0**36}, {"pool": "spot", GROUP_LABEL: "cpu-spot"}, "10.0.0.2")
+    config = resolve("fast", {"address": "auto", "worker.labels": "pool=spot", **settings})
+    most = {"most_workers": 30} if config.mode == "sync" else {}
+    pool = Pool(config, FixedNodes(head=head, **{f"s{n}": spot for n in range(up)}), **most)
+    autoscaler = RayAutoscaler(RAY_UP, {"cpu-spot": up})
+    autoscaler.ask(pool._bundles(RAY_UP))
+    assert len(autoscaler.requests[-1].bundles) == asked
+    assert autoscaler.accepts()
+    assert autoscaler.live["cpu-spot"] == max(up, -(-asked // 16))
+
+
+def test_room_on_nodes_of_no_group_is_asked_for_besides_that_of_the_groups() -> None:
+    config = resolve("fast", {"address": "auto", "workers": 300})
+    pool = Pool(config, FixedNodes(byhand=CPU))
+    assert len(pool._bundles(RAY_UP).bundles) == 4 + 16 * 16
 
 
 def test_nobody_is_told_to_wait_for_nodes_that_cannot_join() -> None:
