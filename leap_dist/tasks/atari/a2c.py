@@ -174,8 +174,9 @@ class A2C(EndlessLearner):
         self._on_frame = see
 
     def close(self) -> None:
-        """Return the emulators to their pool."""
+        """Return the emulators to their pool, and give up the device's graphs."""
         self._env.close()
+        self._rollout.close()
 
     def _add_losses(self, parts: Tensor) -> Tensor:
         """Add the losses of a rollout, (4,), to the means that `progress` reports, and return the total loss."""
