@@ -361,16 +361,16 @@ STAND_INS = {
     "getent": 'case $2 in far) echo "10.1.2.3 STREAM";; *) echo "127.0.1.1 STREAM"; echo "127.0.1.1 DGRAM";; esac',
     "hostname": 'echo "10.9.8.7 172.17.0.1"',
     "squeue": 'echo "$LEFT"',
-    "scontrol": 'echo "$@" > "$ASKED"',
+    "scontrol": 'echo "$@" >> "$ASKED"',
 }
 
 
-def common(tmp_path: Path, script: str, **more: str) -> str:
-    """What a script prints that has sourced the common part, with stand-ins for Slurm and the system."""
+def on_slurm(tmp_path: Path, **more: str) -> dict[str, str]:
+    """The environment of a job, with stand-ins for Slurm and the system."""
     for name, body in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    environment = {
+    return {
         "PATH": f"{tmp_path}:/usr/bin:/bin",
         "SLURM_JOB_ID": "7",
         "RAY_AUTH_TOKEN": "x",
@@ -378,7 +378,12 @@ def common(tmp_path: Path, script: str, **more: str) -> str:
         "ASKED": str(tmp_path / "asked"),
         **more,
     }
+
+
+def common(tmp_path: Path, script: str, **more: str) -> str:
+    """What a script prints that has sourced the common part."""
     command = ["bash", "-euo", "pipefail", "-c", f". cluster/slurm/common.sh; {script}"]
+    environment = on_slurm(tmp_path, **more)
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -397,6 +402,36 @@ def test_a_slurm_job_whose_time_is_up_goes_on_by_itself(tmp_path: Path, left: st
     common(tmp_path, f"! is_out_of_time || LEAP_OUT_OF_TIME=yes; requeue_if_out_of_time {code}", LEFT=left)
     asked = tmp_path / "asked"
     assert (asked.read_text().split() if asked.exists() else []) == (["requeue", "7"] if requeued else [])
+
+
+@pytest.mark.parametrize(
+    ("left", "requeues"), [("1:30", "requeue 7\n"), ("11:30:00", ""), ("", "")], ids=["time limit", "scancel", "silent"]
+)
+def test_a_worker_job_whose_time_is_up_is_requeued_and_one_that_is_cancelled_is_not(
+    tmp_path: Path, left: str, requeues: str
+) -> None:
+    """Slurm itself requeues jobs only after preemption or the loss of a node. Ray's exit code says nothing of it."""
+    asked = tmp_path / "asked"
+    asked.touch()
+    environment = on_slurm(
+        tmp_path, LEFT=left, LEAP_ADDRESS="127.0.0.1:1", LEAP_TMPDIR=str(tmp_path), SLURM_CPUS_PER_TASK="1"
+    )
+    ray = "#!/bin/bash\ntrap 'exit 15' TERM\necho up\nfor _ in {1..600}; do sleep 0.1; done\n"
+    (tmp_path / "ray").write_text(ray)
+    with subprocess.Popen(
+        ["bash", CLUSTER / "slurm" / "worker.sbatch"], cwd=ROOT, env=environment, stdout=subprocess.PIPE
+    ) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == b"up\n"
+        job.terminate()
+        assert job.wait(60) == 15
+    assert asked.read_text() == requeues
+
+
+def test_the_logs_of_slurm_jobs_that_are_requeued_are_kept() -> None:
+    for script in (CLUSTER / "slurm").glob("*.sbatch"):
+        text = script.read_text()
+        assert ("#SBATCH --requeue" in text) == ("#SBATCH --open-mode=append" in text), script
 
 
 def test_the_same_command_starts_and_continues_a_slurm_job(tmp_path: Path) -> None:
