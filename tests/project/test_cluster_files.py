@@ -243,6 +243,24 @@ def test_pods_are_private_and_leave_in_order(kind: str) -> None:
     assert drain < worker["terminationGracePeriodSeconds"]
 
 
+def amount(quantity: str) -> float:
+    """A quantity of Kubernetes: processors, or bytes."""
+    units = {"m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", quantity).groups()  # type: ignore[union-attr]
+    return float(number) * (units[unit] if unit else 1.0)
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_the_head_fits_on_the_node_that_its_comment_names(kind: str) -> None:
+    """Of 4 CPUs and 16 GiB, Google's Kubernetes leaves pods 3.92 CPUs and 12.87 GiB."""
+    spec = cluster_spec(kind)
+    containers = [*spec["headGroupSpec"]["template"]["spec"]["containers"], spec["autoscalerOptions"]]
+    requests = [container["resources"]["requests"] for container in containers]
+    assert len(requests) == 3, "Ray, TensorBoard, and KubeRay's container of the autoscaler"
+    assert sum(amount(request["cpu"]) for request in requests) <= 3.9
+    assert sum(amount(request["memory"]) for request in requests) <= 12.5 * 2**30
+
+
 def test_a_pod_that_is_to_go_tells_ray_and_waits_for_it(tmp_path: Path) -> None:
     pod = manifest("RayCluster")["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
     told = tmp_path / "told"
@@ -481,6 +499,13 @@ def test_the_image_copies_what_there_is_and_runs_as_nobody_special() -> None:
     assert names.index("USER") < names.index("COPY")
     assert next(step[1] for step in steps if step[0] == "USER") not in {"root", "0"}
     assert "RAY_AUTH_MODE=token" in next(" ".join(step) for step in steps if step[0] == "ENV")
+
+
+def test_the_image_finds_the_driver_where_gke_mounts_it() -> None:
+    """The directories that images of nvidia/cuda name, without the loss of what is set already."""
+    text = (CLUSTER / "Dockerfile").read_text()
+    assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" in text
+    assert re.search(r"^ *PATH=/home/leap/venv/bin:\$PATH:/usr/local/nvidia/bin \\$", text, re.MULTILINE)
 
 
 # What they give to launch.py
