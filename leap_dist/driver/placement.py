@@ -23,6 +23,10 @@ from leap_dist.driver.nodes import Node
 UNLIMITED = sys.maxsize
 GROUP_LABEL = "ray.io/node-group"
 """Label in which Ray says which of the autoscaler's groups a node belongs to."""
+MPS_CLIENTS = 48
+"""Number of processes that NVIDIA's MPS admits to one GPU, up to CUDA 13.0."""
+MPS_LIMIT, TASK_LIMIT = "MPS clients", "tasks"
+"""Limits of a node on which no more workers may share a GPU, or more would never have a task."""
 MANY_PROCESSORS = 8
 """If the node of the server and the driver has at least this many processors, it reserves one for them."""
 
@@ -51,13 +55,20 @@ class Need(NamedTuple):
     """Where workers compute if they get a GPU. With "auto", nodes without one take workers too, on processors."""
     fills: bool = False
     """Whether a node gets as many workers as fit into its memory, rather than a number that the user asked for."""
+    most: int = UNLIMITED
+    """Number of workers that there will be at most. If they all fit on one node, they share all of its GPUs."""
+    most_per_gpu: int = UNLIMITED
+    """Number of processes that may share a GPU."""
 
     @classmethod
-    def of(cls, config: Config) -> Need:
-        """Return what a worker with this configuration requires."""
+    def of(cls, config: Config, most_workers: int = UNLIMITED) -> Need:
+        """Return what a worker with this configuration requires. More than `most_workers` would never have a task."""
         worker = config.worker
         gpus = worker.gpus or (0.0 if worker.device == "cpu" else None)
-        return cls(worker.cpus, gpus, labels.parse(worker.labels), worker.device, config.workers == "auto")
+        fills = config.workers == "auto"
+        most = config.workers if config.workers != "auto" else max(most_workers, config.min_workers)
+        per_gpu = MPS_CLIENTS if worker.mps == "auto" else UNLIMITED
+        return cls(worker.cpus, gpus, labels.parse(worker.labels), worker.device, fills, most, per_gpu)
 
     def fits(self, resources: Mapping[str, float], node_labels: Mapping[str, str] | None) -> int:
         """Return how many workers fit on a node. Pass None for labels that are not known; they are assumed to match."""
@@ -109,13 +120,20 @@ class Need(NamedTuple):
         """
         if not devices:
             return 0, self.gpus or 0.0, "GPUs"
-        by_memory = _whole(gpu_bytes / memory.WORKER_GPU_BYTES)
         if self.gpus is None:
-            each = max(1, min(-(-most // devices), by_memory))
-            return devices * each, share_of(each), "GPU memory"
+            # Ray fills one device before it takes the next, so the share must be as large as the workers that will
+            # really run on this node allow. Whether others run elsewhere does not matter: nodes come and go.
+            each, limit = min(
+                (-(-min(most, self.most) // devices), TASK_LIMIT),
+                (_whole(gpu_bytes / memory.WORKER_GPU_BYTES), "GPU memory"),
+                (self.most_per_gpu, MPS_LIMIT),
+            )
+            each = max(1, each)
+            return devices * each, share_of(each), limit
         if self.gpus > 1:
             return _whole(devices / self.gpus), self.gpus, "worker.gpus"
-        return devices * _whole(1 / self.gpus), self.gpus, "worker.gpus"
+        each, limit = min((_whole(1 / self.gpus), "worker.gpus"), (self.most_per_gpu, MPS_LIMIT))
+        return devices * each, self.gpus, limit
 
     def __str__(self) -> str:
         where = f" on nodes with {_shown(self.labels)}" if self.labels else ""

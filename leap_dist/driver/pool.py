@@ -23,6 +23,7 @@ from leap_dist.driver.clients import Aggregators
 from leap_dist.driver.nodes import READ_SECONDS, Nodes
 from leap_dist.driver.placement import (
     GROUP_LABEL,
+    MPS_LIMIT,
     UNLIMITED,
     Group,
     Need,
@@ -78,7 +79,7 @@ class Pool:
         self._config = config
         self._checks = checks or NoChecks()
         self._most = most_workers
-        self._need = Need.of(config)
+        self._need = Need.of(config, most_workers)
         self._profiles = profiles
         self._server: Any = None
         self._nodes = nodes
@@ -105,9 +106,9 @@ class Pool:
         if others_may_come(self._config):
             self._request = ResourceRequest(self._bundles(groups))
         elif fits < self.wanted:
-            self.alerts.append(
-                f"{self.wanted} workers requested, only {fits} fit; lower worker.cpus to share processors"
-            )
+            crowded = any(room.limit == MPS_LIMIT for room in self._hosts().values())
+            remedy = "give --mps no, which admits more to a GPU" if crowded else "lower worker.cpus to share processors"
+            self.alerts.append(f"{self.wanted} workers requested, only {fits} fit; {remedy}")
 
     def _bundles(self, groups: Sequence[Group] | None) -> Request:
         """Return what the wanted workers need; with "auto", those that fit on all nodes that there may be.

@@ -111,6 +111,58 @@ def test_as_many_workers_as_a_node_has_room_for(settings, resources, gpu_gb, exp
     assert need.room(resources, {}, gpu_bytes=gpu_gb * GB, hosts_server=True) == expected
 
 
+@pytest.mark.parametrize(
+    ("processors", "devices", "gpu_gb", "mps", "each"),
+    [
+        (72, 1, 94, "auto", 48),  # a GH200; by its memory, it could hold 62
+        (128, 1, 94, "auto", 48),
+        (128, 2, 141, "auto", 48),
+        (128, 1, 94, "no", 62),
+        (17, 1, 94, "auto", 16),
+    ],
+)
+def test_no_gpu_gets_more_workers_than_mps_admits(processors, devices, gpu_gb, mps, each):
+    """48 clients for each device; the next one could not start its CUDA context."""
+    need = Need.of(resolve("paper", {"worker.mps": mps}))
+    room = need.room({"CPU": processors, "GPU": devices}, {}, gpu_bytes=gpu_gb * GB, hosts_server=True)
+    assert (room.workers, room.gpus) == (devices * each, share_of(each))
+    assert (room.limit == "MPS clients") == (each == 48)
+
+
+@pytest.mark.parametrize(("mps", "fit"), [("auto", 48), ("no", 100)])
+def test_what_the_user_asked_for_is_no_more_than_mps_admits_either(mps, fit):
+    need = Need.of(resolve("paper", {"worker.gpus": 0.01, "worker.mps": mps}))
+    assert need.fits({"CPU": 128.0, "GPU": 1.0}, {}) == fit
+
+
+def devices_in_use(workers, share, devices):
+    """How many devices Ray uses: it gives each worker the device with the least free share that suffices."""
+    free = [10_000] * devices  # Ray counts in these steps
+    for _ in range(workers):
+        fitting = [n for n, left in enumerate(free) if left >= round(share * 10_000)]
+        free[min(fitting, key=free.__getitem__)] -= round(share * 10_000)
+    return sum(left < 10_000 for left in free)
+
+
+@pytest.mark.parametrize(
+    ("settings", "most", "share", "used"),
+    [
+        ({"mode": "sync", "meta.batch_size": 16}, 16, 0.5, 8),
+        ({}, 3, 1.0, 3),
+        ({}, 12, 0.5, 6),
+        ({"workers": 16}, UNLIMITED, 0.5, 8),  # their GPUs come later; otherwise fit_resources gives them a share
+        ({"min_workers": 32}, 16, 0.25, 8),
+        ({}, UNLIMITED, share_of(24), 8),
+    ],
+    ids=str,
+)
+def test_fewer_workers_than_fit_on_a_node_share_all_of_its_gpus(settings, most, share, used):
+    need = Need.of(resolve("paper", settings), most)
+    room = need.room({"CPU": 193.0, "GPU": 8.0}, {}, gpu_bytes=80 * GB, hosts_server=True)
+    run = min(room.workers, max(most, settings.get("min_workers", 0)), settings.get("workers", UNLIMITED))
+    assert (room.gpus, devices_in_use(run, room.gpus, 8)) == (share, used)
+
+
 def test_where_a_number_was_asked_for_no_processor_is_kept():
     need = Need.of(resolve("paper", {"workers": 64}))
     assert need.room({"CPU": 64.0}, {}, hosts_server=True).workers == 64

@@ -158,6 +158,24 @@ def test_a_fixed_number_fills_gpus_first(placed: dict[str, tuple[str, str, float
     assert pool.wanted == 6
 
 
+def test_a_batch_that_is_smaller_than_the_node_has_room_for_uses_all_of_its_gpus(
+    placed: dict[str, tuple[str, str, float]],
+) -> None:
+    large = Node({"CPU": 192.0, "GPU": 8.0}, {}, "10.0.0.1")
+    pool = Pool(resolve("paper", {"worker.mps": "no"}), FixedNodes(a=large), most_workers=16)
+    pool.reconcile()
+    assert hosts(placed) == {("a", "cuda", 0.5): 16}
+
+
+def test_who_asks_for_more_than_mps_admits_is_told_how_to_get_it() -> None:
+    pool = Pool(
+        resolve("paper", {"workers": 60, "worker.gpus": 0.01}),
+        FixedNodes(b=GPU._replace(resources={"CPU": 64.0, "GPU": 1.0})),
+    )
+    pool.require_capacity()
+    assert list(pool.alerts) == ["60 workers requested, only 48 fit; give --mps no, which admits more to a GPU"]
+
+
 @pytest.mark.parametrize(("most", "wanted"), [(3, 3), (100, 20)])
 def test_auto_starts_no_more_workers_than_ever_have_a_task(
     placed: dict[str, tuple[str, str, float]], most: int, wanted: int
@@ -286,6 +304,7 @@ STATUS = {"tasks_wanted": 20, "tasks": 3, "tasks_waiting": 1}
         ),
         ({"workers": 1, "task_steps": 1_000}, {"a": CPU}, 99, "plan: 1 node, 1 worker, limited by --workers; about"),
         ({}, {"a": CPU}, 3, "plan: 1 node, 3 workers, limited by the tasks left; about"),
+        ({}, {"b": GPU}, 3, "plan: 1 node, 3 workers (3 on GPUs, 0 on processors), limited by the tasks left; about"),
         ({"mode": "sync"}, {"a": CPU}, 2, "plan: 1 node, 2 workers, limited by meta.batch_size, because mode sync"),
         ({"min_workers": 9}, {}, 99, "plan: 0 nodes, 0 workers, limited by nodes"),
     ],
