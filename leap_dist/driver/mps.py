@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +169,12 @@ class Daemons:
         self.states: dict[str, str] = {}
         """State of the daemon by node: "running", or the reason why there is none."""
 
-    def follow(self, hosts: Mapping[str, Room]) -> None:
-        """Start a daemon on each new node whose workers share GPUs, and take note of those that have ended."""
+    def follow(self, hosts: Mapping[str, Room], occupied: Collection[str] = ()) -> None:
+        """Start a daemon on each new node whose workers share GPUs, and take note of those that have ended.
+
+        A daemon is ended if its node is neither among `hosts`, which may get workers, nor `occupied` by one, as it is
+        while a node that is about to go leaves its workers time for their tasks.
+        """
         if not self._wanted:
             return
         for name, room in hosts.items():
@@ -179,7 +183,7 @@ class Daemons:
                 actor = DAEMON.options(scheduling_strategy=there).remote()
                 self._actors[name] = actor, actor.start.remote()
         for name, (actor, answer) in list(self._actors.items()):
-            if name not in hosts:
+            if name not in hosts and name not in occupied:
                 self._forget(name)
             elif answer is not None and ray.wait([answer], timeout=0)[0]:
                 self._take(name, actor, answer)

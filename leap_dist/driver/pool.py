@@ -174,7 +174,7 @@ class Pool:
         self._record_capacity(fits)
         self._vacate(self._nodes.view.leaving)
         self._aggregators.follow(hosts, self._server)
-        self._daemons.follow(hosts)
+        self._daemons.follow(hosts, {slot.host for slot in self._slots if slot.host and slot.run is not None})
         if self._begun:
             self._resize(min(fits, self.wanted))
         for slot in self._slots:

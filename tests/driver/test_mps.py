@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemon_actors import Actors
 
 from leap_dist.config.loading import resolve
 from leap_dist.driver import mps
@@ -130,48 +131,6 @@ def test_a_daemon_ends_with_the_process_that_holds_it_even_if_that_is_killed(too
     while Path(f"/proc/{daemon}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not Path(f"/proc/{daemon}").exists() or "Z" in Path(f"/proc/{daemon}/stat").read_text().split()[2]
-
-
-class Actors:
-    """Stands in for Ray: actors answer what the test says, when it says so."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.started: list[str] = []
-        self.answers: dict[str, Any] = {}
-        self.ended: list[str] = []
-        actors = self
-
-        class Actor:
-            def __init__(self, name: str) -> None:
-                self.name = name
-                for method in ("start", "is_running", "stop"):
-                    call = type("Call", (), {"remote": lambda _, method=method: f"{self.name}.{method}"})
-                    setattr(self, method, call())
-
-        class Options:
-            def options(self, scheduling_strategy: Any) -> Options:
-                self.name = scheduling_strategy.node_id
-                return self
-
-            def remote(self) -> Actor:
-                actors.started.append(self.name)
-                return Actor(self.name)
-
-        monkeypatch.setattr(mps, "DAEMON", Options())
-        monkeypatch.setattr(
-            mps, "NodeAffinitySchedulingStrategy", lambda node_id, soft: type("At", (), {"node_id": node_id})
-        )
-        monkeypatch.setattr(mps.ray, "wait", lambda answers, timeout: ([a for a in answers if a in self.answers], []))
-        monkeypatch.setattr(mps.ray, "get", self._get)
-        monkeypatch.setattr(mps.ray, "kill", lambda actor: self.ended.append(actor.name))
-
-    def _get(self, answer: Any, timeout: float = 0.0) -> Any:
-        if isinstance(answer, list):
-            return [None for _ in answer]
-        found = self.answers.pop(answer)
-        if isinstance(found, Exception):
-            raise found
-        return found
 
 
 def test_only_nodes_whose_workers_share_a_gpu_get_a_daemon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from daemon_actors import Actors
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, ActorUnschedulableError
 from ray_autoscaler import RayAutoscaler
@@ -190,13 +191,37 @@ def test_workers_of_a_gpu_wait_until_its_mps_daemon_has_started_or_not(
 ) -> None:
     pool = Pool(resolve("paper"), FixedNodes(a=CPU, b=GPU))
     undecided = {"b"}
-    monkeypatch.setattr(pool._daemons, "follow", lambda hosts: None)
+    monkeypatch.setattr(pool._daemons, "follow", lambda hosts, occupied: None)
     monkeypatch.setattr(pool._daemons, "is_undecided", undecided.__contains__)
     pool.reconcile()
     assert hosts(placed) == {("a", "cpu", 0.0): 4}
     undecided.clear()
     pool.reconcile()
     assert hosts(placed) == {("a", "cpu", 0.0): 4, ("b", "cuda", 0.0625): 16}
+
+
+def test_the_mps_daemon_of_a_node_that_is_about_to_go_stays_as_long_as_workers_need_it(
+    placed: dict[str, tuple[str, str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They use the notice to finish their tasks; without the daemon, their CUDA contexts would fail at once."""
+    actors = Actors(monkeypatch)
+    pool = Pool(resolve("paper"), FixedNodes(b=GPU))
+    pool.reconcile()
+    assert placed == {}, "the daemon is starting"
+    actors.answers["b.start"] = "/tmp/leap-mps-1", ""
+    pool.reconcile()
+    pool.reconcile()
+    assert hosts(placed) == {("b", "cuda", 0.0625): 16}
+    pool._nodes.view = View({}, {"b": time.monotonic() + 60})
+    pool.reconcile()
+    assert (actors.ended, pool.mps) == ([], {"b": "running"})
+    for slot in pool._slots[1:]:
+        slot.clear()
+    pool.reconcile()
+    assert actors.ended == [], "one worker is still there"
+    pool._slots[0].clear()
+    pool.reconcile()
+    assert (actors.ended, pool.mps) == (["b"], {})
 
 
 def test_nothing_starts_before_min_workers_fit(placed: dict[str, tuple[str, str, float]]) -> None:
