@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import math
 import os
@@ -31,7 +32,7 @@ SCHEMAS = json.loads((ROOT / "tests" / "support" / "kubernetes_schemas.json").re
 CLOUDS = ["aws", "gcp"]
 WORKERS = {"aws": ["cpu-spot", "gpu-spot"], "gcp": ["gpu-spot"]}
 """Groups of workers by cloud, the one that is used by default first."""
-SHELLS = ["environment.sh", *sorted(f"slurm/{path.name}" for path in (CLUSTER / "slurm").iterdir())]
+SHELLS = ["environment.sh", "watchdog.sh", *sorted(f"slurm/{path.name}" for path in (CLUSTER / "slurm").iterdir())]
 
 
 def cloud(name: str) -> dict[str, Any]:
@@ -372,6 +373,51 @@ def test_without_a_shared_directory_every_node_builds_its_own(tmp_path: Path) ->
     command = ["bash", CLUSTER / "environment.sh"]
     refused = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
     assert (refused.returncode, refused.stderr) == (2, "usage: environment.sh DIRECTORY [ARGUMENTS OF pip install]\n")
+
+
+def watch(tmp_path: Path, raylets: str) -> tuple[str, list[str]]:
+    """What watchdog.sh says and does. In `raylets`, + is a minute with one and - without, as are all later ones."""
+    done = tmp_path / "done"
+    done.write_text("")
+    (tmp_path / "minutes").write_text(raylets)
+    for name, body in {
+        "sleep": 'echo "sleep $*" >> "$DONE"',
+        "pgrep": 'now=$(cat "$MINUTES"); echo "${now:1}" > "$MINUTES"; [ "$*" = "-x raylet" ] && [ "${now:0:1}" = + ]',
+        "sudo": 'echo "sudo $*" >> "$DONE"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin", "DONE": str(done),
+                   "MINUTES": str(tmp_path / "minutes")}  # fmt: skip
+    command = ["bash", CLUSTER / "watchdog.sh"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    return said, done.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("raylets", "minutes"), [("", 15), ("+++", 18), ("-" * 14 + "+", 30), ("+" + "-" * 14 + "+", 31)]
+)
+def test_a_worker_machine_without_a_head_shuts_itself_down(tmp_path: Path, raylets: str, minutes: int) -> None:
+    said, done = watch(tmp_path, raylets)
+    assert said == "watchdog: no raylet for 15 minutes; this machine is shut down\n"
+    assert done == ["sleep 60"] * minutes + ["sudo shutdown -h now"]
+
+
+def test_a_machine_has_one_watchdog(tmp_path: Path) -> None:
+    with (tmp_path / ".leap-watchdog").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert watch(tmp_path, "") == ("", [])
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_every_worker_machine_starts_the_watchdog_and_the_head_does_not(name: str) -> None:
+    file = cloud(name)
+    start = "setsid --fork bash ~/leap-dist/cluster/watchdog.sh < /dev/null > ~/watchdog.log 2>&1"
+    assert file["worker_start_ray_commands"][-1] == start
+    assert "watchdog" not in str(file["head_start_ray_commands"])
+    groups = [file["available_node_types"][group]["node_config"] for group in WORKERS[name]]
+    if name == "aws":
+        assert {group["InstanceInitiatedShutdownBehavior"] for group in groups} == {"terminate"}
 
 
 STAND_INS = {
