@@ -85,6 +85,38 @@ def test_where_it_does_not_work_nothing_is_left_of_it(
     assert (daemon.folder, daemon.is_running) == (None, False)
 
 
+SUBSET = """
+import json, os
+visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+served = SERVED if "CUDA_MPS_PIPE_DIRECTORY" in os.environ else visible
+print(json.dumps([[[name, 1, 2] for name in visible if name in served], ""]))
+"""
+"""A node of four GPUs, of which CUDA and the daemon show some."""
+
+
+@pytest.mark.parametrize(
+    ("served", "problem"),
+    [(["1", "2", "3"], ""), (["1", "2"], "CUDA does not work through it: it shows 2 of 3 GPUs")],
+)
+def test_a_daemon_serves_all_gpus_that_ray_was_given_under_their_own_numbers(
+    tool: Path, monkeypatch: pytest.MonkeyPatch, served: list[str], problem: str
+) -> None:
+    """One that sees a subset numbers it from 0, and a worker that is told to use GPU 3 would find none."""
+    tool.write_text(FAKE.replace("BEGIN", '(folder.parent / "seen").write_text(repr(dict(os.environ)))'))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2,3")
+    monkeypatch.setattr(mps, "GPU_SCRIPT", SUBSET.replace("SERVED", repr(served)))
+    monkeypatch.setattr(mps.tempfile, "mkdtemp", lambda prefix: str(tool.with_name("pipes")))
+    tool.with_name("pipes").mkdir()
+    daemon = Daemon()
+    assert daemon.start() == problem
+    assert daemon.is_running == (not problem)
+    seen = tool.with_name("seen").read_text()
+    assert "CUDA_MPS_PIPE_DIRECTORY" in seen
+    assert "CUDA_VISIBLE_DEVICES" not in seen
+    assert daemon.environment()["CUDA_VISIBLE_DEVICES"] == "1,2,3", "workers keep it"
+    daemon.stop()
+
+
 def test_somebody_elses_daemon_is_left_alone_and_a_missing_tool_is_no_error(
     tool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
