@@ -174,7 +174,8 @@ def _work(
         try:
             checks, usable = check_nodes(config, nodes, plan.folder if plan.movable else None, stop, announce)
             config, alerts = fit_resources(config, usable, one_kind=plan.one_kind)
-            pool = Pool(config, nodes, profiles, alerts, checks=checks, most_workers=plan.most_workers)
+            most, one_kind = plan.most_workers, plan.one_kind
+            pool = Pool(config, nodes, profiles, alerts, checks=checks, most_workers=most, one_kind=one_kind)
             pool.require_capacity()
             announce("starting the server and the workers")
             progress.start.begin("server")

@@ -231,16 +231,28 @@ def fit_resources(config: Config, nodes: Sequence[Node], *, one_kind: bool = Fal
     """Return the configuration with what its workers get on these nodes, and alerts where that is less than asked for.
 
     Nodes with GPUs and nodes without both get workers unless the configuration names a device. With `one_kind`, all
-    workers compute on the same kind of device, so that the bits of a task's result do not depend on where it runs.
+    workers compute on the same kind of device, so that the bits of a task's result do not depend on where it runs. If
+    no node can hold a worker yet, the kind stays "auto", and `of_one_kind` decides it later.
 
     Raises ConfigError if there are too few GPUs.
     """
     config, alerts = memory.fit(config)
     total = total_with_autoscaler("GPU", nodes, config.address)
     gpus, device = gpus_per_worker(config, total), config.worker.device
-    if device == "auto" and one_kind:
+    if device == "auto" and one_kind and (total or any(Need.of(config).on(node).workers for node in nodes)):
         device = "cuda" if total else "cpu"
     return replace(config, worker=replace(config.worker, device=device, gpus=gpus)), alerts
+
+
+def of_one_kind(need: Need, nodes: Mapping[str, Node]) -> Need:
+    """Return the need restricted to GPUs if one of these nodes offers some to workers, or to processors if none does.
+
+    It stays as it is if no node can hold a worker.
+    """
+    kinds = {room.device for room in map(need.on, nodes.values()) if room.workers}
+    if not kinds:
+        return need
+    return need._replace(device="cuda") if "cuda" in kinds else need._replace(device="cpu", gpus=0.0)
 
 
 def bundles(

@@ -34,6 +34,7 @@ from leap_dist.driver.placement import (
     candidates,
     explain_lack,
     max_workers,
+    of_one_kind,
     others_may_come,
     waits_for_nodes,
 )
@@ -62,6 +63,8 @@ class Pool:
         nodes: the cluster's nodes.
         checks: decides which nodes may get workers.
         most_workers: number of workers beyond which some would never have a task.
+        one_kind: whether all workers must compute on the same kind of device. If the configuration leaves it open, the
+            first nodes that may get workers decide it.
         profiles: directory for every worker's profiler trace and time breakdown, or None.
         alerts: alerts that were raised before the pool was created.
     """
@@ -75,11 +78,13 @@ class Pool:
         *,
         checks: NoChecks | None = None,
         most_workers: int = UNLIMITED,
+        one_kind: bool = False,
     ) -> None:
         self._config = config
         self._checks = checks or NoChecks()
         self._most = most_workers
         self._need = Need.of(config, most_workers)
+        self._one_kind = one_kind
         self._profiles = profiles
         self._server: Any = None
         self._nodes = nodes
@@ -224,6 +229,8 @@ class Pool:
     def _hosts(self) -> dict[str, Room]:
         """Return the room on each node that may get workers, without the nodes that have none."""
         nodes = self._checks.passed(candidates(self._need, self._nodes.view.staying))
+        if self._one_kind and self._need.device == "auto":
+            self._need = of_one_kind(self._need, nodes)
         rooms = {name: self._need.on(node, hosts_server=name == self._nodes.own) for name, node in nodes.items()}
         return {name: room for name, room in rooms.items() if room.workers}
 

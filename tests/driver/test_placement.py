@@ -290,3 +290,11 @@ def test_where_a_task_runs_makes_no_difference_if_all_workers_use_the_same_kind_
         assert one.worker.device == device
         rooms = [Need.of(one).on(node) for node in (gpu, STABLE)]
         assert {room.device for room in rooms if room.workers} == {device}
+
+
+def test_before_there_is_a_node_for_workers_their_kind_of_device_is_left_open():
+    config, head = resolve("paper"), Node({"CPU": 0.0}, {"pool": "stable"}, "10.0.0.1")
+    for nodes in ([], [head]):
+        assert fit_resources(config, nodes, one_kind=True)[0].worker.device == "auto"
+    spot = resolve("paper", {"worker.labels": "pool=spot"})
+    assert fit_resources(spot, [STABLE], one_kind=True)[0].worker.device == "auto", "it is not for workers"

@@ -17,7 +17,7 @@ from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.driver import pool as pool_module
 from leap_dist.driver.actors import ServerProcess
 from leap_dist.driver.nodes import Node, Nodes, View
-from leap_dist.driver.placement import GROUP_LABEL, Group
+from leap_dist.driver.placement import GROUP_LABEL, Group, fit_resources
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.worker_slot import WorkerSlot
 from leap_dist.protocol.messages import Idle
@@ -141,6 +141,28 @@ def test_nobody_is_told_to_wait_for_nodes_that_cannot_join() -> None:
     pool = Pool(resolve("fast", {"min_workers": 500}), FixedNodes(a=CPU))
     with pytest.raises(ConfigError, match=r"only 4 fit on the current node; use --min-workers 4$"):
         pool.require_capacity()
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"b": GPU}, {("b", "cuda", 0.0625): 16}),
+        ({"a": CPU, "b": GPU}, {("b", "cuda", 0.0625): 16}),
+        ({"a": CPU}, {("a", "cpu", 0.0): 4, ("b", "cpu", 0.0): 16}),
+    ],
+)
+def test_where_all_workers_compute_on_one_kind_of_device_the_first_nodes_decide_which(
+    placed: dict[str, tuple[str, str, float]], first: dict[str, Node], then: dict[tuple[str, str, float], int]
+) -> None:
+    """An evaluation may start before the autoscaler has brought a node."""
+    config, _ = fit_resources(resolve("paper", {"worker.mps": "no"}), [], one_kind=True)
+    pool = Pool(config, FixedNodes(head=Node({"CPU": 0.0}, {}, "10.0.0.9")), one_kind=True)
+    pool.reconcile()
+    assert placed == {}
+    for nodes in (first, {"a": CPU, "b": GPU}):
+        pool._nodes.view = View(nodes, {})
+        pool.reconcile()
+    assert hosts(placed) == then
 
 
 def test_the_first_node_goes_and_its_workers_move_to_the_others(placed: dict[str, tuple[str, str, float]]) -> None:
