@@ -197,10 +197,21 @@ def max_workers(need: Need, groups: Sequence[Group]) -> int:
 
 
 def total_with_autoscaler(name: str, nodes: Sequence[Node], address: str) -> float:
-    """Return the total of one resource over the current nodes and the nodes that the autoscaler may add."""
-    return sum(node.resources.get(name, 0.0) for node in nodes) + sum(
-        group.max_count * group.resources.get(name, 0.0) for group in autoscaler_groups(address) or ()
+    """Return the total of one resource over the current nodes and the nodes that the autoscaler may add.
+
+    The nodes of a group count as its maximum, whether or not they are up.
+    """
+    groups = autoscaler_groups(address) or ()
+    names = group_names(groups)
+    others = [node for node in nodes if node.labels.get(GROUP_LABEL) not in names]
+    return sum(node.resources.get(name, 0.0) for node in others) + sum(
+        group.max_count * group.resources.get(name, 0.0) for group in groups
     )
+
+
+def group_names(groups: Sequence[Group]) -> set[str]:
+    """Return the names of the groups that have one, which are the values of GROUP_LABEL on their nodes."""
+    return {group.name for group in groups if group.name}
 
 
 def gpus_per_worker(config: Config, total_gpus: float) -> float:

@@ -33,6 +33,7 @@ from leap_dist.driver.placement import (
     can_be_joined,
     candidates,
     explain_lack,
+    group_names,
     max_workers,
     of_one_kind,
     others_may_come,
@@ -123,7 +124,7 @@ class Pool:
         known, as on Kubernetes, "auto" asks for as many workers as a batch has tasks, and RequestBook cuts a request
         that is refused. `groups` are None if it is not known what an autoscaler may add.
         """
-        names = {group.name for group in groups or () if group.name}
+        names = group_names(groups or ())
         group_of = {name: node.labels.get(GROUP_LABEL) for name, node in self._nodes.view.staying.items()}
         others = [room for name, room in self._hosts().items() if group_of.get(name) not in names]
         limited = [group for group in groups or () if group.max_count < UNLIMITED]

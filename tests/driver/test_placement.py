@@ -12,6 +12,7 @@ from leap_dist.config.loading import resolve
 from leap_dist.driver.memory import WORKER_BYTES
 from leap_dist.driver.nodes import Node
 from leap_dist.driver.placement import (
+    GROUP_LABEL,
     UNLIMITED,
     Group,
     Need,
@@ -269,6 +270,20 @@ def test_a_run_on_the_head_alone_has_nothing_of_the_clusters_autoscaler(tmp_path
     assert autoscaler_groups("auto") == [Group({"CPU": 8.0, "GPU": 1.0}, {}, 5, "gpu")]
     assert autoscaler_groups("local") is None
     assert total_with_autoscaler("GPU", [STABLE], "local") == 0
+
+
+def test_a_node_of_a_group_counts_once_whether_or_not_it_is_up(tmp_path: Path, monkeypatch):
+    """64 workers on 16 GPUs get a quarter each, also where a run before has left all 16 nodes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(
+        "available_node_types: {gpu: {resources: {CPU: 8, GPU: 1}, max_workers: 16}}\n"
+    )
+    by_hand = Node({"CPU": 8.0, "GPU": 2.0}, {}, "10.0.0.1")
+    up = Node({"CPU": 8.0, "GPU": 1.0}, {GROUP_LABEL: "gpu"}, "10.0.0.2")
+    config = resolve("paper", {"workers": 64, "address": "auto"})
+    for nodes in ([], [up] * 3, [up] * 16):
+        assert fit_resources(config, nodes)[0].worker.gpus == 0.25
+    assert total_with_autoscaler("GPU", [by_hand, up], "auto") == 2 + 16
 
 
 def test_workers_get_a_share_of_the_gpus_there_are():
