@@ -174,9 +174,9 @@ class A2C(EndlessLearner):
         self._on_frame = see
 
     def close(self) -> None:
-        """Return the emulators to their pool, and give up the device's graphs."""
-        self._env.close()
+        """Give up the device's graphs, and return the emulators to their pool."""
         self._rollout.close()
+        self._env.close()
 
     def _add_losses(self, parts: Tensor) -> Tensor:
         """Add the losses of a rollout, (4,), to the means that `progress` reports, and return the total loss."""
