@@ -12,7 +12,9 @@ each).
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import queue
 import statistics
 import sys
 import time
@@ -34,6 +36,8 @@ from leap_dist.nn.flat_vector import flatten
 from leap_dist.tasks.atari import a2c
 from leap_dist.tasks.atari.a2c import A2C
 
+START_SECONDS = 300
+"""Time limit for the start of all processes that compute at once."""
 WARM_UP = 20
 """Number of initial updates that are not measured: they choose algorithms and record graphs."""
 
@@ -198,23 +202,38 @@ def scale(count: int, given: Any, report: Report) -> None:
 
 
 def at_once(arm: str, count: int, given: Any) -> tuple[float, float]:
-    """Return the total agent steps/s of `count` processes and Leap's mean share of their time."""
+    """Return the total agent steps/s of `count` processes and Leap's mean share of their time.
+
+    Raises RuntimeError if one of them fails or they take too long; none is left running.
+    """
     context = multiprocessing.get_context("spawn")
-    start, queue = context.Barrier(count), context.Queue()
-    arguments = (arm, given.preset, given.game, given.seconds, 1 / count, start, queue)
-    processes = [context.Process(target=work, args=(index, *arguments)) for index in range(count)]
-    for process in processes:
-        process.start()
-    results = [queue.get(timeout=given.seconds + 300) for _ in processes]
-    for process in processes:
-        process.join()
-    return sum(rate for rate, _ in results), statistics.mean(share for _, share in results)
+    start, results = context.Barrier(count, timeout=START_SECONDS), context.Queue()
+    arguments = (arm, given.preset, given.game, given.seconds, 1 / count, start, results)
+    processes = [context.Process(target=work, args=(index, *arguments), daemon=True) for index in range(count)]
+    found: list[tuple[float, float]] = []
+    deadline = time.monotonic() + given.seconds + START_SECONDS
+    try:
+        for process in processes:
+            process.start()
+        while len(found) < count:
+            failed = [process for process in processes if process.exitcode]
+            if failed or time.monotonic() > deadline:
+                raise RuntimeError(f"{arm}: {len(failed)} of {count} processes failed, and {len(found)} are done")
+            with contextlib.suppress(queue.Empty):
+                found.append(results.get(timeout=0.2))
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+    return sum(rate for rate, _ in found), statistics.mean(share for _, share in found)
 
 
 def work(
-    index: int, arm: str, preset: str, game: str, seconds: float, gpu_share: float, start: Barrier, queue: Any
+    index: int, arm: str, preset: str, game: str, seconds: float, gpu_share: float, start: Barrier, results: Any
 ) -> None:
-    """Run one process, which puts (agent steps/s, Leap's share) into the queue."""
+    """Run one process, which puts (agent steps/s, Leap's share) into the queue `results`."""
     prepare("cuda" if arm == "loop" else "cpu", 1, gpu_share)
     agent, settings = of_preset(preset)
     steps, in_leap = 0, 0.0
@@ -249,7 +268,7 @@ def work(
             steps += learner.steps_per_update
         torch.cuda.synchronize()
         now = time.perf_counter()
-    queue.put((steps / (now - began), in_leap / (now - began)))
+    results.put((steps / (now - began), in_leap / (now - began)))
 
 
 if __name__ == "__main__":

@@ -35,9 +35,10 @@ address_of() {
 go_on() {
     run=(--resume auto --run-dir "$@")
 }
-# Put a job that ran out of time back into the queue, where it continues by itself. $1 is the exit code of training.
+# Put a job that ran out of time back into the queue, where it continues by itself. $1 is the exit code of training; a job
+# that only provides a node gives none.
 requeue_if_out_of_time() {
-    [ "$1" -eq 130 ] && [ -n "${LEAP_OUT_OF_TIME:-}" ] || return 0
+    [ "${1:-130}" -eq 130 ] && [ -n "${LEAP_OUT_OF_TIME:-}" ] || return 0
     scontrol requeue "$SLURM_JOB_ID" && echo "slurm: out of time; the job is requeued and continues" >&2
 }
 # Whether the job's time is up, rather than somebody's patience: --signal comes at most four minutes before the end.

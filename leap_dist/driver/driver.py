@@ -156,12 +156,7 @@ def _operate(
 
 
 def _work(
-    config: Config,
-    plan: ServerPlan,
-    record: Record,
-    announce: Announce,
-    progress: Progress,
-    profiles: Path | None,
+    config: Config, plan: ServerPlan, record: Record, announce: Announce, progress: Progress, profiles: Path | None
 ) -> str:
     """Run the server, the workers and the control loop on the cluster that this process is connected to."""
     with stop_signal() as stop:
@@ -174,7 +169,8 @@ def _work(
         try:
             checks, usable = check_nodes(config, nodes, plan.folder if plan.movable else None, stop, announce)
             config, alerts = fit_resources(config, usable, one_kind=plan.one_kind)
-            pool = Pool(config, nodes, profiles, alerts, checks=checks, most_workers=plan.most_workers)
+            most, one_kind = plan.most_workers, plan.one_kind
+            pool = Pool(config, nodes, profiles, alerts, checks=checks, most_workers=most, one_kind=one_kind)
             pool.require_capacity()
             announce("starting the server and the workers")
             progress.start.begin("server")
@@ -182,8 +178,7 @@ def _work(
             pool.open(server)
             wait_for_server(server, plan, stop)
             progress.start.begin("workers")
-            offset = plan.ledger_offset
-            outcome = ControlLoop(server, pool, nodes, progress, record, plan.folder, stop, offset).run()
+            outcome = ControlLoop(server, pool, nodes, progress, record, plan.folder, stop, plan.ledger_offset).run()
             if nodes.head_is_gone:
                 raise HeadLost(outcome)
             return outcome

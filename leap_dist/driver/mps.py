@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 from leap_dist.driver.node_report import GPU_SCRIPT
 from leap_dist.driver.placement import Room
@@ -33,6 +34,8 @@ from leap_dist.storage.redaction import redact_output
 TOOL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 """Environment variables that tell CUDA where the daemon is."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Environment variable that names the GPUs that a process may use. Ray may have been given a part of them in it."""
 START_SECONDS = 10.0
 TRY_SECONDS = 60.0
 """Time limit for a first computation through the daemon."""
@@ -54,17 +57,20 @@ class Daemon:
             return f"{TOOL} is not installed"
         if runs_already():
             return "another daemon is already running"
+        expected = max(1, _gpus(os.environ)[0]) if VISIBLE in os.environ else 1
         self.folder = Path(tempfile.mkdtemp(prefix="leap-mps-"))
+        # A daemon that sees only some devices numbers them anew, but its clients go on to name theirs as before.
+        environment = {name: value for name, value in self.environment().items() if name != VISIBLE}
         try:
             self._process = subprocess.Popen(
                 [tool, "-f"],
-                env=self.environment(),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 preexec_fn=_end_with_parent,
             )
-            problem = self._wait() or self._try()
+            problem = self._wait() or self._try(expected)
         except OSError as error:
             problem = str(error)
         if problem:
@@ -104,17 +110,23 @@ class Daemon:
             time.sleep(0.02)
         return "the daemon does not start" if self.is_running else "the daemon ended at once"
 
-    def _try(self) -> str:
-        """Compute something through the daemon, in another process. Returns "" or what is wrong."""
-        command = [sys.executable, "-c", GPU_SCRIPT]
-        try:
-            done = subprocess.run(
-                command, env=self.environment(), capture_output=True, text=True, timeout=TRY_SECONDS, check=True
-            )
-            gpus, problem = json.loads(done.stdout.strip().splitlines()[-1])
-        except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-            return f"CUDA does not work through it: {type(error).__name__}"
-        return f"CUDA does not work through it: {problem or 'no GPU'}" if problem or not gpus else ""
+    def _try(self, expected: int) -> str:
+        """Compute something on at least `expected` GPUs through the daemon. Returns "" or what is wrong."""
+        found, problem = _gpus(self.environment())
+        if not problem and found < expected:
+            problem = f"it shows {found} of {counted(expected, 'GPU')}" if found else "no GPU"
+        return f"CUDA does not work through it: {problem}" if problem else ""
+
+
+def _gpus(environment: Mapping[str, str]) -> tuple[int, str]:
+    """Return the number of GPUs on which another process can compute, and why it cannot use one more."""
+    command = [sys.executable, "-c", GPU_SCRIPT]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TRY_SECONDS, check=True)
+        gpus, problem = json.loads(done.stdout.strip().splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return 0, type(error).__name__
+    return len(gpus), problem
 
 
 def runs_already() -> bool:
@@ -169,8 +181,12 @@ class Daemons:
         self.states: dict[str, str] = {}
         """State of the daemon by node: "running", or the reason why there is none."""
 
-    def follow(self, hosts: Mapping[str, Room]) -> None:
-        """Start a daemon on each new node whose workers share GPUs, and take note of those that have ended."""
+    def follow(self, hosts: Mapping[str, Room], occupied: Collection[str] = ()) -> None:
+        """Start a daemon on each new node whose workers share GPUs, and take note of those that have ended.
+
+        A daemon is ended if its node is neither among `hosts`, which may get workers, nor `occupied` by one, as it is
+        while a node that is about to go leaves its workers time for their tasks.
+        """
         if not self._wanted:
             return
         for name, room in hosts.items():
@@ -179,7 +195,7 @@ class Daemons:
                 actor = DAEMON.options(scheduling_strategy=there).remote()
                 self._actors[name] = actor, actor.start.remote()
         for name, (actor, answer) in list(self._actors.items()):
-            if name not in hosts:
+            if name not in hosts and name not in occupied:
                 self._forget(name)
             elif answer is not None and ray.wait([answer], timeout=0)[0]:
                 self._take(name, actor, answer)

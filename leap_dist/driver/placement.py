@@ -21,6 +21,12 @@ from leap_dist.driver import memory
 from leap_dist.driver.nodes import Node
 
 UNLIMITED = sys.maxsize
+GROUP_LABEL = "ray.io/node-group"
+"""Label in which Ray says which of the autoscaler's groups a node belongs to."""
+MPS_CLIENTS = 48
+"""Number of processes that NVIDIA's MPS admits to one GPU, up to CUDA 13.0."""
+MPS_LIMIT, TASK_LIMIT = "MPS clients", "tasks"
+"""Limits of a node on which no more workers may share a GPU, or more would never have a task."""
 MANY_PROCESSORS = 8
 """If the node of the server and the driver has at least this many processors, it reserves one for them."""
 
@@ -49,13 +55,20 @@ class Need(NamedTuple):
     """Where workers compute if they get a GPU. With "auto", nodes without one take workers too, on processors."""
     fills: bool = False
     """Whether a node gets as many workers as fit into its memory, rather than a number that the user asked for."""
+    most: int = UNLIMITED
+    """Number of workers that there will be at most. If they all fit on one node, they share all of its GPUs."""
+    most_per_gpu: int = UNLIMITED
+    """Number of processes that may share a GPU."""
 
     @classmethod
-    def of(cls, config: Config) -> Need:
-        """Return what a worker with this configuration requires."""
+    def of(cls, config: Config, most_workers: int = UNLIMITED) -> Need:
+        """Return what a worker with this configuration requires. More than `most_workers` would never have a task."""
         worker = config.worker
         gpus = worker.gpus or (0.0 if worker.device == "cpu" else None)
-        return cls(worker.cpus, gpus, labels.parse(worker.labels), worker.device, config.workers == "auto")
+        fills = config.workers == "auto"
+        most = config.workers if config.workers != "auto" else max(most_workers, config.min_workers)
+        per_gpu = MPS_CLIENTS if worker.mps == "auto" else UNLIMITED
+        return cls(worker.cpus, gpus, labels.parse(worker.labels), worker.device, fills, most, per_gpu)
 
     def fits(self, resources: Mapping[str, float], node_labels: Mapping[str, str] | None) -> int:
         """Return how many workers fit on a node. Pass None for labels that are not known; they are assumed to match."""
@@ -107,13 +120,20 @@ class Need(NamedTuple):
         """
         if not devices:
             return 0, self.gpus or 0.0, "GPUs"
-        by_memory = _whole(gpu_bytes / memory.WORKER_GPU_BYTES)
         if self.gpus is None:
-            each = max(1, min(-(-most // devices), by_memory))
-            return devices * each, share_of(each), "GPU memory"
+            # Ray fills one device before it takes the next, so the share must be as large as the workers that will
+            # really run on this node allow. Whether others run elsewhere does not matter: nodes come and go.
+            each, limit = min(
+                (-(-min(most, self.most) // devices), TASK_LIMIT),
+                (_whole(gpu_bytes / memory.WORKER_GPU_BYTES), "GPU memory"),
+                (self.most_per_gpu, MPS_LIMIT),
+            )
+            each = max(1, each)
+            return devices * each, share_of(each), limit
         if self.gpus > 1:
             return _whole(devices / self.gpus), self.gpus, "worker.gpus"
-        return devices * _whole(1 / self.gpus), self.gpus, "worker.gpus"
+        each, limit = min((_whole(1 / self.gpus), "worker.gpus"), (self.most_per_gpu, MPS_LIMIT))
+        return devices * each, self.gpus, limit
 
     def __str__(self) -> str:
         where = f" on nodes with {_shown(self.labels)}" if self.labels else ""
@@ -157,6 +177,8 @@ class Group(NamedTuple):
     labels: dict[str, str] | None
     """Labels of the nodes, or None if they are not known."""
     max_count: int
+    name: str = ""
+    """The autoscaler's name for the group, which its nodes have in the label GROUP_LABEL."""
 
 
 def autoscaler_groups(address: str) -> list[Group] | None:
@@ -175,10 +197,21 @@ def max_workers(need: Need, groups: Sequence[Group]) -> int:
 
 
 def total_with_autoscaler(name: str, nodes: Sequence[Node], address: str) -> float:
-    """Return the total of one resource over the current nodes and the nodes that the autoscaler may add."""
-    return sum(node.resources.get(name, 0.0) for node in nodes) + sum(
-        group.max_count * group.resources.get(name, 0.0) for group in autoscaler_groups(address) or ()
+    """Return the total of one resource over the current nodes and the nodes that the autoscaler may add.
+
+    The nodes of a group count as its maximum, whether or not they are up.
+    """
+    groups = autoscaler_groups(address) or ()
+    names = group_names(groups)
+    others = [node for node in nodes if node.labels.get(GROUP_LABEL) not in names]
+    return sum(node.resources.get(name, 0.0) for node in others) + sum(
+        group.max_count * group.resources.get(name, 0.0) for group in groups
     )
+
+
+def group_names(groups: Sequence[Group]) -> set[str]:
+    """Return the names of the groups that have one, which are the values of GROUP_LABEL on their nodes."""
+    return {group.name for group in groups if group.name}
 
 
 def gpus_per_worker(config: Config, total_gpus: float) -> float:
@@ -209,16 +242,28 @@ def fit_resources(config: Config, nodes: Sequence[Node], *, one_kind: bool = Fal
     """Return the configuration with what its workers get on these nodes, and alerts where that is less than asked for.
 
     Nodes with GPUs and nodes without both get workers unless the configuration names a device. With `one_kind`, all
-    workers compute on the same kind of device, so that the bits of a task's result do not depend on where it runs.
+    workers compute on the same kind of device, so that the bits of a task's result do not depend on where it runs. If
+    no node can hold a worker yet, the kind stays "auto", and `of_one_kind` decides it later.
 
     Raises ConfigError if there are too few GPUs.
     """
     config, alerts = memory.fit(config)
     total = total_with_autoscaler("GPU", nodes, config.address)
     gpus, device = gpus_per_worker(config, total), config.worker.device
-    if device == "auto" and one_kind:
+    if device == "auto" and one_kind and (total or any(Need.of(config).on(node).workers for node in nodes)):
         device = "cuda" if total else "cpu"
     return replace(config, worker=replace(config.worker, device=device, gpus=gpus)), alerts
+
+
+def of_one_kind(need: Need, nodes: Mapping[str, Node]) -> Need:
+    """Return the need restricted to GPUs if one of these nodes offers some to workers, or to processors if none does.
+
+    It stays as it is if no node can hold a worker.
+    """
+    kinds = {room.device for room in map(need.on, nodes.values()) if room.workers}
+    if not kinds:
+        return need
+    return need._replace(device="cuda") if "cuda" in kinds else need._replace(device="cpu", gpus=0.0)
 
 
 def bundles(
@@ -284,7 +329,7 @@ def _registered_groups() -> list[Group] | None:
     if config is None:
         return None
     return [
-        Group(dict(group.resources), None, UNLIMITED if group.max_count < 0 else group.max_count)
+        Group(dict(group.resources), None, UNLIMITED if group.max_count < 0 else group.max_count, group.name)
         for group in config.node_group_configs
     ] or None
 
@@ -292,12 +337,12 @@ def _registered_groups() -> list[Group] | None:
 def _ray_up_groups(path: Path) -> list[Group] | None:
     try:
         types = yaml.safe_load(path.read_text())["available_node_types"]
-        return [_parse_group(group) for group in types.values()] or None
+        return [_parse_group(str(name), group) for name, group in types.items()] or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
 
 
-def _parse_group(group: Mapping[str, Any]) -> Group:
+def _parse_group(name: str, group: Mapping[str, Any]) -> Group:
     resources = {str(name): float(amount) for name, amount in (group.get("resources") or {}).items()}
     node_labels = {str(name): str(value) for name, value in (group.get("labels") or {}).items()}
-    return Group(resources, node_labels, int(group.get("max_workers", 0)))
+    return Group(resources, node_labels, int(group.get("max_workers", 0)), name)

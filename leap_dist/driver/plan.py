@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
-from leap_dist.driver.placement import Room
+from leap_dist.driver.placement import TASK_LIMIT, Room
 from leap_dist.telemetry.progress import duration
 
 STEPS_PER_SECOND = {"cpu": 1_600.0, "cuda": 1_700.0}
@@ -46,7 +46,7 @@ def _limit(config: Config, rooms: Sequence[Room], workers: int) -> str:
     """Return what limits the number of workers."""
     if config.workers != "auto" and workers >= config.workers:
         return "--workers"
-    if workers < sum(room.workers for room in rooms):
+    if workers < sum(room.workers for room in rooms) or any(room.limit == TASK_LIMIT for room in rooms):
         return "meta.batch_size, because mode sync waits for each batch" if config.mode == "sync" else "the tasks left"
     return " and ".join(dict.fromkeys(room.limit for room in rooms)) or "nodes"
 

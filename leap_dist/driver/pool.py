@@ -22,6 +22,8 @@ from leap_dist.driver.actors import WORKER
 from leap_dist.driver.clients import Aggregators
 from leap_dist.driver.nodes import READ_SECONDS, Nodes
 from leap_dist.driver.placement import (
+    GROUP_LABEL,
+    MPS_LIMIT,
     UNLIMITED,
     Group,
     Need,
@@ -31,7 +33,9 @@ from leap_dist.driver.placement import (
     can_be_joined,
     candidates,
     explain_lack,
+    group_names,
     max_workers,
+    of_one_kind,
     others_may_come,
     waits_for_nodes,
 )
@@ -60,6 +64,8 @@ class Pool:
         nodes: the cluster's nodes.
         checks: decides which nodes may get workers.
         most_workers: number of workers beyond which some would never have a task.
+        one_kind: whether all workers must compute on the same kind of device. If the configuration leaves it open, the
+            first nodes that may get workers decide it.
         profiles: directory for every worker's profiler trace and time breakdown, or None.
         alerts: alerts that were raised before the pool was created.
     """
@@ -73,11 +79,13 @@ class Pool:
         *,
         checks: NoChecks | None = None,
         most_workers: int = UNLIMITED,
+        one_kind: bool = False,
     ) -> None:
         self._config = config
         self._checks = checks or NoChecks()
         self._most = most_workers
-        self._need = Need.of(config)
+        self._need = Need.of(config, most_workers)
+        self._one_kind = one_kind
         self._profiles = profiles
         self._server: Any = None
         self._nodes = nodes
@@ -104,25 +112,32 @@ class Pool:
         if others_may_come(self._config):
             self._request = ResourceRequest(self._bundles(groups))
         elif fits < self.wanted:
-            self.alerts.append(
-                f"{self.wanted} workers requested, only {fits} fit; lower worker.cpus to share processors"
-            )
+            crowded = any(room.limit == MPS_LIMIT for room in self._hosts().values())
+            remedy = "give --mps no, which admits more to a GPU" if crowded else "lower worker.cpus to share processors"
+            self.alerts.append(f"{self.wanted} workers requested, only {fits} fit; {remedy}")
 
     def _bundles(self, groups: Sequence[Group] | None) -> Request:
-        """Return what the wanted workers need; with "auto", those that fit now and on nodes that may be added.
+        """Return what the wanted workers need; with "auto", those that fit on all nodes that there may be.
 
-        If the number of nodes is not limited or not known, as on Kubernetes, "auto" asks for as many workers as a batch
-        has tasks. `groups` are None if it is not known what an autoscaler may add.
+        It is never more than fits if that is known, because Ray ignores a request of which one bundle does not fit. The
+        nodes of a group count as its maximum, whether or not they are up. If the number of nodes is not limited or not
+        known, as on Kubernetes, "auto" asks for as many workers as a batch has tasks, and RequestBook cuts a request
+        that is refused. `groups` are None if it is not known what an autoscaler may add.
         """
+        names = group_names(groups or ())
+        group_of = {name: node.labels.get(GROUP_LABEL) for name, node in self._nodes.view.staying.items()}
+        others = [room for name, room in self._hosts().items() if group_of.get(name) not in names]
+        limited = [group for group in groups or () if group.max_count < UNLIMITED]
+        most = sum(room.workers for room in others) + max_workers(self._need, limited)
+        is_known = groups is not None and len(limited) == len(groups)
         if self._config.workers != "auto":
             wanted = self._config.workers
         else:
-            limited = [group for group in groups or () if group.max_count < UNLIMITED]
-            wanted = max(self._config.min_workers, self.capacity() + max_workers(self._need, limited))
-            if groups is None or len(limited) < len(groups):
-                wanted = max(wanted, self._config.meta.batch_size)
-            wanted = min(wanted, self._most)
-        return Request(*bundles(self._need, wanted, list(self._hosts().values()), groups or ()))
+            wanted = max(self._config.min_workers, most, 0 if is_known else self._config.meta.batch_size)
+            wanted = min(wanted, max(self._most, self._config.min_workers))
+        if is_known:
+            wanted = min(wanted, most)
+        return Request(*bundles(self._need, wanted, others, groups or ()))
 
     def open(self, server: Any) -> None:
         """Start workers for `server`, which may still be starting; `reconcile` keeps them from now on."""
@@ -165,7 +180,7 @@ class Pool:
         self._record_capacity(fits)
         self._vacate(self._nodes.view.leaving)
         self._aggregators.follow(hosts, self._server)
-        self._daemons.follow(hosts)
+        self._daemons.follow(hosts, {slot.host for slot in self._slots if slot.host and slot.run is not None})
         if self._begun:
             self._resize(min(fits, self.wanted))
         for slot in self._slots:
@@ -215,6 +230,8 @@ class Pool:
     def _hosts(self) -> dict[str, Room]:
         """Return the room on each node that may get workers, without the nodes that have none."""
         nodes = self._checks.passed(candidates(self._need, self._nodes.view.staying))
+        if self._one_kind and self._need.device == "auto":
+            self._need = of_one_kind(self._need, nodes)
         rooms = {name: self._need.on(node, hosts_server=name == self._nodes.own) for name, node in nodes.items()}
         return {name: room for name, room in rooms.items() if room.workers}
 

@@ -27,7 +27,10 @@ def resolve_device(name: str) -> str:
 def resolve_precision(name: str, device: str) -> torch.dtype:
     """Return the dtype to compute in; "auto" is bfloat16 if the hardware multiplies it natively, else float32."""
     if name == "auto":
-        native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        if device == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 

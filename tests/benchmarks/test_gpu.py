@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import queue
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +82,26 @@ def test_a_workers_rate(arm):
     rate, share = results.get_nowait()
     assert rate > 0
     assert (0 < share < 0.5) == (arm == "loop")
+
+
+def the_first_fails(index: int, arm: str, *others: Any) -> None:
+    """Stands in for `gpu.work`."""
+    if index == 0:
+        raise MemoryError("no memory on the GPU")
+    start = others[4]
+    start.wait()
+
+
+def test_where_one_process_fails_the_others_are_not_waited_for(monkeypatch, capfd):
+    monkeypatch.setattr(gpu, "work", the_first_fails)
+    given = argparse.Namespace(preset="fast", game="pong", seconds=1.0)
+    with pytest.raises(RuntimeError, match=r"^loop: 1 of 2 processes failed, and 0 are done$"):
+        gpu.at_once("loop", 2, given)
+    assert "no memory on the GPU" in capfd.readouterr().err
+    deadline = time.monotonic() + 30
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert multiprocessing.active_children() == []
 
 
 def test_the_presets_of_the_project_are_what_is_measured():

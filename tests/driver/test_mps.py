@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemon_actors import Actors
 
 from leap_dist.config.loading import resolve
 from leap_dist.driver import mps
@@ -84,6 +85,38 @@ def test_where_it_does_not_work_nothing_is_left_of_it(
     assert (daemon.folder, daemon.is_running) == (None, False)
 
 
+SUBSET = """
+import json, os
+visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+served = SERVED if "CUDA_MPS_PIPE_DIRECTORY" in os.environ else visible
+print(json.dumps([[[name, 1, 2] for name in visible if name in served], ""]))
+"""
+"""A node of four GPUs, of which CUDA and the daemon show some."""
+
+
+@pytest.mark.parametrize(
+    ("served", "problem"),
+    [(["1", "2", "3"], ""), (["1", "2"], "CUDA does not work through it: it shows 2 of 3 GPUs")],
+)
+def test_a_daemon_serves_all_gpus_that_ray_was_given_under_their_own_numbers(
+    tool: Path, monkeypatch: pytest.MonkeyPatch, served: list[str], problem: str
+) -> None:
+    """One that sees a subset numbers it from 0, and a worker that is told to use GPU 3 would find none."""
+    tool.write_text(FAKE.replace("BEGIN", '(folder.parent / "seen").write_text(repr(dict(os.environ)))'))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2,3")
+    monkeypatch.setattr(mps, "GPU_SCRIPT", SUBSET.replace("SERVED", repr(served)))
+    monkeypatch.setattr(mps.tempfile, "mkdtemp", lambda prefix: str(tool.with_name("pipes")))
+    tool.with_name("pipes").mkdir()
+    daemon = Daemon()
+    assert daemon.start() == problem
+    assert daemon.is_running == (not problem)
+    seen = tool.with_name("seen").read_text()
+    assert "CUDA_MPS_PIPE_DIRECTORY" in seen
+    assert "CUDA_VISIBLE_DEVICES" not in seen
+    assert daemon.environment()["CUDA_VISIBLE_DEVICES"] == "1,2,3", "workers keep it"
+    daemon.stop()
+
+
 def test_somebody_elses_daemon_is_left_alone_and_a_missing_tool_is_no_error(
     tool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,48 +163,6 @@ def test_a_daemon_ends_with_the_process_that_holds_it_even_if_that_is_killed(too
     while Path(f"/proc/{daemon}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not Path(f"/proc/{daemon}").exists() or "Z" in Path(f"/proc/{daemon}/stat").read_text().split()[2]
-
-
-class Actors:
-    """Stands in for Ray: actors answer what the test says, when it says so."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.started: list[str] = []
-        self.answers: dict[str, Any] = {}
-        self.ended: list[str] = []
-        actors = self
-
-        class Actor:
-            def __init__(self, name: str) -> None:
-                self.name = name
-                for method in ("start", "is_running", "stop"):
-                    call = type("Call", (), {"remote": lambda _, method=method: f"{self.name}.{method}"})
-                    setattr(self, method, call())
-
-        class Options:
-            def options(self, scheduling_strategy: Any) -> Options:
-                self.name = scheduling_strategy.node_id
-                return self
-
-            def remote(self) -> Actor:
-                actors.started.append(self.name)
-                return Actor(self.name)
-
-        monkeypatch.setattr(mps, "DAEMON", Options())
-        monkeypatch.setattr(
-            mps, "NodeAffinitySchedulingStrategy", lambda node_id, soft: type("At", (), {"node_id": node_id})
-        )
-        monkeypatch.setattr(mps.ray, "wait", lambda answers, timeout: ([a for a in answers if a in self.answers], []))
-        monkeypatch.setattr(mps.ray, "get", self._get)
-        monkeypatch.setattr(mps.ray, "kill", lambda actor: self.ended.append(actor.name))
-
-    def _get(self, answer: Any, timeout: float = 0.0) -> Any:
-        if isinstance(answer, list):
-            return [None for _ in answer]
-        found = self.answers.pop(answer)
-        if isinstance(found, Exception):
-            raise found
-        return found
 
 
 def test_only_nodes_whose_workers_share_a_gpu_get_a_daemon(monkeypatch: pytest.MonkeyPatch) -> None:

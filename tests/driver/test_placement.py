@@ -12,6 +12,7 @@ from leap_dist.config.loading import resolve
 from leap_dist.driver.memory import WORKER_BYTES
 from leap_dist.driver.nodes import Node
 from leap_dist.driver.placement import (
+    GROUP_LABEL,
     UNLIMITED,
     Group,
     Need,
@@ -111,6 +112,58 @@ def test_as_many_workers_as_a_node_has_room_for(settings, resources, gpu_gb, exp
     assert need.room(resources, {}, gpu_bytes=gpu_gb * GB, hosts_server=True) == expected
 
 
+@pytest.mark.parametrize(
+    ("processors", "devices", "gpu_gb", "mps", "each"),
+    [
+        (72, 1, 94, "auto", 48),  # a GH200; by its memory, it could hold 62
+        (128, 1, 94, "auto", 48),
+        (128, 2, 141, "auto", 48),
+        (128, 1, 94, "no", 62),
+        (17, 1, 94, "auto", 16),
+    ],
+)
+def test_no_gpu_gets_more_workers_than_mps_admits(processors, devices, gpu_gb, mps, each):
+    """48 clients for each device; the next one could not start its CUDA context."""
+    need = Need.of(resolve("paper", {"worker.mps": mps}))
+    room = need.room({"CPU": processors, "GPU": devices}, {}, gpu_bytes=gpu_gb * GB, hosts_server=True)
+    assert (room.workers, room.gpus) == (devices * each, share_of(each))
+    assert (room.limit == "MPS clients") == (each == 48)
+
+
+@pytest.mark.parametrize(("mps", "fit"), [("auto", 48), ("no", 100)])
+def test_what_the_user_asked_for_is_no_more_than_mps_admits_either(mps, fit):
+    need = Need.of(resolve("paper", {"worker.gpus": 0.01, "worker.mps": mps}))
+    assert need.fits({"CPU": 128.0, "GPU": 1.0}, {}) == fit
+
+
+def devices_in_use(workers, share, devices):
+    """How many devices Ray uses: it gives each worker the device with the least free share that suffices."""
+    free = [10_000] * devices  # Ray counts in these steps
+    for _ in range(workers):
+        fitting = [n for n, left in enumerate(free) if left >= round(share * 10_000)]
+        free[min(fitting, key=free.__getitem__)] -= round(share * 10_000)
+    return sum(left < 10_000 for left in free)
+
+
+@pytest.mark.parametrize(
+    ("settings", "most", "share", "used"),
+    [
+        ({"mode": "sync", "meta.batch_size": 16}, 16, 0.5, 8),
+        ({}, 3, 1.0, 3),
+        ({}, 12, 0.5, 6),
+        ({"workers": 16}, UNLIMITED, 0.5, 8),  # their GPUs come later; otherwise fit_resources gives them a share
+        ({"min_workers": 32}, 16, 0.25, 8),
+        ({}, UNLIMITED, share_of(24), 8),
+    ],
+    ids=str,
+)
+def test_fewer_workers_than_fit_on_a_node_share_all_of_its_gpus(settings, most, share, used):
+    need = Need.of(resolve("paper", settings), most)
+    room = need.room({"CPU": 193.0, "GPU": 8.0}, {}, gpu_bytes=80 * GB, hosts_server=True)
+    run = min(room.workers, max(most, settings.get("min_workers", 0)), settings.get("workers", UNLIMITED))
+    assert (room.gpus, devices_in_use(run, room.gpus, 8)) == (share, used)
+
+
 def test_where_a_number_was_asked_for_no_processor_is_kept():
     need = Need.of(resolve("paper", {"workers": 64}))
     assert need.room({"CPU": 64.0}, {}, hosts_server=True).workers == 64
@@ -156,7 +209,10 @@ def test_the_configuration_that_ray_up_leaves_on_the_head(tmp_path: Path):
         "  head: {resources: {CPU: 4}, max_workers: 0, node_config: {}}\n"
         "  gpu: {resources: {CPU: 8, GPU: 1}, labels: {pool: spot}, max_workers: 5}\n"
     )
-    assert _ray_up_groups(path) == [Group({"CPU": 4.0}, {}, 0), Group({"CPU": 8.0, "GPU": 1.0}, {"pool": "spot"}, 5)]
+    assert _ray_up_groups(path) == [
+        Group({"CPU": 4.0}, {}, 0, "head"),
+        Group({"CPU": 8.0, "GPU": 1.0}, {"pool": "spot"}, 5, "gpu"),
+    ]
     for damaged in (
         "",
         "[]",
@@ -211,9 +267,23 @@ def test_a_run_on_the_head_alone_has_nothing_of_the_clusters_autoscaler(tmp_path
     (tmp_path / "ray_bootstrap_config.yaml").write_text(
         "available_node_types: {gpu: {resources: {CPU: 8, GPU: 1}, max_workers: 5}}\n"
     )
-    assert autoscaler_groups("auto") == [Group({"CPU": 8.0, "GPU": 1.0}, {}, 5)]
+    assert autoscaler_groups("auto") == [Group({"CPU": 8.0, "GPU": 1.0}, {}, 5, "gpu")]
     assert autoscaler_groups("local") is None
     assert total_with_autoscaler("GPU", [STABLE], "local") == 0
+
+
+def test_a_node_of_a_group_counts_once_whether_or_not_it_is_up(tmp_path: Path, monkeypatch):
+    """64 workers on 16 GPUs get a quarter each, also where a run before has left all 16 nodes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(
+        "available_node_types: {gpu: {resources: {CPU: 8, GPU: 1}, max_workers: 16}}\n"
+    )
+    by_hand = Node({"CPU": 8.0, "GPU": 2.0}, {}, "10.0.0.1")
+    up = Node({"CPU": 8.0, "GPU": 1.0}, {GROUP_LABEL: "gpu"}, "10.0.0.2")
+    config = resolve("paper", {"workers": 64, "address": "auto"})
+    for nodes in ([], [up] * 3, [up] * 16):
+        assert fit_resources(config, nodes)[0].worker.gpus == 0.25
+    assert total_with_autoscaler("GPU", [by_hand, up], "auto") == 2 + 16
 
 
 def test_workers_get_a_share_of_the_gpus_there_are():
@@ -235,3 +305,11 @@ def test_where_a_task_runs_makes_no_difference_if_all_workers_use_the_same_kind_
         assert one.worker.device == device
         rooms = [Need.of(one).on(node) for node in (gpu, STABLE)]
         assert {room.device for room in rooms if room.workers} == {device}
+
+
+def test_before_there_is_a_node_for_workers_their_kind_of_device_is_left_open():
+    config, head = resolve("paper"), Node({"CPU": 0.0}, {"pool": "stable"}, "10.0.0.1")
+    for nodes in ([], [head]):
+        assert fit_resources(config, nodes, one_kind=True)[0].worker.device == "auto"
+    spot = resolve("paper", {"worker.labels": "pool=spot"})
+    assert fit_resources(spot, [STABLE], one_kind=True)[0].worker.device == "auto", "it is not for workers"

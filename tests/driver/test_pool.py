@@ -8,13 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from daemon_actors import Actors
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, ActorUnschedulableError
+from ray_autoscaler import RayAutoscaler
 
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.driver import pool as pool_module
 from leap_dist.driver.actors import ServerProcess
 from leap_dist.driver.nodes import Node, Nodes, View
+from leap_dist.driver.placement import GROUP_LABEL, Group, fit_resources
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.worker_slot import WorkerSlot
 from leap_dist.protocol.messages import Idle
@@ -98,10 +101,68 @@ def test_where_the_autoscaler_is_not_known_a_batch_is_asked_for(settings: dict[s
     assert request.selectors == [{"pool": "spot"}] * workers
 
 
+RAY_UP = [
+    Group({"CPU": 0.0}, {"pool": "stable"}, 0, "head"),
+    Group({"CPU": 16.0}, {"pool": "spot"}, 16, "cpu-spot"),
+    Group({"CPU": 8.0, "GPU": 1.0}, {"pool": "spot"}, 0, "gpu-spot"),
+]
+"""The groups of cluster/aws.yaml."""
+
+
+@pytest.mark.parametrize("up", [0, 3, 16])
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [({}, 256), ({"workers": 300}, 256), ({"workers": 20}, 20), ({"mode": "sync", "meta.batch_size": 30}, 30)],
+    ids=str,
+)
+def test_the_request_to_an_autoscaler_with_known_limits_always_fits(
+    settings: dict[str, Any], asked: int, up: int
+) -> None:
+    """Ray ignores one that does not, and starts no node."""
+    head = Node({}, {"pool": "stable", GROUP_LABEL: "head"}, "10.0.0.1")
+    spot = Node({"CPU": 16.0, "memory": 2.0**36}, {"pool": "spot", GROUP_LABEL: "cpu-spot"}, "10.0.0.2")
+    config = resolve("fast", {"address": "auto", "worker.labels": "pool=spot", **settings})
+    most = {"most_workers": 30} if config.mode == "sync" else {}
+    pool = Pool(config, FixedNodes(head=head, **{f"s{n}": spot for n in range(up)}), **most)
+    autoscaler = RayAutoscaler(RAY_UP, {"cpu-spot": up})
+    autoscaler.ask(pool._bundles(RAY_UP))
+    assert len(autoscaler.requests[-1].bundles) == asked
+    assert autoscaler.accepts()
+    assert autoscaler.live["cpu-spot"] == max(up, -(-asked // 16))
+
+
+def test_room_on_nodes_of_no_group_is_asked_for_besides_that_of_the_groups() -> None:
+    config = resolve("fast", {"address": "auto", "workers": 300})
+    pool = Pool(config, FixedNodes(byhand=CPU))
+    assert len(pool._bundles(RAY_UP).bundles) == 4 + 16 * 16
+
+
 def test_nobody_is_told_to_wait_for_nodes_that_cannot_join() -> None:
     pool = Pool(resolve("fast", {"min_workers": 500}), FixedNodes(a=CPU))
     with pytest.raises(ConfigError, match=r"only 4 fit on the current node; use --min-workers 4$"):
         pool.require_capacity()
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"b": GPU}, {("b", "cuda", 0.0625): 16}),
+        ({"a": CPU, "b": GPU}, {("b", "cuda", 0.0625): 16}),
+        ({"a": CPU}, {("a", "cpu", 0.0): 4, ("b", "cpu", 0.0): 16}),
+    ],
+)
+def test_where_all_workers_compute_on_one_kind_of_device_the_first_nodes_decide_which(
+    placed: dict[str, tuple[str, str, float]], first: dict[str, Node], then: dict[tuple[str, str, float], int]
+) -> None:
+    """An evaluation may start before the autoscaler has brought a node."""
+    config, _ = fit_resources(resolve("paper", {"worker.mps": "no"}), [], one_kind=True)
+    pool = Pool(config, FixedNodes(head=Node({"CPU": 0.0}, {}, "10.0.0.9")), one_kind=True)
+    pool.reconcile()
+    assert placed == {}
+    for nodes in (first, {"a": CPU, "b": GPU}):
+        pool._nodes.view = View(nodes, {})
+        pool.reconcile()
+    assert hosts(placed) == then
 
 
 def test_the_first_node_goes_and_its_workers_move_to_the_others(placed: dict[str, tuple[str, str, float]]) -> None:
@@ -120,6 +181,24 @@ def test_a_fixed_number_fills_gpus_first(placed: dict[str, tuple[str, str, float
     assert pool.wanted == 6
 
 
+def test_a_batch_that_is_smaller_than_the_node_has_room_for_uses_all_of_its_gpus(
+    placed: dict[str, tuple[str, str, float]],
+) -> None:
+    large = Node({"CPU": 192.0, "GPU": 8.0}, {}, "10.0.0.1")
+    pool = Pool(resolve("paper", {"worker.mps": "no"}), FixedNodes(a=large), most_workers=16)
+    pool.reconcile()
+    assert hosts(placed) == {("a", "cuda", 0.5): 16}
+
+
+def test_who_asks_for_more_than_mps_admits_is_told_how_to_get_it() -> None:
+    pool = Pool(
+        resolve("paper", {"workers": 60, "worker.gpus": 0.01}),
+        FixedNodes(b=GPU._replace(resources={"CPU": 64.0, "GPU": 1.0})),
+    )
+    pool.require_capacity()
+    assert list(pool.alerts) == ["60 workers requested, only 48 fit; give --mps no, which admits more to a GPU"]
+
+
 @pytest.mark.parametrize(("most", "wanted"), [(3, 3), (100, 20)])
 def test_auto_starts_no_more_workers_than_ever_have_a_task(
     placed: dict[str, tuple[str, str, float]], most: int, wanted: int
@@ -134,13 +213,37 @@ def test_workers_of_a_gpu_wait_until_its_mps_daemon_has_started_or_not(
 ) -> None:
     pool = Pool(resolve("paper"), FixedNodes(a=CPU, b=GPU))
     undecided = {"b"}
-    monkeypatch.setattr(pool._daemons, "follow", lambda hosts: None)
+    monkeypatch.setattr(pool._daemons, "follow", lambda hosts, occupied: None)
     monkeypatch.setattr(pool._daemons, "is_undecided", undecided.__contains__)
     pool.reconcile()
     assert hosts(placed) == {("a", "cpu", 0.0): 4}
     undecided.clear()
     pool.reconcile()
     assert hosts(placed) == {("a", "cpu", 0.0): 4, ("b", "cuda", 0.0625): 16}
+
+
+def test_the_mps_daemon_of_a_node_that_is_about_to_go_stays_as_long_as_workers_need_it(
+    placed: dict[str, tuple[str, str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They use the notice to finish their tasks; without the daemon, their CUDA contexts would fail at once."""
+    actors = Actors(monkeypatch)
+    pool = Pool(resolve("paper"), FixedNodes(b=GPU))
+    pool.reconcile()
+    assert placed == {}, "the daemon is starting"
+    actors.answers["b.start"] = "/tmp/leap-mps-1", ""
+    pool.reconcile()
+    pool.reconcile()
+    assert hosts(placed) == {("b", "cuda", 0.0625): 16}
+    pool._nodes.view = View({}, {"b": time.monotonic() + 60})
+    pool.reconcile()
+    assert (actors.ended, pool.mps) == ([], {"b": "running"})
+    for slot in pool._slots[1:]:
+        slot.clear()
+    pool.reconcile()
+    assert actors.ended == [], "one worker is still there"
+    pool._slots[0].clear()
+    pool.reconcile()
+    assert (actors.ended, pool.mps) == (["b"], {})
 
 
 def test_nothing_starts_before_min_workers_fit(placed: dict[str, tuple[str, str, float]]) -> None:
@@ -248,6 +351,7 @@ STATUS = {"tasks_wanted": 20, "tasks": 3, "tasks_waiting": 1}
         ),
         ({"workers": 1, "task_steps": 1_000}, {"a": CPU}, 99, "plan: 1 node, 1 worker, limited by --workers; about"),
         ({}, {"a": CPU}, 3, "plan: 1 node, 3 workers, limited by the tasks left; about"),
+        ({}, {"b": GPU}, 3, "plan: 1 node, 3 workers (3 on GPUs, 0 on processors), limited by the tasks left; about"),
         ({"mode": "sync"}, {"a": CPU}, 2, "plan: 1 node, 2 workers, limited by meta.batch_size, because mode sync"),
         ({"min_workers": 9}, {}, 99, "plan: 0 nodes, 0 workers, limited by nodes"),
     ],

@@ -38,6 +38,14 @@ def test_precisions(monkeypatch):
         assert resolve_precision("auto", "cpu") == expected
 
 
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch):
+    """T4 and V100: torch supports it there too, but several times slower than float32."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert resolve_precision("auto", "cuda") == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert resolve_precision("auto", "cuda") == torch.bfloat16
+
+
 def test_only_gpus_have_graphs():
     assert graph_for(torch.device("cpu")) is None
     assert graph_for(torch.device("cuda")) is CudaGraph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import math
 import os
@@ -31,7 +32,7 @@ SCHEMAS = json.loads((ROOT / "tests" / "support" / "kubernetes_schemas.json").re
 CLOUDS = ["aws", "gcp"]
 WORKERS = {"aws": ["cpu-spot", "gpu-spot"], "gcp": ["gpu-spot"]}
 """Groups of workers by cloud, the one that is used by default first."""
-SHELLS = ["environment.sh", *sorted(f"slurm/{path.name}" for path in (CLUSTER / "slurm").iterdir())]
+SHELLS = ["environment.sh", "watchdog.sh", *sorted(f"slurm/{path.name}" for path in (CLUSTER / "slurm").iterdir())]
 
 
 def cloud(name: str) -> dict[str, Any]:
@@ -243,6 +244,24 @@ def test_pods_are_private_and_leave_in_order(kind: str) -> None:
     assert drain < worker["terminationGracePeriodSeconds"]
 
 
+def amount(quantity: str) -> float:
+    """A quantity of Kubernetes: processors, or bytes."""
+    units = {"m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", quantity).groups()  # type: ignore[union-attr]
+    return float(number) * (units[unit] if unit else 1.0)
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_the_head_fits_on_the_node_that_its_comment_names(kind: str) -> None:
+    """Of 4 CPUs and 16 GiB, Google's Kubernetes leaves pods 3.92 CPUs and 12.87 GiB."""
+    spec = cluster_spec(kind)
+    containers = [*spec["headGroupSpec"]["template"]["spec"]["containers"], spec["autoscalerOptions"]]
+    requests = [container["resources"]["requests"] for container in containers]
+    assert len(requests) == 3, "Ray, TensorBoard, and KubeRay's container of the autoscaler"
+    assert sum(amount(request["cpu"]) for request in requests) <= 3.9
+    assert sum(amount(request["memory"]) for request in requests) <= 12.5 * 2**30
+
+
 def test_a_pod_that_is_to_go_tells_ray_and_waits_for_it(tmp_path: Path) -> None:
     pod = manifest("RayCluster")["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
     told = tmp_path / "told"
@@ -356,21 +375,66 @@ def test_without_a_shared_directory_every_node_builds_its_own(tmp_path: Path) ->
     assert (refused.returncode, refused.stderr) == (2, "usage: environment.sh DIRECTORY [ARGUMENTS OF pip install]\n")
 
 
+def watch(tmp_path: Path, raylets: str) -> tuple[str, list[str]]:
+    """What watchdog.sh says and does. In `raylets`, + is a minute with one and - without, as are all later ones."""
+    done = tmp_path / "done"
+    done.write_text("")
+    (tmp_path / "minutes").write_text(raylets)
+    for name, body in {
+        "sleep": 'echo "sleep $*" >> "$DONE"',
+        "pgrep": 'now=$(cat "$MINUTES"); echo "${now:1}" > "$MINUTES"; [ "$*" = "-x raylet" ] && [ "${now:0:1}" = + ]',
+        "sudo": 'echo "sudo $*" >> "$DONE"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin", "DONE": str(done),
+                   "MINUTES": str(tmp_path / "minutes")}  # fmt: skip
+    command = ["bash", CLUSTER / "watchdog.sh"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    return said, done.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("raylets", "minutes"), [("", 15), ("+++", 18), ("-" * 14 + "+", 30), ("+" + "-" * 14 + "+", 31)]
+)
+def test_a_worker_machine_without_a_head_shuts_itself_down(tmp_path: Path, raylets: str, minutes: int) -> None:
+    said, done = watch(tmp_path, raylets)
+    assert said == "watchdog: no raylet for 15 minutes; this machine is shut down\n"
+    assert done == ["sleep 60"] * minutes + ["sudo shutdown -h now"]
+
+
+def test_a_machine_has_one_watchdog(tmp_path: Path) -> None:
+    with (tmp_path / ".leap-watchdog").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert watch(tmp_path, "") == ("", [])
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_every_worker_machine_starts_the_watchdog_and_the_head_does_not(name: str) -> None:
+    file = cloud(name)
+    start = "setsid --fork bash ~/leap-dist/cluster/watchdog.sh < /dev/null > ~/watchdog.log 2>&1"
+    assert file["worker_start_ray_commands"][-1] == start
+    assert "watchdog" not in str(file["head_start_ray_commands"])
+    groups = [file["available_node_types"][group]["node_config"] for group in WORKERS[name]]
+    if name == "aws":
+        assert {group["InstanceInitiatedShutdownBehavior"] for group in groups} == {"terminate"}
+
+
 STAND_INS = {
     "ray": "",
     "getent": 'case $2 in far) echo "10.1.2.3 STREAM";; *) echo "127.0.1.1 STREAM"; echo "127.0.1.1 DGRAM";; esac',
     "hostname": 'echo "10.9.8.7 172.17.0.1"',
     "squeue": 'echo "$LEFT"',
-    "scontrol": 'echo "$@" > "$ASKED"',
+    "scontrol": 'echo "$@" >> "$ASKED"',
 }
 
 
-def common(tmp_path: Path, script: str, **more: str) -> str:
-    """What a script prints that has sourced the common part, with stand-ins for Slurm and the system."""
+def on_slurm(tmp_path: Path, **more: str) -> dict[str, str]:
+    """The environment of a job, with stand-ins for Slurm and the system."""
     for name, body in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    environment = {
+    return {
         "PATH": f"{tmp_path}:/usr/bin:/bin",
         "SLURM_JOB_ID": "7",
         "RAY_AUTH_TOKEN": "x",
@@ -378,7 +442,12 @@ def common(tmp_path: Path, script: str, **more: str) -> str:
         "ASKED": str(tmp_path / "asked"),
         **more,
     }
+
+
+def common(tmp_path: Path, script: str, **more: str) -> str:
+    """What a script prints that has sourced the common part."""
     command = ["bash", "-euo", "pipefail", "-c", f". cluster/slurm/common.sh; {script}"]
+    environment = on_slurm(tmp_path, **more)
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -397,6 +466,36 @@ def test_a_slurm_job_whose_time_is_up_goes_on_by_itself(tmp_path: Path, left: st
     common(tmp_path, f"! is_out_of_time || LEAP_OUT_OF_TIME=yes; requeue_if_out_of_time {code}", LEFT=left)
     asked = tmp_path / "asked"
     assert (asked.read_text().split() if asked.exists() else []) == (["requeue", "7"] if requeued else [])
+
+
+@pytest.mark.parametrize(
+    ("left", "requeues"), [("1:30", "requeue 7\n"), ("11:30:00", ""), ("", "")], ids=["time limit", "scancel", "silent"]
+)
+def test_a_worker_job_whose_time_is_up_is_requeued_and_one_that_is_cancelled_is_not(
+    tmp_path: Path, left: str, requeues: str
+) -> None:
+    """Slurm itself requeues jobs only after preemption or the loss of a node. Ray's exit code says nothing of it."""
+    asked = tmp_path / "asked"
+    asked.touch()
+    environment = on_slurm(
+        tmp_path, LEFT=left, LEAP_ADDRESS="127.0.0.1:1", LEAP_TMPDIR=str(tmp_path), SLURM_CPUS_PER_TASK="1"
+    )
+    ray = "#!/bin/bash\ntrap 'exit 15' TERM\necho up\nfor _ in {1..600}; do sleep 0.1; done\n"
+    (tmp_path / "ray").write_text(ray)
+    with subprocess.Popen(
+        ["bash", CLUSTER / "slurm" / "worker.sbatch"], cwd=ROOT, env=environment, stdout=subprocess.PIPE
+    ) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == b"up\n"
+        job.terminate()
+        assert job.wait(60) == 15
+    assert asked.read_text() == requeues
+
+
+def test_the_logs_of_slurm_jobs_that_are_requeued_are_kept() -> None:
+    for script in (CLUSTER / "slurm").glob("*.sbatch"):
+        text = script.read_text()
+        assert ("#SBATCH --requeue" in text) == ("#SBATCH --open-mode=append" in text), script
 
 
 def test_the_same_command_starts_and_continues_a_slurm_job(tmp_path: Path) -> None:
@@ -446,6 +545,13 @@ def test_the_image_copies_what_there_is_and_runs_as_nobody_special() -> None:
     assert names.index("USER") < names.index("COPY")
     assert next(step[1] for step in steps if step[0] == "USER") not in {"root", "0"}
     assert "RAY_AUTH_MODE=token" in next(" ".join(step) for step in steps if step[0] == "ENV")
+
+
+def test_the_image_finds_the_driver_where_gke_mounts_it() -> None:
+    """The directories that images of nvidia/cuda name, without the loss of what is set already."""
+    text = (CLUSTER / "Dockerfile").read_text()
+    assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" in text
+    assert re.search(r"^ *PATH=/home/leap/venv/bin:\$PATH:/usr/local/nvidia/bin \\$", text, re.MULTILINE)
 
 
 # What they give to launch.py

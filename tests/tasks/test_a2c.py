@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import math
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -475,3 +477,21 @@ def test_all_actions_may_be_offered():
 def test_an_encoder_of_another_size_is_refused():
     with pytest.raises(ValueError, match="encoder needs"):
         A2C("pong", initialization(3, 0)[1], seed=0, agent=ALONE, settings=ATARI, worker=WORKER)
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_learner_leaves_no_cycle_that_keeps_networks_and_graphs_in_memory() -> None:
+    """A full garbage collection may come many tasks later, and buffers and graphs of a GPU stay there until then."""
+    gc.collect()
+    gc.disable()
+    try:
+        with playing(agent=ALONE) as learner:
+            learner.backward()
+            learner.step()
+            kept = [weakref.ref(part) for part in (learner, learner._rollout, learner._model)]
+        del learner
+        assert [part() for part in kept] == [None] * 3
+    finally:
+        gc.enable()

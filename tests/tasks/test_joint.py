@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -121,3 +123,17 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not_bit_for_bit(tmp_path,
         main(["export", str(tmp_path / "whole" / "init.safetensors"), "--to", "torch", "--out", str(tmp_path / "x")])
         == 0
     )
+
+
+def test_a_closed_learner_of_all_games_leaves_no_cycle_in_memory():
+    gc.collect()
+    gc.disable()
+    try:
+        with joint(GAMES) as learner:
+            learner.backward()
+            learner.step()
+            kept = [weakref.ref(one._rollout) for one in learner._agents.values()]
+        del learner
+        assert [rollout() for rollout in kept] == [None, None]
+    finally:
+        gc.enable()

@@ -174,7 +174,8 @@ class A2C(EndlessLearner):
         self._on_frame = see
 
     def close(self) -> None:
-        """Return the emulators to their pool."""
+        """Give up the device's graphs, and return the emulators to their pool."""
+        self._rollout.close()
         self._env.close()
 
     def _add_losses(self, parts: Tensor) -> Tensor:

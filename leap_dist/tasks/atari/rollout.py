@@ -118,6 +118,8 @@ def a2c_loss(logits: Tensor, values: Tensor, returns: Tensor, actions: Tensor, a
 class Rollout:
     """Computes one unroll after another: call `start`, then `act` T times, then `gradients` or `loss`.
 
+    Call `close` at the end, because the graphs refer to the object that holds them.
+
     Args:
         model: the network, already on its device.
         agent: settings of A2C; they determine T and N.
@@ -166,6 +168,14 @@ class Rollout:
         self._act = [CapturedGraph(partial(self._choose, t), graph) for t in range(steps)]
         self._bootstrap = CapturedGraph(self._value_last, graph)
         self._gradients = CapturedGraph(self._differentiate, graph)
+
+    def close(self) -> None:
+        """Give up the graphs, so that the memory of all tensors is freed with the last reference to this object.
+
+        Without it, network, buffers and graphs would stay on the device until Python's next full garbage collection.
+        """
+        self._act.clear()
+        self._bootstrap = self._gradients = CapturedGraph(tuple, None)
 
     def start(self) -> None:
         """Begin an unroll with the current parameters. Its first frames are those set last."""
