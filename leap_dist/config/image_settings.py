@@ -14,6 +14,11 @@ class SupervisedSettings:
 
     batch: int = setting(20, "number of examples in a batch", low=1, high=100_000)
     learning_rate: float = setting(0.1, "learning rate α of gradient descent", above=0)
+    shuffle: Literal["epoch", "task"] = setting(
+        "epoch",
+        "order of a task's images: each once before any is repeated, in a new random order every time (epoch), or all "
+        "visits of the whole task in one random order, as in the authors' code (task)",
+    )
     augmentation: Literal["none", "affine", "rotations", "turned"] = setting(
         "none",
         "augmentation of images: none; a random rotation, shift and scale of each (affine); a random one of 36 "

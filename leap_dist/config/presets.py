@@ -105,6 +105,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
             "meta_updates": 1000,
             "sampling": "shuffled",
             "supervised.augmentation": "affine",
+            "supervised.shuffle": "task",
             "supervised.split": "first",
             "supervised.polarity": "black-ink",
             "supervised.resampling": "nearest",

@@ -141,7 +141,7 @@ OLD = {
 }
 """What the preset `paper` was before it followed appendix C."""
 NEW_NAMES = ("rotations", "split", "held_out_images", "polarity", "network", "patience_steps", "test_interval",
-             "test_epochs", "validation_interval", "test_learning_rate")  # fmt: skip
+             "test_epochs", "validation_interval", "test_learning_rate", "shuffle")  # fmt: skip
 
 
 def test_tests_of_multi_cv_may_have_more_epochs_than_training():
@@ -184,6 +184,18 @@ def test_the_command_that_began_a_study_continues_it_whatever_its_preset_has_bec
     assert plan.test("4", 0).supervised == replace(plan.training(Cell("4", 0, "leap")).supervised, pretraining=20)
     with pytest.raises(ConfigError, match="rotations: the study there has 0 for tests, not 36"):
         merge(old, planned(existing=old, given={"supervised.rotations": "36"}).study)
+
+
+def test_a_study_that_is_older_than_the_order_of_whole_tasks_continues_in_epochs():
+    begun = planned(preset="authors").study
+    assert {settings["supervised.shuffle"] for settings in (begun.test, *begun.settings.values())} == {"task"}
+    for settings in (begun.test, *begun.settings.values()):
+        del settings["supervised.shuffle"]
+    again = planned(preset="authors", arms=["none", "reptile", "leap", "fomaml"], existing=begun)
+    shuffles = {again.training(cell).supervised.shuffle for cell in again.cells()}
+    assert shuffles | {again.test("4", 0).supervised.shuffle} == {"epoch"}
+    with pytest.raises(ConfigError, match="shuffle: the study there has epoch for tests, not task"):
+        planned(preset="authors", given={"supervised.shuffle": "task"}, existing=begun)
 
 
 def test_a_study_keeps_the_settings_with_which_it_was_begun():
