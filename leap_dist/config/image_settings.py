@@ -77,7 +77,10 @@ class SupervisedSettings:
         high=0.5,
     )
     test_learning_rate: float = setting(
-        0.0, "studies: learning rate in an arm's tests (see --with); 0: the one that all tests share", low=0
+        0.0,
+        "learning rate of evaluations, and of an arm's tests in studies (see --with); 0: that of training, or in "
+        "studies the one that all tests share",
+        low=0,
     )
     test_epochs: int = setting(0, "like epochs, but for the runs of studies and evaluations; 0: as in training", low=0)
     test_interval: int = setting(
@@ -106,4 +109,9 @@ class EarlyStoppingSettings:
     patience: int = setting(
         5, "stop after this many measurements without a new lowest error; 0: measure, but never stop", low=0
     )
-    task_steps: int = setting(0, "examples that a measurement trains on for each alphabet; 0: task_steps", low=0)
+    task_steps: int = setting(
+        0,
+        "examples that a measurement trains on for each alphabet; 0: task_steps, or more if supervised.test_epochs is "
+        "more than supervised.epochs",
+        low=0,
+    )

@@ -210,6 +210,43 @@ def test_a_study_keeps_the_settings_with_which_it_was_begun():
     assert (finetuned.supervised.learning_rate, finetuned.supervised.rotations) == (0.01, 9)
 
 
+FINETUNE = Cell("4", 0, "finetune-multi")
+
+
+@pytest.mark.parametrize(
+    ("own", "rate"),
+    [
+        ({}, 0.01),
+        ({"supervised.test_learning_rate": "0.03"}, 0.03),
+        ({"supervised.test_learning_rate": "0"}, 0.1),
+        ({"supervised.test_learning_rate": "0", "supervised.learning_rate": "0.1"}, 0.0),
+    ],
+)
+def test_a_run_is_validated_with_the_rate_of_its_tests(own, rate):
+    """Its own test rate, or the one that all tests share, 0.1: 0 would be the rate it is trained with."""
+    command = {"arms": ["leap", "finetune-multi"], "of_arms": {"finetune-multi": own}}
+    begun = planned(**command)
+    assert begun.training(FINETUNE).supervised.test_learning_rate == rate
+    assert begun.study.settings["finetune-multi"]["supervised.test_learning_rate"] == rate
+    again = planned(**command, existing=begun.study)
+    assert merge(begun.study, again.study) == begun.study, "the same command continues the study"
+    assert planned(arms=["finetune-multi"], existing=begun.study).training(FINETUNE) == begun.training(FINETUNE)
+    unmeasured = planned(**command, given={"early_stopping.interval": 0}).training(FINETUNE)
+    assert unmeasured.supervised.test_learning_rate == float(own.get("supervised.test_learning_rate", rate))
+
+
+def test_a_study_that_was_begun_with_another_rate_of_validation_keeps_it():
+    begun = planned(arms=["leap", "finetune-multi"]).study
+    begun.settings["finetune-multi"]["supervised.test_learning_rate"] = 0.0
+    again = planned(
+        arms=["leap", "finetune-multi", "multitask"],
+        existing=begun,
+        of_arms={"multitask": {"supervised.test_learning_rate": "0"}},
+    )
+    assert again.training(FINETUNE).supervised.test_learning_rate == 0.0
+    assert again.training(Cell("4", 0, "multitask")).supervised.test_learning_rate == 0.1, "of an arm that is added"
+
+
 def test_data_sets_of_a_study_that_is_continued_need_not_be_named_again():
     begun = planned(given={"tasks": "multi-cv", "games": "mnist,svhn,cifar10"}, groups=["mnist"])
     again = planned(given={"tasks": "multi-cv"}, groups=["svhn"], existing=begun.study)

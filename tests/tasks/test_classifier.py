@@ -681,6 +681,16 @@ def test_an_evaluation_tells_of_every_single_update(made):
     assert learner.test().error <= 1
 
 
+@pytest.mark.parametrize("shift", ["increments", "trajectory"])
+def test_an_evaluation_does_not_follow_phi_whatever_the_mode_of_the_run(made, shift):
+    """This inbox has no snapshots, as the server of an evaluation has none."""
+    streaming = budget("leap", mode="stream", meta__shift=shift, worker__push_interval=8)
+    for settings in (streaming, budget("leap")):
+        run_task(LEASE, Start(ENCODER, evaluation=True), settings, Inbox())
+    shifted, plain = made
+    assert np.array_equal(shifted.thetas[-1], plain.thetas[-1])
+
+
 def test_one_task_leaves_nothing_behind_for_the_next(made):
     vectors = []
     for tasks in (["pong", "breakout"], ["breakout"]):
