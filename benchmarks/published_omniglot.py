@@ -290,6 +290,7 @@ _MEASURES: dict[str, Callable[[Learned], float]] = {
     "26 to 50": _batches(25, 50),
     "51 to 75": _batches(50, 75),
     "76 to 100": _batches(75, 100),
+    "1 to 100": _batches(0, 100),
     "held-out images": lambda learned: learned.held_out,
 }
 

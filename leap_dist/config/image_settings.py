@@ -14,6 +14,11 @@ class SupervisedSettings:
 
     batch: int = setting(20, "number of examples in a batch", low=1, high=100_000)
     learning_rate: float = setting(0.1, "learning rate α of gradient descent", above=0)
+    shuffle: Literal["epoch", "task"] = setting(
+        "epoch",
+        "order of a task's images: each once before any is repeated, in a new random order every time (epoch), or all "
+        "visits of the whole task in one random order, as in the authors' code (task)",
+    )
     augmentation: Literal["none", "affine", "rotations", "turned"] = setting(
         "none",
         "augmentation of images: none; a random rotation, shift and scale of each (affine); a random one of 36 "
@@ -72,7 +77,10 @@ class SupervisedSettings:
         high=0.5,
     )
     test_learning_rate: float = setting(
-        0.0, "studies: learning rate in an arm's tests (see --with); 0: the one that all tests share", low=0
+        0.0,
+        "learning rate of evaluations, and of an arm's tests in studies (see --with); 0: that of training, or in "
+        "studies the one that all tests share",
+        low=0,
     )
     test_epochs: int = setting(0, "like epochs, but for the runs of studies and evaluations; 0: as in training", low=0)
     test_interval: int = setting(
@@ -101,4 +109,9 @@ class EarlyStoppingSettings:
     patience: int = setting(
         5, "stop after this many measurements without a new lowest error; 0: measure, but never stop", low=0
     )
-    task_steps: int = setting(0, "examples that a measurement trains on for each alphabet; 0: task_steps", low=0)
+    task_steps: int = setting(
+        0,
+        "examples that a measurement trains on for each alphabet; 0: task_steps, or more if supervised.test_epochs is "
+        "more than supervised.epochs",
+        low=0,
+    )

@@ -11,6 +11,8 @@ from leap_dist.config.settings import Config
 
 SMALLEST_SHARE = 0.0001
 """Smallest fraction of a GPU that Ray can reserve."""
+LONGEST_ORDER = 100_000_000
+"""Largest number of visits of images that are permuted together; they take 8 bytes each."""
 GOOD = 0.6
 """Smallest similarity at which a single suggestion is worth making."""
 
@@ -145,6 +147,11 @@ def _images(config: Config) -> Iterator[str]:
         yield (
             f"supervised.patience_steps: {given.patience_steps} does not go with supervised.patience "
             f"({given.patience} epochs), which ends a task too; use supervised.patience 0"
+        )
+    if config.is_supervised and given.shuffle == "task" and config.steps_of_task > LONGEST_ORDER:
+        yield (
+            f"supervised.shuffle: task keeps the order of {config.steps_of_task} images in memory, and {LONGEST_ORDER} "
+            "are the most; use epoch, or fewer task_steps"
         )
     if config.tasks != "omniglot":
         for name in ("rotations", "split", "held_out_images", "polarity", "labels", "resampling"):

@@ -103,12 +103,20 @@ def ends(config: Config, history: History) -> Iterator[int]:
 def evaluation(config: Config, run_dir: Path) -> tuple[Config, list[Run], Arm]:
     """Return the settings, runs and arm of the evaluation that measures `run_dir`/init.safetensors.
 
-    Raises CorruptFile or OSError if that file cannot be used.
+    Learners have the epochs of tests, and the learning rate `supervised.test_learning_rate`, or that of training if it
+    is 0. Raises CorruptFile or OSError if that file cannot be used.
     """
     given = config.early_stopping
     games = expand("omniglot", ("validation",), seed=config.seed, pretraining=config.supervised.pretraining)
-    steps = given.task_steps or config.task_steps
-    measured = replace(config, games=games, meta_learner="none", mode="buffered", task_steps=steps)
+    measured = replace(
+        config,
+        games=games,
+        meta_learner="none",
+        mode="buffered",
+        task_steps=given.task_steps or config.supervised.test_steps(config.task_steps),
+        meta=replace(Config.meta, shared=config.meta.shared),  # others may need the mode or meta-learner of the run
+        supervised=config.supervised.in_tests(),
+    )
     path = (run_dir / "init.safetensors").absolute()
     content = read_initialization(path)
     rate = config.supervised.test_learning_rate or None

@@ -158,11 +158,13 @@ def _held_out(tasks: str, files: Sequence[InitFile]) -> tuple[str, ...]:
 def resolve(given: Mapping[str, Any], loaded: Mapping[str, Any], base: Mapping[str, Any]) -> Config:
     """Return the configuration: flags take precedence over the config file, which takes precedence over `base`.
 
-    For images, flag `seed` is left out: the seed of the configuration draws the held-out data; see `first_seed`. Raises
-    ConfigError.
+    For images, flag `seed` is left out: the seed of the configuration draws the held-out data; see `first_seed`. A
+    learning rate that is given takes precedence over the rate of tests in `base`. Raises ConfigError.
     """
     preset = str(base["preset"])
-    fixed = {"meta_learner": "none", "mode": "buffered", "telemetry.gif_interval": 0}
+    fixed: dict[str, Any] = {"meta_learner": "none", "mode": "buffered", "telemetry.gif_interval": 0}
+    if "supervised.learning_rate" in {**loaded, **given}:
+        base = {**base, "supervised.test_learning_rate": 0}
     if "supervised" in family_named(str(base["tasks"])).sections:
         given = {name: value for name, value in given.items() if name != "seed"}
     layers = ({name: value for name, value in layer.items() if name != "preset"} for layer in (base, loaded, given))
@@ -178,9 +180,16 @@ def first_seed(given: Mapping[str, Any], config: Config) -> int:
 
 
 def arms(labels: Sequence[str], files: Sequence[InitFile], config: Config) -> list[Arm]:
-    """Return the arms in the order of `labels`. Raises ConfigError if a file does not fit the agents' observations."""
+    """Return the arms in the order of `labels`. Raises ConfigError if a file does not fit the agents' observations.
+
+    Classifiers learn with the rate `supervised.test_learning_rate`, unless it is 0.
+    """
     by_label = {file.label: file for file in files}
-    return [_arm(by_label[label], config) if label in by_label else Arm(label, SCRATCH, "encoder") for label in labels]
+    made = [_arm(by_label[label], config) if label in by_label else Arm(label, SCRATCH, "encoder") for label in labels]
+    rate = config.supervised.test_learning_rate if config.is_supervised else 0
+    if rate in (0, config.supervised.learning_rate):
+        return made
+    return [replace(arm, learning_rate=rate) for arm in made]
 
 
 def vectors(chosen: Sequence[Arm]) -> dict[str, np.ndarray]:

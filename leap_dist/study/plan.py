@@ -115,10 +115,22 @@ class Plan:
                     yield Cell(group, seed, arm)
 
     def training(self, cell: Cell) -> Config:
-        """Return the configuration of a training run. Raises ConfigError."""
+        """Return the configuration of a training run. Raises ConfigError.
+
+        A run that is validated on the way has the learning rate of its tests in `supervised.test_learning_rate`.
+        """
         settings = {**self.given, **self.of_arms.get(cell.arm, {}), "meta_learner": cell.arm, "seed": cell.seed}
         before = self.recorded.get(cell.arm, self.recorded.get(_NEW_ARM, {}))
-        return configuration.resolve(self.preset, before, settings, self._training_games(cell.group))
+        config = configuration.resolve(self.preset, before, settings, self._training_games(cell.group))
+        own = config.supervised
+        if not config.early_stopping.interval or own.test_learning_rate:
+            return config
+        if self.recorded.get(cell.arm, {}).get("supervised.test_learning_rate") == 0:
+            return config  # it was begun like that, perhaps by a version that validated with the rate of training
+        shared = self.test(cell.group, cell.seed).supervised.learning_rate
+        if shared == own.learning_rate:
+            return config
+        return dataclasses.replace(config, supervised=dataclasses.replace(own, test_learning_rate=shared))
 
     def test(self, group: str, seed: int) -> Config:
         """Return the configuration of an evaluation, which is the same for all arms. Raises ConfigError."""

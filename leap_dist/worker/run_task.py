@@ -147,7 +147,7 @@ class TaskRun:
             ack = None
             if steps // interval > pushed // interval and self._clock() >= self._quiet_until:
                 ack, pushed = self._push(rollout, steps), steps
-                if config.meta.shift != "no" and ack.proceed:
+                if config.meta.shift != "no" and ack.proceed and not self._evaluation:
                     self._follow()
             elif self._must_renew():
                 with self._time("waiting"):

@@ -74,7 +74,7 @@ def test_a_difference_is_paired_by_alphabet_and_given_in_its_standard_errors(
     lines = capsys.readouterr().out.splitlines()
     assert f"| {ARMS[arm]} | held-out images | 30.0 | 33.0 | +3.0 ± 1.0 (+3.0) |" in lines
     assert f"| {ARMS[arm]} | training batches 1 to 5 | 30.0 | 33.0 | +3.0 ± 1.0 (+3.0) |" in lines
-    assert len(lines) == 2 + 6
+    assert len(lines) == 2 + 7
 
 
 @pytest.mark.parametrize(

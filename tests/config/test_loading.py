@@ -170,6 +170,7 @@ PUBLISHED_CODE = {
     "supervised.learning_rate": 0.1,
     "supervised.rotations": 0,
     "supervised.augmentation": "affine",
+    "supervised.shuffle": "task",
     "supervised.split": "first",
     "supervised.network": "authors",
     "supervised.polarity": "black-ink",
@@ -218,6 +219,10 @@ def test_a_preset_of_other_tasks_is_told_from_a_mistake():
         (
             {"supervised.patience": 1, "supervised.patience_steps": 9},
             "patience_steps: 9 does not go with",
+        ),
+        (
+            {"supervised.shuffle": "task", "task_steps": 100_000_001},
+            "shuffle: task keeps the order of 100000001 images",
         ),
         ({"supervised.split": "image"}, "split: image divides the rotations of a drawing, but there are none"),
         ({"supervised.held_out_images": "upright"}, "upright applies only with supervised.rotations"),
@@ -1114,6 +1119,7 @@ OTHER_VALUES = {
     "supervised.batch": 7,
     "supervised.learning_rate": 0.5,
     "supervised.augmentation": "turned",
+    "supervised.shuffle": "task",
     "supervised.pretraining": 7,
     "supervised.labels": "drawn",
     "supervised.resampling": "nearest",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leap_dist.config.loading import ConfigError, resolve
+from leap_dist.config.loading import ConfigError, read_yaml, resolve, to_yaml
 from leap_dist.config.registry import ALPHABETS, partition
 from leap_dist.config.settings import Config
 from leap_dist.driver import reporting
@@ -222,6 +222,37 @@ def test_a_measurement_is_an_evaluation_of_the_validation_alphabets_at_the_arms_
     assert (settings.task_steps, settings.meta_learner, arm.learning_rate) == (400, "none", 0.01)
     assert not {one.game for one in runs} & set(config().games)
     assert runs[0].identity(settings)["learning_rate"] == 0.01
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    Training(monkeypatch, [0.5])
+    run = begin(tmp_path / "run", config(meta_updates=1))
+    reporting.train(config(meta_updates=1), run)
+    return run.folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mode": "stream", "meta__shift": "increments"},
+        {"mode": "fedasync", "meta_learner": "reptile"},
+        {"mode": "async", "meta_learner": "reptile", "meta__endpoint_correction": 0.5},
+        {"meta_learner": "multitask"},
+    ],
+)
+def test_the_settings_of_a_measurement_go_together_whatever_those_of_the_run(trained, settings):
+    """They are written to the config.yaml of its folder."""
+    found, _, _ = early_stopping.evaluation(config(**settings), trained)
+    (trained / "measured.yaml").write_text(to_yaml(found))
+    assert resolve("smoke", read_yaml(trained / "measured.yaml")) == found
+
+
+@pytest.mark.parametrize(("test_epochs", "steps", "epochs", "wanted"), [(6, 0, 6, 600), (0, 0, 2, 200), (6, 80, 6, 80)])
+def test_a_measurement_has_the_epochs_of_a_test(trained, test_epochs, steps, epochs, wanted):
+    given = {"supervised__epochs": 2, "supervised__test_epochs": test_epochs, "early_stopping__task_steps": steps}
+    found, runs, _ = early_stopping.evaluation(config(**given), trained)
+    assert (found.supervised.epochs, found.task_steps, runs[0].steps) == (epochs, wanted, wanted)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

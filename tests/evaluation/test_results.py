@@ -46,7 +46,8 @@ def test_a_result_that_is_older_than_a_setting_was_made_with_its_default(tmp_pat
     config = resolve("smoke", {"tasks": "omniglot", "games": ("greek",)})
     (planned,) = plan([Arm("leap", "a", "model", "ab" * 32)], config, 1)
     identity = planned.identity(config)
-    old = {name: value for name, value in identity.items() if name not in ("supervised.rotations", "supervised.split")}
+    newer = ("supervised.rotations", "supervised.split", "supervised.shuffle")
+    old = {name: value for name, value in identity.items() if name not in newer}
     save(tmp_path, run(game="greek", seed=0), old)
     assert missing([planned], config, tmp_path) == ([], [])
     other = resolve("smoke", {"tasks": "omniglot", "games": ("greek",), "supervised.rotations": 9})

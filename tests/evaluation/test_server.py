@@ -494,10 +494,10 @@ def test_arms_that_were_trained_otherwise_need_a_word(tmp_path):
     assert initializations.settings(files, {"agent.envs": "4"}, None)["preset"] == "smoke"
 
 
-def classifiers(folder: Path, seed: int) -> InitFile:
+def classifiers(folder: Path, seed: int, **more: Any) -> InitFile:
     """The file of a run that was trained on alphabets."""
     folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(resolve("smoke", {"tasks": "omniglot", "seed": seed})))
+    (folder / "config.yaml").write_text(to_yaml(resolve("smoke", {"tasks": "omniglot", "seed": seed, **more})))
     content = Initialization({}, {"tasks": "omniglot", "shared": "encoder", "games": ["greek"]}, "")
     return InitFile(folder.name, folder / "init.safetensors", content, str(folder))
 
@@ -512,6 +512,48 @@ def test_the_seed_of_an_evaluation_numbers_runs_and_draws_no_other_alphabets(tmp
         assert family_of(found).identity(found, "greek") == family_of(trained).identity(trained, "greek")
         numbers = [run.seed for run in plan([SCRATCH], found, 2, initializations.first_seed(given, found))]
         assert numbers == [int(given.get("seed", 7)) + k for k in range(2) for _ in found.games]
+
+
+def arms_at(given: dict[str, Any], file: InitFile) -> tuple[Config, list[Arm]]:
+    found = initializations.resolve(given, {}, initializations.settings([file], given, None))
+    return found, initializations.arms([file.label, "scratch"], [file], found)
+
+
+def test_all_arms_are_tested_with_the_test_rate_unless_it_is_0(tmp_path, monkeypatch):
+    monkeypatch.setattr(Initialization, "other_setting", lambda *_: None)  # this file holds nothing
+    file = classifiers(tmp_path / "mine", seed=0)
+    for given, rate in (
+        ({}, None),
+        ({"supervised.test_learning_rate": "0"}, None),
+        ({"supervised.test_learning_rate": "0.1"}, None),  # what they are trained with anyway
+        ({"supervised.test_learning_rate": "0.03"}, 0.03),
+        ({"supervised.test_learning_rate": "0.03", "supervised.learning_rate": "0.2"}, 0.03),
+    ):
+        found, arms = arms_at(given, file)
+        assert [arm.learning_rate for arm in arms] == [rate, rate]
+        (out := tmp_path / f"out {given}").mkdir()
+        server = EvaluationServer(found, plan(arms, found, 1), {"mine": START}, out, clock=Clock())
+        assert server.start(grant(server))[2] == rate
+        server.close()
+
+
+def test_a_rate_that_is_given_is_not_undone_by_the_test_rate_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(Initialization, "other_setting", lambda *_: None)
+    file = classifiers(tmp_path / "mine", seed=0, **{"supervised.test_learning_rate": 0.03})
+    assert [arm.learning_rate for arm in arms_at({}, file)[1]] == [0.03, 0.03]
+    found, arms = arms_at({"supervised.learning_rate": "0.2"}, file)
+    assert found.supervised.learning_rate == 0.2
+    assert [arm.learning_rate for arm in arms] == [None, None]
+
+
+def test_results_that_are_older_than_the_use_of_the_test_rate_stay_valid_if_it_changed_nothing(tmp_path):
+    """Until then, no arm of `evaluate` had a rate of its own, and the identity of its runs did not name one."""
+    game = {"tasks": "omniglot", "games": "greek"}
+    for rate, valid in ((0.0, True), (0.1, True), (0.03, False)):
+        run = resolve("smoke", {**game, "supervised.test_learning_rate": rate})
+        before, now = [SCRATCH], initializations.arms(["scratch"], [], run)
+        same = plan(before, run, 1)[0].identity(run) == plan(now, run, 1)[0].identity(run)
+        assert same == valid
 
 
 def test_arms_with_other_held_out_alphabets_are_not_compared_on_them(tmp_path):

@@ -141,7 +141,7 @@ OLD = {
 }
 """What the preset `paper` was before it followed appendix C."""
 NEW_NAMES = ("rotations", "split", "held_out_images", "polarity", "network", "patience_steps", "test_interval",
-             "test_epochs", "validation_interval", "test_learning_rate")  # fmt: skip
+             "test_epochs", "validation_interval", "test_learning_rate", "shuffle")  # fmt: skip
 
 
 def test_tests_of_multi_cv_may_have_more_epochs_than_training():
@@ -186,6 +186,18 @@ def test_the_command_that_began_a_study_continues_it_whatever_its_preset_has_bec
         merge(old, planned(existing=old, given={"supervised.rotations": "36"}).study)
 
 
+def test_a_study_that_is_older_than_the_order_of_whole_tasks_continues_in_epochs():
+    begun = planned(preset="authors").study
+    assert {settings["supervised.shuffle"] for settings in (begun.test, *begun.settings.values())} == {"task"}
+    for settings in (begun.test, *begun.settings.values()):
+        del settings["supervised.shuffle"]
+    again = planned(preset="authors", arms=["none", "reptile", "leap", "fomaml"], existing=begun)
+    shuffles = {again.training(cell).supervised.shuffle for cell in again.cells()}
+    assert shuffles | {again.test("4", 0).supervised.shuffle} == {"epoch"}
+    with pytest.raises(ConfigError, match="shuffle: the study there has epoch for tests, not task"):
+        planned(preset="authors", given={"supervised.shuffle": "task"}, existing=begun)
+
+
 def test_a_study_keeps_the_settings_with_which_it_was_begun():
     begun = planned(given={"supervised.rotations": "9", "meta_updates": "7"}, of_arms={"leap": {"meta.momentum": 0.5}})
     again = planned(arms=["reptile", "leap", "none", "fomaml"], existing=begun.study)
@@ -196,6 +208,43 @@ def test_a_study_keeps_the_settings_with_which_it_was_begun():
     assert (added.supervised.rotations, added.meta_updates, added.meta.learning_rate) == (9, 7, 0.5)
     finetuned = planned(arms=["finetune-multi"], existing=begun.study).training(Cell("4", 0, "finetune-multi"))
     assert (finetuned.supervised.learning_rate, finetuned.supervised.rotations) == (0.01, 9)
+
+
+FINETUNE = Cell("4", 0, "finetune-multi")
+
+
+@pytest.mark.parametrize(
+    ("own", "rate"),
+    [
+        ({}, 0.01),
+        ({"supervised.test_learning_rate": "0.03"}, 0.03),
+        ({"supervised.test_learning_rate": "0"}, 0.1),
+        ({"supervised.test_learning_rate": "0", "supervised.learning_rate": "0.1"}, 0.0),
+    ],
+)
+def test_a_run_is_validated_with_the_rate_of_its_tests(own, rate):
+    """Its own test rate, or the one that all tests share, 0.1: 0 would be the rate it is trained with."""
+    command = {"arms": ["leap", "finetune-multi"], "of_arms": {"finetune-multi": own}}
+    begun = planned(**command)
+    assert begun.training(FINETUNE).supervised.test_learning_rate == rate
+    assert begun.study.settings["finetune-multi"]["supervised.test_learning_rate"] == rate
+    again = planned(**command, existing=begun.study)
+    assert merge(begun.study, again.study) == begun.study, "the same command continues the study"
+    assert planned(arms=["finetune-multi"], existing=begun.study).training(FINETUNE) == begun.training(FINETUNE)
+    unmeasured = planned(**command, given={"early_stopping.interval": 0}).training(FINETUNE)
+    assert unmeasured.supervised.test_learning_rate == float(own.get("supervised.test_learning_rate", rate))
+
+
+def test_a_study_that_was_begun_with_another_rate_of_validation_keeps_it():
+    begun = planned(arms=["leap", "finetune-multi"]).study
+    begun.settings["finetune-multi"]["supervised.test_learning_rate"] = 0.0
+    again = planned(
+        arms=["leap", "finetune-multi", "multitask"],
+        existing=begun,
+        of_arms={"multitask": {"supervised.test_learning_rate": "0"}},
+    )
+    assert again.training(FINETUNE).supervised.test_learning_rate == 0.0
+    assert again.training(Cell("4", 0, "multitask")).supervised.test_learning_rate == 0.1, "of an arm that is added"
 
 
 def test_data_sets_of_a_study_that_is_continued_need_not_be_named_again():

@@ -332,6 +332,60 @@ def test_a_batch_may_span_two_epochs_and_every_image_comes_once_in_each() -> Non
     assert drawn[:10].tolist() != drawn[10:].tolist()
 
 
+IN_ONE_ORDER = replace(SETTINGS, shuffle="task", batch=20)
+
+
+def drawn(sampler: BatchSampler, batches: int) -> Tensor:
+    return torch.cat([sampler.next()[0] for _ in range(batches)])
+
+
+def test_all_visits_of_a_task_may_be_in_one_order_which_is_that_of_the_published_code() -> None:
+    """Its sampler is `torch.randperm(iterations * batch_size) % len(data)`, at every visit of a task."""
+    order = torch.Generator().manual_seed(Seeds.of(3).order)
+    published = [torch.randperm(100 * 20, generator=order) % 300 for _ in range(2)]
+    sampler = BatchSampler(300, IN_ONE_ORDER, Seeds.of(3), updates=100)
+    found = drawn(sampler, 100)
+    assert torch.equal(found, published[0])
+    assert torch.equal(drawn(sampler, 100), published[1]), "what comes beyond the task begins another such order"
+    assert set(Counter(found.tolist()).values()) == {6, 7}
+    assert len(set(found[:300].tolist())) < 250, "an image comes back before all were seen"
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3])
+def test_in_a_task_of_one_epoch_both_orders_are_the_same(updates: int) -> None:
+    whole = BatchSampler(60, IN_ONE_ORDER, Seeds.of(3), updates)
+    epochs = BatchSampler(60, replace(IN_ONE_ORDER, shuffle="epoch"), Seeds.of(3))
+    assert torch.equal(drawn(whole, updates), drawn(epochs, updates))
+
+
+def test_the_order_of_a_whole_task_needs_its_length() -> None:
+    with pytest.raises(ValueError, match="needs the number of batches"):
+        BatchSampler(300, IN_ONE_ORDER, Seeds.of(3))
+
+
+@pytest.mark.parametrize(("epochs", "updates"), [(0, 9), (2, 6)])
+def test_a_task_in_one_order_is_as_long_as_its_epochs_allow(epochs: int, updates: int) -> None:
+    """24 images in batches of 8: two epochs end a task of nine batches after six."""
+    settings = replace(SETTINGS, shuffle="task", epochs=epochs)
+    limited = classifier(dataset(), ENCODER, settings=settings, updates=9)
+    batches = watch_batches(limited)
+    for _ in range(updates):
+        assert not limited.done
+        train(limited, 1)
+    assert limited.done == bool(epochs)
+    visits = Counter(image.numpy().tobytes() for images, _ in batches for image in images)
+    assert set(visits.values()) == {updates * 8 // 24}, "every image equally often"
+
+
+def test_held_out_batches_are_drawn_in_epochs_whatever_the_order_of_training() -> None:
+    learners = [
+        classifier(dataset(), ENCODER, settings=replace(SETTINGS, shuffle=shuffle), updates=40)
+        for shuffle in ("epoch", "task")
+    ]
+    losses = [[learner.backward_held_out().item() for _ in range(3)] for learner in learners]
+    assert losses[0] == losses[1]
+
+
 def test_held_out_images_are_judged_by_the_averages_over_training():
     data = dataset()
     learner = classifier(data, ENCODER)
@@ -625,6 +679,16 @@ def test_an_evaluation_tells_of_every_single_update(made):
     assert [episode.steps for episode in episodes] == [8, 16, 24, 32, 40, 48]
     assert [episode.score for episode in episodes] == learner.curve().errors.tolist()
     assert learner.test().error <= 1
+
+
+@pytest.mark.parametrize("shift", ["increments", "trajectory"])
+def test_an_evaluation_does_not_follow_phi_whatever_the_mode_of_the_run(made, shift):
+    """This inbox has no snapshots, as the server of an evaluation has none."""
+    streaming = budget("leap", mode="stream", meta__shift=shift, worker__push_interval=8)
+    for settings in (streaming, budget("leap")):
+        run_task(LEASE, Start(ENCODER, evaluation=True), settings, Inbox())
+    shifted, plain = made
+    assert np.array_equal(shifted.thetas[-1], plain.thetas[-1])
 
 
 def test_one_task_leaves_nothing_behind_for_the_next(made):

@@ -9,10 +9,15 @@ import pytest
 
 from leap_dist.config.image_settings import SupervisedSettings
 from leap_dist.config.loading import resolve
+from leap_dist.config.settings import ALL_GAMES
 from leap_dist.datasets import omniglot
+from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol.messages import Lease, Task
+from leap_dist.protocol.seeds import derived_seed
 from leap_dist.tasks.images import family
+from leap_dist.tasks.images.classifier import Classifier
 from leap_dist.tasks.images.division import MAX_VALIDATION_IMAGES, divided
+from leap_dist.tasks.starting_point import StartingPoint
 
 SIDE = 28
 ROTATED = SupervisedSettings(rotations=4)
@@ -141,3 +146,45 @@ def test_a_process_rotates_an_alphabet_once_and_draws_labels_at_every_visit(monk
     assert not np.array_equal(
         omniglots.dataset(replace(resolve("smoke", given), seed=1), leases[0]).train.images, one.train.images
     )
+
+
+def losses(learner: Classifier, updates: int = 2) -> list[float]:
+    found = []
+    for _ in range(updates):
+        found.append(learner.backward().item())
+        learner.step()
+    return found
+
+
+@pytest.mark.parametrize("meta_learner", ["leap", "multitask"])
+def test_a_learner_knows_the_length_of_the_task_in_whose_order_it_draws(monkeypatch, meta_learner):
+    """A joint learner's batches are shared equally by its data sets: here, each of two gets 30 of 60."""
+    drawings = numbered_alphabet().drawings["Greek"]
+    both = omniglot.Omniglot({"Greek": drawings, "Latin": drawings[::-1]})
+    monkeypatch.setattr(family, "_omniglot", lambda *_: both)
+    joint = meta_learner == "multitask"
+    given = {
+        "tasks": "omniglot",
+        "games": ("greek", "latin"),
+        "meta_learner": meta_learner,
+        "supervised.polarity": "white-ink",
+    }
+    config = resolve("authors", given, {"worker.device": "cpu", "worker.precision": "float32"})
+    omniglots = family.Omniglot()
+    _, vector = omniglots.initialization(config, 0, "encoder")
+    start = StartingPoint(vector, "encoder", None, None)
+    lease = Lease(
+        "l", Task(0, ALL_GAMES if joint else "greek", 0, 1, 60 * 20 if joint else 30 * 20), "w0", "i0", 0, 60.0
+    )
+    learner = omniglots.learner(config, lease, start, Stopwatch())
+
+    def alone(updates: int) -> list[float]:
+        seed = derived_seed(1, 0) if joint else 1
+        data = divided(both.task("Greek", 0, first=True), config.supervised, 0)
+        head = start.of_part("greek").head_seed if joint else None
+        given = {"settings": config.supervised, "worker": config.worker, "head_seed": head}
+        return losses(Classifier(data, vector, seed=seed, updates=updates, **given))
+
+    found = losses(learner._classifiers["greek"] if joint else learner)
+    assert found == alone(30)
+    assert found != alone(29)

@@ -22,12 +22,12 @@ UPDATES = 3
 ENERGY = LeapSettings()
 
 
-def stack_of(order=(0, 1, 2), *, scope="model", leap=ENERGY, augmentation="none") -> Stack:
+def stack_of(order=(0, 1, 2), *, scope="model", leap=ENERGY, augmentation="none", shuffle="epoch") -> Stack:
     return Stack(
         [TASKS[i] for i in order],
         initialization(1, SIDE, CLASSES, 0, scope)[1],
         seeds=[SEEDS[i] for i in order],
-        settings=replace(SETTINGS, augmentation=augmentation),
+        settings=replace(SETTINGS, augmentation=augmentation, shuffle=shuffle),
         worker=WORKER,
         leap=leap,
         scope=scope,
@@ -48,20 +48,20 @@ def near(found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("scope", "augmentation", "leap"),
+    ("scope", "augmentation", "shuffle", "leap"),
     [
-        ("model", "none", ENERGY),
-        ("encoder", "none", LeapSettings(metric="length", loss_weight=0.3, stabilize=False)),
-        ("model", "affine", LeapSettings(metric="length")),
-        ("encoder", "turned", ENERGY),
+        ("model", "none", "epoch", ENERGY),
+        ("encoder", "none", "task", LeapSettings(metric="length", loss_weight=0.3, stabilize=False)),
+        ("model", "affine", "epoch", LeapSettings(metric="length")),
+        ("encoder", "turned", "epoch", ENERGY),
     ],
 )
-def test_each_task_goes_as_it_would_alone(scope, augmentation, leap):
-    outcomes = stacked(scope=scope, leap=leap, augmentation=augmentation)
+def test_each_task_goes_as_it_would_alone(scope, augmentation, shuffle, leap):
+    outcomes = stacked(scope=scope, leap=leap, augmentation=augmentation, shuffle=shuffle)
     for outcome, data, seed in zip(outcomes, TASKS, SEEDS, strict=True):
         vector = initialization(1, SIDE, CLASSES, 0, scope)[1]
-        settings = replace(SETTINGS, augmentation=augmentation)
-        learner = classifier(data, vector, seed=seed, settings=settings, scope=scope)
+        settings = replace(SETTINGS, augmentation=augmentation, shuffle=shuffle)
+        learner = classifier(data, vector, seed=seed, settings=settings, scope=scope, updates=UPDATES)
         pull = PullForward(
             learner.shared.values(), metric=leap.metric, loss_weight=leap.loss_weight, stabilize=leap.stabilize
         )

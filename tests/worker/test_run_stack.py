@@ -30,6 +30,7 @@ from leap_dist.worker.start import Start
 UPDATES = 5
 GAMES = ("pong", "breakout")
 SEED_OF = {"pong": 3, "breakout": 4}
+SHUFFLE_OF = {"pong": "epoch", "breakout": "task"}
 
 
 def settings(meta_learner: str, **more: Any) -> Config:
@@ -48,7 +49,8 @@ def classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
             dataset(SEED_OF[lease.task.game]),
             start.vector,
             seed=lease.task.seed,
-            settings=SETTINGS,
+            settings=replace(SETTINGS, shuffle=SHUFFLE_OF[lease.task.game]),
+            updates=UPDATES,
             worker=WORKER,
             scope=start.scope or config.scope,
             head_seed=9 if config.keeps_heads else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -96,6 +97,7 @@ class Classifier:
             for all tasks.
         head_seed: seed of the task's own parameters if they persist from task to task; None to use `seed`.
         head_change: flat float32 vector that earlier tasks added to the task's own parameters.
+        updates: number of batches in the task, for `supervised.shuffle task`.
         stopwatch: measures how long each part of the work takes.
     """
 
@@ -110,6 +112,7 @@ class Classifier:
         scope: str = "encoder",
         head_seed: int | None = None,
         head_change: np.ndarray | None = None,
+        updates: int | None = None,
         stopwatch: Stopwatch | None = None,
     ) -> None:
         self.stopwatch = stopwatch or Stopwatch()
@@ -136,9 +139,13 @@ class Classifier:
             return ImageStore(*tensors_of(examples, settings, self._seeds), data, device)
 
         self._train, self._held_out = store(data.train), store(data.test)
-        self._draws = BatchSampler(self._train.count, settings, self._seeds)
+        most = settings.epochs * self._train.count or math.inf
+        if updates is not None and most < updates * settings.batch:  # the task ends with its last epoch
+            updates = -(-int(most) // settings.batch)
+        self._draws = BatchSampler(self._train.count, settings, self._seeds, updates)
         self._settings = settings
-        self._fresh = BatchSampler(self._held_out.count, settings, self._seeds._replace(order=self._seeds.test))
+        in_epochs = replace(settings, shuffle="epoch")
+        self._fresh = BatchSampler(self._held_out.count, in_epochs, self._seeds._replace(order=self._seeds.test))
         self._validation = None if data.validation is None else store(data.validation)
         self._check_every = self._train.count  # examples between two measurements of the validation error
         checks, self._scored, self._tested = settings.patience, 0, 0
@@ -146,7 +153,7 @@ class Classifier:
             self._check_every = settings.validation_interval * settings.batch
             checks = -(-settings.patience_steps // settings.validation_interval)
         self._patience = Patience(checks)
-        self._most = settings.epochs * self._train.count or math.inf
+        self._most = most
         self._on_image: Callable[[np.ndarray], None] | None = None
         self._seen = 0
         self._prepared: Prepared | None = None

@@ -58,13 +58,29 @@ class Seeds(NamedTuple):
 class BatchSampler:
     """Draws the indices of the images in each batch, and an affine map for each image. It always runs on a CPU.
 
-    Every epoch is a new permutation of all images. A batch may span the end of one epoch and the start of the next.
-    Augmentation does not change the order.
+    With shuffle "epoch", every epoch is a new permutation of all images, and a batch may span the end of one epoch and
+    the start of the next. With "task", the visits of all epochs of a task are permuted together, as in the authors'
+    code (amzn/metalearn-leap, src/omniglot/data.py, `RandomSampler`): over the whole task, the images are visited
+    equally often, give or take one, but an image may come back before others were seen. Visits beyond that begin
+    another such order. Augmentation does not change the order.
+
+    Args:
+        examples: number of images.
+        settings: settings of the classifier.
+        seeds: seeds of the task.
+        updates: number of batches in the task. Only needed for shuffle "task".
+
+    Raises:
+        ValueError: if shuffle is "task" and `updates` is missing.
     """
 
-    def __init__(self, examples: int, settings: SupervisedSettings, seeds: Seeds) -> None:
-        self._examples = examples
+    def __init__(self, examples: int, settings: SupervisedSettings, seeds: Seeds, updates: int | None = None) -> None:
+        self._examples = self._visits = examples
         self._batch = settings.batch
+        if settings.shuffle == "task":
+            if updates is None:
+                raise ValueError("supervised.shuffle: task needs the number of batches of the task")
+            self._visits = max(updates * settings.batch, examples)  # a shorter task is part of one epoch
         self._distribution = DISTRIBUTIONS.get(settings.augmentation)
         self._order = torch.Generator().manual_seed(seeds.order)
         self._maps = torch.Generator().manual_seed(seeds.maps)
@@ -73,7 +89,7 @@ class BatchSampler:
     def next(self) -> tuple[Tensor, Tensor | None]:
         """Return image numbers, int64 (batch,), and maps, float32 (batch, 2, 3), or None without augmentation."""
         while len(self._waiting) < self._batch:
-            following = torch.randperm(self._examples, generator=self._order)
+            following = torch.randperm(self._visits, generator=self._order) % self._examples
             self._waiting = torch.cat([self._waiting, following])
         index, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
         return index, None if self._distribution is None else draw_maps(self._distribution, self._batch, self._maps)

@@ -108,17 +108,21 @@ class Images:
 
         Raises ConfigError if the data is not there.
         """
+        updates = max(1, lease.task.steps // config.steps_per_update)
         if lease.task.game != ALL_GAMES:
-            return self._classifier(config, lease, start, stopwatch)
+            return self._classifier(config, lease, start, updates, stopwatch)
+        share = -(-updates // len(config.games))  # the data sets take turns
         classifiers: dict[str, Classifier] = {}
         for number, name in enumerate(config.games):
             task = dataclasses.replace(lease.task, game=name, seed=derived_seed(lease.task.seed, number))
             part = dataclasses.replace(lease, task=task)
-            classifiers[name] = self._classifier(config, part, start.of_part(name), stopwatch)
+            classifiers[name] = self._classifier(config, part, start.of_part(name), share, stopwatch)
         return JointClassifier(classifiers, derived_seed(lease.task.seed, ALL_GAMES), start.head_change)
 
-    def _classifier(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> Classifier:
-        """Make a classifier for the lease's alphabet or data set."""
+    def _classifier(
+        self, config: Config, lease: Lease, start: StartingPoint, updates: int, stopwatch: Stopwatch
+    ) -> Classifier:
+        """Make a classifier for the lease's alphabet or data set, which learns from `updates` batches."""
         settings = config.supervised
         if start.learning_rate is not None:
             settings = dataclasses.replace(settings, learning_rate=start.learning_rate)
@@ -131,6 +135,7 @@ class Images:
             scope=start.scope,
             head_seed=start.head_seed,
             head_change=start.head_change,
+            updates=updates,
             stopwatch=stopwatch,
         )
 

@@ -142,7 +142,7 @@ class Stack:
         self._train = ImageStore(images, labels, tasks[0], device)
         counts = [len(labels) for _, labels in parts]
         self._offsets = np.cumsum([0, *counts[:-1]]).tolist()
-        self._draws = [BatchSampler(count, settings, seed) for count, seed in zip(counts, own, strict=True)]
+        self._orders = list(zip(counts, own, strict=True))
         self._held_out = [
             (ImageStore(*tensors_of(task.test, settings, seed), task, device), seed)
             for task, seed in zip(tasks, own, strict=True)
@@ -156,8 +156,8 @@ class Stack:
         self._model.train()
         for index, maps in self._plan(updates):
             images, labels = self._train.take(index, maps)
-            inputs = self._train.normalized(images).unflatten(0, (len(self._draws), -1))
-            labels = labels.view(len(self._draws), -1)
+            inputs = self._train.normalized(images).unflatten(0, (len(self._orders), -1))
+            labels = labels.view(len(self._orders), -1)
             gradients, (losses, logits) = self._gradient(self._theta, self._buffers, inputs, labels)
             curve.append(torch.stack([losses.double(), (logits.argmax(2) != labels).double().mean(1)]))
             self._pull_forward.observe(losses, self._theta[:, : self._shared], gradients[:, : self._shared])
@@ -180,8 +180,9 @@ class Stack:
     def _plan(self, updates: int) -> list[tuple[Tensor, Tensor | None]]:
         """Return image numbers and maps of every update, with the batches of all tasks concatenated."""
         plan: list[tuple[Tensor, Tensor | None]] = []
+        samplers = [BatchSampler(count, self._settings, seeds, updates) for count, seeds in self._orders]
         for _ in range(updates):
-            index, maps = zip(*(draws.next() for draws in self._draws), strict=True)
+            index, maps = zip(*(sampler.next() for sampler in samplers), strict=True)
             together = torch.cat([one + offset for one, offset in zip(index, self._offsets, strict=True)])
             plan.append((together, None if maps[0] is None else torch.cat(maps)))
         return plan
