@@ -56,6 +56,7 @@ class LiveTable:
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_interactive else None
         self._due = -math.inf
         self._tasks: int | None = None
+        self._state = ""
         self._alerts: list[str] = []
         self._started = clock()
         self._phases: list[tuple[float, str]] = []  # (seconds since the start, what began then)
@@ -101,10 +102,15 @@ class LiveTable:
         with contextlib.suppress(OSError):
             if self._live is not None:
                 self._live.update(render(summary, bar=True), refresh=True)
-            elif self._clock() >= self._due or trained != self._tasks:
+            elif self._clock() >= self._due or trained != self._tasks or self._ends(summary["state"]):
                 self._due = self._clock() + self._seconds
                 self._tasks = trained
                 self._print(summary)
+
+    def _ends(self, state: str) -> bool:
+        """Return whether the run has ended since this was last called, so that its last alerts have to be shown."""
+        before, self._state = self._state, state
+        return state in _OVER and state != before
 
     def _start(self) -> Text:
         """Return the phases so far, each with its duration, and the current one."""

@@ -692,6 +692,18 @@ def test_a_run_that_waits_for_nodes_or_has_alerts_says_so_before_its_first_step(
     assert "  ! no room" not in out.getvalue(), "the next line is due in ten seconds"
 
 
+@pytest.mark.parametrize("state", ["failed", "interrupted", "done"])
+def test_the_reason_for_an_end_is_said_at_once(state: str) -> None:
+    """The next line would be due in ten seconds, when the program has ended."""
+    out = io.StringIO()
+    with LiveTable(Console(file=out, width=40), clock=Clock()) as table:
+        table.show(summary())
+        table.show(summary(state=state, alerts=["the cluster's head node is gone"]))
+        table.show(summary(state=state, alerts=["the cluster's head node is gone"]))
+    assert out.getvalue().splitlines()[-1] == "  ! the cluster's head node is gone"
+    assert out.getvalue().count("head node") == 1
+
+
 def test_what_a_run_waits_for_is_said_once_and_alerts_are_still_shown() -> None:
     """Neither the end of a task nor ten more seconds repeat it. Another reason is said, as is the same one later."""
     out, now = io.StringIO(), [0.0]
