@@ -99,18 +99,15 @@ class LiveTable:
         if not self._trains and not summary["alerts"] and not summary.get("waiting"):
             self.begin(_phase(summary))
             return
+        ends = summary["state"] in _OVER and summary["state"] != self._state  # the last alerts have to be shown
+        self._state = summary["state"]
         with contextlib.suppress(OSError):
             if self._live is not None:
                 self._live.update(render(summary, bar=True), refresh=True)
-            elif self._clock() >= self._due or trained != self._tasks or self._ends(summary["state"]):
+            elif ends or self._clock() >= self._due or trained != self._tasks:
                 self._due = self._clock() + self._seconds
                 self._tasks = trained
                 self._print(summary)
-
-    def _ends(self, state: str) -> bool:
-        """Return whether the run has ended since this was last called, so that its last alerts have to be shown."""
-        before, self._state = self._state, state
-        return state in _OVER and state != before
 
     def _start(self) -> Text:
         """Return the phases so far, each with its duration, and the current one."""
