@@ -267,9 +267,10 @@ def difference(
     for our, their in zip(x, y, strict=True):
         of_seeds[our.seed].append((our.scores[first] or 0.0) - (their.scores[first] or 0.0))
     clusters = clusters_of(x, stratum) if clustered else None
+    ours_of, theirs_of = ({name: scores_of(side, name, stratum) for name in scoring.values} for side in (x, y))
     intervals = {
         name: statistics.paired_difference(
-            scoring.summary, *(scores_of(side, name, stratum) for side in (x, y)), generator(), repetitions, clusters
+            scoring.summary, ours_of[name], theirs_of[name], generator(), repetitions, clusters
         )
         for name in scoring.values
     }
