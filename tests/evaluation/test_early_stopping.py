@@ -125,7 +125,7 @@ class Training:
         self.trained.append(server.version)
         return "done", {"state": "running", "tasks": server.status()["tasks"], "tasks_wanted": whole.total_tasks}
 
-    def evaluate(self, config: Config, runs: Any, out: Path, *, progress: bool) -> str:
+    def evaluate(self, config: Config, runs: Any, out: Path, *, progress: bool, label: str) -> str:
         self.tested.append([run.game for run in runs])
         error = self.errors[len(self.tested) - 1]
         for number, run in enumerate(runs):

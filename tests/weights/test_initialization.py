@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -173,8 +174,11 @@ def test_every_kind_of_damage_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError):
         load_encoder(path)
+    with pytest.raises(FileNotFoundError):
+        load_encoder(tmp_path)  # a run directory means its initialization
+    os.mkfifo(path)
     with pytest.raises(CorruptFile, match="is not a regular file"):
-        load_encoder(tmp_path)
+        load_encoder(path)
 
 
 def test_a_checkpoints_file_is_not_taken_for_it(tmp_path):
