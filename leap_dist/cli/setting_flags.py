@@ -13,6 +13,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.envs.games import HELD_OUT
 from leap_dist.study import games
+from leap_dist.study.arms import DEFAULT_ARMS
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no", str: "TEXT", tuple[str, ...]: "NAME"}
 
@@ -71,13 +72,6 @@ SHOWN = {
 
 DEFAULT_PRESET = {"train": "quick", "study": "paper"}
 """The preset of a command without --preset. Evaluations take that of their first --init."""
-
-OF_STUDIES: dict[str, tuple[str, ...]] = {
-    "atari": ("leap",),
-    "omniglot": ("leap", "reptile", "fomaml", "finetune-multi", "finetune-single"),
-    "multi-cv": ("leap", "reptile", "fomaml", "finetune-multi"),
-}
-"""The kinds of tasks of a study, each with the meta-learners that are trained unless --arms names others."""
 
 
 class Once(argparse.Action):
@@ -200,14 +194,15 @@ def _defaults(command: str, preset: str, choices: Mapping[str, str]) -> Callable
 
 def _defaults_of_studies(preset: str, tasks: str) -> Callable[[str], str]:
     """Return the same for studies, whose defaults depend on the kind of tasks and on the arm."""
-    kinds = [tasks] if tasks else list(OF_STUDIES)
+    kinds = [tasks] if tasks else list(DEFAULT_ARMS)
     implied = {}
     for kind in kinds:
         played = {"games": tuple(games.FIGURE_4)} if kind == "atari" else {}
         of_kind = "paper" if (kind, preset) == ("atari", games.PRESET) else preset
         implied[kind] = [
             {**_implied(of_kind, {"tasks": kind, "meta_learner": arm}), **played}
-            for arm in OF_STUDIES.get(kind, ("leap",))
+            for arm in DEFAULT_ARMS.get(kind, ("leap",))
+            if arm != "none"  # it is not trained
         ]
 
     def default(name: str) -> str:

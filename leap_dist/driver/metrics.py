@@ -115,6 +115,7 @@ class Exporter:
     def __init__(self, run: str) -> None:
         self._run = run
         self._metrics: dict[str, Any] = {}  # made at the first record, when this process is connected to Ray
+        self._session = ""
         self._of_launch: dict[tuple[str, ...], float] = {}
         self.alerts: list[str] = []
 
@@ -123,7 +124,8 @@ class Exporter:
         if self.alerts:
             return
         try:
-            self._metrics = self._metrics or _declare()
+            if not self._metrics:
+                self._metrics, self._session = _declare(), _session()
             for sample in samples(lines, summary):
                 self._record(sample)
         except Exception as error:  # whatever is wrong with Ray's metrics, the run does not need them
@@ -136,7 +138,7 @@ class Exporter:
             return
         # A restarted server counts from an older state; the counter stands still until the server has caught up.
         totals = self._of_launch if sample.metric in _OF_LAUNCH else _recorded
-        key = (_session(), self._run, sample.metric, *sample.labels.values())
+        key = (self._session, self._run, sample.metric, *sample.labels.values())
         more = sample.value - totals.get(key, 0.0)
         if more > 0:
             totals[key] = sample.value

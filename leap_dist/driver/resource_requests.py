@@ -51,7 +51,7 @@ class Request(NamedTuple):
 
 
 class Autoscaler(Protocol):
-    """What takes the cluster's only request."""
+    """An autoscaler takes one request for the whole cluster, and may say whether it fits."""
 
     def ask(self, request: Request) -> None:
         """Replace the cluster's request."""

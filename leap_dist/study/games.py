@@ -19,8 +19,6 @@ FIGURE_4 = {
     "pong": 8_000_000,
 }
 """The games of the paper's figure 4 and the ends of its axes, in agent steps. Only Pong is trained on."""
-ARMS: tuple[str, ...] = ("leap", "none")
-"""The arms of figure 4: Leap, and a random initialization."""
 GROUPS: tuple[str, ...] = ("seed24",)
 """The training games of the paper's first version."""
 PRESET = "figure4"

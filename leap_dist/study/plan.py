@@ -13,14 +13,11 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.registry import ALPHABETS, HELD_OUT, normalize
 from leap_dist.config.settings import Config
 from leap_dist.study import games
+from leap_dist.study.arms import DEFAULT_ARMS
 from leap_dist.study.games import Cost, Tests
 from leap_dist.study.spec import ARMS, Study, agents_done, progress_of, training_of
 
 DEFAULT_GROUPS = ("4", "10", "20")
-OF_IMAGES = tuple(arm for arm in ARMS if arm != "multitask")
-"""Arms of a study of images unless others are given: those of the paper's tables."""
-_REFUSED = ("multi-cv", "finetune-single")
-"""Tasks and arm that do not go together: one head cannot have as many classes as each data set has."""
 MOST = len(ALPHABETS) - HELD_OUT - 1
 """Maximum number of pretraining alphabets."""
 _CELL_SETTINGS = {"games", "seed", "supervised.pretraining"}
@@ -201,7 +198,7 @@ def make(
         raise ConfigError(f"test_seeds: {test_seeds} is not between 1 and 1000")
     if tasks != "atari" and (game_steps or test_seeds not in (None, 1)):
         raise ConfigError(f"{'game' if game_steps else 'test'}_{'steps' if game_steps else 'seeds'}: only for atari")
-    arms = arms or (games.ARMS if tasks == "atari" else [arm for arm in OF_IMAGES if (tasks, arm) != _REFUSED])
+    arms = arms or DEFAULT_ARMS[tasks]
     for arm in (*arms, *of_arms):
         if arm not in ARMS:
             raise ConfigError(f"arms: no meta-learner {arm[:40]!r} among {', '.join(ARMS)}")

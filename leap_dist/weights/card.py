@@ -149,9 +149,10 @@ def _metrics(results: Mapping[str, Any], arm: str, sha256: str) -> Iterator[tupl
     if arm not in results.get("arms", ()):
         raise ConfigError(f"results: no arm {arm[:80]!r}; there are {', '.join(results.get('arms', ()))}")
     for one in results.get("described") or ():
-        if one["label"] == arm and one["sha256"] != sha256:
+        found = str(one.get("sha256", sha256))  # results of older versions may not say it
+        if one["label"] == arm and found != sha256:
             raise ConfigError(
-                f"results: {arm} started from {one['source']} with SHA-256 {one['sha256'][:12]}, not from these "
+                f"results: {arm} started from {one.get('source')} with SHA-256 {found[:12]}, not from these "
                 f"weights ({sha256[:12]}); evaluate these, or publish those"
             )
     for game, cells in (results.get("cells") or {}).items():

@@ -77,9 +77,8 @@ def build(out: Path, scoring: Scoring, repetitions: int = statistics.REPETITIONS
     described, _ = describe_arms(out)
     if without := [arm["label"] for arm in described if arm["label"] not in {row.run.arm for row in rows}]:
         warnings.append(f"no run yet of {', '.join(without)}")
-    played = {label: {row.run.game for row in rows if row.run.arm == label} for label in {row.run.arm for row in rows}}
     for arm in described:
-        warnings += not_held_out([arm], sorted(played.get(arm["label"], ())))
+        warnings += not_held_out([arm], sorted({row.run.game for row in rows if row.run.arm == arm["label"]}))
     attached, more = _attached(out) if scoring.human_normalized else ([], [])
     results = compute(rows, scoring, [*warnings, *more], repetitions)
     pictures = figures.pictures(results)
