@@ -286,7 +286,9 @@ class Config:
     )
     insecure: bool = setting(False, "join a cluster that does not use token authentication (docs/security.md)")
     wait_for_nodes: bool = setting(
-        False, "wait for nodes to join if too few workers fit; always on with a detected autoscaler"
+        False,
+        "wait for nodes to join a cluster if too few workers fit; always on with a detected autoscaler, and without "
+        "effect on a cluster of this machine alone",
     )
     leap: LeapSettings = LeapSettings()
     fomaml: FomamlSettings = FomamlSettings()

@@ -20,7 +20,7 @@ from leap_dist.driver import memory, mps, plan
 from leap_dist.driver.actor_messages import EndedWorker, WorkerHealth
 from leap_dist.driver.actors import WORKER
 from leap_dist.driver.clients import Aggregators
-from leap_dist.driver.nodes import READ_SECONDS, Nodes
+from leap_dist.driver.nodes import READ_SECONDS, Node, Nodes
 from leap_dist.driver.placement import (
     GROUP_LABEL,
     MPS_LIMIT,
@@ -103,6 +103,7 @@ class Pool:
 
     def require_capacity(self) -> None:
         """Ask the autoscaler for nodes. Raises ConfigError if too few workers fit and no further nodes can come."""
+        self._settle_kind()
         fits, least, groups = self.capacity(), self._config.min_workers, autoscaler_groups(self._config.address)
         most = max(fits, max_workers(self._need, groups)) if groups is not None else fits
         if most < least and not (waits_for_nodes(self._config) and groups is None):
@@ -175,6 +176,7 @@ class Pool:
         self._checks.follow(candidates(self._need, self._nodes.view.staying))
         self.alerts += self._checks.alerts
         self._checks.alerts.clear()
+        self._settle_kind()
         now, hosts = time.monotonic(), self._hosts()
         fits = sum(room.workers for room in hosts.values())
         self._record_capacity(fits)
@@ -229,11 +231,18 @@ class Pool:
 
     def _hosts(self) -> dict[str, Room]:
         """Return the room on each node that may get workers, without the nodes that have none."""
-        nodes = self._checks.passed(candidates(self._need, self._nodes.view.staying))
-        if self._one_kind and self._need.device == "auto":
-            self._need = of_one_kind(self._need, nodes)
-        rooms = {name: self._need.on(node, hosts_server=name == self._nodes.own) for name, node in nodes.items()}
+        nodes = self._fit_nodes().items()
+        rooms = {name: self._need.on(node, hosts_server=name == self._nodes.own) for name, node in nodes}
         return {name: room for name, room in rooms.items() if room.workers}
+
+    def _fit_nodes(self) -> dict[str, Node]:
+        """Return the nodes for workers that have passed their checks and are not about to leave."""
+        return self._checks.passed(candidates(self._need, self._nodes.view.staying))
+
+    def _settle_kind(self) -> None:
+        """Decide whether workers get GPUs, if all are to have the same kind of device and some node can hold one."""
+        if self._one_kind and self._need.device == "auto":
+            self._need = of_one_kind(self._need, self._fit_nodes())
 
     def plan(self, status: Mapping[str, Any]) -> str:
         """Return the plan for what is left of the run, in one line."""

@@ -50,7 +50,7 @@ class Progress:
             self.start.begin("loading")
         if is_done_with_one or any(lease["steps"] for lease in status["leases"]):
             self.start.end()
-        if self._first_task is None and status["tasks"] + status["tasks_waiting"]:
+        if self._first_task is None and tasks:
             self._first_task = now - self._started
         return {
             **status,

@@ -539,6 +539,15 @@ def test_curves_have_a_panel_for_every_game_and_one_for_all(three: Results):
         np.testing.assert_array_equal(line.get_ydata(), three.cells["pong"][arm].curve.point)
 
 
+@pytest.mark.parametrize(
+    ("panels", "grid"), [(1, (1, 1)), (3, (1, 3)), (4, (1, 4)), (5, (2, 3)), (8, (2, 4)), (9, (3, 3)), (17, (4, 5))]
+)
+def test_the_grid_of_curves_leaves_few_gaps(three: Results, panels: int, grid: tuple[int, int]):
+    one = figures.panels(three)[0]
+    figure = figures.draw_curves([one] * panels, figures.styles(three.arms), RETURNS.metric)
+    assert figure.axes[0].get_gridspec().get_geometry() == grid
+
+
 def test_arms_are_told_apart_without_colours_too(three: Results):
     looks = list(figures.styles(three.arms).values())
     assert len({look["color"] for look in looks}) == len({look["linestyle"] for look in looks}) == 3

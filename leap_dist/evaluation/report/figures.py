@@ -99,7 +99,7 @@ def draw_legend(figure: Figure, lines: Mapping[str, Style], extra: Sequence[Line
 
 def draw_curves(panels: Sequence[Panel], lines: Mapping[str, Style], metric: Metric) -> Figure:
     """Return a figure with a panel for each game, and one legend."""
-    columns = min(len(panels), 3 if len(panels) <= 9 else 4 if len(panels) <= 16 else 5)
+    columns = _columns(len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(max(6.0, 3.4 * columns), 2.6 * rows + 0.7)
     for index, panel in enumerate(panels):
@@ -111,6 +111,12 @@ def draw_curves(panels: Sequence[Panel], lines: Mapping[str, Style], metric: Met
     shows_random_play = any(panel.random_play is not None for panel in panels)
     draw_legend(figure, lines, [Line2D([], [], label="random play", **_RANDOM_PLAY)] if shows_random_play else [])
     return figure
+
+
+def _columns(panels: int) -> int:
+    """Return the number of columns of a grid: the one of those that suit its size which leaves the fewest gaps."""
+    suitable = (panels,) if panels <= 3 else (3, 4) if panels <= 9 else (4,) if panels <= 16 else (5,)
+    return min(suitable, key=lambda columns: -panels % columns)
 
 
 def _draw_panel(axes: Axes, panel: Panel, lines: Mapping[str, Style], metric: Metric) -> None:
