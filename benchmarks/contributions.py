@@ -3,18 +3,21 @@
     python -m benchmarks.contributions record --games assault asterix ms_pacman --seeds 2 --out contributions
     python -m benchmarks.contributions compare contributions
 
-`record` trains every game from one random encoder, with several seeds for heads, actions and environments. While a task
-trains, it accumulates the pull-forward gradient in many forms at once, so that all of them describe the same path.
-`compare` prints for each form the mean cosine between contributions of the same game with different seeds, between
-different games, and between vectors whose entries were shuffled, and the range of norms: for the first tenth of the
-path, the rest and the whole, and for the convolutions and the linear layer. If contributions of the same game are no
-more similar than those of different games, a form carries no signal of the game. If those of different games are no
-more similar than shuffled vectors, it carries no signal that games share, and an initialization can learn no other.
+`record` trains every game from one random encoder, or from the initialization given as `--init`, with several seeds
+for heads, actions and environments. While a task trains, it accumulates the pull-forward gradient in many forms at
+once, so that all of them describe the same path. `compare` prints for each form the mean cosine between contributions
+of the same game with different seeds, between different games, and between vectors whose entries were shuffled, and
+the range of norms: for the first tenth of the path, the rest and the whole, and for the convolutions and the linear
+layer. Means have 95 % intervals, for which games are drawn with replacement. `compare --csv FILE` also writes the
+cosine of every pair to a file. If contributions of the same game are no more similar than those of different games, a
+form carries no signal of the game. If those of different games are no more similar than shuffled vectors, it carries
+no signal that games share, and an initialization can learn no other.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,16 +32,17 @@ from benchmarks.harness import progress
 from leap_dist.config.loading import resolve
 from leap_dist.envs import atari_vector
 from leap_dist.envs.games import HELD_OUT
+from leap_dist.evaluation.statistics import Interval
 from leap_dist.leap.path_statistics import Metric
 from leap_dist.leap.pull_forward import PullForward
 from leap_dist.nn import actor_critic
 from leap_dist.nn.features import dead_units, effective_rank
-from leap_dist.nn.flat_vector import Manifest, load_vector
+from leap_dist.nn.flat_vector import Manifest, flatten, load_vector
 from leap_dist.protocol.messages import Lease, Task
 from leap_dist.protocol.seeds import derived_seed
 from leap_dist.tasks.atari.a2c import A2C
 from leap_dist.tasks.atari.rollout import a2c_loss, n_step_returns
-from leap_dist.tasks.task import family_of
+from leap_dist.weights.initialization import read_initialization
 from leap_dist.worker.start import Start, make_learner
 
 SMOOTHING = 0.99
@@ -109,14 +113,23 @@ class FixedBatch:
         return float(a2c_loss(logits, values, self._returns, self._actions, self._learner._agent)[0])
 
 
-def record(game: str, seed: int, task_steps: int, preset: str, forms: Mapping[str, Form]) -> dict[str, np.ndarray]:
+def start_vector(init: str) -> np.ndarray:
+    """Return the encoder that tasks start from, flat float32: that of an initialization, or a random one for ""."""
+    if not init:
+        return actor_critic.initialization(4, 0)[1]
+    return flatten(read_initialization(init).encoder().parameters()).numpy()
+
+
+def record(
+    game: str, seed: int, task_steps: int, preset: str, forms: Mapping[str, Form], init: str = ""
+) -> dict[str, np.ndarray]:
     """Train one task and return, for each form, both terms of the pull-forward gradient for two parts of the path.
 
-    These are the first tenth and the rest: (2 parts, 2 terms, parameters), float32.
+    These are the first tenth and the rest: (2 parts, 2 terms, parameters), float32. `init` is as in `start_vector`.
     """
     config = resolve(preset, {"games": [game], "task_steps": task_steps, "workers": 1})
     torch.set_num_threads(config.worker.threads)
-    _, vector = family_of(config).initialization(config, 0, config.scope)
+    vector = start_vector(init)
     own_seed = derived_seed(1_000 + seed, game)
     task = Task(seed, game, 0, seed=own_seed, steps=task_steps)
     learner = make_learner(config, Lease("record", task, "record", "record", 0, 60.0), Start(vector))
@@ -196,11 +209,37 @@ def gradients(found: Contributions, part: str, layer: str) -> dict[str, dict[tup
     return {title: {key: of(terms) for key, terms in chosen.items()} for title, of in columns.items()}
 
 
-def cosines(vectors: Mapping[tuple[str, int], np.ndarray], *, same_game: bool) -> list[float]:
-    """Return the cosines of all pairs of the same game with different seeds, or of different games."""
+Pairs = dict[tuple[tuple[str, int], tuple[str, int]], float]
+"""Cosine of each pair of contributions, which are named by game and seed."""
+RESAMPLES = 2_000
+"""Number of bootstrap samples of games."""
+
+
+def cosines(vectors: Mapping[tuple[str, int], np.ndarray]) -> Pairs:
+    """Return the cosines of all pairs of vectors; that of a zero vector is 0."""
     exact = {key: vector.astype(np.float64) for key, vector in vectors.items()}
     unit = {key: vector / max(float(np.linalg.norm(vector)), 1e-30) for key, vector in exact.items()}
-    return [float(unit[a] @ unit[b]) for a, b in itertools.combinations(unit, 2) if (a[0] == b[0]) == same_game]
+    return {(a, b): float(unit[a] @ unit[b]) for a, b in itertools.combinations(unit, 2)}
+
+
+def mean_of(pairs: Pairs, *, same_game: bool) -> Interval:
+    """Return the mean cosine of pairs of the same game, or of different games, with a 95 % interval.
+
+    The interval resamples games: a game that is drawn twice brings its pairs twice, but is no other game than itself.
+    """
+    games = sorted({key[0] for pair in pairs for key in pair})
+    number = {game: index for index, game in enumerate(games)}
+    total, count = np.zeros((2, len(games), len(games)))
+    for ((a, _), (b, _)), cosine in pairs.items():
+        if (a == b) == same_game:
+            at = tuple(sorted((number[a], number[b])))
+            total[at] += cosine
+            count[at] += 1
+    drawn = np.random.default_rng(0).multinomial(len(games), [1 / len(games)] * len(games), size=RESAMPLES)
+    weights = np.apply_along_axis(np.diag, 1, drawn) if same_game else drawn[:, :, None] * drawn[:, None, :]
+    counts = (weights * count).sum(axis=(1, 2))
+    means = (weights * total).sum(axis=(1, 2))[counts > 0] / counts[counts > 0]
+    return Interval(float(total.sum() / count.sum()), *(float(end) for end in np.percentile(means, (2.5, 97.5))))
 
 
 def compare(found: Contributions, part: str = "all", layer: str = "all") -> list[dict[str, Any]]:
@@ -208,14 +247,15 @@ def compare(found: Contributions, part: str = "all", layer: str = "all") -> list
     rng = np.random.default_rng(0)
     rows = []
     for title, vectors in gradients(found, part, layer).items():
-        shuffled = {key: rng.permutation(vector) for key, vector in vectors.items()}
+        pairs = cosines(vectors)
+        shuffled = cosines({key: rng.permutation(vector) for key, vector in vectors.items()})
         norms = [float(np.linalg.norm(vector)) for vector in vectors.values()]
         rows.append(
             {
                 "form": title,
-                "same game": float(np.mean(cosines(vectors, same_game=True))),
-                "other game": float(np.mean(cosines(vectors, same_game=False))),
-                "shuffled": float(np.mean(cosines(shuffled, same_game=False))),
+                "same game": mean_of(pairs, same_game=True),
+                "other game": mean_of(pairs, same_game=False),
+                "shuffled": mean_of(shuffled, same_game=False),
                 "smallest norm": min(norms),
                 "largest norm": max(norms),
             }
@@ -266,13 +306,13 @@ def features_of(vector: np.ndarray, seen: Tensor) -> Features:
     return Features(float(features.norm(dim=1).mean()), dead_units(features), effective_rank(features))
 
 
-def moved(found: Contributions, forms: Sequence[str]) -> list[str]:
+def moved(found: Contributions, forms: Sequence[str], initial: np.ndarray) -> list[str]:
     """Return lines of a table: statistics of the encoder before a step, and after one against the mean contribution.
 
+    `initial` is the flat vector of the encoder that the contributions belong to.
     Each cell has the mean norm of the features, the share of dead units and the effective rank. Contributions
     are scaled to length 1 for the mean, so that each task has the same weight.
     """
-    _, initial = actor_critic.initialization(4, 0)
     seen, vectors = frames(FRAMES_OF), gradients(found, "all", "all")
 
     def after(step: np.ndarray) -> str:
@@ -288,11 +328,27 @@ def moved(found: Contributions, forms: Sequence[str]) -> list[str]:
     return lines
 
 
+def shown(mean: Interval) -> str:
+    """Return a mean with its interval as text."""
+    return f"{mean.point:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
+
+
+def write_pairs(found: Contributions, path: Path) -> None:
+    """Write the cosine of every pair to a CSV file, for each form, part of the path and part of the encoder."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("form", "part", "layers", "game", "seed", "other_game", "other_seed", "cosine"))
+        for part, layer in itertools.product(PARTS, LAYERS):
+            for form, vectors in gradients(found, part, layer).items():
+                for (one, other), cosine in cosines(vectors).items():
+                    writer.writerow((form, part, layer, *one, *other, f"{cosine:.4f}"))
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as a table in Markdown."""
     lines = ["| form | same game, other seed | other game | shuffled | norms |", "|---|---|---|---|---|"]
     for row in rows:
-        numbers = " | ".join(f"{row[name]:.3f}" for name in ("same game", "other game", "shuffled"))
+        numbers = " | ".join(shown(row[name]) for name in ("same game", "other game", "shuffled"))
         lines.append(f"| {row['form']} | {numbers} | {row['smallest norm']:.3g} … {row['largest norm']:.3g} |")
     return "\n".join(lines)
 
@@ -306,9 +362,12 @@ def main() -> None:
     recording.add_argument("--seeds", type=int, default=2)
     recording.add_argument("--task-steps", type=int, default=100_000)
     recording.add_argument("--preset", default="fast")
+    recording.add_argument("--init", default="", help="start: a run, its init.safetensors or pretrained:NAME")
     recording.add_argument("--out", type=Path, required=True)
     comparing = commands.add_parser("compare", help="print the table")
     comparing.add_argument("folder", type=Path)
+    comparing.add_argument("--init", default="", help="the same as for record")
+    comparing.add_argument("--csv", type=Path, help="also write the cosine of every pair to this file")
     given = parser.parse_args()
     if given.command == "compare":
         found = load(given.folder)
@@ -316,14 +375,17 @@ def main() -> None:
             parser.error(f"there are no contributions in {given.folder}")
         for part, layer in itertools.product(PARTS, LAYERS):
             print(f"\npart of the path: {part}; layers: {layer}\n\n{table(compare(found, part, layer))}")
+        loss_terms = [f"{name}: loss term" for name in FORMS if FORMS[name].loss_weight]
         print()
-        print("\n".join(moved(found, (REPTILE, *(f"{name}: loss term" for name in FORMS if FORMS[name].loss_weight)))))
+        print("\n".join(moved(found, (REPTILE, *loss_terms), start_vector(given.init))))
+        if given.csv is not None:
+            write_pairs(found, given.csv)
         return
     for seed, game in itertools.product(range(given.seeds), given.games):
         path = given.out / game / f"{seed}.npz"
         if path.exists():
             continue
-        terms = record(game, seed, given.task_steps, given.preset, FORMS)
+        terms = record(game, seed, given.task_steps, given.preset, FORMS, given.init)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
         with unfinished.open("wb") as file:

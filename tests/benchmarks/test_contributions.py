@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +58,32 @@ def test_a_signal_shows_as_likeness_within_a_game_and_noise_does_not() -> None:
     rng = np.random.default_rng(0)
     games = {game: rng.normal(size=10_000) for game in ("pong", "freeway", "assault")}
     vectors = {(game, seed): own + rng.normal(size=10_000) for game, own in games.items() for seed in (0, 1, 2)}
-    assert np.mean(contributions.cosines(vectors, same_game=True)) == pytest.approx(0.5, abs=0.03)
-    assert np.mean(contributions.cosines(vectors, same_game=False)) == pytest.approx(0.0, abs=0.03)
+    pairs = contributions.cosines(vectors)
+    assert len(pairs) == 36
+    same, other = (contributions.mean_of(pairs, same_game=same) for same in (True, False))
+    assert same.point == pytest.approx(0.5, abs=0.03)
+    assert other.point == pytest.approx(0.0, abs=0.03)
+    assert same.low <= same.point <= same.high
+    assert other.low <= other.point <= other.high
+
+
+def test_intervals_come_from_games() -> None:
+    """Three games whose pairs agree perfectly within a game, by 0, 0.3 and 0.6: the oracle lists all 27 draws."""
+    within = {"a": 0.0, "b": 0.3, "c": 0.6}
+    pairs = {((game, 0), (game, 1)): cosine for game, cosine in within.items()}
+    pairs |= {
+        ((a, i), (b, j)): within[a] - within[b]
+        for a, b in itertools.combinations(within, 2)
+        for i, j in itertools.product((0, 1), repeat=2)
+    }
+    draws = list(itertools.product(within, repeat=3))
+    same = [np.mean([within[game] for game in draw]) for draw in draws]
+    others = [[within[a] - within[b] for a, b in itertools.combinations(sorted(draw), 2) if a != b] for draw in draws]
+    other = [np.mean(found) for found in others if found]
+    for is_same, values, point in ((True, same, 0.3), (False, other, -0.4)):
+        found = contributions.mean_of(pairs, same_game=is_same)
+        ends = np.percentile(values, (2.5, 97.5), method="inverted_cdf")
+        assert found == pytest.approx((point, *ends))
 
 
 def test_what_was_recorded_can_be_read_and_compared(tmp_path: Path, recorded: dict[str, np.ndarray]) -> None:
@@ -68,9 +94,14 @@ def test_what_was_recorded_can_be_read_and_compared(tmp_path: Path, recorded: di
     rows = contributions.compare(contributions.load(tmp_path), "all", "all")
     assert [row["form"] for row in rows][:2] == [contributions.REPTILE, "energy, λ = 1"]
     expected = {row["form"]: 1.0 if row["largest norm"] else 0.0 for row in rows}
-    assert {row["form"]: row["same game"] for row in rows} == pytest.approx(expected)
+    assert {row["form"]: row["same game"].point for row in rows} == pytest.approx(expected)
     assert contributions.table(rows).count("\n") == len(rows) + 1
-    lines = contributions.moved(contributions.load(tmp_path), [contributions.REPTILE])
+    two = {key: dict(list(forms.items())[:2]) for key, forms in contributions.load(tmp_path).items()}
+    contributions.write_pairs(two, tmp_path / "pairs.csv")
+    columns, *pairs = list(csv.reader((tmp_path / "pairs.csv").open(encoding="utf-8")))
+    assert columns[-1] == "cosine"
+    assert len(pairs) == 6 * 3 * 3 * len(contributions.gradients(two, "all", "all"))
+    lines = contributions.moved(contributions.load(tmp_path), [contributions.REPTILE], contributions.start_vector(""))
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
         "nothing",
         contributions.REPTILE,
