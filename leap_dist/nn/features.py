@@ -1,7 +1,7 @@
 """Statistics of an initialization as a starting point, which show a collapse long before an evaluation does.
 
 They are measured on the first unroll of a task, before its first step, so they cost no environment step and change
-nothing: at that point the encoder is φ.
+nothing: at that point the encoder is φ. Only the entropy is measured again later, when the agent has begun to learn.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-STATISTICS = ("norm_ratio", "dead_units", "effective_rank", "entropy", "gradient_norm")
-"""Names of the figures that `at_start` returns."""
+STATISTICS = ("norm_ratio", "dead_units", "effective_rank", "entropy", "gradient_norm", "entropy_later")
+"""Names of all figures: those that `at_start` returns, and the entropy after `LATER` updates."""
+LATER = 1_000
+"""Number of updates after which an agent's entropy is reported again."""
 
 
 @torch.no_grad()

@@ -214,8 +214,8 @@ def _meta_values(tasks: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _at_start(tasks: list[dict[str, Any]], name: str) -> list[float]:
-    """Return the values of a figure in the first points of the tasks' curves, for the tasks that report it."""
-    return [task["curve"][0]["means"][name] for task in tasks if task["curve"] and name in task["curve"][0]["means"]]
+    """Return the values of a figure that a task reports at one point of its curve, for the tasks that report it."""
+    return [point["means"][name] for task in tasks for point in task["curve"] if name in point["means"]]
 
 
 def _error(task: dict[str, Any]) -> float | None:

@@ -93,7 +93,10 @@ _OF_STARTS: dict[Metric, dict[str, dict[str, list[Any]]]] = {
             "norm of φ relative to a fresh one": ["Multiline", ["meta/features/norm_ratio$"]],
             "share of dead units": ["Multiline", ["meta/features/dead_units$"]],
             "effective rank of the features": ["Multiline", ["meta/features/effective_rank$"]],
-            "entropy of the policy": ["Multiline", ["meta/features/entropy$"]],
+            "entropy of the policy, at the start and after 1,000 updates": [
+                "Multiline",
+                ["meta/features/entropy$", "meta/features/entropy_later$"],
+            ],
             "norm of the first gradient": ["Multiline", ["meta/features/gradient_norm$"]],
         }
     },

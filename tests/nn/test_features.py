@@ -73,7 +73,7 @@ def test_an_agent_reports_them_once_for_the_point_that_it_starts_from():
         learner.backward()
         means = learner.progress().means
         found = {name.removeprefix(AT_START): value for name, value in means.items() if name.startswith(AT_START)}
-        assert tuple(found) == features.STATISTICS
+        assert (*found, "entropy_later") == features.STATISTICS
         assert found["norm_ratio"] == pytest.approx(1.0, rel=1e-4)
         assert found["entropy"] == pytest.approx(math.log(6), rel=1e-3), "a fresh head hardly prefers an action"
         assert found["gradient_norm"] == pytest.approx(norm, rel=1e-5)
@@ -84,3 +84,27 @@ def test_an_agent_reports_them_once_for_the_point_that_it_starts_from():
         learner.step()
         learner.backward()
         assert not any(name.startswith(AT_START) for name in learner.progress().means)
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("interrupted_after", [None, 1, 3, 4])
+def test_an_agent_reports_its_entropy_again_after_some_updates(
+    monkeypatch: pytest.MonkeyPatch, interrupted_after: int | None
+):
+    monkeypatch.setattr("leap_dist.tasks.atari.a2c.LATER", 3)
+    reported = []
+    with playing("pong", agent=ALONE) as first, playing("pong", agent=ALONE) as second:
+        learner = first
+        for number in range(5):
+            if number == interrupted_after:
+                state = first.state()
+                assert state is not None
+                learner = second
+                learner.load_state(state)
+            learner.backward()
+            means = learner.progress().means
+            learner.step()
+            if AT_START + "entropy_later" in means:
+                assert means[AT_START + "entropy_later"] == pytest.approx(means["entropy"]), "one rollout"
+                reported.append(number)
+    assert reported == [3]

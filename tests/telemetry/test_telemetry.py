@@ -95,11 +95,14 @@ def test_what_phi_is_like_is_a_mean_over_the_tasks_that_say_so(tmp_path: Path) -
     first, second = point(100, None), point(100, None)
     first["means"] |= {"start/dead_units": 0.25, "start/effective_rank": 4.0}
     second["means"] |= {"start/dead_units": 0.75}
-    tasks = [line("pong", 1, [first, point(200, 1.0)]), line("freeway", 1, [second]), line("air_raid", 1, [])]
+    later = point(200, 1.0)
+    later["means"] |= {"start/entropy_later": 1.5}
+    tasks = [line("pong", 1, [first, later]), line("freeway", 1, [second]), line("air_raid", 1, [])]
     write(tmp_path, [tasks]).close()
     found = shown(tmp_path)
     assert found["server", "meta/features/dead_units"] == [(1, 0.5)]
     assert found["server", "meta_frames/features/effective_rank"] == [(1000, 4.0)]
+    assert found["server", "meta/features/entropy_later"] == [(1, 1.5)]
     assert ("server", "meta/features/entropy") not in found
 
 
