@@ -352,6 +352,29 @@ def test_the_first_node_builds_the_environment_and_later_ones_unpack_it(tmp_path
     assert len(environment(tmp_path, "d", "s3fs==2.0")[1]) == 1, "another package needs another archive"
 
 
+def has_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or Path("/usr/bin/nvidia-smi").exists()
+
+
+def test_nodes_without_a_gpu_install_the_build_for_cpus_and_those_with_one_do_not(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    ordinary = "pip install --quiet -r requirements.txt s3fs==1.0"
+    if not has_driver():
+        _, installed = environment(tmp_path, "cpu", "s3fs==1.0", TORCH_INDEX="URL")
+        assert installed == [f"{ordinary} -c constraints-cpu.txt --extra-index-url URL"]
+        said, installed = environment(tmp_path, "another", "s3fs==1.0", TORCH_INDEX="URL")
+        assert (said.startswith("environment: unpacked"), installed) == (True, [])
+    (tmp_path / "nvidia-smi").write_text("#!/bin/bash\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert environment(tmp_path, "gpu", "s3fs==1.0", TORCH_INDEX="URL")[1] == [ordinary], "it has an archive of its own"
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_machines_without_a_gpu_are_told_the_index_of_the_small_build(name: str) -> None:
+    (command,) = (one for one in cloud(name)["setup_commands"] if "environment.sh" in one)
+    assert re.match(r"TORCH_INDEX=<[^>]*pytorch\.org[^>]*> bash ~/leap-dist/cluster/environment\.sh /shared ", command)
+
+
 def test_a_damaged_archive_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     environment(tmp_path, "a")
@@ -490,6 +513,25 @@ def test_a_worker_job_whose_time_is_up_is_requeued_and_one_that_is_cancelled_is_
         job.terminate()
         assert job.wait(60) == 15
     assert asked.read_text() == requeues
+
+
+def test_a_fixed_job_binds_no_node_to_one_core(tmp_path: Path) -> None:
+    """It has one task for each node, and many a site binds every task of a step to a core of its own."""
+    environment = on_slurm(
+        tmp_path, SLURM_JOB_NODELIST="a,b", SLURM_JOB_NUM_NODES="2", SLURM_CPUS_ON_NODE="64", LEAP_TMPDIR=str(tmp_path)
+    )
+    (tmp_path / "srun").write_text('#!/bin/bash\necho 1 > "$LEAP_DRIVER"\nprintf "%s\\n" "$@" > "$ASKED"\n')
+    (tmp_path / "srun").chmod(0o755)
+    command = ["bash", CLUSTER / "slurm" / "fixed.sbatch", "/shared/leap", "--preset", "fast"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=60)
+    words = (tmp_path / "asked").read_text().splitlines()
+    program = words.index("bash")
+    assert {"--nodes=2", "--ntasks-per-node=1", "--cpu-bind=none"} <= set(words[:program])
+    assert not any(word.startswith(("--cpus-per-task", "--exact")) for word in words[:program]), (
+        "a step has all processors of its nodes unless it says how many, and nodes may have different numbers of them"
+    )
+    assert words[program:] == ["bash", "cluster/slurm/node.sh", "--resume", "auto", "--run-dir", "/shared/leap",
+                               "--preset", "fast"]  # fmt: skip
 
 
 def test_the_logs_of_slurm_jobs_that_are_requeued_are_kept() -> None:
