@@ -47,6 +47,8 @@ def test_a_build_is_the_pinned_release_of_torch_and_agrees_with_the_other_constr
     common = pins("constraints.txt")
     assert not special.keys() & common.keys(), "pip has to fulfil both files"
     assert not BOUNDED & common.keys()
+    cluster = (ROOT / "cluster" / "README.md").read_text()
+    assert all(f"`{name}`" in cluster for name in BOUNDED), "the page does not say that everything is pinned"
     # CUDA's libraries have names of their own for each release of CUDA but the newest.
     assert all(name in BOUNDED or name.endswith("-cu12") for name in special)
 
