@@ -5,6 +5,12 @@ PIP := install $(shell test -t 2 || echo --quiet) --disable-pip-version-check --
 # If that were not kept, as some images of Python have it, every process would take twice as long to start.
 unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
+# PyPI's PyTorch brings gigabytes of CUDA. TORCH_INDEX=URL names PyTorch's own index of builds for CPUs (docs/faq.md says where
+# it is listed); it is used where there is no NVIDIA driver.
+TORCH_INDEX ?=
+DRIVER := $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi 2> /dev/null)
+TORCH := $(if $(TORCH_INDEX),$(if $(DRIVER),,-c constraints-cpu.txt --extra-index-url $(TORCH_INDEX)))
+HINT := "there is no NVIDIA driver here: TORCH_INDEX=URL installs PyTorch's build for CPUs, without gigabytes of CUDA (docs/faq.md)"
 PYTEST := $(BIN)/python -m pytest $(ARGS)
 
 .DEFAULT_GOAL := help
@@ -67,17 +73,19 @@ bench: .venv/installed .venv-sb3/installed .venv-rllib/installed ## agent steps 
 
 .venv/installed: requirements.txt constraints.txt
 	@echo "installing the packages of requirements.txt into .venv (a minute, most of it for PyTorch)"
+	$(if $(DRIVER)$(TORCH_INDEX),,@echo $(HINT))
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip $(PIP) -r requirements.txt
+	$(BIN)/pip $(PIP) -r requirements.txt $(TORCH)
 	touch $@
 
 .venv/installed-dev: requirements-dev.txt requirements.txt constraints.txt
+	$(if $(DRIVER)$(TORCH_INDEX),,@echo $(HINT))
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip $(PIP) -r requirements-dev.txt
+	$(BIN)/pip $(PIP) -r requirements-dev.txt $(TORCH)
 	touch .venv/installed $@
 
 .venv/installed-extras: requirements-extras.txt .venv/installed-dev
-	$(BIN)/pip $(PIP) -r requirements-extras.txt
+	$(BIN)/pip $(PIP) -r requirements-extras.txt $(TORCH)
 	touch $@
 
 .venv-docs/installed: requirements-docs.txt
@@ -87,12 +95,12 @@ bench: .venv/installed .venv-sb3/installed .venv-rllib/installed ## agent steps 
 
 .venv-sb3/installed: requirements-bench.txt constraints.txt
 	test -x .venv-sb3/bin/python || $(PYTHON) -m venv .venv-sb3
-	.venv-sb3/bin/pip $(PIP) -r requirements-bench.txt
+	.venv-sb3/bin/pip $(PIP) -r requirements-bench.txt $(TORCH)
 	touch $@
 
 .venv-rllib/installed: requirements-bench-rllib.txt constraints.txt
 	test -x .venv-rllib/bin/python || $(PYTHON) -m venv .venv-rllib
-	.venv-rllib/bin/pip $(PIP) -r requirements-bench-rllib.txt
+	.venv-rllib/bin/pip $(PIP) -r requirements-bench-rllib.txt $(TORCH)
 	touch $@
 
 clean: ## remove environments and caches

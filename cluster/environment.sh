@@ -4,6 +4,9 @@
 #
 #     environment.sh DIRECTORY [ARGUMENTS OF pip install]
 #
+# TORCH_INDEX=URL names PyTorch's own index of builds for CPUs. Nodes without an NVIDIA driver install that build, which is
+# small, and nodes with one install PyPI's, which has CUDA.
+#
 # The archive's name says what it was made from: requirements, constraints, arguments, Python and processor.
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: environment.sh DIRECTORY [ARGUMENTS OF pip install]" >&2; exit 2; }
@@ -12,6 +15,9 @@ shift
 here=$(cd "$(dirname "$0")/.." && pwd)
 venv=$HOME/venv
 python=${PYTHON:-python3}
+
+has_driver() { [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null; }
+if [ -n "${TORCH_INDEX:-}" ] && ! has_driver; then set -- "$@" -c constraints-cpu.txt --extra-index-url "$TORCH_INDEX"; fi
 
 made_from() {
     cat "$here"/requirements.txt "$here"/constraints*.txt

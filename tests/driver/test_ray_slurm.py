@@ -40,6 +40,7 @@ STAND_INS = {
     """,
     "srun": """
         # Once on every node of the job; the worst exit code is its own.
+        assert "--cpu-bind=none" in sys.argv, "a site may bind the one task of a node to one core"
         command = sys.argv[next(at for at, word in enumerate(sys.argv) if at and not word.startswith("--")):]
         tasks = [
             subprocess.Popen(command, env={**os.environ, "SLURM_NODEID": str(number), "NODE": node})

@@ -30,8 +30,10 @@ ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 SCHEMAS = json.loads((ROOT / "tests" / "support" / "kubernetes_schemas.json").read_text())
 CLOUDS = ["aws", "gcp"]
-WORKERS = {"aws": ["cpu-spot", "gpu-spot"], "gcp": ["gpu-spot"]}
-"""Groups of workers by cloud, the one that is used by default first."""
+WORKERS = ["cpu-spot", "gpu-spot"]
+"""Groups of workers in a cloud, the one that is used by default first."""
+PODS = {"cpu": "15", "gpu": "7"}
+"""Groups of workers on Kubernetes in the same order, with the CPUs that a pod asks for."""
 SHELLS = ["environment.sh", "watchdog.sh", *sorted(f"slurm/{path.name}" for path in (CLUSTER / "slurm").iterdir())]
 
 
@@ -62,7 +64,7 @@ def test_ray_up_takes_the_file(name: str) -> None:
     prepared = autoscaler.prepare_config(cloud(name))
     autoscaler.validate_config(prepared)
     assert prepared["cluster_name"] == "leap"
-    assert set(prepared["available_node_types"]) == {"head", *WORKERS[name]}, "nothing of Ray's defaults"
+    assert set(prepared["available_node_types"]) == {"head", *WORKERS}, "nothing of Ray's defaults"
 
 
 @pytest.mark.parametrize(
@@ -93,13 +95,22 @@ def test_the_head_stays_and_the_workers_are_spot(name: str) -> None:
     assert (head["labels"], head["resources"]["CPU"]) == ({"pool": "stable"}, 0)
     assert "GPU" not in head["resources"]
     assert "spot" not in json.dumps(head["node_config"]).lower()
-    default, *others = (file["available_node_types"][group] for group in WORKERS[name])
-    for group, workers in zip(WORKERS[name], (default, *others), strict=True):
+    default, *others = (file["available_node_types"][group] for group in WORKERS)
+    for group, workers in zip(WORKERS, (default, *others), strict=True):
         assert workers["labels"] == {"pool": "spot"}
         assert workers["resources"].get("GPU", 0) == (group == "gpu-spot")
         assert "spot" in json.dumps(workers["node_config"]).lower()
     assert 0 <= default["min_workers"] <= default["max_workers"] == file["max_workers"]
     assert all(group["max_workers"] == 0 for group in others), "they are there to be turned on"
+
+
+def test_gcp_gives_every_machine_a_disk_that_its_series_can_boot_from() -> None:
+    """Google's default is pd-standard, which machines of the series c3d and g2 do not take."""
+    file = cloud("gcp")
+    kind = f"zones/{file['provider']['availability_zone']}/diskTypes/pd-balanced"
+    for group in WORKERS:
+        (disk,) = file["available_node_types"][group]["node_config"]["disks"]
+        assert disk["initializeParams"]["diskType"] == kind
 
 
 def dollars(text: str) -> float:
@@ -119,7 +130,7 @@ def test_aws_starts_the_machines_that_make_a_step_at_the_lowest_price() -> None:
             )
         prices[machine] = dollars(of_spot)
     groups = cloud("aws")["available_node_types"]
-    default = groups[WORKERS["aws"][0]]["node_config"]["InstanceType"]
+    default = groups[WORKERS[0]]["node_config"]["InstanceType"]
     assert default == min(prices, key=prices.__getitem__)
     assert {group["node_config"]["InstanceType"] for name, group in groups.items() if name != "head"} <= set(prices)
 
@@ -214,22 +225,18 @@ def test_pods_are_private_and_leave_in_order(kind: str) -> None:
     ray = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("ray["))
     assert spec["rayVersion"] == ray.partition("==")[2]
     assert spec["authOptions"] == {"mode": "token", "secretName": "leap-token"}
-    group = spec["workerGroupSpecs"][0]
-    assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    groups = spec["workerGroupSpecs"]
     policy = manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
     admitted = [peer["podSelector"]["matchLabels"] for peer in manifest("NetworkPolicy")["spec"]["ingress"][1]["from"]]
     assert [labels["app.kubernetes.io/name"] for labels in admitted] == ["kuberay-operator", "kuberay"], (
         "Helm, kustomize"
     )
-    requests = [
-        template["spec"]["containers"][0]["resources"]["requests"]["cpu"]
-        for template in (spec["headGroupSpec"]["template"], group["template"])
-    ]
-    assert requests == ["3", "7"], "nodes of 4 and 8 keep some for themselves"
+    requests = [template["spec"]["containers"][0]["resources"]["requests"]["cpu"] for template in templates(spec)]
+    assert requests == ["3", *PODS.values()], "nodes of 4, 16 and 8 keep some for themselves"
     claim = manifest("PersistentVolumeClaim")
     assert claim["spec"]["storageClassName"] == "REPLACE-ME", "the default class provides disks of one node"
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    for template in (spec["headGroupSpec"]["template"], group["template"]):
+    for template in templates(spec):
         pod = template["spec"]
         assert policy.items() <= template["metadata"]["labels"].items(), "the policy is for this pod"
         assert pod["securityContext"]["runAsNonRoot"]
@@ -239,9 +246,39 @@ def test_pods_are_private_and_leave_in_order(kind: str) -> None:
             assert {mount["name"] for mount in container["volumeMounts"]} <= {v["name"] for v in pod["volumes"]}
     board = spec["headGroupSpec"]["template"]["spec"]["containers"][1]["command"]
     assert board[board.index("--host") + 1] == "127.0.0.1"
-    worker = group["template"]["spec"]
-    drain = float(next(e["value"] for e in worker["containers"][0]["env"] if "DRAIN" in e["name"]))
-    assert drain < worker["terminationGracePeriodSeconds"]
+    for group in groups:
+        worker = group["template"]["spec"]
+        drain = float(next(e["value"] for e in worker["containers"][0]["env"] if "DRAIN" in e["name"]))
+        assert drain < worker["terminationGracePeriodSeconds"]
+        assert worker["containers"][0]["lifecycle"] == groups[0]["template"]["spec"]["containers"][0]["lifecycle"]
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_pods_without_a_gpu_are_the_default_and_those_with_one_can_be_turned_on(kind: str) -> None:
+    spec = cluster_spec(kind)
+    groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+    assert list(groups) == list(PODS)
+    for name, group in groups.items():
+        assert (group["minReplicas"], group["replicas"], group["labels"]) == (0, 0, {"pool": "spot"})
+        assert group["maxReplicas"] == (16 if name == "cpu" else 0)
+        container = group["template"]["spec"]["containers"][0]
+        assert container["resources"]["limits"].get("nvidia.com/gpu") == ("1" if name == "gpu" else None)
+        assert container["image"].endswith(f":{name}")
+    assert spec["headGroupSpec"]["template"]["spec"]["containers"][0]["image"].endswith(":cpu")
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_the_autoscaler_logs_into_the_directory_of_the_head(kind: str) -> None:
+    """KubeRay mounts a volume of this name at /tmp/ray of its own container, and makes one where there is none."""
+    head = cluster_spec(kind)["headGroupSpec"]["template"]["spec"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in head["containers"][0]["volumeMounts"]}
+    assert mounts["/tmp/ray"] == "ray-logs"
+    assert "-c autoscaler" in (ROOT / "docs" / "monitoring.md").read_text()
+
+
+def templates(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of the pods of a cluster: the head's, then the workers'."""
+    return [group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
 
 
 def amount(quantity: str) -> float:
@@ -352,6 +389,29 @@ def test_the_first_node_builds_the_environment_and_later_ones_unpack_it(tmp_path
     assert len(environment(tmp_path, "d", "s3fs==2.0")[1]) == 1, "another package needs another archive"
 
 
+def has_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or Path("/usr/bin/nvidia-smi").exists()
+
+
+def test_nodes_without_a_gpu_install_the_build_for_cpus_and_those_with_one_do_not(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    ordinary = "pip install --quiet -r requirements.txt s3fs==1.0"
+    if not has_driver():
+        _, installed = environment(tmp_path, "cpu", "s3fs==1.0", TORCH_INDEX="URL")
+        assert installed == [f"{ordinary} -c constraints-cpu.txt --extra-index-url URL"]
+        said, installed = environment(tmp_path, "another", "s3fs==1.0", TORCH_INDEX="URL")
+        assert (said.startswith("environment: unpacked"), installed) == (True, [])
+    (tmp_path / "nvidia-smi").write_text("#!/bin/bash\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert environment(tmp_path, "gpu", "s3fs==1.0", TORCH_INDEX="URL")[1] == [ordinary], "it has an archive of its own"
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_machines_without_a_gpu_are_told_the_index_of_the_small_build(name: str) -> None:
+    (command,) = (one for one in cloud(name)["setup_commands"] if "environment.sh" in one)
+    assert re.match(r"TORCH_INDEX=<[^>]*pytorch\.org[^>]*> bash ~/leap-dist/cluster/environment\.sh /shared ", command)
+
+
 def test_a_damaged_archive_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     environment(tmp_path, "a")
@@ -415,7 +475,7 @@ def test_every_worker_machine_starts_the_watchdog_and_the_head_does_not(name: st
     start = "setsid --fork bash ~/leap-dist/cluster/watchdog.sh < /dev/null > ~/watchdog.log 2>&1"
     assert file["worker_start_ray_commands"][-1] == start
     assert "watchdog" not in str(file["head_start_ray_commands"])
-    groups = [file["available_node_types"][group]["node_config"] for group in WORKERS[name]]
+    groups = [file["available_node_types"][group]["node_config"] for group in WORKERS]
     if name == "aws":
         assert {group["InstanceInitiatedShutdownBehavior"] for group in groups} == {"terminate"}
 
@@ -490,6 +550,25 @@ def test_a_worker_job_whose_time_is_up_is_requeued_and_one_that_is_cancelled_is_
         job.terminate()
         assert job.wait(60) == 15
     assert asked.read_text() == requeues
+
+
+def test_a_fixed_job_binds_no_node_to_one_core(tmp_path: Path) -> None:
+    """It has one task for each node, and many a site binds every task of a step to a core of its own."""
+    environment = on_slurm(
+        tmp_path, SLURM_JOB_NODELIST="a,b", SLURM_JOB_NUM_NODES="2", SLURM_CPUS_ON_NODE="64", LEAP_TMPDIR=str(tmp_path)
+    )
+    (tmp_path / "srun").write_text('#!/bin/bash\necho 1 > "$LEAP_DRIVER"\nprintf "%s\\n" "$@" > "$ASKED"\n')
+    (tmp_path / "srun").chmod(0o755)
+    command = ["bash", CLUSTER / "slurm" / "fixed.sbatch", "/shared/leap", "--preset", "fast"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=60)
+    words = (tmp_path / "asked").read_text().splitlines()
+    program = words.index("bash")
+    assert {"--nodes=2", "--ntasks-per-node=1", "--cpu-bind=none"} <= set(words[:program])
+    assert not any(word.startswith(("--cpus-per-task", "--exact")) for word in words[:program]), (
+        "a step has all processors of its nodes unless it says how many, and nodes may have different numbers of them"
+    )
+    assert words[program:] == ["bash", "cluster/slurm/node.sh", "--resume", "auto", "--run-dir", "/shared/leap",
+                               "--preset", "fast"]  # fmt: skip
 
 
 def test_the_logs_of_slurm_jobs_that_are_requeued_are_kept() -> None:
@@ -580,6 +659,37 @@ def given() -> list[tuple[str, list[str]]]:
             flags = next(at for at, word in enumerate(words) if word.startswith("--"))
             found.append((path.name, ["train", "--address", "auto", *words[flags:]]))
     return found
+
+
+def section(title: str) -> str:
+    """Of the README, under a heading of the second level."""
+    return (CLUSTER / "README.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def flag(words: list[str], name: str) -> int:
+    return int(words[words.index(name) + 1])
+
+
+def test_a_batch_has_a_tenth_as_many_tasks_as_there_can_be_workers() -> None:
+    """Mean staleness is workers / |B|, and docs/scaling.md says to keep it below ten."""
+    for name in CLOUDS:
+        group = cloud(name)["available_node_types"][WORKERS[0]]
+        workers = group["max_workers"] * group["resources"]["CPU"]
+        (command,) = re.findall(r"launch\.py (train [^'\n]*)", section(name.upper()))
+        words = command.split()
+        assert "--workers" not in words, "with `ray up`, auto knows how many machines there may be"
+        assert workers / 10 <= flag(words, "--meta.batch-size") < workers / 5
+
+
+def test_on_kubernetes_as_many_workers_are_asked_for_as_pods_may_hold() -> None:
+    """KubeRay does not tell its limits, so auto would ask for one batch only."""
+    group = cluster_spec("RayJob")["workerGroupSpecs"][0]
+    workers = group["maxReplicas"] * int(PODS[group["groupName"]])
+    (by_hand,) = re.findall(r"launch\.py (train .*)", section("Kubernetes"))
+    for command in (manifest("RayJob")["spec"]["entrypoint"], by_hand):
+        words = command.split()
+        assert flag(words, "--workers") == workers
+        assert workers / 10 <= flag(words, "--meta.batch-size") < workers / 5
 
 
 def test_every_flag_that_is_given_exists() -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,21 @@ def test_ci_runs_the_tests_that_make_runs():
     assert (fast, ray) == (["not ray and not slow"], ["ray and not slow"])
     full = re.findall(r"-m (\"[^\"]*\"|\S+) --hypothesis-profile full", make("--dry-run", "test-all"))
     assert full == ['"not ray"', "ray"], "every test is run by one of the two"
+
+
+@pytest.mark.parametrize("target", [".venv/installed", ".venv/installed-dev", ".venv/installed-extras"])
+def test_without_a_driver_the_build_for_cpus_is_installed_from_the_index_that_is_named(target: str) -> None:
+    """PyTorch's index is not written down here, and pip's own settings may provide either build."""
+    cpu = "-c constraints-cpu.txt --extra-index-url URL"
+    hint = "TORCH_INDEX=URL installs PyTorch's build for CPUs"
+    for driver, index, is_cpu, is_hinted in (("", "URL", True, False), ("yes", "URL", False, False),
+                                             ("", "", False, True), ("yes", "", False, False)):  # fmt: skip
+        said = make("--dry-run", "--always-make", target, f"DRIVER={driver}", f"TORCH_INDEX={index}")
+        installs = [line for line in said.splitlines() if "/pip install" in line]
+        assert installs
+        assert [line.endswith(cpu) for line in installs] == [is_cpu] * len(installs)
+        assert all("extra-index-url" not in line for line in installs) != is_cpu
+        assert (hint in said) == is_hinted
 
 
 def test_what_is_imported_stays_compiled(monkeypatch):

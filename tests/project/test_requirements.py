@@ -47,8 +47,22 @@ def test_a_build_is_the_pinned_release_of_torch_and_agrees_with_the_other_constr
     common = pins("constraints.txt")
     assert not special.keys() & common.keys(), "pip has to fulfil both files"
     assert not BOUNDED & common.keys()
+    cluster = (ROOT / "cluster" / "README.md").read_text()
+    assert all(f"`{name}`" in cluster for name in BOUNDED), "the page does not say that everything is pinned"
     # CUDA's libraries have names of their own for each release of CUDA but the newest.
     assert all(name in BOUNDED or name.endswith("-cu12") for name in special)
+
+
+@pytest.mark.parametrize("page", ["README.md", "cluster/README.md", "docs/faq.md"])
+def test_pages_name_the_cuda_that_the_ordinary_installation_brings_and_what_it_needs(page: str) -> None:
+    """CUDA 13 needs a driver of branch 580, and dropped GPUs before Turing."""
+    text = " ".join((ROOT / page).read_text().split())
+    release, cuda = pins("requirements.txt")["torch"], pins("constraints.txt")["nvidia-cuda-runtime"]
+    assert cuda.startswith("13.")
+    assert re.search(
+        rf"CUDA {cuda.partition('.')[0]}\b.{{,60}} driver 580 or newer .{{,20}}compute capability 7\.5 or higher", text
+    )
+    assert page == "docs/faq.md" or f"torch {release.rpartition('.')[0]}" in text
 
 
 def resolved(folder: Path, *arguments: str, **more: str) -> dict[str, str]:
