@@ -125,7 +125,16 @@ def report(question: tuple[Any, ...], packages: tuple[str, ...]) -> tuple[Any, .
     return content, unwritable, python, versions, has_data, emulator, gpus, gpu_problem
 
 
-def judge(node: Node, answer: Answer, *, content: str, folder: Path | None, data_dir: str, device: str) -> Verdict:
+def judge(
+    node: Node,
+    answer: Answer,
+    *,
+    content: str,
+    folder: Path | None,
+    data_dir: str,
+    device: str,
+    gpu_bytes: float | None = None,
+) -> Verdict:
     """Decide from its answer whether a node can run workers.
 
     Args:
@@ -135,6 +144,8 @@ def judge(node: Node, answer: Answer, *, content: str, folder: Path | None, data
         folder: directory that it must share, or None.
         data_dir: directory of the data sets that it must have; empty if none is needed.
         device: worker.device of the run.
+        gpu_bytes: memory of each GPU for workers, from an earlier check, if they occupy it now. By default, it is what
+            the answer says is free.
     """
     host = node.host
     if folder is not None and answer.content != content:
@@ -167,22 +178,23 @@ def judge(node: Node, answer: Answer, *, content: str, folder: Path | None, data
     lines = [differs] if different else []
     if device == "cpu" or not node.resources.get("GPU"):
         return Verdict(node, lines)
-    return _with_gpus(node, answer, lines, device)
+    return _with_gpus(node, answer, lines, device, gpu_bytes)
 
 
-def _with_gpus(node: Node, answer: Answer, lines: list[str], device: str) -> Verdict:
+def _with_gpus(node: Node, answer: Answer, lines: list[str], device: str, gpu_bytes: float | None) -> Verdict:
     """Judge the GPUs of a node. If they are optional and unusable, the node is used for its processors."""
     wanted = int(node.resources["GPU"])
     full = [(name, free, total) for name, free, total in answer.gpus if free < WORKER_GPU_BYTES]
     if len(answer.gpus) < wanted:
         reason = answer.gpu_problem or f"torch sees only {len(answer.gpus)} of {wanted}, perhaps because of MIG"
         advice = "see cluster/README.md for compatible versions of the driver and torch"
-    elif full:
+    elif full and gpu_bytes is None:
         name, free, total = full[0]
         reason = f"{free / 2**30:.1f} of {total / 2**30:.0f} GB of a {name} are free"
         advice = "end the programs that use it"
     else:
-        return Verdict(node._replace(gpu_bytes=min(free for _, free, _ in answer.gpus)), lines)
+        free_bytes = min(free for _, free, _ in answer.gpus) if gpu_bytes is None else gpu_bytes
+        return Verdict(node._replace(gpu_bytes=free_bytes), lines)
     line = f"worker.device: GPUs of node {node.host} cannot be used ({reason[:300]}); {advice}"
     if device == "cuda":
         return Verdict(None, [f"{line}, or use --worker.device cpu"])

@@ -317,6 +317,149 @@ def test_a_node_gets_no_workers_before_it_was_checked(placed: dict[str, tuple[st
     assert hosts(placed) == {("a", "cpu", 0.0): 4, ("b", "cpu", 0.0): 4}
 
 
+class Doubting(pool_module.NoChecks):
+    """Checks that every node has passed, and that ask again about those that are doubted."""
+
+    def __init__(self) -> None:
+        self.alerts = []
+        self.asked: list[tuple[str, bool]] = []
+        self.open: set[str] = set()
+
+    def doubt(self, name: str, *, occupied: bool) -> None:
+        self.asked.append((name, occupied))
+        self.open.add(name)
+
+    def is_doubted(self, name: str) -> bool:
+        return name in self.open
+
+
+def fail(pool: Pool, name: str) -> None:
+    """The worker with this name fails, and its pause is over."""
+    (slot,) = [slot for slot in pool._slots if slot.name == name]
+    pool._restart(slot, "died")
+    slot.not_before = 0.0
+
+
+BIG = Node({"CPU": 8.0}, {}, "10.0.0.3")
+
+
+def test_a_node_on_which_workers_keep_failing_is_checked_again_and_others_are_preferred(
+    placed: dict[str, tuple[str, str, float]],
+) -> None:
+    checks = Doubting()
+    pool = Pool(resolve("paper", {"workers": 1}), FixedNodes(bad=BIG, good=CPU), checks=checks)
+    places = []
+    for _ in range(4):
+        pool.reconcile()
+        places.append(placed.pop("w0")[0])
+        fail(pool, "w0")
+    assert places == ["bad", "bad", "bad", "good"]
+    assert checks.asked == [("bad", False)]
+    checks.open.clear()  # it has passed
+    pool.reconcile()
+    assert placed.pop("w0")[0] == "good", "it has most room, but the other one works"
+
+
+def test_a_node_whose_workers_live_is_no_longer_the_last_choice(
+    placed: dict[str, tuple[str, str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    pool = Pool(resolve("paper", {"workers": 2, "min_workers": 1}), FixedNodes(bad=BIG), checks=Doubting())
+    pool._checks.open = set()  # type: ignore[attr-defined]
+    pool.reconcile()
+    for _ in range(2):
+        fail(pool, "w0")
+        now[0] += 1.0
+        pool.reconcile()
+    (w0, w1) = pool._slots
+    w1.pid, now[0] = 2, 1060.5
+    pool.reconcile()
+    fail(pool, "w0")
+    pool.reconcile()
+    assert pool._failures.rounds("bad") == 1, "a worker from before the failures proves nothing"
+    pool._checks.open.clear()  # type: ignore[attr-defined]
+    pool.reconcile()
+    w0.pid, now[0] = 3, now[0] + 60.0
+    pool.reconcile()
+    assert pool._failures.rounds("bad") == 0
+
+
+@pytest.mark.parametrize(("alive", "occupied"), [(13, True), (0, False)])
+def test_the_checks_are_told_whether_workers_hold_memory_of_the_gpus(
+    placed: dict[str, tuple[str, str, float]], alive: int, occupied: bool
+) -> None:
+    """One fault may end all clients of an MPS server; the node is asked once."""
+    checks = Doubting()
+    pool = Pool(resolve("paper", {"worker.mps": "no"}), FixedNodes(b=GPU), checks=checks)
+    pool.reconcile()
+    for number in range(alive, 16):
+        pool._restart(pool._slots[number], "died")
+    pool.reconcile()
+    assert checks.asked == [("b", occupied)]
+    placed.clear()
+    for slot in pool._slots:
+        slot.not_before = 0.0
+    pool.reconcile()
+    assert placed == {}, "nobody starts there before it was asked"
+
+
+class Leaving:
+    """An actor that is told to leave."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.leave = SimpleNamespace(remote=self.seconds.append)
+
+
+def test_workers_on_processors_give_way_once_the_gpus_of_their_node_can_be_used(
+    placed: dict[str, tuple[str, str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(pool_module.NoChecks):
+        gpus = 0.0
+
+        def passed(self, nodes: Any) -> dict[str, Node]:
+            return {
+                name: node._replace(resources={**node.resources, "GPU": self.gpus * (name == "b")})
+                for name, node in nodes.items()
+            }
+
+    checks = Late()
+    pool = Pool(resolve("paper", {"worker.mps": "no"}), FixedNodes(a=CPU, b=GPU), checks=checks)
+    pool.reconcile()
+    assert hosts(placed) == {("a", "cpu", 0.0): 4, ("b", "cpu", 0.0): 16}
+    actors = {slot.name: Leaving() for slot in pool._slots}
+    for slot in pool._slots:
+        slot.actor = actors[slot.name]
+    on_b = [slot for slot in pool._slots if slot.host == "b"]
+    checks.gpus = 1.0
+    for _ in range(2):
+        pool.reconcile()
+    told = {name for name, actor in actors.items() if actor.seconds == [float("inf")]}
+    assert told == {slot.name for slot in on_b}, "once, and with as much time as a task takes"
+    assert [slot.state for slot in on_b] == ["leaving"] * 16
+    assert list(pool.alerts) == ["node 10.0.0.2 has GPUs now; its 16 workers on processors leave after their tasks"]
+
+    monkeypatch.undo()
+    monkeypatch.setattr(pool_module, "ray", SimpleNamespace(get=lambda _: [], wait=lambda r, timeout: (r, []), kill=id))
+    slot = on_b[0]
+    pool._check(slot, "run")  # type: ignore[arg-type]  # its task is done
+    assert (slot.run, slot.done, pool.restarts) == (None, False, 0)
+    assert (pool._host(pool._hosts()), pool._hosts()["b"].device) == ("b", "cuda")
+
+
+def test_a_worker_that_gives_way_leaves_at_once_if_its_node_goes(placed: dict[str, tuple[str, str, float]]) -> None:
+    pool = Pool(resolve("paper", {"workers": 1}), FixedNodes(a=CPU))
+    pool.reconcile()
+    (slot,) = pool._slots
+    slot.actor, slot.node, slot.gone_by = Leaving(), "a", float("inf")
+    pool._vacate({"a": time.monotonic() + 25.0})
+    (left,) = slot.actor.seconds
+    assert 15 < left <= 20
+    pool._vacate({"a": slot.gone_by})
+    assert len(slot.actor.seconds) == 1
+
+
 STATUS = {"tasks_wanted": 20, "tasks": 3, "tasks_waiting": 1}
 
 

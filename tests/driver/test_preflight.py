@@ -239,6 +239,41 @@ def test_a_node_that_is_left_out_is_asked_again_and_mentioned_once(monkeypatch: 
     assert one.asked == ["a"] * 4, "a good node is not asked again"
 
 
+def test_a_node_on_which_workers_fail_is_asked_again_before_it_gets_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Asking(monkeypatch)
+    one.answers["a"] = GOOD
+    one.checks.follow({"a": GPU})
+    one.checks.doubt("a", occupied=True)
+    assert one.checks.alerts == ["workers keep failing on node 10.0.0.2, which is checked again"]
+    del one.answers["a"]
+    one.checks.follow({"a": GPU})
+    assert one.checks.is_doubted("a")
+    assert list(one.checks.passed({"a": GPU})) == ["a"], "its other workers stay"
+    one.answers["a"] = GOOD._replace(gpus=[("H100", 0, 80 * GB)])
+    one.checks.follow({"a": GPU})
+    assert not one.checks.is_doubted("a")
+    assert one.checks.passed({"a": GPU})["a"].gpu_bytes == 70 * GB, "it is our workers that hold the memory"
+
+    one.checks.doubt("a", occupied=False)
+    one.checks.follow({"a": GPU})
+    assert one.checks.passed({"a": GPU})["a"].resources["GPU"] == 0
+    assert one.asked == ["a"] * 3
+    assert "0.0 of 80 GB" in one.checks.alerts[-1]
+
+
+@pytest.mark.parametrize("answer", [None, GOOD._replace(emulator="no ROM of pong")])
+def test_a_node_that_has_not_passed_cannot_be_doubted(monkeypatch: pytest.MonkeyPatch, answer: Answer | None) -> None:
+    one = Asking(monkeypatch)
+    if answer is not None:
+        one.answers["a"] = answer
+    one.checks.follow({"a": CPU})
+    one.checks.doubt("a", occupied=False)
+    one.checks.doubt("unknown", occupied=False)
+    one.checks.follow({"a": CPU})
+    assert not one.checks.is_doubted("a")
+    assert one.asked == ["a"]
+
+
 def test_gpus_that_come_back_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Asking(monkeypatch)
     one.answers["a"] = GOOD._replace(gpus=[("T4", 0, 16 * GB)])
