@@ -75,8 +75,20 @@ class Need(NamedTuple):
         return self.room(resources, node_labels).workers
 
     def on(self, node: Node, *, hosts_server: bool = False) -> Room:
-        """Return how many workers a node of the cluster has room for; see `room`."""
-        return self.room(node.resources, node.labels, gpu_bytes=node.gpu_bytes, hosts_server=hosts_server)
+        """Return how many workers a node of the cluster has room for; see `room`.
+
+        If only bundles of it are reserved for this program, a worker must fit into one of them. If some of these have
+        GPUs for workers, the others are not used.
+        """
+        parts = node.bundles or (node.resources,)
+        rooms = [
+            self.room(part, node.labels, gpu_bytes=node.gpu_bytes, hosts_server=hosts_server and number == 0)
+            for number, part in enumerate(parts)
+        ]
+        used = [room for room in rooms if room.workers] or rooms[:1]
+        used = [room for room in used if room.device == "cuda"] or used
+        workers = sum(room.workers for room in used)
+        return used[0]._replace(workers=workers, gpus=min(room.gpus for room in used))
 
     def room(
         self,
@@ -106,44 +118,50 @@ class Need(NamedTuple):
         most, limit = min(bounds)
         if self.gpus == 0:
             return Room(max(0, most), "cpu", 0.0, limit)
-        devices = _whole(resources.get("GPU", 0.0))
-        on_gpus, gpus, gpu_limit = self._on_gpus(devices, most, gpu_bytes)
+        on_gpus, gpus, gpu_limit = self._on_gpus(_devices(resources.get("GPU", 0.0)), most, gpu_bytes)
         if self.device == "auto" and on_gpus == 0:
             return Room(max(0, most), "cpu", 0.0, limit)
         limit = gpu_limit if on_gpus < most else limit
         return Room(max(0, min(most, on_gpus)), "cpu" if self.device == "cpu" else "cuda", gpus, limit)
 
-    def _on_gpus(self, devices: int, most: int, gpu_bytes: float) -> tuple[int, float, str]:
+    def _on_gpus(self, devices: Sequence[float], most: int, gpu_bytes: float) -> tuple[int, float, str]:
         """Return how many workers fit on the GPUs, the GPUs that each gets, and what limits the number of workers.
 
-        Ray takes a share from one device, never from two, so each holds a whole number of workers.
+        Ray takes a share from one device, never from two, so each device, or part of one that is reserved for this
+        program, holds a whole number of workers.
         """
         if not devices:
             return 0, self.gpus or 0.0, "GPUs"
         if self.gpus is None:
             # Ray fills one device before it takes the next, so the share must be as large as the workers that will
             # really run on this node allow. Whether others run elsewhere does not matter: nodes come and go.
+            least = min(devices)
             each, limit = min(
-                (-(-min(most, self.most) // devices), TASK_LIMIT),
-                (_whole(gpu_bytes / memory.WORKER_GPU_BYTES), "GPU memory"),
+                (-(-min(most, self.most) // len(devices)), TASK_LIMIT),
+                (_whole(least * gpu_bytes / memory.WORKER_GPU_BYTES), "GPU memory"),
                 (self.most_per_gpu, MPS_LIMIT),
             )
             each = max(1, each)
-            return devices * each, share_of(each), limit
+            holds = [min(each * _whole(device / least), max(each, self.most_per_gpu)) for device in devices]
+            return sum(holds), share_of(each, least), limit
         if self.gpus > 1:
-            return _whole(devices / self.gpus), self.gpus, "worker.gpus"
-        each, limit = min((_whole(1 / self.gpus), "worker.gpus"), (self.most_per_gpu, MPS_LIMIT))
-        return devices * each, self.gpus, limit
+            return _whole(_whole(sum(devices)) / self.gpus), self.gpus, "worker.gpus"
+        holds = [min(_whole(device / self.gpus), self.most_per_gpu) for device in devices]
+        limit = MPS_LIMIT if self.most_per_gpu in holds else "worker.gpus"
+        return sum(holds), self.gpus, limit
 
     def __str__(self) -> str:
         where = f" on nodes with {_shown(self.labels)}" if self.labels else ""
         return f"{counted(self.cpus, 'CPU')} and {counted(self.gpus or 0, 'GPU')}{where}"
 
 
-def share_of(workers: int) -> float:
-    """Return the share of a GPU for each of `workers` workers, rounded down to the steps in which Ray counts."""
+def share_of(workers: int, part: float = 1.0) -> float:
+    """Return the share of a GPU for each of `workers` workers, rounded down to the steps in which Ray counts.
+
+    They share the given part of the GPU.
+    """
     steps = round(1 / SMALLEST_SHARE)
-    return math.floor(steps / workers) / steps
+    return math.floor(round(part * steps) / workers) / steps
 
 
 def candidates(need: Need, nodes: Mapping[str, Node]) -> dict[str, Node]:
@@ -164,6 +182,13 @@ def can_be_joined(config: Config) -> bool:
 def others_may_come(config: Config) -> bool:
     """Return whether further nodes may join the cluster."""
     return waits_for_nodes(config) or autoscaler_groups(config.address) is not None
+
+
+def _devices(gpus: float) -> list[float]:
+    """Return the whole GPUs of a node or bundle, and the part of another one if there is such a part."""
+    whole = _whole(gpus)
+    part = round(gpus - whole, 4)
+    return [1.0] * whole + ([part] if part > 0 else [])
 
 
 def _whole(number: float) -> int:
