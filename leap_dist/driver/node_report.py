@@ -97,6 +97,8 @@ class Answer(NamedTuple):
     """All GPUs that torch finds, as plain tuples while they travel."""
     gpu_problem: str
     """Why torch cannot start CUDA; empty if it can."""
+    processors: tuple[int, int] = (0, 0)
+    """Number of processors that processes there may use, and the number that Ray counts by itself; 0 if unknown."""
 
 
 class Verdict(NamedTuple):
@@ -156,7 +158,14 @@ def report(question: tuple[Any, ...], packages: tuple[str, ...]) -> tuple[Any, .
             gpu_problem = f"torch does not start: {type(error).__name__}"
     python = platform.python_version()
     has_data = not data_dir or pathlib.Path(data_dir).is_dir()
-    return content, unwritable, python, versions, has_data, emulator, gpus, gpu_problem
+    processors = 0, 0
+    try:
+        from ray._private.utils import get_num_cpus
+
+        processors = len(os.sched_getaffinity(0)), int(get_num_cpus(override_docker_cpu_warning=True))
+    except Exception:  # the interface is not public, and not every system has affinities
+        pass
+    return content, unwritable, python, versions, has_data, emulator, gpus, gpu_problem, processors
 
 
 def judge(
@@ -210,6 +219,10 @@ def judge(
     different = [name for name in PACKAGES if there[name] != here[name]]
     differs = f"node {host} has {_listed(different, there, here)}: results may not be identical to the bit"
     lines = [differs] if different else []
+    usable, counted = answer.processors
+    if usable < counted == node.resources.get("CPU") and not node.bundles:
+        node = node._replace(resources={**node.resources, "CPU": float(usable)})
+        lines.append(f"node {host} may use only {usable} of {counted} processors, and gets workers for these")
     if device == "cpu" or not node.resources.get("GPU"):
         return Verdict(node, lines)
     return _with_gpus(node, answer, lines, device, gpu_bytes)

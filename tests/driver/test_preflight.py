@@ -13,6 +13,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from ray._private import utils
 
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.driver import node_report, preflight
@@ -156,6 +157,27 @@ def test_gpus_that_ray_was_not_given_are_not_judged() -> None:
     assert verdict(node, gpus=gpus) == (node._replace(gpu_bytes=70 * GB), [])
 
 
+@pytest.mark.parametrize(
+    ("cpus", "processors", "counted"),
+    [
+        (128.0, (8, 128), 8.0),  # srun --cpus-per-task=8 ray start
+        (128.0, (128, 128), 128.0),
+        (16.0, (8, 128), 16.0),  # ray start --num-cpus=16: somebody wants that
+        (128.0, (0, 0), 128.0),
+    ],
+)
+def test_processors_that_a_node_may_not_use_are_not_counted(
+    cpus: float, processors: tuple[int, int], counted: float
+) -> None:
+    node = Node({"CPU": cpus, "memory": 1.0}, {}, "10.0.0.1")
+    found, lines = verdict(node, processors=processors)
+    assert found == node._replace(resources={"CPU": counted, "memory": 1.0})
+    said = ["node 10.0.0.1 may use only 8 of 128 processors, and gets workers for these"]
+    assert lines == (said if counted == 8 else [])
+    reserved = node._replace(bundles=({"CPU": cpus},))
+    assert verdict(reserved, processors=processors) == (reserved, []), "what is reserved is counted"
+
+
 # What a node reports ------------------------------------------------------------------------------------------------
 
 
@@ -163,7 +185,8 @@ def test_a_machine_reports_what_it_has(tmp_path: Path) -> None:
     (probe := tmp_path / ".probe").write_text("content")
     question = Question(str(probe), str(tmp_path), ("pong",), "")
     answer = Answer(*report(tuple(question), PACKAGES))
-    assert answer == GOOD._replace(content="content", gpus=[])
+    processors = len(os.sched_getaffinity(0)), utils.get_num_cpus()
+    assert answer == GOOD._replace(content="content", gpus=[], processors=processors)
     assert [path.name for path in tmp_path.iterdir()] == [".probe"], "nothing stays behind"
     missing = Question(str(tmp_path / "none"), str(tmp_path / "none"), ("no_such_game",), "")
     answer = Answer(*report(tuple(missing), ("no-such-package",)))
