@@ -109,20 +109,27 @@ class Need(NamedTuple):
         """
         if node_labels is not None and not labels.match(self.labels, node_labels):
             return Room(0, "cpu", 0.0, "labels")
-        processors = resources.get("CPU", 0.0)
-        kept = 1.0 if self.fills and hosts_server and processors >= MANY_PROCESSORS else 0.0
-        bounds = [(_whole((processors - kept) / self.cpus), "processors")]
-        if self.fills:
-            by_memory = _whole(resources.get("memory", math.inf) / memory.WORKER_BYTES)
-            bounds.append((max(1, by_memory), "memory"))  # at least one is tried
-        most, limit = min(bounds)
+        on_cpu, cpu_limit = self._on_processors(resources, memory.WORKER_BYTES, hosts_server=hosts_server)
         if self.gpus == 0:
-            return Room(max(0, most), "cpu", 0.0, limit)
+            return Room(on_cpu, "cpu", 0.0, cpu_limit)
+        most, limit = self._on_processors(resources, memory.CUDA_WORKER_BYTES, hosts_server=hosts_server)
         on_gpus, gpus, gpu_limit = self._on_gpus(_devices(resources.get("GPU", 0.0)), most, gpu_bytes)
         if self.device == "auto" and on_gpus == 0:
-            return Room(max(0, most), "cpu", 0.0, limit)
+            return Room(on_cpu, "cpu", 0.0, cpu_limit)
         limit = gpu_limit if on_gpus < most else limit
         return Room(max(0, min(most, on_gpus)), "cpu" if self.device == "cpu" else "cuda", gpus, limit)
+
+    def _on_processors(
+        self, resources: Mapping[str, float], worker_bytes: int, *, hosts_server: bool
+    ) -> tuple[int, str]:
+        """Return how many workers a node's processors and memory suffice for, and which of both limits them."""
+        processors = resources.get("CPU", 0.0)
+        kept = 1.0 if self.fills and hosts_server and processors >= MANY_PROCESSORS else 0.0
+        bounds = [(max(0, _whole((processors - kept) / self.cpus)), "processors")]
+        if self.fills:
+            by_memory = _whole(resources.get("memory", math.inf) / worker_bytes)
+            bounds.append((max(1, by_memory), "memory"))  # at least one is tried
+        return min(bounds)
 
     def _on_gpus(self, devices: Sequence[float], most: int, gpu_bytes: float) -> tuple[int, float, str]:
         """Return how many workers fit on the GPUs, the GPUs that each gets, and what limits the number of workers.
@@ -270,11 +277,22 @@ def fit_resources(config: Config, nodes: Sequence[Node], *, one_kind: bool = Fal
     workers compute on the same kind of device, so that the bits of a task's result do not depend on where it runs. If
     no node can hold a worker yet, the kind stays "auto", and `of_one_kind` decides it later.
 
+    A share of a GPU that nobody asked for is not smaller than the memory that a worker needs there.
+
     Raises ConfigError if there are too few GPUs.
     """
-    config, alerts = memory.fit(config)
-    total = total_with_autoscaler("GPU", nodes, config.address)
-    gpus, device = gpus_per_worker(config, total), config.worker.device
+    total, device = total_with_autoscaler("GPU", nodes, config.address), config.worker.device
+    config, alerts = memory.fit(config, on_gpus=bool(total) and device != "cpu")
+    gpus = gpus_per_worker(config, total)
+    if gpus and not config.worker.gpus:
+        free = min((node.gpu_bytes for node in nodes if node.resources.get("GPU")), default=math.inf)
+        most = max(1, _whole(free / memory.WORKER_GPU_BYTES))
+        if share_of(most) > gpus:
+            gpus = share_of(most)
+            alerts.append(
+                f"at most {counted(most, 'worker')} share a GPU: each takes about {memory.WORKER_GPU_BYTES / 2**30:g} "
+                f"GB of its memory, and {free / 2**30:.1f} GB are free; give --worker.gpus to decide it yourself"
+            )
     if device == "auto" and one_kind and (total or any(Need.of(config).on(node).workers for node in nodes)):
         device = "cuda" if total else "cpu"
     return replace(config, worker=replace(config.worker, device=device, gpus=gpus)), alerts

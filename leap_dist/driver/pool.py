@@ -51,6 +51,13 @@ LEAVE_SECONDS = 5.0
 START_SECONDS = 60.0
 """An alert is raised if a worker that fits takes longer than this many seconds to start."""
 
+_SHARE = "lower worker.cpus to share processors"
+_REMEDIES = {
+    MPS_LIMIT: "give --mps no, which admits more to a GPU",
+    "worker.gpus": "lower worker.gpus to put more of them on a GPU",
+}
+"""What to do about too little room, by what limits a node's room."""
+
 
 class Pool:
     """Keeps the wanted number of workers running, as far as they fit, and replaces those that die.
@@ -113,8 +120,7 @@ class Pool:
         if others_may_come(self._config):
             self._request = ResourceRequest(self._bundles(groups))
         elif fits < self.wanted:
-            crowded = any(room.limit == MPS_LIMIT for room in self._hosts().values())
-            remedy = "give --mps no, which admits more to a GPU" if crowded else "lower worker.cpus to share processors"
+            remedy = next((_REMEDIES[room.limit] for room in self._hosts().values() if room.limit in _REMEDIES), _SHARE)
             self.alerts.append(f"{self.wanted} workers requested, only {fits} fit; {remedy}")
 
     def _bundles(self, groups: Sequence[Group] | None) -> Request:

@@ -30,11 +30,13 @@ def test_no_more_workers_start_than_there_is_memory_for() -> None:
     fewer, (line,) = memory.fit(config, 3.5 * memory.WORKER_BYTES)
     assert (fewer.workers, fewer.min_workers) == (3, 3)
     assert line == (
-        "8 workers requested, only 3 started: each takes at least 300 MB, and 1.0 GB are free; "
+        "8 workers requested, only 3 started: each takes about 500 MB, and 1.7 GB are free; "
         "lower --workers or --agent.envs"
     )
     assert memory.fit(config, 0.0)[0].workers == 1, "one is tried all the same"
     assert memory.fit(resolve("paper"), 0.0)[1] == [], "what follows the resources needs no correction"
+    on_gpus, (line,) = memory.fit(config, 3.5 * memory.CUDA_WORKER_BYTES, on_gpus=True)
+    assert (on_gpus.workers, "each takes about 1500 MB" in line) == (3, True), "the context of CUDA comes on top"
     assert memory.fit(config, 100.0 * memory.WORKER_BYTES) == (config, [])
     assert memory.fit(resolve("smoke", {"workers": 8, "address": "auto"}), 0.0)[1] == [], "nodes are not judged"
 

@@ -199,6 +199,13 @@ def test_who_asks_for_more_than_mps_admits_is_told_how_to_get_it() -> None:
     assert list(pool.alerts) == ["60 workers requested, only 48 fit; give --mps no, which admits more to a GPU"]
 
 
+def test_who_asks_for_more_than_share_a_gpu_is_told_how_to_get_it() -> None:
+    settings = {"workers": 6, "worker.gpus": 0.25, "worker.device": "cuda"}
+    pool = Pool(resolve("paper", settings), FixedNodes(b=GPU))
+    pool.require_capacity()
+    assert list(pool.alerts) == ["6 workers requested, only 4 fit; lower worker.gpus to put more of them on a GPU"]
+
+
 @pytest.mark.parametrize(("most", "wanted"), [(3, 3), (100, 20)])
 def test_auto_starts_no_more_workers_than_ever_have_a_task(
     placed: dict[str, tuple[str, str, float]], most: int, wanted: int
