@@ -70,8 +70,8 @@ class Pool:
         nodes: the cluster's nodes.
         checks: decides which nodes may get workers.
         most_workers: number of workers beyond which some would never have a task.
-        one_kind: whether all workers must compute on the same kind of device. If the configuration leaves it open, the
-            first nodes that may get workers decide it.
+        one_kind: whether all workers must compute on the same kind of device, and the user leaves open which. The
+            first nodes that may get workers decide it, unless the configuration already does.
         profiles: directory for every worker's profiler trace and time breakdown, or None.
         alerts: alerts that were raised before the pool was created.
     """
@@ -243,7 +243,16 @@ class Pool:
     def plan(self, status: Mapping[str, Any]) -> str:
         """Return the plan for what is left of the run, in one line."""
         tasks = max(0, status["tasks_wanted"] - status["tasks"] - status["tasks_waiting"])
-        return plan.describe(self._config, [*self._hosts().values()], self.wanted, tasks * self._config.steps_of_task)
+        rooms, steps = self._hosts(), tasks * self._config.steps_of_task
+        return plan.describe(self._config, [*rooms.values()], self.wanted, steps, self._idle_nodes())
+
+    def _idle_nodes(self) -> int:
+        """Return how many nodes get no workers because they have no GPU, while all workers must compute on GPUs."""
+        if not self._one_kind or self._need.device != "cuda":
+            return 0
+        others = [node for node in self._nodes.view.staying.values() if not node.resources.get("GPU")]
+        on_processors = self._need._replace(device="cpu", gpus=0.0)
+        return sum(on_processors.on(node).workers > 0 for node in others)
 
     @property
     def mps(self) -> dict[str, str]:

@@ -509,3 +509,58 @@ STATUS = {"tasks_wanted": 20, "tasks": 3, "tasks_waiting": 1}
 def test_the_plan_in_one_line(settings: dict[str, Any], nodes: dict[str, Node], most: int, plan: str) -> None:
     pool = Pool(resolve("paper-async", settings), FixedNodes(**nodes), most_workers=most)
     assert pool.plan(STATUS)[: len(plan)] == plan
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "source"),
+    [
+        ("quick", {}, "workers of preset quick"),
+        ("quick", {"workers": 3}, "--workers"),
+        ("fast", {"meta_learner": "multitask"}, "workers of multitask"),
+        ("quick", {"tasks": "omniglot"}, "workers of preset quick"),
+        ("fast", {"workers": 2}, "--workers"),
+    ],
+    ids=str,
+)
+def test_the_plan_says_who_limited_the_workers(preset: str, settings: dict[str, Any], source: str) -> None:
+    pool = Pool(resolve(preset, settings), FixedNodes(a=CPU), most_workers=99)
+    assert pool.plan(STATUS).partition(";")[0].endswith(f"limited by {source}")
+
+
+def test_the_plan_has_no_rate_where_none_was_measured() -> None:
+    """The rates are those of Atari; somebody's own environment may be a hundred times faster or slower."""
+    config = resolve("quick", {"tasks": "gymnasium", "games": "CartPole-v1", "gymnasium.modules": ()})
+    assert pool_plan(config, a=CPU) == "plan: 1 node, 2 workers, limited by workers of preset quick"
+    assert "agent steps/s" in pool_plan(resolve("quick"), a=CPU)
+
+
+def pool_plan(config: Any, **nodes: Node) -> str:
+    return Pool(config, FixedNodes(**nodes), most_workers=99).plan(STATUS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "idle"),
+    [
+        ({}, {"b": GPU, "a": CPU, "c": CPU, "head": Node({"CPU": 0.0}, {}, "10.0.0.9")}, "2 nodes"),
+        ({}, {"b": GPU, "a": CPU}, "1 node"),
+        ({}, {"b": GPU}, None),
+        ({}, {"a": CPU}, None),
+        ({"worker.labels": "pool=spot"}, {"b": GPU._replace(labels={"pool": "spot"}), "a": CPU}, None),
+        ({"worker.device": "cuda"}, {"b": GPU, "a": CPU}, None),
+        ({"worker.device": "cpu"}, {"b": GPU, "a": CPU}, None),
+    ],
+    ids=str,
+)
+def test_the_plan_names_nodes_that_are_idle_because_all_workers_use_gpus(
+    settings: dict[str, Any], nodes: dict[str, Node], idle: str | None
+) -> None:
+    config = resolve("paper", settings)
+    one_kind = config.worker.device == "auto"  # as the driver calls it
+    fitted, _ = fit_resources(config, list(nodes.values()), one_kind=one_kind)
+    pool = Pool(fitted, FixedNodes(**nodes), one_kind=one_kind)
+    said = (
+        f", {idle} without GPUs left out, because all workers compute on one kind of device (--worker.device cpu uses "
+        "the processors of all nodes); about"
+    )
+    assert (said in pool.plan(STATUS)) == (idle is not None)
+    assert ("left out" in pool.plan(STATUS)) == (idle is not None)
