@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.core.generated.common_pb2 import WorkerExitType  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import WorkerTableData  # type: ignore[attr-defined]
+from ray.exceptions import RayError
 
 from leap_dist.config.settings import Config
+from leap_dist.driver.waiting import last_line
 
 WORKER_BYTES = 500 * 2**20
 """Memory of a worker on a processor: PyTorch, Ray and 16 environments. On Atari, 400 to 440 MB were measured."""
@@ -26,6 +29,7 @@ WORKER_GPU_BYTES = 3 * 2**29
 ANSWER_SECONDS = 5.0
 """Seconds after which a question to the head node is given up."""
 ADVICE = "lower --workers or --agent.envs"
+GPU_ADVICE = "lower --agent.envs, or give each worker more of a GPU with --worker.gpus"
 
 # By default Ray kills several processes at once, the server among them. Its older policy kills one at a time: the
 # youngest of those that may be restarted. If workers may be restarted too, the server is the last.
@@ -93,6 +97,12 @@ def explain_kill(own_bytes: int | None, all_bytes: int) -> str:
     """Return why a worker was killed, what it and all workers used, and what to set."""
     used = "" if own_bytes is None else f"; it used {own_bytes >> 20:,} MB, all workers together {all_bytes >> 20:,} MB"
     return f"was killed because the memory of its node was full{used}; {ADVICE}"
+
+
+def explain_death(error: RayError) -> str:
+    """Return why a worker died, with what to set if its part of a GPU's memory did not suffice."""
+    advice = f"; {GPU_ADVICE}" if isinstance(error, torch.OutOfMemoryError) else ""
+    return f"died: {last_line(error)}{advice}"
 
 
 def _available_bytes() -> float:

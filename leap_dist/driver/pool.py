@@ -41,7 +41,6 @@ from leap_dist.driver.placement import (
 from leap_dist.driver.preflight import NoChecks
 from leap_dist.driver.profiles import Profiles
 from leap_dist.driver.resource_requests import Request, ResourceRequest
-from leap_dist.driver.waiting import last_line
 from leap_dist.driver.worker_request import worker_request
 from leap_dist.driver.worker_slot import WorkerSlot
 from leap_dist.tasks.atari.video import Clip
@@ -335,7 +334,7 @@ class Pool:
                 return
             # A process that ended by itself may have been ended by its task; one whose node is gone was not.
             died = isinstance(error, RayActorError) and "node has died" not in str(error)
-            self._restart(slot, f"died: {last_line(error)}", crashed=died and slot.node in self._nodes.view.staying)
+            self._restart(slot, memory.explain_death(error), crashed=died and slot.node in self._nodes.view.staying)
         else:
             if slot.gone_by is None:
                 slot.done = True
@@ -386,9 +385,9 @@ class Pool:
         """End a worker and let it start again after a pause."""
         self.restarts += 1
         self.alerts.append(f"{slot.name} {reason}; it is restarted in {slot.back_off():.0f} s")
+        if (host := slot.node or slot.host) is not None:  # in a placement group, Ray may have chosen another node
+            self._failures.record(host)
         self._end(slot, crashed=crashed)
-        if slot.host is not None:
-            self._failures.record(slot.host)
 
     def _end(self, slot: WorkerSlot, *, crashed: bool) -> None:
         """End a worker, whatever it is doing. The server will be told to take back its lease."""
