@@ -155,6 +155,9 @@ def test_gpus_that_ray_was_not_given_are_not_judged() -> None:
     node = FOUR._replace(resources={"CPU": 4.0, "GPU": 2.0})
     gpus = [*FREE[:2], FREE[2]._replace(free=0), FREE[3]]
     assert verdict(node, gpus=gpus) == (node._replace(gpu_bytes=70 * GB), [])
+    found, (line,) = verdict(node, gpus=[FREE[0]._replace(free=0), *FREE[1:]])
+    assert found == node.without_gpus(), "Ray gives workers the first two, and the others do not help"
+    assert "GPU 0, H100, has 0.0 of 80 GB free" in line
 
 
 @pytest.mark.parametrize(
