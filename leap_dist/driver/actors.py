@@ -20,7 +20,7 @@ from leap_dist.driver.actor_messages import NO_VECTOR, EndedWorker, Grant, Worke
 from leap_dist.driver.clients import ServerClient
 from leap_dist.driver.mps import PIPES
 from leap_dist.envs import atari_vector
-from leap_dist.nn.device import prepare
+from leap_dist.nn.device import is_of_gpu, prepare
 from leap_dist.nn.profiling import NoProfiler, Profiler, Stopwatch
 from leap_dist.protocol.messages import Ack, Contribution, Idle, Lease, Renewal
 from leap_dist.server.meta_server import MetaServer
@@ -210,8 +210,8 @@ class WorkerActor:
 
     def _fail(self, lease: Lease, error: Exception) -> None:
         """Report a task that raised: the server counts failed tasks, and the worker goes on."""
-        if isinstance(error, RayError | torch.AcceleratorError):
-            raise error  # the server has failed, or the GPU is unusable in this process from now on
+        if isinstance(error, RayError) or is_of_gpu(error):
+            raise error  # the server has failed, or the GPU, for which no game is to be blamed
         log.error("task %s (%s) failed", lease.id, lease.task.game, exc_info=error)
         atari_vector.rebuild()  # emulators that this task has used may be broken
         self._client.call("fail", lease.id, lease.incarnation, f"{type(error).__name__}: {error}")

@@ -107,6 +107,7 @@ def _try_to_start_local(common: dict[str, Any]) -> None:
         with _marked(), _signals_stay_ours(), _agents_with_ports(), _without_services():
             ray.init(
                 "local",
+                num_cpus=_processors(),
                 include_dashboard=False,
                 object_store_memory=LOCAL_OBJECT_STORE,
                 _temp_dir=temp_dir,
@@ -121,6 +122,16 @@ def _try_to_start_local(common: dict[str, Any]) -> None:
         if isinstance(error, Exception):
             raise ClusterError(f"Ray cannot be started on this machine: {last_line(error)}") from None
         raise
+
+
+def _processors() -> int | None:
+    """Return the number of processors that this process may use if Ray would count more, or else None.
+
+    Ray considers a container's limit, but neither the CPU affinity nor the set of processors that a batch system such
+    as Slurm gives to a job. RAY_OVERRIDE_RESOURCES still takes precedence.
+    """
+    usable = len(os.sched_getaffinity(0))
+    return usable if usable < utils.get_num_cpus(override_docker_cpu_warning=True) else None
 
 
 @contextlib.contextmanager

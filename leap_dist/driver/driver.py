@@ -168,8 +168,8 @@ def _work(
         announce(metrics.describe(progress.places))
         try:
             checks, usable = check_nodes(config, nodes, plan.folder if plan.movable else None, stop, announce)
-            config, alerts = fit_resources(config, usable, one_kind=plan.one_kind)
-            most, one_kind = plan.most_workers, plan.one_kind
+            most, one_kind = plan.most_workers, plan.one_kind and config.worker.device == "auto"
+            config, alerts = fit_resources(config, usable, one_kind=one_kind)
             pool = Pool(config, nodes, profiles, alerts, checks=checks, most_workers=most, one_kind=one_kind)
             pool.require_capacity()
             announce("starting the server and the workers")

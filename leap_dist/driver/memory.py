@@ -12,18 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.core.generated.common_pb2 import WorkerExitType  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import WorkerTableData  # type: ignore[attr-defined]
+from ray.exceptions import RayError
 
 from leap_dist.config.settings import Config
+from leap_dist.driver.waiting import last_line
 
-WORKER_BYTES = 300 * 2**20
-"""Memory that a worker takes at least: PyTorch, Ray, and a few environments."""
+WORKER_BYTES = 500 * 2**20
+"""Memory of a worker on a processor: PyTorch, Ray and 16 environments. On Atari, 400 to 440 MB were measured."""
+CUDA_WORKER_BYTES = 1500 * 2**20
+"""Memory of a worker on a GPU, which also holds CUDA's context and libraries. An estimate, not measured."""
 WORKER_GPU_BYTES = 3 * 2**29
 """GPU memory that a worker takes at least: CUDA itself, and the graphs and activations of a few environments."""
 ANSWER_SECONDS = 5.0
 """Seconds after which a question to the head node is given up."""
 ADVICE = "lower --workers or --agent.envs"
+GPU_ADVICE = "lower --agent.envs, or give each worker more of a GPU with --worker.gpus"
 
 # By default Ray kills several processes at once, the server among them. Its older policy kills one at a time: the
 # youngest of those that may be restarted. If workers may be restarted too, the server is the last.
@@ -37,20 +43,22 @@ def prepare_monitor() -> None:
         os.environ.setdefault(name, value)
 
 
-def fit(config: Config, available: float | None = None) -> tuple[Config, list[str]]:
+def fit(config: Config, available: float | None = None, *, on_gpus: bool = False) -> tuple[Config, list[str]]:
     """Return the configuration with no more workers than this machine has memory for, and a line that says so.
 
-    `available` is the memory in bytes; by default it is read from the system. The nodes of a cluster are not examined,
-    and a number of workers that follows the nodes' resources needs no correction.
+    `available` is the memory in bytes; by default it is read from the system. `on_gpus` says whether the workers
+    compute on GPUs. The nodes of a cluster are not examined, and a number of workers that follows the nodes' resources
+    needs no correction.
     """
     if config.address != "local" or config.workers == "auto":  # placement.Need.room counts the memory itself
         return config, []
     available = _available_bytes() if available is None else available
-    fits = max(1, int(min(available / WORKER_BYTES, config.workers)))
+    each = CUDA_WORKER_BYTES if on_gpus else WORKER_BYTES
+    fits = max(1, int(min(available / each, config.workers)))
     if fits == config.workers:
         return config, []
     line = (
-        f"{config.workers} workers requested, only {fits} started: each takes at least {WORKER_BYTES >> 20} MB, and "
+        f"{config.workers} workers requested, only {fits} started: each takes about {each >> 20} MB, and "
         f"{available / 2**30:.1f} GB are free; {ADVICE}"
     )
     return replace(config, workers=fits, min_workers=min(config.min_workers, fits)), [line]
@@ -89,6 +97,12 @@ def explain_kill(own_bytes: int | None, all_bytes: int) -> str:
     """Return why a worker was killed, what it and all workers used, and what to set."""
     used = "" if own_bytes is None else f"; it used {own_bytes >> 20:,} MB, all workers together {all_bytes >> 20:,} MB"
     return f"was killed because the memory of its node was full{used}; {ADVICE}"
+
+
+def explain_death(error: RayError) -> str:
+    """Return why a worker died, with what to set if its part of a GPU's memory did not suffice."""
+    advice = f"; {GPU_ADVICE}" if isinstance(error, torch.OutOfMemoryError) else ""
+    return f"died: {last_line(error)}{advice}"
 
 
 def _available_bytes() -> float:

@@ -126,7 +126,8 @@ def _gpus(environment: Mapping[str, str]) -> tuple[int, str]:
         gpus, problem = json.loads(done.stdout.strip().splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         return 0, type(error).__name__
-    return len(gpus), problem
+    good = [gpu for gpu in gpus if not gpu[4]]  # the fields of node_report.Gpu
+    return len(good), problem or next((gpu[4] for gpu in gpus if gpu[4]), "")
 
 
 def runs_already() -> bool:

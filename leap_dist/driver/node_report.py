@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -17,19 +18,52 @@ PACKAGES = (*EQUAL, "numpy", "ale-py", "gymnasium", "safetensors")
 """Packages that a worker needs, and whose versions influence what it computes."""
 
 GPU_SCRIPT = """
-import json
+import json, os
 gpus, problem = [], ""
+def said(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 try:
     import torch
     torch.cuda.init()
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     for index in range(torch.cuda.device_count()):
-        torch.ones(8, device=f"cuda:{index}").sum().item()  # fails where torch has no code for this GPU
-        gpus.append([torch.cuda.get_device_name(index), *torch.cuda.mem_get_info(index)])
+        gpu = ["GPU", 0, 0, visible[index] if index < len(visible) else str(index), ""]
+        try:
+            gpu[0] = torch.cuda.get_device_name(index)
+            torch.ones(8, device=f"cuda:{index}").sum().item()  # fails where torch has no code for this GPU
+            gpu[1:3] = torch.cuda.mem_get_info(index)
+        except Exception as error:
+            gpu[4] = said(error)
+        gpus.append(gpu)
 except Exception as error:
-    problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    problem = said(error)
 print(json.dumps([gpus, problem]))
 """
-"""Prints the name, free bytes and total bytes of each GPU that torch can use, and why it cannot use one."""
+"""Prints the fields of a Gpu for each GPU that torch finds, and why torch cannot start CUDA, or nothing."""
+
+
+class Gpu(NamedTuple):
+    """What torch says about one GPU of a node."""
+
+    name: str
+    free: int
+    """Free memory in bytes."""
+    total: int
+    """Total memory in bytes."""
+    id: str = "0"
+    """What CUDA_VISIBLE_DEVICES calls it."""
+    problem: str = ""
+    """Why torch cannot compute on it; empty if it can."""
+
+    @property
+    def fault(self) -> str:
+        """Why no worker can use it, or an empty text."""
+        if self.problem:
+            return f"GPU {self.id}, {self.name}: {self.problem[:200]}"
+        if self.free < WORKER_GPU_BYTES:
+            used = f"{self.free / 2**30:.1f} of {self.total / 2**30:.0f} GB free"
+            return f"GPU {self.id}, {self.name}, has {used}"
+        return ""
 
 
 class Question(NamedTuple):
@@ -59,10 +93,12 @@ class Answer(NamedTuple):
     """Whether the directory of the data sets exists."""
     emulator: str
     """Why the emulator or a ROM is missing; empty if all are there."""
-    gpus: list[tuple[str, int, int]]
-    """Name, free bytes and total bytes of each GPU that torch can use."""
+    gpus: list[Gpu]
+    """All GPUs that torch finds, as plain tuples while they travel."""
     gpu_problem: str
-    """Why torch can use no further GPU; empty if nothing failed."""
+    """Why torch cannot start CUDA; empty if it can."""
+    processors: tuple[int, int] = (0, 0)
+    """Number of processors that processes there may use, and the number that Ray counts by itself; 0 if unknown."""
 
 
 class Verdict(NamedTuple):
@@ -110,22 +146,38 @@ def report(question: tuple[Any, ...], packages: tuple[str, ...]) -> tuple[Any, .
             emulator = f"no ROM of {missing[0]}" if missing else ""
         except Exception as error:
             emulator = f"{type(error).__name__}: {error}"
-    gpus: list[tuple[str, int, int]] = []
+    gpus: list[tuple[str, int, int, str, str]] = []
     gpu_problem = ""
     if gpu_script:  # in a separate process, because CUDA keeps hundreds of megabytes until its process ends
         try:
             command = [sys.executable, "-c", gpu_script]
             done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
             found, gpu_problem = json.loads(done.stdout.strip().splitlines()[-1])
-            gpus = [(str(name), int(free), int(total)) for name, free, total in found]
+            gpus = [(str(gpu[0]), int(gpu[1]), int(gpu[2]), str(gpu[3]), str(gpu[4])) for gpu in found]
         except Exception as error:
             gpu_problem = f"torch does not start: {type(error).__name__}"
     python = platform.python_version()
     has_data = not data_dir or pathlib.Path(data_dir).is_dir()
-    return content, unwritable, python, versions, has_data, emulator, gpus, gpu_problem
+    processors = 0, 0
+    try:
+        from ray._private.utils import get_num_cpus
+
+        processors = len(os.sched_getaffinity(0)), int(get_num_cpus(override_docker_cpu_warning=True))
+    except Exception:  # the interface is not public, and not every system has affinities
+        pass
+    return content, unwritable, python, versions, has_data, emulator, gpus, gpu_problem, processors
 
 
-def judge(node: Node, answer: Answer, *, content: str, folder: Path | None, data_dir: str, device: str) -> Verdict:
+def judge(
+    node: Node,
+    answer: Answer,
+    *,
+    content: str,
+    folder: Path | None,
+    data_dir: str,
+    device: str,
+    gpu_bytes: float | None = None,
+) -> Verdict:
     """Decide from its answer whether a node can run workers.
 
     Args:
@@ -135,6 +187,8 @@ def judge(node: Node, answer: Answer, *, content: str, folder: Path | None, data
         folder: directory that it must share, or None.
         data_dir: directory of the data sets that it must have; empty if none is needed.
         device: worker.device of the run.
+        gpu_bytes: memory of each GPU for workers, from an earlier check, if they occupy it now. By default, it is what
+            the answer says is free.
     """
     host = node.host
     if folder is not None and answer.content != content:
@@ -165,29 +219,39 @@ def judge(node: Node, answer: Answer, *, content: str, folder: Path | None, data
     different = [name for name in PACKAGES if there[name] != here[name]]
     differs = f"node {host} has {_listed(different, there, here)}: results may not be identical to the bit"
     lines = [differs] if different else []
+    usable, counted = answer.processors
+    if usable < counted == node.resources.get("CPU") and not node.bundles:
+        node = node._replace(resources={**node.resources, "CPU": float(usable)})
+        lines.append(f"node {host} may use only {usable} of {counted} processors, and gets workers for these")
     if device == "cpu" or not node.resources.get("GPU"):
         return Verdict(node, lines)
-    return _with_gpus(node, answer, lines, device)
+    return _with_gpus(node, answer, lines, device, gpu_bytes)
 
 
-def _with_gpus(node: Node, answer: Answer, lines: list[str], device: str) -> Verdict:
+def _with_gpus(node: Node, answer: Answer, lines: list[str], device: str, gpu_bytes: float | None) -> Verdict:
     """Judge the GPUs of a node. If they are optional and unusable, the node is used for its processors."""
-    wanted = int(node.resources["GPU"])
-    full = [(name, free, total) for name, free, total in answer.gpus if free < WORKER_GPU_BYTES]
-    if len(answer.gpus) < wanted:
-        reason = answer.gpu_problem or f"torch sees only {len(answer.gpus)} of {wanted}, perhaps because of MIG"
+    wanted, gpus = math.ceil(node.resources["GPU"] - 1e-9), [Gpu(*gpu) for gpu in answer.gpus]
+    if not node.bundles:
+        gpus = gpus[:wanted]  # Ray gives workers the first ones; in a reservation, which ones is not known
+    if gpu_bytes is not None:
+        gpus = [gpu if gpu.problem else gpu._replace(free=int(min(gpu_bytes, gpu.total))) for gpu in gpus]
+    good = sorted((gpu for gpu in gpus if not gpu.fault), key=lambda gpu: -gpu.free)
+    if len(good) >= wanted:
+        return Verdict(node._replace(gpu_bytes=good[wanted - 1].free if gpu_bytes is None else gpu_bytes), lines)
+    if len(gpus) < wanted:
+        reason = answer.gpu_problem or f"torch sees only {len(gpus)} of {wanted}, perhaps because of MIG"
         advice = "see cluster/README.md for compatible versions of the driver and torch"
-    elif full:
-        name, free, total = full[0]
-        reason = f"{free / 2**30:.1f} of {total / 2**30:.0f} GB of a {name} are free"
-        advice = "end the programs that use it"
     else:
-        return Verdict(node._replace(gpu_bytes=min(free for _, free, _ in answer.gpus)), lines)
+        bad = next(gpu for gpu in gpus if gpu.fault)
+        reason = bad.fault
+        advice = "see cluster/README.md for what torch supports" if bad.problem else "end the programs that use it"
+        if good and not node.bundles:
+            left = ",".join(gpu.id for gpu in gpus if not gpu.fault)
+            advice += f", or start Ray there with CUDA_VISIBLE_DEVICES={left}, which leaves it out"
     line = f"worker.device: GPUs of node {node.host} cannot be used ({reason[:300]}); {advice}"
     if device == "cuda":
         return Verdict(None, [f"{line}, or use --worker.device cpu"])
-    resources = {**node.resources, "GPU": 0.0}
-    return Verdict(node._replace(resources=resources), [*lines, f"{line}. Its processors are used meanwhile"])
+    return Verdict(node.without_gpus(), [*lines, f"{line}. Its processors are used meanwhile"])
 
 
 def _left_out(line: str) -> Verdict:

@@ -30,6 +30,13 @@ class Node(NamedTuple):
     """Address of the node."""
     gpu_bytes: float = math.inf
     """Free memory of each of its GPUs, or of the one with the least; infinite where it is not known."""
+    bundles: tuple[dict[str, float], ...] = ()
+    """Resources of each bundle there that is reserved for this program; empty for a program without a reservation."""
+
+    def without_gpus(self) -> Node:
+        """Return the node as one whose GPUs cannot be used."""
+        bundles = tuple({**bundle, "GPU": 0.0} for bundle in self.bundles)
+        return self._replace(resources={**self.resources, "GPU": 0.0}, bundles=bundles)
 
 
 class View(NamedTuple):
@@ -87,7 +94,12 @@ def _read(known: Mapping[str, float], reservation: Reservation) -> View:
     leaving = {name: known[name] if name in known else _monotonic(deadline) for name, deadline in _draining().items()}
     nodes: dict[str, dict[str, Any]] = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     staying = {
-        name: Node(node["Resources"], node.get("Labels") or {}, node["NodeManagerAddress"])
+        name: Node(
+            node["Resources"],
+            node.get("Labels") or {},
+            node["NodeManagerAddress"],
+            bundles=tuple(node.get("Bundles", ())),
+        )
         for name, node in reservation.limit(nodes).items()
         if name not in leaving
     }

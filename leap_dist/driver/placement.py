@@ -75,8 +75,20 @@ class Need(NamedTuple):
         return self.room(resources, node_labels).workers
 
     def on(self, node: Node, *, hosts_server: bool = False) -> Room:
-        """Return how many workers a node of the cluster has room for; see `room`."""
-        return self.room(node.resources, node.labels, gpu_bytes=node.gpu_bytes, hosts_server=hosts_server)
+        """Return how many workers a node of the cluster has room for; see `room`.
+
+        If only bundles of it are reserved for this program, a worker must fit into one of them. If some of these have
+        GPUs for workers, the others are not used.
+        """
+        parts = node.bundles or (node.resources,)
+        rooms = [
+            self.room(part, node.labels, gpu_bytes=node.gpu_bytes, hosts_server=hosts_server and number == 0)
+            for number, part in enumerate(parts)
+        ]
+        used = [room for room in rooms if room.workers] or rooms[:1]
+        used = [room for room in used if room.device == "cuda"] or used
+        workers = sum(room.workers for room in used)
+        return used[0]._replace(workers=workers, gpus=min(room.gpus for room in used))
 
     def room(
         self,
@@ -97,53 +109,66 @@ class Need(NamedTuple):
         """
         if node_labels is not None and not labels.match(self.labels, node_labels):
             return Room(0, "cpu", 0.0, "labels")
-        processors = resources.get("CPU", 0.0)
-        kept = 1.0 if self.fills and hosts_server and processors >= MANY_PROCESSORS else 0.0
-        bounds = [(_whole((processors - kept) / self.cpus), "processors")]
-        if self.fills:
-            by_memory = _whole(resources.get("memory", math.inf) / memory.WORKER_BYTES)
-            bounds.append((max(1, by_memory), "memory"))  # at least one is tried
-        most, limit = min(bounds)
+        on_cpu, cpu_limit = self._on_processors(resources, memory.WORKER_BYTES, hosts_server=hosts_server)
         if self.gpus == 0:
-            return Room(max(0, most), "cpu", 0.0, limit)
-        devices = _whole(resources.get("GPU", 0.0))
-        on_gpus, gpus, gpu_limit = self._on_gpus(devices, most, gpu_bytes)
+            return Room(on_cpu, "cpu", 0.0, cpu_limit)
+        most, limit = self._on_processors(resources, memory.CUDA_WORKER_BYTES, hosts_server=hosts_server)
+        on_gpus, gpus, gpu_limit = self._on_gpus(_devices(resources.get("GPU", 0.0)), most, gpu_bytes)
         if self.device == "auto" and on_gpus == 0:
-            return Room(max(0, most), "cpu", 0.0, limit)
+            return Room(on_cpu, "cpu", 0.0, cpu_limit)
         limit = gpu_limit if on_gpus < most else limit
         return Room(max(0, min(most, on_gpus)), "cpu" if self.device == "cpu" else "cuda", gpus, limit)
 
-    def _on_gpus(self, devices: int, most: int, gpu_bytes: float) -> tuple[int, float, str]:
+    def _on_processors(
+        self, resources: Mapping[str, float], worker_bytes: int, *, hosts_server: bool
+    ) -> tuple[int, str]:
+        """Return how many workers a node's processors and memory suffice for, and which of both limits them."""
+        processors = resources.get("CPU", 0.0)
+        kept = 1.0 if self.fills and hosts_server and processors >= MANY_PROCESSORS else 0.0
+        bounds = [(max(0, _whole((processors - kept) / self.cpus)), "processors")]
+        if self.fills:
+            by_memory = _whole(resources.get("memory", math.inf) / worker_bytes)
+            bounds.append((max(1, by_memory), "memory"))  # at least one is tried
+        return min(bounds)
+
+    def _on_gpus(self, devices: Sequence[float], most: int, gpu_bytes: float) -> tuple[int, float, str]:
         """Return how many workers fit on the GPUs, the GPUs that each gets, and what limits the number of workers.
 
-        Ray takes a share from one device, never from two, so each holds a whole number of workers.
+        Ray takes a share from one device, never from two, so each device, or part of one that is reserved for this
+        program, holds a whole number of workers.
         """
         if not devices:
             return 0, self.gpus or 0.0, "GPUs"
         if self.gpus is None:
             # Ray fills one device before it takes the next, so the share must be as large as the workers that will
             # really run on this node allow. Whether others run elsewhere does not matter: nodes come and go.
+            least = min(devices)
             each, limit = min(
-                (-(-min(most, self.most) // devices), TASK_LIMIT),
-                (_whole(gpu_bytes / memory.WORKER_GPU_BYTES), "GPU memory"),
+                (-(-min(most, self.most) // len(devices)), TASK_LIMIT),
+                (_whole(least * gpu_bytes / memory.WORKER_GPU_BYTES), "GPU memory"),
                 (self.most_per_gpu, MPS_LIMIT),
             )
             each = max(1, each)
-            return devices * each, share_of(each), limit
+            holds = [min(each * _whole(device / least), max(each, self.most_per_gpu)) for device in devices]
+            return sum(holds), share_of(each, least), limit
         if self.gpus > 1:
-            return _whole(devices / self.gpus), self.gpus, "worker.gpus"
-        each, limit = min((_whole(1 / self.gpus), "worker.gpus"), (self.most_per_gpu, MPS_LIMIT))
-        return devices * each, self.gpus, limit
+            return _whole(_whole(sum(devices)) / self.gpus), self.gpus, "worker.gpus"
+        holds = [min(_whole(device / self.gpus), self.most_per_gpu) for device in devices]
+        limit = MPS_LIMIT if self.most_per_gpu in holds else "worker.gpus"
+        return sum(holds), self.gpus, limit
 
     def __str__(self) -> str:
         where = f" on nodes with {_shown(self.labels)}" if self.labels else ""
         return f"{counted(self.cpus, 'CPU')} and {counted(self.gpus or 0, 'GPU')}{where}"
 
 
-def share_of(workers: int) -> float:
-    """Return the share of a GPU for each of `workers` workers, rounded down to the steps in which Ray counts."""
+def share_of(workers: int, part: float = 1.0) -> float:
+    """Return the share of a GPU for each of `workers` workers, rounded down to the steps in which Ray counts.
+
+    They share the given part of the GPU.
+    """
     steps = round(1 / SMALLEST_SHARE)
-    return math.floor(steps / workers) / steps
+    return math.floor(round(part * steps) / workers) / steps
 
 
 def candidates(need: Need, nodes: Mapping[str, Node]) -> dict[str, Node]:
@@ -164,6 +189,13 @@ def can_be_joined(config: Config) -> bool:
 def others_may_come(config: Config) -> bool:
     """Return whether further nodes may join the cluster."""
     return waits_for_nodes(config) or autoscaler_groups(config.address) is not None
+
+
+def _devices(gpus: float) -> list[float]:
+    """Return the whole GPUs of a node or bundle, and the part of another one if there is such a part."""
+    whole = _whole(gpus)
+    part = round(gpus - whole, 4)
+    return [1.0] * whole + ([part] if part > 0 else [])
 
 
 def _whole(number: float) -> int:
@@ -245,11 +277,22 @@ def fit_resources(config: Config, nodes: Sequence[Node], *, one_kind: bool = Fal
     workers compute on the same kind of device, so that the bits of a task's result do not depend on where it runs. If
     no node can hold a worker yet, the kind stays "auto", and `of_one_kind` decides it later.
 
+    A share of a GPU that nobody asked for is not smaller than the memory that a worker needs there.
+
     Raises ConfigError if there are too few GPUs.
     """
-    config, alerts = memory.fit(config)
-    total = total_with_autoscaler("GPU", nodes, config.address)
-    gpus, device = gpus_per_worker(config, total), config.worker.device
+    total, device = total_with_autoscaler("GPU", nodes, config.address), config.worker.device
+    config, alerts = memory.fit(config, on_gpus=bool(total) and device != "cpu")
+    gpus = gpus_per_worker(config, total)
+    if gpus and not config.worker.gpus:
+        free = min((node.gpu_bytes for node in nodes if node.resources.get("GPU")), default=math.inf)
+        most = max(1, _whole(free / memory.WORKER_GPU_BYTES))
+        if share_of(most) > gpus:
+            gpus = share_of(most)
+            alerts.append(
+                f"at most {counted(most, 'worker')} share a GPU: each takes about {memory.WORKER_GPU_BYTES / 2**30:g} "
+                f"GB of its memory, and {free / 2**30:.1f} GB are free; give --worker.gpus to decide it yourself"
+            )
     if device == "auto" and one_kind and (total or any(Need.of(config).on(node).workers for node in nodes)):
         device = "cuda" if total else "cpu"
     return replace(config, worker=replace(config.worker, device=device, gpus=gpus)), alerts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from leap_dist.config.loading import implied_values
 from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 from leap_dist.driver.placement import TASK_LIMIT, Room
@@ -17,7 +18,7 @@ From docs/performance.md. Machines differ by up to a factor of two, and so do ga
 """
 
 
-def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int) -> str:
+def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int, idle: int = 0) -> str:
     """Return the plan.
 
     Args:
@@ -25,6 +26,7 @@ def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int
         rooms: the room on each node that may get workers.
         wanted: number of workers that should run.
         steps_left: agent steps to the end of the run.
+        idle: number of nodes without GPUs that get no workers, because all workers compute on one kind of device.
     """
     places: Counter[str] = Counter()
     for room in sorted(rooms, key=lambda room: room.device != "cuda"):  # in the order in which they are filled
@@ -35,7 +37,12 @@ def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int
     if places["cuda"]:
         text += f" ({places['cuda']} on GPUs, {places['cpu']} on processors)"
     text += f", limited by {_limit(config, rooms, workers)}"
-    if config.is_supervised or not workers:
+    if idle:
+        text += (
+            f", {counted(idle, 'node')} without GPUs left out, because all workers compute on one kind of device "
+            "(--worker.device cpu uses the processors of all nodes)"
+        )
+    if config.tasks != "atari" or not workers:  # of others, no rates are known
         return text
     share = min(1.0, config.worker.cpus)  # workers that reserve half a processor have half of it, if all are busy
     rate = share * sum(STEPS_PER_SECOND[device] * count for device, count in places.items())
@@ -45,10 +52,20 @@ def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int
 def _limit(config: Config, rooms: Sequence[Room], workers: int) -> str:
     """Return what limits the number of workers."""
     if config.workers != "auto" and workers >= config.workers:
-        return "--workers"
+        return _source_of_workers(config)
     if workers < sum(room.workers for room in rooms) or any(room.limit == TASK_LIMIT for room in rooms):
         return "meta.batch_size, because mode sync waits for each batch" if config.mode == "sync" else "the tasks left"
     return " and ".join(dict.fromkeys(room.limit for room in rooms)) or "nodes"
+
+
+def _source_of_workers(config: Config) -> str:
+    """Return what the fixed number of workers comes from: the preset, the meta-learner, or the user."""
+    given = {"tasks": config.tasks}
+    if implied_values(config.preset, given).get("workers") == config.workers:
+        return f"workers of preset {config.preset}"
+    if implied_values(config.preset, {**given, "meta_learner": config.meta_learner}).get("workers") == config.workers:
+        return f"workers of {config.meta_learner}"
+    return "--workers"
 
 
 def _rounded(rate: float) -> float:

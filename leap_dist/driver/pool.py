@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import Counter, deque
@@ -20,37 +21,41 @@ from leap_dist.driver import memory, mps, plan
 from leap_dist.driver.actor_messages import EndedWorker, WorkerHealth
 from leap_dist.driver.actors import WORKER
 from leap_dist.driver.clients import Aggregators
+from leap_dist.driver.failures import Failures
 from leap_dist.driver.nodes import READ_SECONDS, Node, Nodes
 from leap_dist.driver.placement import (
-    GROUP_LABEL,
     MPS_LIMIT,
     UNLIMITED,
     Group,
     Need,
     Room,
     autoscaler_groups,
-    bundles,
     can_be_joined,
     candidates,
     explain_lack,
-    group_names,
     max_workers,
     of_one_kind,
     others_may_come,
     waits_for_nodes,
 )
 from leap_dist.driver.preflight import NoChecks
+from leap_dist.driver.profiles import Profiles
 from leap_dist.driver.resource_requests import Request, ResourceRequest
-from leap_dist.driver.waiting import last_line
+from leap_dist.driver.worker_request import worker_request
 from leap_dist.driver.worker_slot import WorkerSlot
-from leap_dist.nn.profiling import breakdown
-from leap_dist.storage.atomic import write_atomic
 from leap_dist.tasks.atari.video import Clip
 
 LEAVE_SECONDS = 5.0
 """A worker should be gone this many seconds before its node goes away."""
 START_SECONDS = 60.0
 """An alert is raised if a worker that fits takes longer than this many seconds to start."""
+
+_SHARE = "lower worker.cpus to share processors"
+_REMEDIES = {
+    MPS_LIMIT: "give --mps no, which admits more to a GPU",
+    "worker.gpus": "lower worker.gpus to put more of them on a GPU",
+}
+"""What to do about too little room, by what limits a node's room."""
 
 
 class Pool:
@@ -64,8 +69,8 @@ class Pool:
         nodes: the cluster's nodes.
         checks: decides which nodes may get workers.
         most_workers: number of workers beyond which some would never have a task.
-        one_kind: whether all workers must compute on the same kind of device. If the configuration leaves it open, the
-            first nodes that may get workers decide it.
+        one_kind: whether all workers must compute on the same kind of device, and the user leaves open which. The
+            first nodes that may get workers decide it, unless the configuration already does.
         profiles: directory for every worker's profiler trace and time breakdown, or None.
         alerts: alerts that were raised before the pool was created.
     """
@@ -83,10 +88,10 @@ class Pool:
     ) -> None:
         self._config = config
         self._checks = checks or NoChecks()
+        self._failures = Failures(self._checks)
         self._most = most_workers
         self._need = Need.of(config, most_workers)
         self._one_kind = one_kind
-        self._profiles = profiles
         self._server: Any = None
         self._nodes = nodes
         self._daemons = mps.Daemons(config)
@@ -99,6 +104,7 @@ class Pool:
         self.ended: list[EndedWorker] = []
         """Ended workers whose leases the server has not been told to take back yet."""
         self.alerts: deque[str] = deque(alerts, maxlen=100)
+        self._profiles = Profiles(profiles, self.alerts)
         self._clips: list[Clip] = []
 
     def require_capacity(self) -> None:
@@ -113,32 +119,13 @@ class Pool:
         if others_may_come(self._config):
             self._request = ResourceRequest(self._bundles(groups))
         elif fits < self.wanted:
-            crowded = any(room.limit == MPS_LIMIT for room in self._hosts().values())
-            remedy = "give --mps no, which admits more to a GPU" if crowded else "lower worker.cpus to share processors"
+            remedy = next((_REMEDIES[room.limit] for room in self._hosts().values() if room.limit in _REMEDIES), _SHARE)
             self.alerts.append(f"{self.wanted} workers requested, only {fits} fit; {remedy}")
 
     def _bundles(self, groups: Sequence[Group] | None) -> Request:
-        """Return what the wanted workers need; with "auto", those that fit on all nodes that there may be.
-
-        It is never more than fits if that is known, because Ray ignores a request of which one bundle does not fit. The
-        nodes of a group count as its maximum, whether or not they are up. If the number of nodes is not limited or not
-        known, as on Kubernetes, "auto" asks for as many workers as a batch has tasks, and RequestBook cuts a request
-        that is refused. `groups` are None if it is not known what an autoscaler may add.
-        """
-        names = group_names(groups or ())
-        group_of = {name: node.labels.get(GROUP_LABEL) for name, node in self._nodes.view.staying.items()}
-        others = [room for name, room in self._hosts().items() if group_of.get(name) not in names]
-        limited = [group for group in groups or () if group.max_count < UNLIMITED]
-        most = sum(room.workers for room in others) + max_workers(self._need, limited)
-        is_known = groups is not None and len(limited) == len(groups)
-        if self._config.workers != "auto":
-            wanted = self._config.workers
-        else:
-            wanted = max(self._config.min_workers, most, 0 if is_known else self._config.meta.batch_size)
-            wanted = min(wanted, max(self._most, self._config.min_workers))
-        if is_known:
-            wanted = min(wanted, most)
-        return Request(*bundles(self._need, wanted, others, groups or ()))
+        """Return the request to an autoscaler that may add `groups`, or None if that is not known."""
+        nodes = self._nodes.view.staying
+        return worker_request(self._config, self._need, self._most, nodes, self._hosts(), groups)
 
     def open(self, server: Any) -> None:
         """Start workers for `server`, which may still be starting; `reconcile` keeps them from now on."""
@@ -181,6 +168,7 @@ class Pool:
         fits = sum(room.workers for room in hosts.values())
         self._record_capacity(fits)
         self._vacate(self._nodes.view.leaving)
+        self._free_gpus(hosts)
         self._aggregators.follow(hosts, self._server)
         self._daemons.follow(hosts, {slot.host for slot in self._slots if slot.host and slot.run is not None})
         if self._begun:
@@ -190,6 +178,7 @@ class Pool:
                 self._check(slot, slot.run)
             elif not (slot.done or slot.quarantined) and now >= slot.not_before and (host := self._host(hosts)):
                 self._start(slot, host, hosts[host])
+        self._failures.follow(self._slots)
 
     def _resize(self, count: int) -> None:
         """Add slots up to `count`. If the number follows the nodes, empty slots beyond it are removed."""
@@ -199,12 +188,18 @@ class Pool:
             self._slots.pop()
 
     def _host(self, hosts: Mapping[str, Room]) -> str | None:
-        """Return the node for the next worker: one with GPUs before others, then the one with most room; or None."""
+        """Return the node for the next worker, or None.
+
+        Nodes on which workers keep failing come last, those with GPUs before others, then the one with most room.
+        """
         taken = Counter(slot.host for slot in self._slots if slot.run is not None)
-        ready = {name: room for name, room in hosts.items() if not self._daemons.is_undecided(name)}
-        free = {name: room.workers - taken[name] for name, room in ready.items()}
-        best = max(ready, key=lambda name: (free[name] > 0, hosts[name].device == "cuda", free[name]), default=None)
-        return best if best is not None and free[best] > 0 else None
+        shut = {name for name in hosts if self._daemons.is_undecided(name) or self._checks.is_doubted(name)}
+        free = {name: room.workers - taken[name] for name, room in hosts.items() if name not in shut}
+        return max(
+            (name for name in free if free[name] > 0),
+            key=lambda name: (-self._failures.rounds(name), hosts[name].device == "cuda", free[name]),
+            default=None,
+        )
 
     def _record_capacity(self, fits: int) -> None:
         self._begun = self._begun or fits >= self._config.min_workers
@@ -247,7 +242,16 @@ class Pool:
     def plan(self, status: Mapping[str, Any]) -> str:
         """Return the plan for what is left of the run, in one line."""
         tasks = max(0, status["tasks_wanted"] - status["tasks"] - status["tasks_waiting"])
-        return plan.describe(self._config, [*self._hosts().values()], self.wanted, tasks * self._config.steps_of_task)
+        rooms, steps = self._hosts(), tasks * self._config.steps_of_task
+        return plan.describe(self._config, [*rooms.values()], self.wanted, steps, self._idle_nodes())
+
+    def _idle_nodes(self) -> int:
+        """Return how many nodes get no workers because they have no GPU, while all workers must compute on GPUs."""
+        if not self._one_kind or self._need.device != "cuda":
+            return 0
+        others = [node for node in self._nodes.view.staying.values() if not node.resources.get("GPU")]
+        on_processors = self._need._replace(device="cpu", gpus=0.0)
+        return sum(on_processors.on(node).workers > 0 for node in others)
 
     @property
     def mps(self) -> dict[str, str]:
@@ -265,10 +269,7 @@ class Pool:
 
     def write_breakdowns(self) -> None:
         """Write each worker's time breakdown and costliest operators to the directory for profiles."""
-        for slot in self._slots:
-            if self._profiles is not None and slot.readings:
-                text = f"{slot.name}\n\n{breakdown(slot.readings[-1])}\n\n{slot.operators or ''}"
-                self._write_profile(f"{slot.name}.txt", text.encode())
+        self._profiles.write_breakdowns(self._slots)
 
     def abandon(self) -> None:
         """Give up all workers, so that the server takes back their leases."""
@@ -298,10 +299,11 @@ class Pool:
             max_restarts=-1 if self._config.address == "local" else 0,
         )
         incarnation = uuid.uuid4().hex
-        profile = self._profiles is not None and slot.operators is None
         settings = replace(self._config.worker, device=room.device, gpus=room.gpus)
         pipes = self._daemons.pipes.get(host, "")
-        actor = worker.remote(slot.name, incarnation, replace(self._config, worker=settings), profile, pipes)
+        actor = worker.remote(
+            slot.name, incarnation, replace(self._config, worker=settings), self._profiles.wants(slot), pipes
+        )
         slot.fill(actor, incarnation, actor.run.remote(self._server, self._aggregators.handles), host, room.device)
 
     def _check(self, slot: WorkerSlot, run: ray.ObjectRef[Any]) -> None:
@@ -332,7 +334,7 @@ class Pool:
                 return
             # A process that ended by itself may have been ended by its task; one whose node is gone was not.
             died = isinstance(error, RayActorError) and "node has died" not in str(error)
-            self._restart(slot, f"died: {last_line(error)}", crashed=died and slot.node in self._nodes.view.staying)
+            self._restart(slot, memory.explain_death(error), crashed=died and slot.node in self._nodes.view.staying)
         else:
             if slot.gone_by is None:
                 slot.done = True
@@ -345,7 +347,7 @@ class Pool:
         self._clips += health.clips
         if health.profile is not None:
             trace, slot.operators = health.profile
-            self._write_profile(f"{slot.name}.trace.json.gz", trace)
+            self._profiles.write_trace(slot, trace)
 
     def _vacate(self, leaving: Mapping[str, float]) -> None:
         """Tell the workers on nodes that are about to leave, and end those that are still there at the deadline.
@@ -356,7 +358,7 @@ class Pool:
         for slot in self._slots:
             if slot.run is None or slot.node is None or slot.node not in leaving:
                 continue
-            if slot.gone_by is None:
+            if slot.gone_by is None or slot.gone_by > leaving[slot.node]:
                 slot.gone_by = leaving[slot.node]
                 left = max(0.0, slot.gone_by - LEAVE_SECONDS - now)
                 slot.actor.leave.remote(left)
@@ -365,10 +367,26 @@ class Pool:
             elif now >= slot.gone_by:
                 self._end(slot, crashed=False)
 
+    def _free_gpus(self, hosts: Mapping[str, Room]) -> None:
+        """Let workers on processors leave after their tasks if the GPUs of their node can be used by now."""
+        for host in (name for name, room in hosts.items() if room.device == "cuda"):
+            there = [slot for slot in self._slots if slot.run is not None and slot.host == host]
+            slow = [slot for slot in there if slot.device == "cpu" and slot.gone_by is None]
+            for slot in slow:
+                slot.gone_by = math.inf
+                slot.actor.leave.remote(math.inf)
+            if slow:
+                self.alerts.append(
+                    f"node {self._nodes.view.staying[host].host} has GPUs now; its {counted(len(slow), 'worker')} on "
+                    "processors leave after their tasks"
+                )
+
     def _restart(self, slot: WorkerSlot, reason: str, *, crashed: bool = False) -> None:
         """End a worker and let it start again after a pause."""
         self.restarts += 1
         self.alerts.append(f"{slot.name} {reason}; it is restarted in {slot.back_off():.0f} s")
+        if (host := slot.node or slot.host) is not None:  # in a placement group, Ray may have chosen another node
+            self._failures.record(host)
         self._end(slot, crashed=crashed)
 
     def _end(self, slot: WorkerSlot, *, crashed: bool) -> None:
@@ -376,12 +394,3 @@ class Pool:
         self.ended.append(EndedWorker(slot.incarnation, crashed))
         ray.kill(slot.actor)  # has no effect on an actor that is dead
         slot.clear()
-
-    def _write_profile(self, name: str, content: bytes) -> None:
-        if self._profiles is None:
-            return
-        try:
-            self._profiles.mkdir(exist_ok=True)
-            write_atomic(self._profiles / name, content, "profile", durable=False)
-        except OSError as error:
-            self.alerts.append(f"{name} could not be written: {error}")

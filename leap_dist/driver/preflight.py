@@ -42,6 +42,13 @@ class NoChecks:
         """Return all nodes."""
         return dict(nodes)
 
+    def doubt(self, name: str, *, occupied: bool) -> None:
+        """Do nothing."""
+
+    def is_doubted(self, name: str) -> bool:
+        """Return False."""
+        return False
+
     def wait(self, nodes: Mapping[str, Node], stop: StopSignal, *, others_may_come: bool) -> None:
         """Do nothing."""
 
@@ -66,6 +73,7 @@ class NodeChecks(NoChecks):
         self._probe: Path | None = None
         self._asked: dict[str, tuple[Any, float]] = {}  # reference to the answer, and when it was asked, by node
         self._verdicts: dict[str, tuple[Verdict, float]] = {}  # with the time, by node
+        self._doubted: dict[str, bool] = {}  # whether workers occupy the node's GPUs, by node
         self._said: set[str] = set()
         self.alerts = []
         """Messages that the user has not been shown yet."""
@@ -78,10 +86,11 @@ class NodeChecks(NoChecks):
         now = time.monotonic()
         self._asked = {name: asked for name, asked in self._asked.items() if name in nodes}
         self._verdicts = {name: verdict for name, verdict in self._verdicts.items() if name in nodes}
+        self._doubted = {name: occupied for name, occupied in self._doubted.items() if name in nodes}
         for name, node in nodes.items():
             verdict, decided = self._verdicts.get(name, (None, -AGAIN_SECONDS))
             due = verdict is None or (_is_to_be_asked_again(verdict, node) and now - decided >= AGAIN_SECONDS)
-            if due and name not in self._asked:
+            if (due or name in self._doubted) and name not in self._asked:
                 self._asked[name] = (self._ask(name, node), now)
         for name, (reference, asked) in list(self._asked.items()):
             if ray.wait([reference], timeout=0)[0]:
@@ -98,6 +107,21 @@ class NodeChecks(NoChecks):
         """Return the nodes that may get workers, with the resources that workers can use."""
         verdicts = {name: self._verdicts[name][0].node for name in nodes if name in self._verdicts}
         return {name: node for name, node in verdicts.items() if node is not None}
+
+    def doubt(self, name: str, *, occupied: bool) -> None:
+        """Ask a node that has passed again, because workers keep failing there. Until then, it should get no others.
+
+        `occupied` says whether workers of this run hold memory of its GPUs, so that their free memory says nothing.
+        """
+        verdict = self._verdicts[name][0] if name in self._verdicts else None
+        if verdict is None or verdict.node is None or name in self._asked:
+            return
+        self._doubted[name] = occupied
+        self.alerts.append(f"workers keep failing on node {verdict.node.host}, which is checked again")
+
+    def is_doubted(self, name: str) -> bool:
+        """Return whether a node that had passed is being asked again."""
+        return name in self._doubted
 
     def wait(self, nodes: Mapping[str, Node], stop: StopSignal, *, others_may_come: bool) -> None:
         """Wait until every node has been judged.
@@ -131,9 +155,11 @@ class NodeChecks(NoChecks):
         except RayError as error:
             self._decide(name, Verdict(None, [_silent(node, f"({type(error).__name__})")]))
             return
+        before = self._verdicts[name][0].node if self._doubted.get(name) else None
         verdict = node_report.judge(
             node,
             answer,
+            gpu_bytes=None if before is None else before.gpu_bytes,
             content=self._content,
             folder=self._folder,
             data_dir=self._data_dir,
@@ -144,7 +170,8 @@ class NodeChecks(NoChecks):
     def _decide(self, name: str, verdict: Verdict) -> None:
         self._verdicts[name] = verdict, time.monotonic()
         lines = verdict.lines if verdict.node is not None else [f"{verdict.lines[0]}. The node is left out"]
-        self.alerts += [line for line in lines if line not in self._said]
+        was_doubted = self._doubted.pop(name, None) is not None
+        self.alerts += [line for line in lines if was_doubted or line not in self._said]
         self._said.update(lines)
 
     def _probe_path(self) -> str:

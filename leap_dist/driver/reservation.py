@@ -36,24 +36,45 @@ class Reservation:
 
     def by_node(self) -> dict[str, dict[str, float]]:
         """Return the group's resources on each node, by Ray's ID, without those that the program itself occupies."""
+        found: dict[str, dict[str, float]] = {}
+        for node, bundles in self.bundles().items():
+            total: Counter[str] = Counter()
+            for bundle in bundles:
+                total.update(bundle)
+            found[node] = dict(total)
+        return found
+
+    def bundles(self) -> dict[str, list[dict[str, float]]]:
+        """Return the group's bundles on each node, by Ray's ID, without what the program itself occupies.
+
+        Ray does not say which bundle the program is in. It is taken to be the first one that is large enough.
+        """
         if self._group is None:
             return {}
         table: Mapping[str, Any] = placement_group_table(self._group)
-        found: dict[str, Counter[str]] = {}
+        found: dict[str, list[dict[str, float]]] = {}
         for number, node in table["bundles_to_node_id"].items():
-            found.setdefault(node, Counter()).update(table["bundles"][number])
-        found.get(self._node, Counter()).subtract(self._own)
-        return {node: dict(amounts) for node, amounts in found.items()}
+            found.setdefault(node, []).append(dict(table["bundles"][number]))
+        own = {name: amount for name, amount in self._own.items() if amount}
+        for bundle in found.get(self._node, ()):
+            if own and all(bundle.get(name, 0.0) >= amount for name, amount in own.items()):
+                bundle.update({name: bundle[name] - amount for name, amount in own.items()})
+                break
+        return found
 
     def limit(self, nodes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Return the nodes on which the program may have workers, each with only the resources reserved for it.
 
-        Takes and returns nodes as `ray.nodes()` describes them, by Ray's ID.
+        Takes and returns nodes as `ray.nodes()` describes them, by Ray's ID, and adds the bundles as "Bundles".
         """
         if self._group is None:
             return dict(nodes)
-        reserved = self.by_node()
-        return {name: {**node, "Resources": reserved[name]} for name, node in nodes.items() if name in reserved}
+        reserved, bundles = self.by_node(), self.bundles()
+        return {
+            name: {**node, "Resources": reserved[name], "Bundles": bundles[name]}
+            for name, node in nodes.items()
+            if name in reserved
+        }
 
     def strategy(self, node: str) -> NodeAffinitySchedulingStrategy | PlacementGroupSchedulingStrategy:
         """Return the scheduling strategy of a worker for this node. In a group, Ray chooses among the group's nodes."""

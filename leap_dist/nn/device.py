@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -15,12 +16,27 @@ log = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
+class NoGpu(RuntimeError):
+    """Torch finds no GPU in this process, although it is to compute on one."""
+
+
+_FAILED_CALLS = re.compile("CUDA (driver )?error|No CUDA GPUs|NVIDIA driver|cuDNN error|CU(BLAS|DNN)_STATUS")
+"""What plain RuntimeErrors of torch say if the driver or a library of CUDA has failed."""
+
+
+def is_of_gpu(error: BaseException) -> bool:
+    """Return whether an error means that the GPU, or its free memory, does not suffice, whatever was computed."""
+    if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError | NoGpu):
+        return True
+    return isinstance(error, RuntimeError) and _FAILED_CALLS.search(str(error)) is not None
+
+
 def resolve_device(name: str) -> str:
-    """Return "cuda" or "cpu"; "auto" prefers a GPU. Raises RuntimeError if cuda is asked for and there is none."""
+    """Return "cuda" or "cpu"; "auto" prefers a GPU. Raises NoGpu if cuda is asked for and there is none."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("worker.device is cuda, but torch finds no GPU here")
+        raise NoGpu("worker.device is cuda, but torch finds no GPU here")
     return name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -213,6 +214,8 @@ def _facts(summary: dict[str, Any], now: float | None) -> Iterator[tuple[str, st
         workers += f", {counted(summary['restarts'], 'restart')}"
     if summary["state"] not in _OVER:
         yield "workers", workers
+    if summary["state"] not in _OVER and (states := Counter(summary.get("mps", {}).values())):
+        yield "MPS", ", ".join(f"{state} on {counted(count, 'node')}" for state, count in states.most_common())
     troubles = [text for text in _troubles(summary) if text]
     if troubles:
         yield "trouble", ", ".join(troubles)
@@ -295,17 +298,19 @@ def _worker_table(summary: dict[str, Any]) -> Table:
     shown = registry.for_summary(summary)
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("worker", no_wrap=True)
+    table.add_column("device", no_wrap=True)
     table.add_column(shown.task_noun, no_wrap=True, max_width=28)
     for name in ("done", shown.rate_unit, f"last {shown.name}", "silent"):
         table.add_column(name, justify="right", no_wrap=True)
     leases = {lease["worker"]: lease for lease in summary["leases"]}
     states = {worker["name"]: worker["state"] for worker in summary["workers"]}
+    devices = {worker["name"]: worker.get("device", "") for worker in summary["workers"]}
     for name in [*states, *(worker for worker in leases if worker not in states)]:
         if name in leases:
-            table.add_row(name, *_lease_cells(leases[name], shown))
+            table.add_row(name, devices.get(name, ""), *_lease_cells(leases[name], shown))
         else:
             state = states[name]
-            table.add_row(name, Text("waiting" if state == "running" else state, style="dim"))
+            table.add_row(name, devices[name], Text("waiting" if state == "running" else state, style="dim"))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -158,6 +159,24 @@ def test_a_local_ray_leaves_out_what_a_run_has_no_use_for(monkeypatch: Any) -> N
     assert set(cluster.AGENT_PORTS) < made.keys()
     assert (services.start_api_server, parameter.RayParams) == (own, dict)
     RayParams(**made)  # the names are Ray's
+
+
+@pytest.mark.parametrize(
+    ("usable", "counted", "given"), [(8, 128, 8), (128, 128, None), (128, 4, None), (2, 4, 2)], ids=str
+)
+def test_a_local_ray_has_no_more_processors_than_this_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, usable: int, counted: int, given: int | None
+) -> None:
+    """`srun --cpus-per-task=8` on a node of 128; Ray itself considers only limits of containers."""
+    started: dict[str, Any] = {}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)))
+    monkeypatch.setattr(cluster.utils, "get_num_cpus", lambda **_: counted)
+    monkeypatch.setattr(cluster.ray, "init", lambda address, **arguments: started.update(arguments))
+    monkeypatch.setattr(cluster, "_at_disconnect", contextlib.ExitStack())
+    for name in ("prepare_local", "prepare_monitor"):
+        monkeypatch.setattr(cluster, name, lambda: None)
+    cluster._try_to_start_local({})
+    assert started["num_cpus"] == given
 
 
 def test_a_port_on_which_somebody_listens_is_left_alone(monkeypatch: Any) -> None:

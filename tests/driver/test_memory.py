@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.core.generated.common_pb2 import WorkerExitType
 from ray.core.generated.gcs_pb2 import WorkerTableData
-from ray.exceptions import OutOfMemoryError, RayError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from leap_dist.config.loading import resolve
 from leap_dist.driver import cluster, memory
@@ -30,11 +31,13 @@ def test_no_more_workers_start_than_there_is_memory_for() -> None:
     fewer, (line,) = memory.fit(config, 3.5 * memory.WORKER_BYTES)
     assert (fewer.workers, fewer.min_workers) == (3, 3)
     assert line == (
-        "8 workers requested, only 3 started: each takes at least 300 MB, and 1.0 GB are free; "
+        "8 workers requested, only 3 started: each takes about 500 MB, and 1.7 GB are free; "
         "lower --workers or --agent.envs"
     )
     assert memory.fit(config, 0.0)[0].workers == 1, "one is tried all the same"
     assert memory.fit(resolve("paper"), 0.0)[1] == [], "what follows the resources needs no correction"
+    on_gpus, (line,) = memory.fit(config, 3.5 * memory.CUDA_WORKER_BYTES, on_gpus=True)
+    assert (on_gpus.workers, "each takes about 1500 MB" in line) == (3, True), "the context of CUDA comes on top"
     assert memory.fit(config, 100.0 * memory.WORKER_BYTES) == (config, [])
     assert memory.fit(resolve("smoke", {"workers": 8, "address": "auto"}), 0.0)[1] == [], "nodes are not judged"
 
@@ -133,6 +136,36 @@ def test_the_alert_says_who_took_how_much_and_what_to_set(monkeypatch: pytest.Mo
         "w1 was killed because the memory of its node was full; it used 500 MB, all workers together 900 MB; "
         "lower --workers or --agent.envs; it is restarted in 1 s"
     ]
+    assert [worker.crashed for worker in pool.ended] == [False], "no task is blamed"
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "died: torch.OutOfMemoryError: CUDA out of memory.; lower --agent.envs, or give each worker more of a GPU "
+            "with --worker.gpus; it is restarted in 1 s",
+        ),
+        (torch.AcceleratorError("CUDA error"), "died: torch.AcceleratorError: CUDA error; it is restarted in 1 s"),
+    ],
+)
+def test_who_has_too_little_memory_on_a_gpu_is_told_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, cause: Exception, said: str
+) -> None:
+    """The error arrives as Ray's, which is one of the cause's type as well."""
+    text = f"Traceback\ntorch.{type(cause).__name__}: {cause}\n"
+
+    def get(_: Any) -> None:
+        raise RayTaskError("run", text, cause).as_instanceof_cause()
+
+    pool = Pool(resolve("smoke"), Nobody())
+    pool._slots = [WorkerSlot("w0", started=time.monotonic())]
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
+    monkeypatch.setattr(ray, "kill", lambda _: None)
+    monkeypatch.setattr(ray, "get", get)
+    pool._check(pool._slots[0], "run")  # type: ignore[arg-type]
+    assert list(pool.alerts) == [f"w0 {said}"]
     assert [worker.crashed for worker in pool.ended] == [False], "no task is blamed"
 
 

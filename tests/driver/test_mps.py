@@ -29,7 +29,7 @@ if sys.argv[1:] == ["-f"]:
 elif sys.stdin.read().startswith("quit"):
     os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
 """
-WORKS = 'print(\'[[["H100", 1, 2]], ""]\')'
+WORKS = 'print(\'[[["H100", 1, 2, "0", ""]], ""]\')'
 GPU, WHOLE, CPU = (
     Room(4, "cuda", 0.25, "worker.gpus"),
     Room(1, "cuda", 1.0, "worker.gpus"),
@@ -89,7 +89,7 @@ SUBSET = """
 import json, os
 visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
 served = SERVED if "CUDA_MPS_PIPE_DIRECTORY" in os.environ else visible
-print(json.dumps([[[name, 1, 2] for name in visible if name in served], ""]))
+print(json.dumps([[[name, 1, 2, name, ''] for name in visible if name in served], ""]))
 """
 """A node of four GPUs, of which CUDA and the daemon show some."""
 

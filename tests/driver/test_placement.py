@@ -9,7 +9,7 @@ import pytest
 
 from leap_dist.config import labels
 from leap_dist.config.loading import resolve
-from leap_dist.driver.memory import WORKER_BYTES
+from leap_dist.driver.memory import CUDA_WORKER_BYTES, WORKER_BYTES, WORKER_GPU_BYTES
 from leap_dist.driver.nodes import Node
 from leap_dist.driver.placement import (
     GROUP_LABEL,
@@ -96,6 +96,8 @@ GB = 2.0**30
         ({}, {"CPU": 64.0}, 0, Room(63, "cpu", 0.0, "processors")),  # one for server and driver
         ({"worker.cpus": 0.5}, {"CPU": 4.0}, 0, Room(8, "cpu", 0.0, "processors")),
         ({}, {"CPU": 64.0, "memory": 3.5 * WORKER_BYTES}, 0, Room(3, "cpu", 0.0, "memory")),
+        ({}, {"CPU": 64.0, "GPU": 1.0, "memory": 3.5 * CUDA_WORKER_BYTES}, 80, Room(3, "cuda", 0.3333, "memory")),
+        ({"worker.device": "cpu"}, {"CPU": 64.0, "memory": 2.0 * WORKER_BYTES}, 80, Room(2, "cpu", 0.0, "memory")),
         ({}, {"CPU": 4.0, "memory": 1.0}, 0, Room(1, "cpu", 0.0, "memory")),
         ({}, {"CPU": 17.0, "GPU": 1.0}, 80, Room(16, "cuda", 0.0625, "processors")),
         ({}, {"CPU": 65.0, "GPU": 8.0}, 80, Room(64, "cuda", 0.125, "processors")),
@@ -296,6 +298,33 @@ def test_workers_get_a_share_of_the_gpus_there_are():
     assert Need.of(three).on(nodes[0]).workers >= 3, "a share of 2/3 of a GPU would be one worker each"
     without, _ = fit_resources(config, [STABLE])
     assert Need.of(without).on(STABLE)[:3] == (4, "cpu", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "free_gb", "gpus", "workers"),
+    [
+        ({"workers": 16}, 80, 1 / 16, 16),
+        ({"workers": 16}, 15, 0.1, 10),
+        ({"workers": 16}, 1, 1.0, 1),  # one is tried
+        ({"workers": 16, "worker.gpus": 0.05}, 15, 0.05, 16),  # the user's will
+    ],
+    ids=str,
+)
+def test_a_fixed_number_of_workers_does_not_overfill_the_memory_of_a_gpu(settings, free_gb, gpus, workers, monkeypatch):
+    monkeypatch.setattr("leap_dist.driver.memory._available_bytes", lambda: 1000 * GB)
+    node = Node({"CPU": 32.0, "GPU": 1.0}, {}, "10.0.0.1", gpu_bytes=free_gb * GB)
+    config, alerts = fit_resources(resolve("paper", settings), [node, STABLE])
+    assert config.worker.gpus == pytest.approx(gpus)
+    assert min(16, Need.of(config).on(node).workers) == workers
+    if workers == 16:
+        assert alerts == []
+        return
+    assert workers == 1 or workers * WORKER_GPU_BYTES <= node.gpu_bytes
+    each = "1 worker" if workers == 1 else f"{workers} workers"
+    assert alerts == [
+        f"at most {each} share a GPU: each takes about 1.5 GB of its memory, and {free_gb:.1f} GB are free; give "
+        "--worker.gpus to decide it yourself"
+    ]
 
 
 def test_where_a_task_runs_makes_no_difference_if_all_workers_use_the_same_kind_of_device():

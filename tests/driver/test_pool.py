@@ -199,6 +199,13 @@ def test_who_asks_for_more_than_mps_admits_is_told_how_to_get_it() -> None:
     assert list(pool.alerts) == ["60 workers requested, only 48 fit; give --mps no, which admits more to a GPU"]
 
 
+def test_who_asks_for_more_than_share_a_gpu_is_told_how_to_get_it() -> None:
+    settings = {"workers": 6, "worker.gpus": 0.25, "worker.device": "cuda"}
+    pool = Pool(resolve("paper", settings), FixedNodes(b=GPU))
+    pool.require_capacity()
+    assert list(pool.alerts) == ["6 workers requested, only 4 fit; lower worker.gpus to put more of them on a GPU"]
+
+
 @pytest.mark.parametrize(("most", "wanted"), [(3, 3), (100, 20)])
 def test_auto_starts_no_more_workers_than_ever_have_a_task(
     placed: dict[str, tuple[str, str, float]], most: int, wanted: int
@@ -317,6 +324,149 @@ def test_a_node_gets_no_workers_before_it_was_checked(placed: dict[str, tuple[st
     assert hosts(placed) == {("a", "cpu", 0.0): 4, ("b", "cpu", 0.0): 4}
 
 
+class Doubting(pool_module.NoChecks):
+    """Checks that every node has passed, and that ask again about those that are doubted."""
+
+    def __init__(self) -> None:
+        self.alerts = []
+        self.asked: list[tuple[str, bool]] = []
+        self.open: set[str] = set()
+
+    def doubt(self, name: str, *, occupied: bool) -> None:
+        self.asked.append((name, occupied))
+        self.open.add(name)
+
+    def is_doubted(self, name: str) -> bool:
+        return name in self.open
+
+
+def fail(pool: Pool, name: str) -> None:
+    """The worker with this name fails, and its pause is over."""
+    (slot,) = [slot for slot in pool._slots if slot.name == name]
+    pool._restart(slot, "died")
+    slot.not_before = 0.0
+
+
+BIG = Node({"CPU": 8.0}, {}, "10.0.0.3")
+
+
+def test_a_node_on_which_workers_keep_failing_is_checked_again_and_others_are_preferred(
+    placed: dict[str, tuple[str, str, float]],
+) -> None:
+    checks = Doubting()
+    pool = Pool(resolve("paper", {"workers": 1}), FixedNodes(bad=BIG, good=CPU), checks=checks)
+    places = []
+    for _ in range(4):
+        pool.reconcile()
+        places.append(placed.pop("w0")[0])
+        fail(pool, "w0")
+    assert places == ["bad", "bad", "bad", "good"]
+    assert checks.asked == [("bad", False)]
+    checks.open.clear()  # it has passed
+    pool.reconcile()
+    assert placed.pop("w0")[0] == "good", "it has most room, but the other one works"
+
+
+def test_a_node_whose_workers_live_is_no_longer_the_last_choice(
+    placed: dict[str, tuple[str, str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    pool = Pool(resolve("paper", {"workers": 2, "min_workers": 1}), FixedNodes(bad=BIG), checks=Doubting())
+    pool._checks.open = set()  # type: ignore[attr-defined]
+    pool.reconcile()
+    for _ in range(2):
+        fail(pool, "w0")
+        now[0] += 1.0
+        pool.reconcile()
+    (w0, w1) = pool._slots
+    w1.pid, now[0] = 2, 1060.5
+    pool.reconcile()
+    fail(pool, "w0")
+    pool.reconcile()
+    assert pool._failures.rounds("bad") == 1, "a worker from before the failures proves nothing"
+    pool._checks.open.clear()  # type: ignore[attr-defined]
+    pool.reconcile()
+    w0.pid, now[0] = 3, now[0] + 60.0
+    pool.reconcile()
+    assert pool._failures.rounds("bad") == 0
+
+
+@pytest.mark.parametrize(("alive", "occupied"), [(13, True), (0, False)])
+def test_the_checks_are_told_whether_workers_hold_memory_of_the_gpus(
+    placed: dict[str, tuple[str, str, float]], alive: int, occupied: bool
+) -> None:
+    """One fault may end all clients of an MPS server; the node is asked once."""
+    checks = Doubting()
+    pool = Pool(resolve("paper", {"worker.mps": "no"}), FixedNodes(b=GPU), checks=checks)
+    pool.reconcile()
+    for number in range(alive, 16):
+        pool._restart(pool._slots[number], "died")
+    pool.reconcile()
+    assert checks.asked == [("b", occupied)]
+    placed.clear()
+    for slot in pool._slots:
+        slot.not_before = 0.0
+    pool.reconcile()
+    assert placed == {}, "nobody starts there before it was asked"
+
+
+class Leaving:
+    """An actor that is told to leave."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.leave = SimpleNamespace(remote=self.seconds.append)
+
+
+def test_workers_on_processors_give_way_once_the_gpus_of_their_node_can_be_used(
+    placed: dict[str, tuple[str, str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(pool_module.NoChecks):
+        gpus = 0.0
+
+        def passed(self, nodes: Any) -> dict[str, Node]:
+            return {
+                name: node._replace(resources={**node.resources, "GPU": self.gpus * (name == "b")})
+                for name, node in nodes.items()
+            }
+
+    checks = Late()
+    pool = Pool(resolve("paper", {"worker.mps": "no"}), FixedNodes(a=CPU, b=GPU), checks=checks)
+    pool.reconcile()
+    assert hosts(placed) == {("a", "cpu", 0.0): 4, ("b", "cpu", 0.0): 16}
+    actors = {slot.name: Leaving() for slot in pool._slots}
+    for slot in pool._slots:
+        slot.actor = actors[slot.name]
+    on_b = [slot for slot in pool._slots if slot.host == "b"]
+    checks.gpus = 1.0
+    for _ in range(2):
+        pool.reconcile()
+    told = {name for name, actor in actors.items() if actor.seconds == [float("inf")]}
+    assert told == {slot.name for slot in on_b}, "once, and with as much time as a task takes"
+    assert [slot.state for slot in on_b] == ["leaving"] * 16
+    assert list(pool.alerts) == ["node 10.0.0.2 has GPUs now; its 16 workers on processors leave after their tasks"]
+
+    monkeypatch.undo()
+    monkeypatch.setattr(pool_module, "ray", SimpleNamespace(get=lambda _: [], wait=lambda r, timeout: (r, []), kill=id))
+    slot = on_b[0]
+    pool._check(slot, "run")  # type: ignore[arg-type]  # its task is done
+    assert (slot.run, slot.done, pool.restarts) == (None, False, 0)
+    assert (pool._host(pool._hosts()), pool._hosts()["b"].device) == ("b", "cuda")
+
+
+def test_a_worker_that_gives_way_leaves_at_once_if_its_node_goes(placed: dict[str, tuple[str, str, float]]) -> None:
+    pool = Pool(resolve("paper", {"workers": 1}), FixedNodes(a=CPU))
+    pool.reconcile()
+    (slot,) = pool._slots
+    slot.actor, slot.node, slot.gone_by = Leaving(), "a", float("inf")
+    pool._vacate({"a": time.monotonic() + 25.0})
+    (left,) = slot.actor.seconds
+    assert 15 < left <= 20
+    pool._vacate({"a": slot.gone_by})
+    assert len(slot.actor.seconds) == 1
+
+
 STATUS = {"tasks_wanted": 20, "tasks": 3, "tasks_waiting": 1}
 
 
@@ -359,3 +509,58 @@ STATUS = {"tasks_wanted": 20, "tasks": 3, "tasks_waiting": 1}
 def test_the_plan_in_one_line(settings: dict[str, Any], nodes: dict[str, Node], most: int, plan: str) -> None:
     pool = Pool(resolve("paper-async", settings), FixedNodes(**nodes), most_workers=most)
     assert pool.plan(STATUS)[: len(plan)] == plan
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "source"),
+    [
+        ("quick", {}, "workers of preset quick"),
+        ("quick", {"workers": 3}, "--workers"),
+        ("fast", {"meta_learner": "multitask"}, "workers of multitask"),
+        ("quick", {"tasks": "omniglot"}, "workers of preset quick"),
+        ("fast", {"workers": 2}, "--workers"),
+    ],
+    ids=str,
+)
+def test_the_plan_says_who_limited_the_workers(preset: str, settings: dict[str, Any], source: str) -> None:
+    pool = Pool(resolve(preset, settings), FixedNodes(a=CPU), most_workers=99)
+    assert pool.plan(STATUS).partition(";")[0].endswith(f"limited by {source}")
+
+
+def test_the_plan_has_no_rate_where_none_was_measured() -> None:
+    """The rates are those of Atari; somebody's own environment may be a hundred times faster or slower."""
+    config = resolve("quick", {"tasks": "gymnasium", "games": "CartPole-v1", "gymnasium.modules": ()})
+    assert pool_plan(config, a=CPU) == "plan: 1 node, 2 workers, limited by workers of preset quick"
+    assert "agent steps/s" in pool_plan(resolve("quick"), a=CPU)
+
+
+def pool_plan(config: Any, **nodes: Node) -> str:
+    return Pool(config, FixedNodes(**nodes), most_workers=99).plan(STATUS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "idle"),
+    [
+        ({}, {"b": GPU, "a": CPU, "c": CPU, "head": Node({"CPU": 0.0}, {}, "10.0.0.9")}, "2 nodes"),
+        ({}, {"b": GPU, "a": CPU}, "1 node"),
+        ({}, {"b": GPU}, None),
+        ({}, {"a": CPU}, None),
+        ({"worker.labels": "pool=spot"}, {"b": GPU._replace(labels={"pool": "spot"}), "a": CPU}, None),
+        ({"worker.device": "cuda"}, {"b": GPU, "a": CPU}, None),
+        ({"worker.device": "cpu"}, {"b": GPU, "a": CPU}, None),
+    ],
+    ids=str,
+)
+def test_the_plan_names_nodes_that_are_idle_because_all_workers_use_gpus(
+    settings: dict[str, Any], nodes: dict[str, Node], idle: str | None
+) -> None:
+    config = resolve("paper", settings)
+    one_kind = config.worker.device == "auto"  # as the driver calls it
+    fitted, _ = fit_resources(config, list(nodes.values()), one_kind=one_kind)
+    pool = Pool(fitted, FixedNodes(**nodes), one_kind=one_kind)
+    said = (
+        f", {idle} without GPUs left out, because all workers compute on one kind of device (--worker.device cpu uses "
+        "the processors of all nodes); about"
+    )
+    assert (said in pool.plan(STATUS)) == (idle is not None)
+    assert ("left out" in pool.plan(STATUS)) == (idle is not None)

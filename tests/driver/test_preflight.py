@@ -13,18 +13,19 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from ray._private import utils
 
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.driver import node_report, preflight
 from leap_dist.driver.errors import ClusterError
-from leap_dist.driver.node_report import PACKAGES, Answer, Question, judge, report
+from leap_dist.driver.node_report import PACKAGES, Answer, Gpu, Question, judge, report
 from leap_dist.driver.nodes import Node
 from leap_dist.driver.preflight import NodeChecks
 from leap_dist.driver.signals import StopSignal
 
 GB = 2**30
 HERE: dict[str, str | None] = {name: metadata.version(name) for name in PACKAGES}
-GOOD = Answer("probe", "", platform.python_version(), HERE, True, "", [("H100", 70 * GB, 80 * GB)], "")
+GOOD = Answer("probe", "", platform.python_version(), HERE, True, "", [Gpu("H100", 70 * GB, 80 * GB)], "")
 CPU = Node({"CPU": 4.0}, {}, "10.0.0.1")
 GPU = Node({"CPU": 4.0, "GPU": 1.0}, {}, "10.0.0.2")
 
@@ -78,7 +79,7 @@ def test_another_build_of_torch_and_other_versions_of_the_rest_are_only_mentione
             "The NVIDIA driver on your system is too old (found version 12040).",
         ),
         ({"gpus": []}, "torch sees only 0 of 1, perhaps because of MIG"),
-        ({"gpus": [("T4", GB // 2, 16 * GB)]}, "0.5 of 16 GB of a T4 are free"),
+        ({"gpus": [Gpu("T4", GB // 2, 16 * GB)]}, "GPU 0, T4, has 0.5 of 16 GB free"),
     ],
 )
 def test_gpus_that_torch_cannot_use_leave_the_processors(changes: dict[str, Any], reason: str) -> None:
@@ -96,6 +97,90 @@ def test_good_gpus_are_used_as_far_as_their_memory_goes() -> None:
     assert verdict(CPU, gpus=[]) == (CPU, [])
 
 
+FOUR = Node({"CPU": 4.0, "GPU": 4.0}, {}, "10.0.0.2")
+FREE = [Gpu("H100", 70 * GB, 80 * GB, str(number)) for number in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("number", "gpu", "said"),
+    [
+        (
+            2,
+            FREE[2]._replace(free=GB // 2),
+            "(GPU 2, H100, has 0.5 of 80 GB free); end the programs that use it, or start Ray there with "
+            "CUDA_VISIBLE_DEVICES=0,1,3, which leaves it out",
+        ),
+        (
+            0,
+            FREE[0]._replace(problem="no kernel image is available"),
+            "(GPU 0, H100: no kernel image is available); see cluster/README.md for what torch supports, or start Ray "
+            "there with CUDA_VISIBLE_DEVICES=1,2,3, which leaves it out",
+        ),
+    ],
+)
+def test_the_gpu_that_cannot_be_used_is_named_and_how_to_go_on_without_it(number: int, gpu: Gpu, said: str) -> None:
+    gpus = [*FREE[:number], gpu, *FREE[number + 1 :]]
+    node, (line,) = verdict(FOUR, gpus=gpus)
+    assert node is not None
+    assert node.resources["GPU"] == 0
+    assert line == (f"worker.device: GPUs of node 10.0.0.2 cannot be used {said}. Its processors are used meanwhile")
+
+
+@pytest.mark.parametrize(
+    ("bundles", "free_gb", "gpu_gb"),
+    [
+        (({"GPU": 1.0},), (0, 60, 70, 0), 70),
+        (({"GPU": 1.0}, {"GPU": 0.5}), (0, 60, 70, 0), 60),
+        (({"GPU": 0.5}, {"GPU": 0.5}), (0, 60, 0, 0), 60),
+        (({"GPU": 3.0},), (0, 60, 70, 0), None),
+    ],
+)
+def test_in_a_reservation_only_so_many_gpus_must_be_good_as_are_reserved(
+    bundles: tuple[dict[str, float], ...], free_gb: tuple[int, ...], gpu_gb: int | None
+) -> None:
+    """The others belong to other programs, which use them."""
+    total = sum(bundle["GPU"] for bundle in bundles)
+    node = FOUR._replace(resources={"CPU": 4.0, "GPU": total}, bundles=bundles)
+    gpus = [gpu._replace(free=free * GB) for gpu, free in zip(FREE, free_gb, strict=True)]
+    found, lines = verdict(node, gpus=gpus)
+    if gpu_gb is not None:
+        assert (found, lines) == (node._replace(gpu_bytes=gpu_gb * GB), [])
+        return
+    assert found is not None
+    assert (found.resources["GPU"], found.bundles) == (0.0, ({"GPU": 0.0},))
+    assert lines[0].endswith("GB free); end the programs that use it. Its processors are used meanwhile")
+
+
+def test_gpus_that_ray_was_not_given_are_not_judged() -> None:
+    node = FOUR._replace(resources={"CPU": 4.0, "GPU": 2.0})
+    gpus = [*FREE[:2], FREE[2]._replace(free=0), FREE[3]]
+    assert verdict(node, gpus=gpus) == (node._replace(gpu_bytes=70 * GB), [])
+    found, (line,) = verdict(node, gpus=[FREE[0]._replace(free=0), *FREE[1:]])
+    assert found == node.without_gpus(), "Ray gives workers the first two, and the others do not help"
+    assert "GPU 0, H100, has 0.0 of 80 GB free" in line
+
+
+@pytest.mark.parametrize(
+    ("cpus", "processors", "counted"),
+    [
+        (128.0, (8, 128), 8.0),  # srun --cpus-per-task=8 ray start
+        (128.0, (128, 128), 128.0),
+        (16.0, (8, 128), 16.0),  # ray start --num-cpus=16: somebody wants that
+        (128.0, (0, 0), 128.0),
+    ],
+)
+def test_processors_that_a_node_may_not_use_are_not_counted(
+    cpus: float, processors: tuple[int, int], counted: float
+) -> None:
+    node = Node({"CPU": cpus, "memory": 1.0}, {}, "10.0.0.1")
+    found, lines = verdict(node, processors=processors)
+    assert found == node._replace(resources={"CPU": counted, "memory": 1.0})
+    said = ["node 10.0.0.1 may use only 8 of 128 processors, and gets workers for these"]
+    assert lines == (said if counted == 8 else [])
+    reserved = node._replace(bundles=({"CPU": cpus},))
+    assert verdict(reserved, processors=processors) == (reserved, []), "what is reserved is counted"
+
+
 # What a node reports ------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +188,8 @@ def test_a_machine_reports_what_it_has(tmp_path: Path) -> None:
     (probe := tmp_path / ".probe").write_text("content")
     question = Question(str(probe), str(tmp_path), ("pong",), "")
     answer = Answer(*report(tuple(question), PACKAGES))
-    assert answer == GOOD._replace(content="content", gpus=[])
+    processors = len(os.sched_getaffinity(0)), utils.get_num_cpus()
+    assert answer == GOOD._replace(content="content", gpus=[], processors=processors)
     assert [path.name for path in tmp_path.iterdir()] == [".probe"], "nothing stays behind"
     missing = Question(str(tmp_path / "none"), str(tmp_path / "none"), ("no_such_game",), "")
     answer = Answer(*report(tuple(missing), ("no-such-package",)))
@@ -138,8 +224,12 @@ class ones:
 @pytest.mark.parametrize(
     ("init", "bad", "found"),
     [
-        ("None", "", ([("GPU 0", 1, 10), ("GPU 1", 2, 10)], "")),
-        ("None", "cuda:1", ([("GPU 0", 1, 10)], "no kernel image is available for execution")),
+        ("None", "", ([("GPU 0", 1, 10, "6", ""), ("GPU 1", 2, 10, "7", "")], "")),
+        (
+            "None",
+            "cuda:0",
+            ([("GPU 0", 0, 0, "6", "no kernel image is available for execution"), ("GPU 1", 2, 10, "7", "")], ""),
+        ),
         ("1 / 0", "", ([], "division by zero")),
     ],
 )
@@ -149,6 +239,7 @@ def test_each_gpu_is_tried(
     """With a torch that pretends to have two."""
     (tmp_path / "torch.py").write_text(TORCH.format(init=init, bad=bad))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
     answer = Answer(*report(tuple(Question("", "", (), node_report.GPU_SCRIPT)), PACKAGES))
     assert (answer.gpus, answer.gpu_problem) == found
 
@@ -239,9 +330,44 @@ def test_a_node_that_is_left_out_is_asked_again_and_mentioned_once(monkeypatch: 
     assert one.asked == ["a"] * 4, "a good node is not asked again"
 
 
+def test_a_node_on_which_workers_fail_is_asked_again_before_it_gets_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Asking(monkeypatch)
+    one.answers["a"] = GOOD
+    one.checks.follow({"a": GPU})
+    one.checks.doubt("a", occupied=True)
+    assert one.checks.alerts == ["workers keep failing on node 10.0.0.2, which is checked again"]
+    del one.answers["a"]
+    one.checks.follow({"a": GPU})
+    assert one.checks.is_doubted("a")
+    assert list(one.checks.passed({"a": GPU})) == ["a"], "its other workers stay"
+    one.answers["a"] = GOOD._replace(gpus=[Gpu("H100", 0, 80 * GB)])
+    one.checks.follow({"a": GPU})
+    assert not one.checks.is_doubted("a")
+    assert one.checks.passed({"a": GPU})["a"].gpu_bytes == 70 * GB, "it is our workers that hold the memory"
+
+    one.checks.doubt("a", occupied=False)
+    one.checks.follow({"a": GPU})
+    assert one.checks.passed({"a": GPU})["a"].resources["GPU"] == 0
+    assert one.asked == ["a"] * 3
+    assert "0.0 of 80 GB" in one.checks.alerts[-1]
+
+
+@pytest.mark.parametrize("answer", [None, GOOD._replace(emulator="no ROM of pong")])
+def test_a_node_that_has_not_passed_cannot_be_doubted(monkeypatch: pytest.MonkeyPatch, answer: Answer | None) -> None:
+    one = Asking(monkeypatch)
+    if answer is not None:
+        one.answers["a"] = answer
+    one.checks.follow({"a": CPU})
+    one.checks.doubt("a", occupied=False)
+    one.checks.doubt("unknown", occupied=False)
+    one.checks.follow({"a": CPU})
+    assert not one.checks.is_doubted("a")
+    assert one.asked == ["a"]
+
+
 def test_gpus_that_come_back_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Asking(monkeypatch)
-    one.answers["a"] = GOOD._replace(gpus=[("T4", 0, 16 * GB)])
+    one.answers["a"] = GOOD._replace(gpus=[Gpu("T4", 0, 16 * GB)])
     one.checks.follow({"a": GPU})
     assert one.checks.passed({"a": GPU})["a"].resources["GPU"] == 0
     one.answers["a"] = GOOD

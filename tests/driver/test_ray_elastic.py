@@ -111,7 +111,8 @@ def test_fractions_of_gpus_are_filled_node_by_node(cluster: Cluster, tmp_path: P
         config = replace(config, worker=replace(config.worker, device="cpu", cpus=0.1, gpus=0.5))
         pool = Pool(config, nodes)
         pool.require_capacity()
-        assert list(pool.alerts) == ["7 workers requested, only 6 fit; lower worker.cpus to share processors"]
+        remedy = "lower worker.gpus to put more of them on a GPU"
+        assert list(pool.alerts) == [f"7 workers requested, only 6 fit; {remedy}"]
         pool.open(SERVER.remote(config, tmp_path, "session"))
         deadline = time.monotonic() + 120
         while pool.alive < 6 and time.monotonic() < deadline:

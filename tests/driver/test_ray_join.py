@@ -209,8 +209,8 @@ def test_another_version_of_ray_is_named(joined: Joined, launch: Callable[..., L
         asked.internal_kv_put(key, before, True, namespace=space)
     python = ".".join(map(str, sys.version_info[:3]))
     assert re.fullmatch(
-        f"address: the cluster at '[0-9.:]+' runs Ray 2.59.1 and Python {python}, this is Ray 2.60.0 and Python "
-        f"{python}; install the same here, or start this on one of its nodes",
+        f"address: the cluster at '[0-9.:]+' runs Ray 2.59.1 and Python {python}, but this program runs Ray 2.60.0 "
+        f"and Python {python}; install the cluster's versions here, or start the program on one of its nodes",
         line,
     )
 

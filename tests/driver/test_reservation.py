@@ -9,6 +9,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from leap_dist.config.loading import resolve
 from leap_dist.driver import nodes, reservation
+from leap_dist.driver.placement import Need, Room, fit_resources
 from leap_dist.driver.pool import Pool
 from leap_dist.driver.reservation import Reservation
 
@@ -64,6 +65,51 @@ def test_workers_get_what_the_group_holds(found: Reservation, expected: dict[str
     strategy = found.strategy(A)
     assert isinstance(strategy, PlacementGroupSchedulingStrategy)
     assert strategy.placement_group == GROUP
+
+
+@pytest.mark.parametrize(
+    ("found", "settings", "expected"),
+    [
+        (TUNE, {}, {A: Room(1, "cpu", 0.0, "processors"), B: Room(1, "cuda", 0.5, "processors")}),
+        (TUNE, {"workers": 2}, {A: Room(1, "cpu", 0.0, "processors"), B: Room(1, "cuda", 0.25, "processors")}),
+        (([{"CPU": 4.0, "GPU": 0.5}], [B], {}), {"worker.gpus": 0.2}, {B: Room(2, "cuda", 0.2, "worker.gpus")}),
+        (([{"CPU": 4.0, "GPU": 0.5}], [B], {}), {}, {B: Room(4, "cuda", 0.125, "processors")}),
+        (([{"CPU": 3.0, "GPU": 0.5}] * 2, [B, B], {}), {"worker.gpus": 0.3}, {B: Room(2, "cuda", 0.3, "worker.gpus")}),
+        (([{"CPU": 2.0, "GPU": 1.5}], [B], {}), {"worker.cpus": 0.5}, {B: Room(4, "cuda", 0.25, "processors")}),
+        (([{"CPU": 0.5}] * 2, [A, A], {}), {}, {A: Room(0, "cpu", 0.0, "processors")}),
+        (
+            ([{"CPU": 2.0, "GPU": 0.5}, {"CPU": 1.0, "GPU": 0.5}], [A, A], {"CPU": 2.0, "GPU": 0.5}),
+            {},
+            {A: Room(1, "cuda", 0.5, "processors")},
+        ),
+        (([{"CPU": 1.0}, {"CPU": 1.0, "GPU": 2.0}], [A, A], {}), {"worker.gpus": 2}, {A: Room(1, "cuda", 2.0, "")}),
+    ],
+    indirect=["found"],
+)
+def test_a_part_of_a_gpu_that_is_reserved_holds_workers(
+    found: Reservation, settings: dict[str, Any], expected: dict[str, Room]
+) -> None:
+    view = nodes._read({}, found)
+    config, _ = fit_resources(resolve("paper", settings), list(view.staying.values()))
+    rooms = {name: Need.of(config).on(node) for name, node in view.staying.items()}
+    assert {name: room[:3] for name, room in rooms.items()} == {name: room[:3] for name, room in expected.items()}
+    for name, room in rooms.items():
+        bundles = view.staying[name].bundles
+        held = sum(_packed(bundle, config.worker.cpus, room.gpus) for bundle in bundles)
+        assert held >= room.workers, "so many find room as Ray places them"
+
+
+def _packed(bundle: dict[str, float], cpus: float, gpus: float) -> int:
+    """How many workers Ray places in a bundle: it counts in steps of 1/10,000, and takes a share from one device."""
+    steps = 10_000
+    by_cpu = round(bundle.get("CPU", 0.0) * steps) // round(cpus * steps)
+    if not gpus:
+        return by_cpu
+    left, share = round(bundle.get("GPU", 0.0) * steps), round(gpus * steps)
+    if gpus > 1:
+        return min(by_cpu, left // share)
+    devices = [steps] * (left // steps) + [left % steps]
+    return min(by_cpu, sum(device // share for device in devices))
 
 
 @pytest.mark.parametrize("found", [pytest.param(FULL, id="full"), pytest.param(NONE, id="none")], indirect=True)

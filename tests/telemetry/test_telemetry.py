@@ -465,8 +465,8 @@ def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path: Path) -> None:
 
 def test_the_table_shows_state_totals_alerts_and_workers() -> None:
     workers = [
-        {"name": name, "state": state, "pid": None, "memory_bytes": None}
-        for name, state in (("w0", "running"), ("w1", "running"), ("w2", "restarting"))
+        {"name": name, "state": state, "pid": None, "memory_bytes": None, "device": device}
+        for name, state, device in (("w0", "running", "cuda"), ("w1", "running", "cpu"), ("w2", "restarting", "cuda"))
     ]
     leases = [
         lease("w0", "up_n_down"),
@@ -478,9 +478,9 @@ def test_the_table_shows_state_totals_alerts_and_workers() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     rows = [row.split() for row in text.splitlines()]
     assert rows[-4:] == [
-        ["w0", "up_n_down", "75%", "1,500", "540.0", "4", "s"],
-        ["w1", "waiting"],
-        ["w2", "restarting"],
+        ["w0", "cuda", "up_n_down", "75%", "1,500", "540.0", "4", "s"],
+        ["w1", "cpu", "waiting"],
+        ["w2", "cuda", "restarting"],
         ["w9", "pong", "0%", "4", "s"],
     ]
     assert text.startswith("running   preset quick, leap, mode buffered")
@@ -501,6 +501,15 @@ def test_the_table_shows_state_totals_alerts_and_workers() -> None:
     assert "first" not in text
 
 
+def test_the_table_says_where_workers_share_gpus_through_mps() -> None:
+    def lines(**values: Any) -> list[str]:
+        return [" ".join(line.split()) for line in text_of(summary(**values)).splitlines()]
+
+    mps = {"a": "running", "b": "nvidia-cuda-mps-control is not installed", "c": "running"}
+    assert "MPS running on 2 nodes, nvidia-cuda-mps-control is not installed on 1 node" in lines(mps=mps)
+    assert not [line for line in lines(mps={}) + lines() + lines(mps=mps, state="done") if line.startswith("MPS")]
+
+
 def text_of(summary: dict[str, Any], width: int = 120, **more: Any) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(render(summary, **more))
@@ -511,7 +520,7 @@ def test_the_table_speaks_of_examples_and_errors_where_tasks_are_supervised() ->
     leases = [lease("w0", "greek", curve=[batches(4000, 0.95), batches(8000, 0.123)]), lease("w1", "n_ko", curve=[])]
     text = text_of(summary(measure="error", leases=leases))
     assert [row.split() for row in text.splitlines()][-3:] == [
-        ["worker", "data", "set", "done", "examples/s", "last", "error", "silent"],
+        ["worker", "device", "data", "set", "done", "examples/s", "last", "error", "silent"],
         ["w0", "greek", "75%", "1,500", "12.3%", "4", "s"],
         ["w1", "n_ko", "75%", "1,500", "4", "s"],
     ]
