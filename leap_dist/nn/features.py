@@ -7,7 +7,8 @@ nothing: at that point the encoder is φ. Only the entropy is measured again lat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,46 @@ def at_start(encoder: nn.Module, features: Tensor, entropy: Tensor, gradients: I
         "entropy": entropy.item(),
         "gradient_norm": math.sqrt(sum(squares)),
     }
+
+
+class StartReport:
+    """What an agent reports, once, about the point that it starts from, and later about its entropy.
+
+    Args:
+        prefix: beginning of all reported names.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._found: dict[str, float] | None = None  # None before the first update; empty once it is reported
+        self._updates = 0
+
+    def observe(
+        self, encoder: nn.Module, features: Callable[[], Tensor], entropy: Tensor, gradients: Iterable[Tensor]
+    ) -> None:
+        """See the gradients of an update before it is made; the arguments are as in `at_start`.
+
+        `features` is only called before the first update.
+        """
+        if self._found is None:
+            found = at_start(encoder, features(), entropy, gradients)
+            self._found = {self._prefix + name: value for name, value in found.items()}
+        elif self._updates == LATER:
+            self._found[self._prefix + "entropy_later"] = entropy.item()
+        self._updates += 1
+
+    def take(self) -> dict[str, float]:
+        """Return what has been found since the last call, by name."""
+        found, self._found = self._found or {}, None if self._found is None else {}
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load_state` needs, as plain data."""
+        return {"at_start": self._found, "updates": self._updates}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state, which may be one of an earlier version that did not count updates."""
+        self._found, self._updates = state["at_start"], int(state.get("updates", LATER + 1))
 
 
 def norm_ratio(encoder: nn.Module) -> float:

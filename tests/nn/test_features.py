@@ -91,7 +91,7 @@ def test_an_agent_reports_them_once_for_the_point_that_it_starts_from():
 def test_an_agent_reports_its_entropy_again_after_some_updates(
     monkeypatch: pytest.MonkeyPatch, interrupted_after: int | None
 ):
-    monkeypatch.setattr("leap_dist.tasks.atari.a2c.LATER", 3)
+    monkeypatch.setattr("leap_dist.nn.features.LATER", 3)
     reported = []
     with playing("pong", agent=ALONE) as first, playing("pong", agent=ALONE) as second:
         learner = first

@@ -18,7 +18,7 @@ from leap_dist.leap.learner import EndlessLearner, LearnerState, Progress
 from leap_dist.leap.optimizers import RMSProp
 from leap_dist.nn.actor_critic import network_for_game
 from leap_dist.nn.device import graph_for, resolve_device, resolve_precision
-from leap_dist.nn.features import LATER, at_start
+from leap_dist.nn.features import StartReport
 from leap_dist.nn.flat_vector import add_vector, load_vector
 from leap_dist.nn.profiling import Stopwatch
 from leap_dist.protocol.messages import AT_START
@@ -100,8 +100,7 @@ class A2C(EndlessLearner):
         self._episodes = EpisodeTracker(agent.envs)
         self._parts: Tensor | None = None
         self._rollouts = 0
-        self._at_start: dict[str, float] | None = None  # statistics of the starting point, until they are reported
-        self._updates = 0
+        self._start = StartReport(AT_START)
 
     def backward(self) -> Tensor:
         """Play one unroll, set the gradient of its loss (a mean over T × N steps), and return the loss, shape ()."""
@@ -110,12 +109,7 @@ class A2C(EndlessLearner):
             parts, gradients = self._rollout.gradients()
             for parameter, gradient in zip(self._model.parameters(), gradients, strict=True):
                 parameter.grad = gradient
-            if self._at_start is None:
-                found = at_start(self._model.encoder, self._rollout.features(), parts[3], gradients)
-                self._at_start = {AT_START + name: value for name, value in found.items()}
-            elif self._updates == LATER:
-                self._at_start[AT_START + "entropy_later"] = parts[3].item()
-            self._updates += 1
+            self._start.observe(self._model.encoder, self._rollout.features, parts[3], gradients)
             return self._add_losses(parts)
 
     def share(self, shared: Mapping[str, Tensor]) -> None:
@@ -140,14 +134,12 @@ class A2C(EndlessLearner):
     def progress(self) -> Progress:
         """Return raw returns of the episodes that ended since the last call, and mean losses and entropy.
 
-        The first call also returns statistics of the starting point, and that after `LATER` updates the entropy at
-        that time, see `leap_dist.nn.features`.
+        They also include what `leap_dist.nn.features.StartReport` has to report.
         """
         means: dict[str, float] = {}
         if self._parts is not None:
             names = ("loss", "policy_loss", "value_loss", "entropy")
-            means = dict(zip(names, (self._parts / self._rollouts).tolist(), strict=True)) | (self._at_start or {})
-            self._at_start = {}
+            means = dict(zip(names, (self._parts / self._rollouts).tolist(), strict=True)) | self._start.take()
         self._parts, self._rollouts = None, 0
         returns, ends = self._episodes.take()
         return Progress(returns, means, ends)
@@ -158,8 +150,7 @@ class A2C(EndlessLearner):
             "episodes": self._episodes.state(),
             "parts": None if self._parts is None else self._parts.tolist(),
             "rollouts": self._rollouts,
-            "at_start": self._at_start,
-            "updates": self._updates,
+            **self._start.state(),
         }
         return agent_state.read(self._model, self._optimizer, self._rollout.generator, self._env, own)
 
@@ -173,8 +164,8 @@ class A2C(EndlessLearner):
         self._episodes.load_state(own["episodes"])
         device = next(self._model.parameters()).device
         self._parts = None if own["parts"] is None else torch.tensor(own["parts"], device=device)
-        self._rollouts, self._at_start = int(own["rollouts"]), own["at_start"]
-        self._updates = int(own.get("updates", LATER + 1))  # earlier versions did not count them
+        self._rollouts = int(own["rollouts"])
+        self._start.load_state(own)
 
     def show(self, see: Callable[[np.ndarray], None]) -> None:
         """Call `see` with the first environment's newest frame after every step, (1 or 3, 84, 84)."""
