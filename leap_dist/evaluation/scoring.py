@@ -85,7 +85,8 @@ class Scoring:
     metric: Metric
     """Names and units of the learning curve."""
     values: Mapping[str, str]
-    """Titles of the compared values, by name. The first one decides."""
+    """Titles of the compared values, by name. The first one decides between classifiers, `conclusion.DECISIVE` between
+    agents."""
     aggregates: Mapping[str, Statistic]
     """Aggregates over all games, by name."""
     summary: Statistic
