@@ -32,6 +32,8 @@ class Pretrained:
     """SPDX identifier of the license of the weights."""
     sha256: str
     """SHA-256 of the weights, hexadecimal."""
+    test_steps: int | None = None
+    """Agent steps or examples of the runs by which it was tested; None if unknown."""
 
     @property
     def path(self) -> Path:
@@ -44,7 +46,9 @@ def available(root: Path | None = None) -> Iterator[Pretrained]:
     for folder in sorted(path.parent for path in (root or ROOT).glob("*/manifest.json")):
         try:
             about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            yield Pretrained(folder.name, folder, *(str(about[name]) for name in ("summary", "license", "sha256")))
+            texts = {name: str(about[name]) for name in ("summary", "license", "sha256")}
+            steps = int(about["test_steps"]) if "test_steps" in about else None
+            yield Pretrained(folder.name, folder, **texts, test_steps=steps)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"pretrained: {folder / 'manifest.json'} is damaged ({error}); install again") from None
 

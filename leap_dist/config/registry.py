@@ -200,6 +200,11 @@ def for_config(config: Config) -> Metric:
     return ERROR if config.is_supervised else RETURN
 
 
+def for_tasks(tasks: str) -> Metric:
+    """Return the metric of tasks of this kind, as the setting `tasks` names it."""
+    return RETURN if tasks in ("atari", "gymnasium") else ERROR
+
+
 def for_summary(summary: dict[str, Any]) -> Metric:
     """Return the metric of the run that a summary describes. Summaries of old runs, all of games, do not name it."""
     return _BY_NAME[summary.get("measure", RETURN.name)]

@@ -67,6 +67,12 @@ class InitFile:
     source: str
     """Absolute path, URL or `pretrained:NAME`, as reports show it."""
 
+    @property
+    def test_steps(self) -> int | None:
+        """Length of the runs by which weights of the package were tested; None for all others, or if unknown."""
+        names = {f"{pretrained.PREFIX}{one.name}": one for one in pretrained.available()}
+        return names[self.source].test_steps if self.source in names else None
+
 
 def read(specs: Sequence[str]) -> tuple[list[str], list[InitFile]]:
     """Return the labels in order, and the files of all arms but those that start from `scratch`.
@@ -91,7 +97,8 @@ def settings(files: Sequence[InitFile], given: Mapping[str, Any], preset: str | 
     """Return the base settings of the learners by dotted name, including `preset`.
 
     Without a `preset` they are those of the run that made the first file, if its run directory is known. All other
-    files must then come from runs with the same settings, apart from those in `given`. Raises ConfigError.
+    files must then come from runs with the same settings, apart from those in `given`. Weights that come with the
+    package may have been tested for longer than a training task: then the base has `test_steps`. Raises ConfigError.
     """
     trained_on = next((file.content.tasks for file in files), Config.tasks)
     tasks = configuration.parse_value("tasks", given.get("tasks", trained_on))
@@ -119,7 +126,8 @@ def settings(files: Sequence[InitFile], given: Mapping[str, Any], preset: str | 
                 )
     wanted = {name: value for name, value in base.items() if name.split(".")[0] in sections or name in alone}
     wanted = configuration.without_code(wanted, given, f"the run of {first}")
-    return {"preset": base.get("preset", "paper"), **start, **wanted}
+    tested = next((file.test_steps for file in files if file.label == first), None)
+    return {"preset": base.get("preset", "paper"), **start, **wanted, **({"test_steps": tested} if tested else {})}
 
 
 _TRAINING_ONLY = ("supervised.pretraining",)
@@ -159,7 +167,8 @@ def resolve(given: Mapping[str, Any], loaded: Mapping[str, Any], base: Mapping[s
     """Return the configuration: flags take precedence over the config file, which takes precedence over `base`.
 
     For images, flag `seed` is left out: the seed of the configuration draws the held-out data; see `first_seed`. A
-    learning rate that is given takes precedence over the rate of tests in `base`. Raises ConfigError.
+    learning rate that is given takes precedence over the rate of tests in `base`, and a length over `test_steps`.
+    Raises ConfigError.
     """
     preset = str(base["preset"])
     fixed: dict[str, Any] = {"meta_learner": "none", "mode": "buffered", "telemetry.gif_interval": 0}
@@ -167,10 +176,12 @@ def resolve(given: Mapping[str, Any], loaded: Mapping[str, Any], base: Mapping[s
         base = {**base, "supervised.test_learning_rate": 0}
     if "supervised" in family_named(str(base["tasks"])).sections:
         given = {name: value for name, value in given.items() if name != "seed"}
-    layers = ({name: value for name, value in layer.items() if name != "preset"} for layer in (base, loaded, given))
+    others = ("preset", "test_steps")
+    layers = ({name: value for name, value in layer.items() if name not in others} for layer in (base, loaded, given))
     config = configuration.resolve(preset, *layers, fixed)
     is_given = "task_steps" in loaded or "task_steps" in given
-    steps = config.task_steps if is_given else config.supervised.test_steps(config.task_steps)
+    usual = base.get("test_steps") or config.supervised.test_steps(config.task_steps)
+    steps = config.task_steps if is_given else int(usual)
     return replace(config, task_steps=steps, supervised=config.supervised.in_tests())
 
 

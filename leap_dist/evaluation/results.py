@@ -202,11 +202,18 @@ def compute(
 
 Stratum = Callable[[Row], Hashable]
 """Function that returns the stratum within which a run is resampled. All strata have the same weight."""
+Cluster = Callable[[Row], Hashable]
+"""Function that returns the cluster of a run: the runs of a cluster vary together, so a resample draws all or none."""
 
 
 def by_game(row: Row) -> str:
-    """Resample runs within each game, alphabet or data set."""
+    """Return the game, alphabet or data set of a run."""
     return row.run.game
+
+
+def by_initialization(row: Row) -> Hashable:
+    """Return what the initialization of a run was meta-trained with, in a study; the same for all runs elsewhere."""
+    return (row.group, row.seed) if row.group else None
 
 
 def points_of(rows: Sequence[Row], scoring: Scoring) -> Points:
@@ -227,21 +234,18 @@ def scores_of(rows: Sequence[Row], name: str, stratum: Stratum) -> list[np.ndarr
     return stratified(rows, [row.scores[name] for row in rows], stratum)
 
 
-def interval(rows: Sequence[Row], name: str, stratum: Stratum, repetitions: int) -> Interval:
+def interval(rows: Sequence[Row], name: str, stratum: Stratum, cluster: Cluster | None, repetitions: int) -> Interval:
     """Return the mean over strata of the mean score over runs, with its bootstrap interval."""
-    return statistics.interval(statistics.mean, scores_of(rows, name, stratum), generator(), repetitions)
+    scores, clusters = scores_of(rows, name, stratum), clusters_of(rows, stratum, cluster)
+    return statistics.interval(statistics.mean, scores, generator(), repetitions, clusters)
 
 
-def clusters_of(rows: Sequence[Row], stratum: Stratum) -> list[np.ndarray] | None:
-    """Return the cluster of each run for each stratum: in a study, the seed of the meta-training of its initialization.
-
-    None if there is a single initialization, so that only runs can be drawn, or if each row is a run of its own.
-    """
-    names = {(row.group, row.seed): index for index, row in enumerate(rows) if row.group}
-    if len(names) < 2:
+def clusters_of(rows: Sequence[Row], stratum: Stratum, cluster: Cluster | None) -> list[np.ndarray] | None:
+    """Return the number of each run's cluster for each stratum; None if there are not two, so that runs are drawn."""
+    names = {cluster(row): float(index) for index, row in enumerate(rows)} if cluster else {}
+    if cluster is None or len(names) < 2:
         return None
-    found = stratified(rows, [float(names[row.group, row.seed]) for row in rows], stratum)
-    return [one.astype(int) for one in found]
+    return [one.astype(int) for one in stratified(rows, [names[cluster(row)] for row in rows], stratum)]
 
 
 def difference(
@@ -249,14 +253,10 @@ def difference(
     theirs: Sequence[Row],
     scoring: Scoring,
     stratum: Stratum,
+    cluster: Cluster | None,
     repetitions: int,
-    *,
-    clustered: bool = False,
 ) -> Difference:
-    """Return the summary of our scores minus that of theirs, over pairs of runs, which are resampled as pairs.
-
-    With `clustered`, all pairs that belong to one seed of the meta-training are drawn together.
-    """
+    """Return the summary of our scores minus that of theirs, over pairs of runs, which are resampled as pairs."""
     x, y = _pairs(ours, theirs, stratum)
     seeds = {game: {row.seed for row in x if row.run.game == game} for game in {row.run.game for row in ours}}
     in_common = min(map(len, seeds.values()), default=0)
@@ -266,7 +266,7 @@ def difference(
     of_seeds: defaultdict[int, list[float]] = defaultdict(list)
     for our, their in zip(x, y, strict=True):
         of_seeds[our.seed].append((our.scores[first] or 0.0) - (their.scores[first] or 0.0))
-    clusters = clusters_of(x, stratum) if clustered else None
+    clusters = clusters_of(x, stratum, cluster)
     ours_of, theirs_of = ({name: scores_of(side, name, stratum) for name in scoring.values} for side in (x, y))
     intervals = {
         name: statistics.paired_difference(
@@ -281,7 +281,7 @@ def ratio(ours: Sequence[Row], theirs: Sequence[Row], name: str, scoring: Scorin
     """Return the summary of our scores divided by that of theirs, over pairs of runs; None if it has no meaning."""
     pairs = _pairs(ours, theirs, by_game)
     x, y = (scores_of(side, name, by_game) for side in pairs)
-    clusters = clusters_of(pairs[0], by_game)
+    clusters = clusters_of(pairs[0], by_game, by_initialization)
     return statistics.paired_ratio(scoring.summary, x, y, generator(), repetitions, clusters) if x else None
 
 
@@ -304,7 +304,7 @@ class _Comparison(NamedTuple):
 
     def cell(self, rows: list[Row], points: Points) -> Cell:
         intervals = {}
-        clusters = clusters_of(rows, by_game)
+        clusters = clusters_of(rows, by_game, by_initialization)
         for name in self.scoring.values:
             values = [np.array([row.values[name] for row in rows])]
             intervals[name] = statistics.interval(statistics.mean, values, generator(), self.repetitions, clusters)
@@ -321,7 +321,7 @@ class _Comparison(NamedTuple):
 
     def overall(self, rows: list[Row], points: Points) -> Overall:
         scores = {name: scores_of(rows, name, by_game) for name in self.scoring.values}
-        clusters = clusters_of(rows, by_game)
+        clusters = clusters_of(rows, by_game, by_initialization)
         return Overall(
             runs=len(rows),
             aggregates={
@@ -348,7 +348,7 @@ class _Comparison(NamedTuple):
         has_scores = bool(self.thresholds) or not self.scoring.human_normalized
         found = Difference({}, {}, 0, 0)
         if has_scores:
-            found = difference(ours, theirs, self.scoring, by_game, self.repetitions, clustered=True)
+            found = difference(ours, theirs, self.scoring, by_game, by_initialization, self.repetitions)
         ranked = self.scoring.values if self.scoring.human_normalized else ()
         return Against(
             **vars(found),
@@ -359,8 +359,8 @@ class _Comparison(NamedTuple):
     def improvement(self, ours: list[Row], theirs: list[Row], name: str) -> Interval:
         # Raw returns rank the runs of a game as their human-normalized scores do.
         x, y = (stratified(rows, [row.values[name] for row in rows], by_game) for rows in (ours, theirs))
-        clusters = clusters_of(ours, by_game), clusters_of(theirs, by_game)
-        return statistics.probability_of_improvement(x, y, generator(), self.repetitions, clusters)
+        of_x, of_y = (clusters_of(rows, by_game, by_initialization) for rows in (ours, theirs))
+        return statistics.probability_of_improvement(x, y, generator(), self.repetitions, (of_x, of_y))
 
     def _score_curve(self, row: Row, points: Points) -> np.ndarray:
         # All curves of games have their points at the same shares of the budget.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leap_dist.config.registry import ERROR, RETURN, Metric
+from leap_dist.config.registry import ERROR, RETURN, Metric, for_tasks
 from leap_dist.envs.games import human_normalized
 from leap_dist.evaluation import statistics
 from leap_dist.evaluation.runs import RunResult
@@ -85,7 +85,8 @@ class Scoring:
     metric: Metric
     """Names and units of the learning curve."""
     values: Mapping[str, str]
-    """Titles of the compared values, by name. The first one decides."""
+    """Titles of the compared values, by name. The first one decides between classifiers, `conclusion.DECISIVE` between
+    agents."""
     aggregates: Mapping[str, Statistic]
     """Aggregates over all games, by name."""
     summary: Statistic
@@ -127,7 +128,7 @@ class Scoring:
 
 def of_tasks(tasks: str) -> Scoring:
     """Return the scoring for the setting `tasks`."""
-    return RETURNS if tasks in ("atari", "gymnasium") else ERRORS
+    return RETURNS if for_tasks(tasks) is RETURN else ERRORS
 
 
 def _score_returns(run: RunResult, budget: int) -> Row:

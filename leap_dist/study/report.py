@@ -41,7 +41,7 @@ _CAPTIONS = {
     "over seeds.",
     "test_error.png": "Test error; shaded, one standard deviation over seeds. Thin dashed lines: the paper's table 2.",
     "validation.png": "Error on the validation alphabets during meta-training: mean over seeds; shaded, one standard "
-    "deviation over seeds.",
+    "deviation over seeds. A run that was stopped early keeps its last value.",
     "curves.png": "Training error of the batches during training: mean over seeds; shaded, one standard "
     "deviation over seeds. A run that ended early keeps its last value.",
 }
@@ -161,8 +161,9 @@ def _validation(results: Results) -> list[Block]:
     if not tables:
         return []
     intro = (
-        "Mean test error over the validation alphabets and seeds, in brackets the number of seeds. Early stopping keeps"
-        " the φ of each run with the lowest error."
+        "Mean test error over the validation alphabets and seeds, in brackets the number of seeds. A run that was "
+        "stopped early keeps its last value; a run in progress does not count beside one that has ended. Early "
+        "stopping keeps the φ of each run with the lowest error."
     )
     return [Heading("Error on the validation alphabets during meta-training (%)"), Paragraph(intro), *tables]
 
@@ -289,8 +290,9 @@ def _comparison(found: Comparison) -> list[str]:
 
 def _method(results: Results, repetitions: int) -> list[Block]:
     resampled = (
-        "runs within each seed, so they show the randomness of the held-out alphabets and of training on them, but not "
-        "that of meta-training, which shows in the standard deviation over seeds, and in how many seeds are below 0"
+        "held-out alphabets, each with its runs of all seeds that hold it out, so they show the randomness of alphabets"
+        " and of training on them, but not that of meta-training, which shows in the standard deviation over seeds, and"
+        " in how many seeds are below 0"
         if results.study.tasks == "omniglot"
         else "seeds within each held-out data set, so they show the randomness of meta-training and training, but not "
         "that of the choice of data sets"

@@ -13,13 +13,13 @@ import numpy as np
 
 from leap_dist.evaluation import statistics
 from leap_dist.evaluation.early_stopping import History
-from leap_dist.evaluation.results import Difference, Stratum, difference, interval, points_of
+from leap_dist.evaluation.results import Cluster, Difference, Stratum, by_game, difference, interval, points_of
 from leap_dist.evaluation.runs import load_all
 from leap_dist.evaluation.scoring import ERRORS, Points, Row
 from leap_dist.evaluation.statistics import Band, Interval, Spread
 from leap_dist.storage.atomic import CorruptFile, one_line
 from leap_dist.storage.ledger import Ledger
-from leap_dist.study.spec import Study, evaluation_of, training_of
+from leap_dist.study.spec import Study, evaluation_of, progress_of, training_of
 
 REFERENCE = "leap"
 """The arm that all others are compared with."""
@@ -54,7 +54,10 @@ class Value(NamedTuple):
 
 
 Validation = dict[str, dict[str, dict[int, list[float]]]]
-"""Errors on the validation alphabets during meta-training, by group, arm and meta-updates; one for each seed."""
+"""Errors on the validation alphabets during meta-training, by group, arm and meta-updates.
+
+All lists of an arm have the errors of the same seeds, so that a curve of their means does not jump where a run ends.
+"""
 
 
 @dataclass(frozen=True)
@@ -164,16 +167,18 @@ def _cell(rows: list[Row], points: Points, study: Study, repetitions: int) -> Ce
         for row in rows:
             of_seeds[row.seed].append(row.values[name])
         over_seeds = statistics.spread({seed: float(np.mean(of_seeds[seed])) for seed in sorted(of_seeds)})
-        values[name] = Value(over_seeds, interval(rows, name, _stratum(study), repetitions))
+        values[name] = Value(over_seeds, interval(rows, name, *_resampled(study), repetitions))
     return Cell(len(rows), len({row.seed for row in rows}), values, curve_over_seeds(rows, points))
 
 
-def _stratum(study: Study) -> Stratum:
-    """Return the stratum for resampling.
+def _resampled(study: Study) -> tuple[Stratum, Cluster | None]:
+    """Return the strata and the clusters for resampling.
 
-    In Omniglot, a seed draws the held-out alphabets. In Multi-CV, a group has a single data set, but many seeds.
+    In Omniglot, a seed draws the held-out alphabets, and several seeds may draw the same one, which is as hard for each
+    of them: a resample draws alphabets, each with its runs of all seeds. In Multi-CV, a group has a single data set,
+    but many seeds.
     """
-    return (lambda row: row.seed) if study.tasks == "omniglot" else (lambda row: row.group)
+    return ((lambda row: row.seed), by_game) if study.tasks == "omniglot" else ((lambda row: row.group), None)
 
 
 def _comparisons(study: Study, by_group: dict[str, dict[str, list[Row]]], repetitions: int) -> list[Comparison]:
@@ -189,7 +194,9 @@ def _comparisons(study: Study, by_group: dict[str, dict[str, list[Row]]], repeti
         compared.append((None, everything))
     return [
         Comparison(
-            group, arm, difference(arms.get(REFERENCE, []), arms.get(arm, []), ERRORS, _stratum(study), repetitions)
+            group,
+            arm,
+            difference(arms.get(REFERENCE, []), arms.get(arm, []), ERRORS, *_resampled(study), repetitions),
         )
         for group, arms in compared
         for arm in study.arms
@@ -261,8 +268,11 @@ def load_evolution(out: Path, study: Study) -> tuple[Evolution | None, list[str]
 
 
 def load_validation(out: Path, study: Study) -> tuple[Validation, list[str]]:
-    """Return what early stopping has measured in each training run so far, and one-line warnings."""
-    found: Validation = {}
+    """Return what early stopping has measured so far, and one-line warnings.
+
+    Runs in progress do not count beside those that have ended. A run that was stopped early keeps its last value.
+    """
+    runs: defaultdict[tuple[str, str], list[_Measured]] = defaultdict(list)
     warnings: list[str] = []
     for group, seed in study.comparisons():
         for arm in study.arms:
@@ -272,9 +282,30 @@ def load_validation(out: Path, study: Study) -> tuple[Validation, list[str]]:
             except (CorruptFile, OSError) as error:
                 warnings.append(f"{folder.relative_to(out)}: its validation errors are left out: {one_line(error)}")
                 continue
-            for one in measurements:
-                found.setdefault(group, {}).setdefault(arm, {}).setdefault(one.meta_updates, []).append(one.error)
+            if measurements:
+                errors = {one.meta_updates: one.error for one in measurements}
+                runs[group, arm].append(_Measured(errors, progress_of(folder)["state"] == "done"))
+    found: Validation = {}
+    for (group, arm), of_seeds in runs.items():
+        found.setdefault(group, {})[arm] = _of_equal_seeds(of_seeds)
     return found, warnings
+
+
+class _Measured(NamedTuple):
+    """The validation errors of a run by meta-updates, at least one, and whether it has ended."""
+
+    errors: dict[int, float]
+    ended: bool
+
+
+def _of_equal_seeds(runs: list[_Measured]) -> dict[int, list[float]]:
+    """Return the errors of runs that have ended, or, if none has, of all runs as far as each of them has come."""
+    ended = [run.errors for run in runs if run.ended]
+    errors = ended or [run.errors for run in runs]
+    first = max(min(one) for one in errors)
+    last = (max if ended else min)(max(one) for one in errors)
+    points = [at for at in sorted(set[int]().union(*errors)) if first <= at <= last]
+    return {at: [one[max(before for before in one if before <= at)] for one in errors] for at in points}
 
 
 def evolution(lines: list[dict[str, Any]], group: str, stretches: int = STRETCHES) -> Evolution | None:

@@ -11,13 +11,14 @@ import json
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.plurals import counted
+from leap_dist.config.registry import for_tasks
 from leap_dist.config.settings import Config
 from leap_dist.storage.atomic import pack
 from leap_dist.storage.redaction import redact
@@ -86,6 +87,7 @@ def text(
         source: folder or repository that the example loads it from.
     """
     is_game = found.tasks in ENVIRONMENTS
+    results = results or {}
     metrics = list(_metrics(results, arm, found.sha256)) if results else []
     front: dict[str, Any] = {
         "license": license,
@@ -100,10 +102,10 @@ def text(
                 "results": [
                     {
                         "task": {"type": front["pipeline_tag"]},
-                        "dataset": {"name": game, "type": found.tasks},
-                        "metrics": values,
+                        "dataset": {"name": one.task, "type": found.tasks},
+                        "metrics": [{"type": one.type, "name": one.name, "value": one.value}],
                     }
-                    for game, values in metrics
+                    for one in metrics
                 ],
             }
         ]
@@ -115,20 +117,27 @@ def text(
             meta_learner=found.metadata["meta_learner"],
             loading=_LOADING[is_game].format(source=source),
             facts="\n".join(f"| {name} | {value} |" for name, value in _facts(found).items()),
-            results=_table(metrics),
+            results=_table(metrics, results, found.tasks),
             license=license,
         ),
     )
 
 
+def test_length(results: Mapping[str, Any] | None) -> int | None:
+    """Return the number of agent steps or examples that the results of an evaluation count; None if tasks differ."""
+    lengths = set(((results or {}).get("budgets") or {}).values())
+    return int(lengths.pop()) if len(lengths) == 1 else None
+
+
 def _facts(found: Initialization) -> dict[str, str]:
     metadata = found.metadata
+    unit = for_tasks(found.tasks).step_unit
     shown = {
         "tasks": f"{found.tasks}: {', '.join(metadata['games'])}",
         "meta-updates": metadata["version"],
         "mode": metadata.get("mode"),
-        "steps per task": metadata.get("task_steps"),
-        "steps in all": metadata.get("agent_steps"),
+        f"{unit} per task": metadata.get("task_steps"),
+        f"{unit} in all": metadata.get("agent_steps"),
         "preset": metadata["preset"],
         "meta-learned part": found.scope,
         "input": ", ".join(f"{name} {value}" for name, value in metadata["preprocessing"].items()),
@@ -141,8 +150,19 @@ def _facts(found: Initialization) -> dict[str, str]:
     }
 
 
-def _metrics(results: Mapping[str, Any], arm: str, sha256: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield the name of each game or data set, and its metrics.
+class _Metric(NamedTuple):
+    """What an evaluation has found on one game or data set."""
+
+    task: str
+    type: str
+    name: str
+    value: float
+    baseline: float | None
+    """The same of the evaluation's baseline; None if it has no result."""
+
+
+def _metrics(results: Mapping[str, Any], arm: str, sha256: str) -> Iterator[_Metric]:
+    """Yield a metric of each game or data set.
 
     Raises ConfigError if the arm is not in the results, or started from another file than the one with this SHA-256.
     """
@@ -155,22 +175,58 @@ def _metrics(results: Mapping[str, Any], arm: str, sha256: str) -> Iterator[tupl
                 f"results: {arm} started from {one.get('source')} with SHA-256 {found[:12]}, not from these "
                 f"weights ({sha256[:12]}); evaluate these, or publish those"
             )
+    other = _baseline(results, arm)
     for game, cells in (results.get("cells") or {}).items():
         if (cell := cells.get(arm)) and (final := cell.get("final")):
+            theirs = (cells.get(other) or {}).get("final") or {}
             name = f"return, {counted(len(cell['seeds']), 'seed')}"
-            yield game, [{"type": "mean_return", "name": name, "value": final["point"]}]
+            yield _Metric(game, "mean_return", name, final["point"], theirs.get("point"))
     for game, cells in (results.get("games") or {}).items():
         if (cell := cells.get(arm)) and (error := cell["intervals"].get("test_error")):
+            theirs = ((cells.get(other) or {}).get("intervals") or {}).get("test_error") or {}
             name = f"test error, {counted(cell['runs'], 'seed')}"
-            yield game, [{"type": "error", "name": name, "value": error["point"]}]
+            yield _Metric(game, "error", name, error["point"], theirs.get("point"))
 
 
-def _table(metrics: list[tuple[str, list[dict[str, Any]]]]) -> str:
+def _baseline(results: Mapping[str, Any], arm: str) -> str:
+    """Return the label of the evaluation's baseline, or "" if it is this initialization itself."""
+    label = str(results.get("baseline", ""))
+    return "" if label == arm else label
+
+
+def _table(metrics: list[_Metric], results: Mapping[str, Any], tasks: str) -> str:
+    """Return the section with the metrics, beside those of the baseline, and for errors with their mean."""
     if not metrics:
         return ""
-    rows = "\n".join(f"| {game} | {value['name']} | {value['value']:.4g} |" for game, one in metrics for value in one)
-    head = "## Evaluation\n\nFresh agents, trained from this initialization:\n\n| | metric | value |\n|---|---|---|"
-    return f"{head}\n{rows}\n\n"
+    is_game = tasks in ENVIRONMENTS
+    sources = {one["label"]: one.get("source") for one in results.get("described") or ()}
+    baseline = str(results.get("baseline", ""))
+    if sources.get(baseline, baseline) == "scratch":
+        baseline = f"random {'encoders' if is_game else 'networks'}"
+    others = [one.baseline for one in metrics if one.baseline is not None]
+    if len(others) < len(metrics):
+        baseline = ""
+    rows = list(metrics)
+    if not is_game and len(rows) > 1:
+        mean, baselines = (sum(values) / len(metrics) for values in ([m.value for m in metrics], others))
+        rows.append(_Metric("**mean**", "error", rows[0].name, mean, baselines))
+    lines = [
+        f"| {one.task} | {one.name} | {_number(one.value)} |" + (f" {_number(one.baseline)} |" if baseline else "")
+        for one in rows
+    ]
+    length = test_length(results)
+    trained = f"Fresh {'agents' if is_game else 'networks'}, trained from this initialization"
+    trained += f" for {length:,} {for_tasks(tasks).step_unit} each" if length else ""
+    trained += f", beside {baseline} trained for as long" if baseline else ""
+    head = f"| | metric | this initialization |{f' {baseline} |' if baseline else ''}"
+    return "\n".join(
+        ["## Evaluation", "", f"{trained}:", "", head, f"|---|---|---|{'---|' if baseline else ''}", *lines, "", ""]
+    )
+
+
+def _number(value: float | None) -> str:
+    """Return a return or error with four digits, or without decimals if it has more."""
+    return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def write_folder(
@@ -191,7 +247,9 @@ def write_folder(
     if `out` is not empty or cannot be written.
     """
     weights = pack(found.tensors, found.metadata)
-    about = {"summary": summary, "license": license, "sha256": hashlib.sha256(weights).hexdigest()}
+    about: dict[str, Any] = {"summary": summary, "license": license, "sha256": hashlib.sha256(weights).hexdigest()}
+    if length := test_length(results):
+        about["test_steps"] = length
     card = text(found, title=title, summary=summary, license=license, results=results, arm=arm, source=source)
     files = {
         WEIGHTS: weights,

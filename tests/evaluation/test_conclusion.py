@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,8 +47,59 @@ INTERVAL = r"-?\d\.\d\d \[-?\d\.\d\d, -?\d\.\d\d\]"
 def test_arms_whose_difference_may_be_zero_are_not_told_apart():
     text = of_levels({"leap": 10.0, "scratch": 10.0}, 5, noise=3.0)
     assert re.fullmatch(
-        rf"After 200k agent steps leap's IQM is {INTERVAL}, scratch's {INTERVAL}: not told apart\.", text
+        "Over 200k agent steps, the probability that a run has a larger area under the curve than one of scratch on "
+        rf"the same game is {INTERVAL} for leap: not told apart\. The IQM of human-normalized areas is {INTERVAL} for "
+        rf"leap and {INTERVAL} for scratch\.",
+        text,
     ), text
+
+
+HELD_OUT = Path(__file__).parents[2] / "reference" / "atari" / "long" / "held-out.csv"
+
+
+def agents_from_scratch(arm: str, shift: int, factors: dict[str, float]) -> list[RunResult]:
+    """The 25 agents of the held-out test that began from random encoders, with the seeds shifted, as another arm."""
+    with HELD_OUT.open(newline="") as file:
+        found = [row for row in csv.DictReader(file) if row["arm"] == "scratch"]
+    assert len(found) == 25
+    ended = np.linspace(5000, 500_000, 100).astype(np.int64)
+    return [
+        RunResult(
+            arm, row["game"], (int(row["seed"]) + shift) % 5, 500_000, 2.0, ended,
+            np.full(100, float(row["auc"]) * factors.get(row["game"], 1.0)), (),
+        )
+        for row in found
+    ]  # fmt: skip
+
+
+def test_three_of_five_games_decide_although_one_game_outweighs_them_in_the_iqm():
+    doubled = dict.fromkeys(("breakout", "qbert", "space_invaders"), 2.0)
+    runs = agents_from_scratch("leap", 1, doubled) + agents_from_scratch("scratch", 0, {})
+    results = comparison.compute(RETURNS.score_all(runs)[0], RETURNS, repetitions=2000)
+    against = results.against["leap"]
+    assert against.improvement["auc"].point == pytest.approx((3 + 0.5 + 0.5) / 5)
+    assert against.improvement["auc"].low > 0.5
+    assert against.intervals["auc"].low < 0 < against.intervals["auc"].high
+    text = conclusion(results)
+    assert " 0.80 [0.70, 0.90] for leap: leap is better than scratch. The IQM of human-normalized areas is " in text
+    assert text.endswith(
+        " The paired difference in IQM, in which games with high scores weigh most, disagrees: by it, leap and scratch "
+        "are not told apart."
+    )
+
+
+def test_the_area_decides_and_not_the_end():
+    """Both arms end at the same level, but one of them reaches it at once."""
+    late = np.concatenate([np.zeros(50), np.full(50, 10.0)])
+    runs = [
+        RunResult(
+            arm, game, seed, 200_000, 2.0, np.linspace(1000, 200_000, 1000).astype(np.int64),
+            np.repeat(np.full(100, 10.0) if arm == "leap" else late, 10), (),
+        )
+        for arm in ("leap", "scratch") for game in ("breakout", "pong") for seed in range(5)
+    ]  # fmt: skip
+    text = conclusion(comparison.compute(RETURNS.score_all(runs)[0], RETURNS, repetitions=FEW))
+    assert " is 1.00 for leap: leap is better than scratch." in text, text
 
 
 @pytest.mark.parametrize("first", [4, 5])
@@ -60,10 +113,11 @@ def test_arms_with_hardly_any_seed_in_common_are_not_compared(first):
     results = comparison.compute(RETURNS.score_all(runs)[0], RETURNS, repetitions=FEW)
     assert results.against["leap"].seeds_in_common == 5 - first
     assert results.against["reptile"].seeds_in_common == 5
-    assert conclusion(results).endswith(
+    assert (
         ": leap and scratch are not compared, because fewer than 5 of their seeds are the same; reptile is better than "
-        "scratch."
-    )
+        "scratch. The IQM"
+    ) in conclusion(results)
+    assert "disagrees" not in conclusion(results)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +138,13 @@ def test_arms_with_hardly_any_seed_in_common_are_not_compared(first):
             {"leap": 14.0, "fomaml": 8.0, "reptile": 8.0, "scratch": 8.0},
             ": leap is better than scratch; fomaml, reptile and scratch are not told apart.",
         ),
-        ({"leap": 14.0}, "; there is nothing to compare it with."),
+        ({"leap": 14.0}, " for leap. There is nothing to compare it with."),
     ],
 )
 def test_the_verdict_names_the_better_one(levels, verdict):
-    assert of_levels(levels, 5).endswith(verdict), of_levels(levels, 5)
+    text = of_levels(levels, 5)
+    assert f"{verdict} The IQM of human-normalized areas is " in text or text.endswith(verdict), text
+    assert "disagrees" not in text
 
 
 @pytest.mark.parametrize(
@@ -97,7 +153,7 @@ def test_the_verdict_names_the_better_one(levels, verdict):
 def test_under_five_seeds_the_first_words_say_so_and_there_is_no_verdict(seeds, start):
     text = of_levels({"leap": 14.0, "scratch": 8.0}, seeds)
     assert text.startswith(start)
-    assert "run at least 5 (--seeds 5). So far, after 200k agent steps leap's IQM is " in text
+    assert "run at least 5 (--seeds 5). So far, over 200k agent steps, the probability that a run has a larger " in text
     assert not re.search("better|worse|told apart", text)
 
 
@@ -110,30 +166,29 @@ def test_one_game_with_few_seeds_is_enough_for_the_warning():
 
 
 RANKED = (
-    "No game with runs of every arm has a published human score, so returns are compared game by game. The probability "
-    "that a run has a "
+    "No game with runs of every arm has a published human score, so returns are compared game by game. Over 200k agent "
+    "steps, the probability that a run has a larger area under the curve than one of scratch on the same game is "
 )
 
 
 @pytest.mark.parametrize(
     ("levels", "verdict"),
     [
-        ({"leap": 14.0, "scratch": 8.0}, "for leap 1.00: leap is better than scratch."),
-        ({"leap": 8.0, "scratch": 14.0}, "for leap 0.00: leap is worse than scratch."),
+        ({"leap": 14.0, "scratch": 8.0}, "1.00 for leap: leap is better than scratch."),
+        ({"leap": 8.0, "scratch": 14.0}, "0.00 for leap: leap is worse than scratch."),
         (
             {"leap": 14.0, "fomaml": 2.0, "scratch": 8.0},
-            "for leap 1.00, fomaml 0.00: leap is better than scratch; fomaml is worse than scratch.",
+            "1.00 for leap and 0.00 for fomaml: leap is better than scratch; fomaml is worse than scratch.",
         ),
     ],
 )
 def test_where_no_game_has_a_human_score_wins_are_counted(levels, verdict):
-    text = of_levels(levels, 5, games=("air_raid", "carnival"))
-    assert text == f"{RANKED}higher final return than one of scratch on the same game is, {verdict}"
+    assert of_levels(levels, 5, games=("air_raid", "carnival")) == f"{RANKED}{verdict}"
 
 
 def test_wins_that_may_be_luck_are_no_verdict():
     text = of_levels({"leap": 10.0, "scratch": 10.0}, 5, games=("air_raid",), noise=3.0)
-    assert re.search(r"is, for leap 0\.\d\d \[0\.\d\d, \d\.\d\d\]: not told apart\.$", text), text
+    assert re.search(r" is 0\.\d\d \[0\.\d\d, \d\.\d\d\] for leap: not told apart\.$", text), text
 
 
 def test_wins_of_few_seeds_come_after_the_warning():
@@ -141,7 +196,7 @@ def test_wins_of_few_seeds_come_after_the_warning():
     assert text.startswith(
         "2 seeds are too few to conclude anything; run at least 5 (--seeds 5). So far, no game with "
     )
-    assert text.endswith(", for leap 1.00.")
+    assert text.endswith(" is 1.00 for leap.")
     assert not re.search("better|worse|told apart", text)
 
 
@@ -173,7 +228,7 @@ def test_of_errors_less_is_better(errors, verdict):
     ("budget", "shown"), [(1_000_000, "1M"), (2_500_000, "2.5M"), (50_000, "50k"), (1234, "1,234")]
 )
 def test_budgets_are_as_people_say_them(budget, shown):
-    assert f"fter {shown} agent steps" in of_levels({"leap": 1.0, "scratch": 1.0}, 5, budget=budget)
+    assert f"ver {shown} agent steps" in of_levels({"leap": 1.0, "scratch": 1.0}, 5, budget=budget)
 
 
 def test_the_report_begins_with_it():
@@ -187,12 +242,12 @@ def test_the_report_begins_with_it():
 def test_arms_near_random_play_have_three_digits_and_a_warning():
     """Random play of breakout has a return of 1.7, humans have 30.5."""
     text = of_levels({"leap": 1.8, "scratch": 1.7}, 5, ("breakout",), noise=0.01)
-    assert re.search(r"leap's IQM is 0\.00\d \[", text), text
+    assert re.search(r"areas is 0\.00\d \[[^]]*\] for leap", text), text
     assert text.endswith(
-        "than scratch. None of them plays better than random play (0), so this says little about longer training."
+        "for scratch. None of them plays better than random play (0), so this says little about longer training."
     ), text
     alone = of_levels({"leap": 1.8}, 5, ("breakout",), noise=0.01)
     assert alone.endswith(" It plays no better than random play (0), so this says little about longer training."), alone
     far = of_levels({"leap": 14.0, "scratch": 8.0}, 5, ("breakout",))
     assert "random" not in far
-    assert re.search(r"IQM is 0\.\d\d \[", far), far
+    assert re.search(r"areas is 0\.\d\d \[", far), far

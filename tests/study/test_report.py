@@ -27,14 +27,15 @@ from leap_dist.evaluation.report import build as evaluation_report
 from leap_dist.evaluation.report import figures as evaluation_figures
 from leap_dist.evaluation.report.build import ERROR_COLUMNS
 from leap_dist.evaluation.report.figures import draw_curves, panels
-from leap_dist.evaluation.results import Difference, points_of
+from leap_dist.evaluation.results import Difference, by_game, points_of
 from leap_dist.evaluation.results import compute as compare
 from leap_dist.evaluation.results import difference as difference_of
 from leap_dist.evaluation.runs import RunResult, load_all, path_of, save
 from leap_dist.evaluation.scoring import ERRORS, POINTS, Row
+from leap_dist.storage import run_directory
 from leap_dist.storage.ledger import PAGE_BYTES, Ledger
 from leap_dist.study import figures, published, report
-from leap_dist.study.results import Results, compute, curve_over_seeds, evolution, load_evolution
+from leap_dist.study.results import Results, compute, curve_over_seeds, evolution, load_evolution, load_validation
 from leap_dist.study.spec import ARMS, Study, evaluation_of, training_of
 from leap_dist.testing import failpoints
 
@@ -161,7 +162,7 @@ def scored(run: RunResult, group: str = "", seed: int | None = None) -> Row:
 
 
 def difference(ours: list[Row], theirs: list[Row]) -> Difference:
-    return difference_of(ours, theirs, ERRORS, lambda row: row.seed, FEW)
+    return difference_of(ours, theirs, ERRORS, lambda row: row.seed, by_game, FEW)
 
 
 @pytest.fixture
@@ -367,23 +368,45 @@ def test_tables_of_omniglot_by_hand(tmp_path: Path):
 @pytest.mark.usefixtures("one_pixel")
 def test_validation_errors_of_each_run_are_shown_at_their_meta_updates(tmp_path: Path):
     omniglot(tmp_path)
-    for seed, errors in ((0, {2: 0.5, 4: 0.3}), (1, {2: 0.4})):
-        folder = training_of(tmp_path, "4", seed, "leap")
-        folder.mkdir(parents=True)
-        (folder / "init.safetensors").write_bytes(b"")
-        history = History([])
-        for meta_updates, error in errors.items():
-            history.add(folder, Measurement(meta_updates, error))
+    measured(tmp_path, 0, {2: 0.5, 4: 0.3}, "done")
+    measured(tmp_path, 1, {2: 0.4}, "done")
     damaged = training_of(tmp_path, "20", 0, "leap")
     damaged.mkdir(parents=True)
     (damaged / "validation.json").write_text("{")
     warnings = report.build(tmp_path, FEW)
     assert [warning for warning in warnings if "validation errors are left out" in warning]
     heading = "Error on the validation alphabets during meta-training (%)"
-    assert tables(tmp_path)[heading] == [["arm", "2", "4"], ["leap", "45.0 (2)", "30.0 (1)"]]
+    assert tables(tmp_path)[heading] == [["arm", "2", "4"], ["leap", "45.0 (2)", "35.0 (2)"]]
     assert "With 4 pretraining alphabets" in (tmp_path / "table.md").read_text()
-    assert results_json(tmp_path)["validation"] == {"4": {"leap": {"2": [0.5, 0.4], "4": [0.3]}}}
+    assert results_json(tmp_path)["validation"] == {"4": {"leap": {"2": [0.5, 0.4], "4": [0.3, 0.4]}}}
     assert (tmp_path / "figures" / "validation.png").exists()
+
+
+def measured(out: Path, seed: int, errors: dict[int, float], state: str) -> None:
+    """Write the validation errors of a run of leap with 4 alphabets, which is in this state."""
+    folder = training_of(out, "4", seed, "leap")
+    folder.mkdir(parents=True)
+    (folder / "init.safetensors").write_bytes(b"")
+    history = History([])
+    for meta_updates, error in errors.items():
+        history.add(folder, Measurement(meta_updates, error))
+    run_directory.write_summary(folder, {"state": state, "tasks_wanted": 100})
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        # The second run was stopped after one measurement; without its error, the mean would jump from 0.4 to 0.5.
+        ([({2: 0.6, 4: 0.5, 6: 0.5}, "done"), ({2: 0.2}, "done")], {2: [0.6, 0.2], 4: [0.5, 0.2], 6: [0.5, 0.2]}),
+        ([({2: 0.6, 4: 0.5}, "done"), ({2: 0.2}, "running")], {2: [0.6], 4: [0.5]}),
+        ([({2: 0.6, 4: 0.5}, "died"), ({2: 0.2}, "running")], {2: [0.6, 0.2]}),
+    ],
+)
+def test_all_points_of_a_validation_curve_have_the_same_seeds(tmp_path: Path, runs, expected):
+    OMNIGLOT.write(tmp_path)
+    for seed, (errors, state) in enumerate(runs):
+        measured(tmp_path, seed, errors, state)
+    assert load_validation(tmp_path, OMNIGLOT) == ({"4": {"leap": expected}}, [])
 
 
 def test_training_curves_of_a_long_run_go_to_its_end(tmp_path: Path):
@@ -398,7 +421,7 @@ def test_training_curves_of_a_long_run_go_to_its_end(tmp_path: Path):
 
 @pytest.mark.usefixtures("one_pixel")
 def test_the_picture_of_validation_errors_has_their_means():
-    found = {"4": {"leap": {2: [0.5, 0.3], 4: [0.3]}}, "20": {"leap": {2: [0.2]}, "none": {}}}
+    found = {"4": {"leap": {2: [0.5, 0.3], 4: [0.3, 0.3]}}, "20": {"leap": {2: [0.2]}, "none": {}}}
     results = compute(OMNIGLOT, [], validation=found)
     left, right = figures.error_during_meta_training(results).axes
     (drawn,) = left.lines
@@ -422,9 +445,15 @@ def test_csv_and_json_have_every_number(tmp_path: Path):
     value = data["cells"]["4"]["leap"]["values"]["test_error"]
     assert value["over_seeds"]["by_seed"] == {"0": 0.02, "1": 0.04}
     assert value["over_seeds"]["deviation"] == pytest.approx(math.sqrt(2) / 100)
-    of_seeds = [np.array([0.01, 0.03]), np.array([0.02, 0.06])]
-    rng = np.random.default_rng(statistics.SEED)
-    assert value["interval"] == statistics.interval(statistics.mean, of_seeds, rng, FEW)._asdict()
+    # The counts of greek, korean and latin in a resample, by the alphabets of each seed; both seeds have latin.
+    drawn = np.random.default_rng(statistics.SEED).multinomial(3, [1 / 3] * 3, FEW)
+    of_seeds = [(drawn[:, [0, 2]], [0.01, 0.03]), (drawn[:, [1, 2]], [0.02, 0.06])]
+    means = [
+        np.mean([np.average(errors, weights=counts[i] if counts[i].any() else None) for counts, errors in of_seeds])
+        for i in range(FEW)
+    ]
+    expected = {"point": 0.03, **dict(zip(("low", "high"), np.percentile(means, (2.5, 97.5)), strict=True))}
+    assert value["interval"] == pytest.approx(expected)
     assert data["study"]["arms"] == ["leap", "none"]
     assert data["bootstrap"] == {"repetitions": FEW, "level": 0.95, "seed": statistics.SEED}
 
@@ -441,6 +470,18 @@ def test_differences_are_of_pairs_alone():
     assert found.by_seed == pytest.approx({0: -0.4, 1: 0.1})
     assert found.intervals["test_error"] == pytest.approx((-0.15, -0.15, -0.15))  # one pair per seed: no width
     assert difference(ours, theirs[2:]) == Difference({}, {}, 0, 0)
+
+
+def test_a_seed_with_the_same_alphabets_makes_no_interval_narrower():
+    """It adds no alphabet, so it tells nothing more about how results vary with the alphabet."""
+    games, errors = ("greek", "latin", "korean", "braille"), (0.1, 0.3, 0.2, 0.7)
+    ours, theirs = (
+        [outcome(arm, seed, *one) for seed in (0, 1) for one in zip(games, errors_of, strict=True)]
+        for arm, errors_of in (("leap", errors), ("none", (0.2,) * 4))
+    )
+    one, both = (difference(ours[:count], theirs[:count]).intervals["test_error"] for count in (4, 8))
+    assert one.low < one.high
+    assert both == pytest.approx(one)
 
 
 def test_an_interval_tells_noise_from_effect():

@@ -46,6 +46,10 @@ def test_the_package_tells_what_comes_with_it_and_each_has_all_that_belongs_to_i
         assert one.path == pretrained.path_of(f"pretrained:{one.name}")
         assert {"README.md", "LICENSE"} <= {path.name for path in one.folder.iterdir()}
         assert leap_dist.read_initialization(f"pretrained:{one.name}").metadata["version"] > 0
+        card = (one.folder / "README.md").read_text()
+        assert one.summary in card
+        assert one.test_steps is not None
+        assert f"trained from this initialization for {one.test_steps:,} " in card
 
 
 def test_names_are_taken_wherever_an_initialization_is_asked_for(shipped, tmp_path):
@@ -236,6 +240,66 @@ def test_a_folder_has_weights_card_license_and_settings(shipped, tmp_path):
                leap_dist.read_initialization(shipped).tensors.items())  # fmt: skip
     with pytest.raises(ConfigError, match="is not empty"):
         leap_dist.save_pretrained(again, folder)
+
+
+def errors(**of_arms: float) -> dict[str, Any]:
+    return {
+        arm: {"runs": 1, "intervals": {"test_error": {"point": error, "low": error, "high": error}}}
+        for arm, error in of_arms.items()
+    }
+
+
+def test_the_card_of_a_network_counts_examples_and_has_the_baseline_and_the_length_of_the_test(tmp_path):
+    results = {
+        "arms": ["leap", "none"],
+        "baseline": "none",
+        "described": [{"label": "leap", "source": "runs/leap"}, {"label": "none", "source": "scratch"}],
+        "budgets": {"greek": 10_000, "latin": 10_000},
+        "games": {"greek": errors(leap=0.1, none=0.3), "latin": errors(leap=0.2, none=0.5)},
+    }
+    folder = leap_dist.save_pretrained("pretrained:leap-omniglot", tmp_path / "model", results=results, arm="leap")
+    card = (folder / "README.md").read_text()
+    for line in (
+        "| examples per task | 2,000 |",
+        "| examples in all | 1,600,000 |",
+        "Fresh networks, trained from this initialization for 10,000 examples each, beside random networks trained for "
+        "as long:",
+        "| | metric | this initialization | random networks |",
+        "| greek | test error, 1 seed | 0.1 | 0.3 |",
+        "| latin | test error, 1 seed | 0.2 | 0.5 |",
+        "| **mean** | test error, 1 seed | 0.15 | 0.4 |",
+    ):
+        assert line in card.splitlines(), line
+    assert not re.search("agent|steps", card.partition("# model")[2])
+    assert [one["dataset"]["name"] for one in front(card)["model-index"][0]["results"]] == ["greek", "latin"]
+    assert json.loads((folder / "manifest.json").read_text())["test_steps"] == 10_000
+
+
+def test_the_card_of_an_encoder_has_the_baseline_and_the_length_of_the_test(shipped, tmp_path):
+    theirs = {"seeds": [0, 1, 2], "final": {"point": 1234.5, "low": 1200.0, "high": 1300.0}}
+    results = {**RESULTS, "baseline": "scratch", "budgets": {"breakout": 500_000, "pong": 500_000}, "described": []}
+    results["cells"] = {"breakout": {**RESULTS["cells"]["breakout"], "scratch": theirs}}
+    folder = leap_dist.save_pretrained(shipped, tmp_path / "model", results=results)
+    card = (folder / "README.md").read_text()
+    assert "Fresh agents, trained from this initialization for 500,000 agent steps each, beside random encoders" in card
+    assert "| breakout | return, 3 seeds | 12.5 | 1,234 |" in card.splitlines()
+    assert "| agent steps per task | 400 |" in card.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("given", "preset", "expected"),
+    [
+        ({}, None, 10_000),
+        ({"task_steps": 4000}, None, 4000),
+        ({}, "quick", resolve("quick", {"tasks": "omniglot"}).task_steps),
+    ],
+)
+def test_weights_of_the_package_are_tested_for_as_long_as_in_their_card(given, preset, expected):
+    labels, files = initializations.read(["pretrained:leap-omniglot", "pretrained:finetune-multi-omniglot", "scratch"])
+    asked = {"tasks": "omniglot", **given}
+    config = initializations.resolve(asked, {}, initializations.settings(files, asked, preset))
+    assert config.task_steps == expected
+    assert [arm.label for arm in initializations.arms(labels, files, config)] == labels
 
 
 @pytest.mark.parametrize("kind", ["foreign", "another run", "a list", "secret"])

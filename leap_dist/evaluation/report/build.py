@@ -192,7 +192,7 @@ def _errors_numbers(results: Results) -> dict[str, Any]:
     """Return results.json of an evaluation of classifiers; its rows are in results.csv."""
     return {
         "conclusion": conclusion(results),
-        **{name: getattr(results, name) for name in ("arms", "baseline", "counted", "warnings")},
+        **{name: getattr(results, name) for name in ("arms", "baseline", "budgets", "counted", "warnings")},
         "unit": UNIT,
         "games": _each(
             results.cells,
