@@ -18,6 +18,7 @@ from leap_dist.protocol.messages import Ack, Contribution, Lease
 from leap_dist.tasks.atari.video import NoVideo, VideoRecorder
 from leap_dist.testing.failpoints import failpoint
 from leap_dist.worker.curve import LearningCurve
+from leap_dist.worker.heartbeat import Heartbeat
 from leap_dist.worker.preemption import PreemptionNotice
 from leap_dist.worker.start import Start, make_learner
 from leap_dist.worker.task_state import StateKeeper, StateServer
@@ -64,7 +65,8 @@ def run_task(
     """
     stopwatch = stopwatch or Stopwatch()
     with stopwatch("starting"):
-        learner = make_learner(config, lease, start, stopwatch)
+        beat = Heartbeat([lease], server, config.worker.heartbeat_seconds, clock)
+        learner = make_learner(config, lease, start, stopwatch, beat)
     try:
         observers = stopwatch, profiler or NoProfiler(), video or NoVideo()
         task = TaskRun(lease, start, learner, config, server, clock, *observers, notice or PreemptionNotice())
