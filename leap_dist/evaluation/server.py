@@ -64,7 +64,7 @@ class EvaluationServer:
         self._runs = list(runs)
         self._vectors = vectors
         self._out = out
-        self._alert = Alerts()
+        self._alert = Alerts(clock)
         self.alerts: deque[str] = self._alert.messages
         """Messages that the user should read, oldest first."""
         self._counts: Counter[str] = Counter()  # steps, pushes, leases_lost, duplicates
@@ -111,7 +111,7 @@ class EvaluationServer:
             return self._leases.grant(task, worker, incarnation, 0, self._config.server.lease_seconds)
         except OSError as error:
             self._queue.give_back(index)
-            self._alert(f"no lease can be granted while the journal cannot be written: {error}")
+            self._alert(f"no lease can be granted while the journal cannot be written: {error}", kind="grant")
             return Idle(finished=False)
 
     def start(self, lease: Lease) -> tuple[np.ndarray, str, float | None]:
@@ -150,7 +150,7 @@ class EvaluationServer:
         try:
             self._states.keep(run, state, steps)
         except OSError as error:  # the run continues; after a stop, it would only start from an earlier state
-            self._alert(f"the state of {run.name} could not be stored: {error}")
+            self._alert(f"the state of {run.name} could not be stored: {error}", kind="state")
             return _ack(False, reason="storage")
         return _ack(True, durable=True)
 
@@ -283,14 +283,14 @@ class EvaluationServer:
         try:
             self._agents.keep(run, contribution.steps, contribution.vector)
         except OSError as error:  # a run without an agent to watch is still a result
-            self._alert(f"the agent of {run.name} could not be stored: {error}")
+            self._alert(f"the agent of {run.name} could not be stored: {error}", kind="agent")
         try:
             save(self._out, result_of(run, contribution), run.identity(self._config))
         except ValueError as error:
             self._fail(held, f"its result is invalid: {error}")
             return self._refuse("invalid")
         except OSError as error:
-            self._alert(f"the result of {run.name} could not be stored: {error}")
+            self._alert(f"the result of {run.name} could not be stored: {error}", kind="result")
             return _ack(False, reason="storage", wait=RETRY_SECONDS)
         self._states.drop(run)
         self._queue.succeed(index, held.lease.worker)

@@ -70,12 +70,11 @@ class MetaServer:
         self._config, self._clock = config, clock
         self._lock = RunLock(run_dir)  # before anything reads or cleans up what another server may be writing
         try:
-            self._alert = alert = Alerts()
+            self._alert = alert = Alerts(clock)
             self._counters = counters = Counters()
             self._state = state = MetaState(
                 config, run_dir, manifest, initial, alert, preprocessing=preprocessing, replica=replica
             )
-            size = manifest.size
             self._assignments = assignments = Assignments(config, state.backlog, session, alert, clock)
             self._leases = assignments.leases
             self._scheduler = scheduler = UpdateScheduler(
@@ -117,7 +116,7 @@ class MetaServer:
             try:
                 lease = self._assignments.grant(worker, incarnation, self.version, self._scheduler.task_limit)
             except OSError as error:
-                self._alert(f"no lease can be granted while the journal cannot be written: {error}")
+                self._alert(f"no lease can be granted while the journal cannot be written: {error}", kind="grant")
                 return Idle(finished=False)
             if lease is None:
                 return Idle(finished=self.finished)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +30,7 @@ from leap_dist.server import aggregation, staleness
 from leap_dist.server.aggregation import Direction, Pull
 from leap_dist.server.backlog import Accepted, Backlog
 from leap_dist.server.meta_optimizer import MetaOptimizer
-from leap_dist.server.monitoring import DeadUnits
+from leap_dist.server.monitoring import Alert, DeadUnits
 from leap_dist.storage.atomic import CorruptFile, pack, write_atomic
 from leap_dist.storage.checkpoint import Checkpoint, CheckpointStore
 from leap_dist.storage.journal import Journal
@@ -71,7 +71,7 @@ class MetaState:
         run_dir: Path,
         manifest: Manifest,
         initial: np.ndarray,
-        alert: Callable[[str], None],
+        alert: Alert,
         *,
         preprocessing: Mapping[str, Any] = MappingProxyType({}),
         replica: NoReplica = NO_REPLICA,
@@ -267,14 +267,16 @@ class MetaState:
             try:
                 write()
             except (OSError, MemoryError) as error:
-                self._alert(f"{name} could not be written; the server tries again: {error}")
+                self._alert(f"{name} could not be written; the server tries again: {error}", kind=name)
 
     def read_ledger(self, offset: int) -> tuple[list[dict[str, Any]], int]:
         """Return a page of the ledger; see `Ledger.read_page`. If it cannot be read, there is an alert and no line."""
         try:
             return self.ledger.read_page(offset)
         except (OSError, CorruptFile) as error:
-            self._alert(f"the ledger could not be read, so curves may be behind; training is not affected: {error}")
+            self._alert(
+                f"the ledger could not be read, so curves may be behind; training is not affected: {error}", kind="read"
+            )
             return [], offset
 
     def _write_ledger(self) -> None:

@@ -13,7 +13,7 @@ from crashes import RUNS, Killed, assert_same_end, play
 from protocol import INITIAL, Clock, Worker, config, contribution, finish, grant, ledger, pull, serve, work
 
 from leap_dist.protocol.messages import Idle
-from leap_dist.server.monitoring import Alerts
+from leap_dist.server.monitoring import INTERVAL, Alerts
 from leap_dist.storage import atomic
 from leap_dist.storage.locks import RunDirectoryBusy
 from leap_dist.testing import failpoints
@@ -273,6 +273,39 @@ def test_messages_that_alternate_are_recorded_once():
         for name in ("meta-update", "ledger", "init.safetensors", "journal"):
             alerts(f"{name}: full")
     assert len(alerts.messages) == 4
+
+
+def test_a_full_disk_is_reported_as_often_to_many_workers_as_to_one(tmp_path):
+    """Each repeats its push once a second. A minute gives one line, whatever file each push would have written."""
+    clock = Clock()
+    server = serve(tmp_path, config(mode="buffered", meta__batch_size=64, workers=40), clock=clock)
+    held = [contribution(grant(server, f"w{n}", f"i{n}"), INITIAL, seq=2) for n in range(40)]
+    assert not server.alerts
+    try:
+        failpoints.arm("journal.write=full@1-100000")
+        for second in range(180):
+            if second % 20 == 0:
+                assert {server.push(one).reason for one in held} == {"storage"}
+            clock.advance(1, server)
+    finally:
+        failpoints.arm("")
+    assert len(server.alerts) == 3
+    assert all("could not be stored" in alert for alert in server.alerts)
+    assert all(server.push(one).durable for one in held)
+
+
+def test_alerts_about_different_things_are_all_recorded():
+    clock = Clock()
+    alerts = Alerts(clock)
+    for number in range(30):
+        alerts(f"w{number} has not reported")
+    alerts("w0 failed", kind="a")
+    alerts("w0 failed", kind="b")
+    alerts("w1 failed", kind="a")
+    clock.now += INTERVAL
+    alerts("w2 failed", kind="a")
+    assert list(alerts.messages)[30:] == ["w0 failed", "w2 failed"]
+    assert len(alerts.messages) == 32
 
 
 # --- quarantine ----------------------------------------------------------------------------------------------------
