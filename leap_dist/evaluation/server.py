@@ -28,6 +28,7 @@ from leap_dist.server.monitoring import Alerts
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.journal import Journal
 from leap_dist.storage.locks import RunLock
+from leap_dist.storage.run_directory import counted_steps
 from leap_dist.tasks.task import family_of
 
 RETRY_SECONDS = 1.0
@@ -82,7 +83,8 @@ class EvaluationServer:
                 self._states.drop(self._runs[index])  # a killed server may have left it
             journal, max_gap = Journal(out / "journal"), config.server.lease_seconds / 4
             self._leases = LeaseBook(journal, session, clock, max_gap)
-            warnings += self._reopen_leases(journal, session)
+            self._counts["steps"], of_leases = counted_steps(out)
+            warnings += self._reopen_leases(journal, session, of_leases)
         except BaseException:
             self._lock.release()
             raise
@@ -252,8 +254,11 @@ class EvaluationServer:
 
     # Leases and results ------------------------------------------------------------------------------------------
 
-    def _reopen_leases(self, journal: Journal, session: str) -> list[str]:
-        """After a restart, keep the leases of runs without a result. Returns warnings about damaged records."""
+    def _reopen_leases(self, journal: Journal, session: str, counted: Mapping[str, int]) -> list[str]:
+        """After a restart, keep the leases of runs without a result. Returns warnings about damaged records.
+
+        `counted` has the steps of each lease that count already.
+        """
         made = set(range(len(self._runs))) - set(self._queue.waiting)
         records, warnings = journal.leases()
         for record in records:
@@ -268,6 +273,7 @@ class EvaluationServer:
                 self._leases.end(held, "worker-lost")
             else:
                 self._continue_from(held, self._runs[held.lease.task.index])
+                held.steps = max(held.steps, counted.get(held.lease.id, 0))
         return warnings + more
 
     def _continue_from(self, held: OpenLease, run: Run) -> None:

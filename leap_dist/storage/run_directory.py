@@ -304,3 +304,16 @@ def wall_seconds(run_dir: Path) -> float:
     except (ConfigError, TypeError, ValueError, OverflowError):
         return 0.0
     return seconds if 0 <= seconds < 1e10 else 0.0
+
+
+def counted_steps(run_dir: Path) -> tuple[int, dict[str, int]]:
+    """Return the agent steps that the newest summary counts, and those of each task that was open then, by lease.
+
+    Returns 0 and nothing if that is unknown.
+    """
+    try:
+        summary = read_summary(run_dir)
+        schema.check(summary, {"agent_steps": int, "leases": [{"lease": str, "steps": int}]}, "summary")
+    except (ConfigError, ValueError):
+        return 0, {}
+    return max(0, summary["agent_steps"]), {lease["lease"]: lease["steps"] for lease in summary["leases"]}
