@@ -41,7 +41,7 @@ class MetaServer:
 
     Args:
         config: the run's configuration.
-        run_dir: existing directory of the run. It is locked until `close`.
+        run_dir: directory of the run. It is locked until `close`.
         manifest: names and shapes of the parameters in φ.
         initial: φ₀, flat float32; ignored if the run directory has a checkpoint.
         session: name of this launch. Leases of other sessions are dropped, because their workers are gone.
@@ -68,6 +68,7 @@ class MetaServer:
         replica: NoReplica = NO_REPLICA,
     ) -> None:
         self._config, self._clock = config, clock
+        run_dir.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(run_dir)  # before anything reads or cleans up what another server may be writing
         try:
             self._alert = alert = Alerts(clock)
@@ -77,9 +78,8 @@ class MetaServer:
             )
             self._assignments = assignments = Assignments(config, state.backlog, session, alert, clock)
             self._leases = assignments.leases
-            self._scheduler = scheduler = UpdateScheduler(
-                config, state, assignments, counters, alert, clock, manifest.size
-            )
+            scheduler = UpdateScheduler(config, state, assignments, counters, alert, clock, manifest.size)
+            self._scheduler = scheduler
             max_pause = MAX_PAUSE * config.server.lease_seconds
             self._pressure = BackPressure(config.server.busy_share, max_pause, clock, work or (lambda: 0.0))
             limiter = RateLimiter(config.server.pushes_per_second, clock)

@@ -1,4 +1,4 @@
-"""Renewal of leases while learners are made, which may take longer than a lease lasts."""
+"""When leases are renewed: while their learners are made, between pushes, and during long measurements."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Renewer(Protocol):
 
 
 class Heartbeat:
-    """Renews leases that were just granted, whenever it is called `seconds` or more after they were last renewed.
+    """Keeps leases alive: called often enough, it renews them whenever the server has not heard of them for too long.
 
     Args:
-        leases: leases of tasks that have not made a step yet.
+        leases: leases that were granted or renewed just now.
         server: renews them.
-        seconds: time between two renewals.
+        seconds: longest time between two reports, unless the server asks for more.
         clock: monotonic seconds.
     """
 
@@ -30,14 +30,32 @@ class Heartbeat:
         self._server = server
         self._seconds = seconds
         self._clock = clock
-        self._renewed = clock()
+        self._heard = self._quiet_until = clock()  # until then, the server wants no push but the final one
+        # Even while the server wants no push, leases are renewed after this time.
+        self._longest_silence = min((lease.seconds for lease in leases), default=0.0) / 4
 
-    def __call__(self) -> None:
-        """Renew the leases if it is time. Raises whatever the server raises."""
-        if self._clock() - self._renewed >= self._seconds:
+    def __call__(self, steps: int = 0) -> None:
+        """Renew the leases of tasks with `steps` agent steps if it is time. Raises whatever the server raises."""
+        if self.is_due:
             for lease in self._leases:
-                self._server.renew(lease.id, lease.incarnation, 0)
-            self._renewed = self._clock()
+                self._server.renew(lease.id, lease.incarnation, steps)
+            self.heard()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the server has not heard of the tasks for too long."""
+        now = self._clock()
+        return now - self._heard > (self._longest_silence if now < self._quiet_until else self._seconds)
+
+    @property
+    def may_push(self) -> bool:
+        """Whether the server takes pushes that are not final."""
+        return self._clock() >= self._quiet_until
+
+    def heard(self, wait: float = 0.0) -> None:
+        """Record that the server has heard of the tasks just now, and wants no push for `wait` seconds."""
+        self._heard = self._clock()
+        self._quiet_until = max(self._quiet_until, self._heard + wait)
 
 
 def no_heartbeat() -> None:
