@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,11 +48,14 @@ def make(
     sticky_actions: float = 0.0,
     max_episode_frames: int = 108_000,
     full_actions: bool = False,
+    beat: Callable[[], None] = lambda: None,
 ) -> Atari:
-    """Make `count` environments of a game. Raises ValueError for a game that does not exist or cannot be loaded."""
-    return Atari(
-        game, count, frames, frame_skip, noop_max, fire_on_reset, sticky_actions, max_episode_frames, full_actions
-    )
+    """Make `count` environments of a game, and call `beat` before each of them, since they take 0.1 s each.
+
+    Raises ValueError for a game that does not exist or cannot be loaded, and whatever `beat` raises.
+    """
+    rules = frame_skip, noop_max, fire_on_reset, sticky_actions, max_episode_frames, full_actions
+    return Atari(game, count, frames, *rules, beat)
 
 
 def has_state(frame_skip: int, max_episode_frames: int) -> bool:
@@ -88,11 +92,12 @@ class Atari:
         sticky_actions: float,
         max_episode_frames: int,
         full_actions: bool,
+        beat: Callable[[], None],
     ) -> None:
         self.count = count
         self._game, self._frame_skip, self._noop_max = game, frame_skip, noop_max
         self._sticky_actions, self._max_episode_frames = sticky_actions, max_episode_frames
-        self._emulators = take(game, count)
+        self._emulators = take(game, count, beat)
         self._ales = [emulator.ale for emulator in self._emulators]
         ale = self._ales[0]
         self.actions = [a.value for a in (ale.getLegalActionSet() if full_actions else ale.getMinimalActionSet())]

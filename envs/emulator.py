@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from ale_py import ALEInterface, ALEState, LoggerMode, roms
 
@@ -10,9 +11,10 @@ from leap_dist.envs.games import require
 
 NOOP, FIRE = 0, 1
 POOL_SIZE = 256
-"""Largest number of idle emulators to keep, of 0.8 MB each."""
+"""Largest number of idle emulators to keep, of 0.8 MB each, unless a task needs more."""
 
 _pool: OrderedDict[str, list[Emulator]] = OrderedDict()  # idle emulators by game, the game played last at the end
+_needed = 0  # by the task that needs most
 
 
 class Emulator:
@@ -55,14 +57,24 @@ class Emulator:
         self.ale.restoreSystemState(ALEState(state))
 
 
-def take(game: str, count: int) -> list[Emulator]:
+def take(game: str, count: int, beat: Callable[[], None] = lambda: None) -> list[Emulator]:
     """Take `count` emulators of a game from the pool, or make new ones, which takes 0.1 s each.
 
-    Raises ValueError for a game that does not exist or cannot be loaded.
+    Calls `beat` before each. Raises ValueError for a game that does not exist or cannot be loaded, and whatever `beat`
+    raises.
     """
     require(game)
-    idle = _pool.get(game, [])
-    return [idle.pop() if idle else Emulator(game) for _ in range(count)]
+    idle, taken = _pool.get(game, []), []
+    for _ in range(count):
+        beat()
+        taken.append(idle.pop() if idle else Emulator(game))
+    return taken
+
+
+def keep(count: int) -> None:
+    """Let the pool hold at least `count` emulators from now on, because one task uses so many."""
+    global _needed
+    _needed = max(_needed, count)
 
 
 def clear() -> None:
@@ -74,5 +86,5 @@ def put_back(game: str, emulators: list[Emulator]) -> None:
     """Return emulators of a game to the pool. If it is full, discard those of the games not played for longest."""
     _pool.setdefault(game, []).extend(emulators)
     _pool.move_to_end(game)
-    while sum(map(len, _pool.values())) > POOL_SIZE:
+    while sum(map(len, _pool.values())) > max(POOL_SIZE, _needed):
         _pool.popitem(last=False)

@@ -82,6 +82,10 @@ class ServerProcess:
         ack: Ack = self._server.fail(lease_id, incarnation, reason)
         return ack
 
+    def release(self, incarnation: str) -> None:
+        """Take back all leases of a worker that cannot begin its tasks; see MetaServer.release."""
+        self._server.release(incarnation)
+
     def advance(
         self, offset: int, ended: list[EndedWorker], workers: int = 0
     ) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
@@ -203,8 +207,9 @@ class WorkerActor:
         try:
             with self._time("waiting"):
                 given = [(grant.lease, replace(grant.start, vector=ray.get(grant.vector))) for grant in grants]
-        except ObjectLostError:
-            return  # the server has restarted; its next lease comes with a new reference
+        except ObjectLostError:  # the server has restarted; its next leases come with new references
+            self._client.call("release", self._incarnation)
+            return
         observers = self._time, self._profiler, self._video, self._notice
         run_leases(given, self._config, self._client, self._fail, *observers)
 

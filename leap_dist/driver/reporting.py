@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,7 @@ def _train_with_validation(
     run_dir: Path,
     train_until: Callable[[int], tuple[str, dict[str, Any]]],
     measure: Callable[[int, History], str],
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[str, dict[str, Any]]:
     """Train from measurement to measurement, until the run is complete or the validation error stops improving."""
     history, patience = History.read(run_dir), config.early_stopping.patience
@@ -80,7 +82,11 @@ def _train_with_validation(
             break
         outcome, summary = train_until(end)
         if outcome == "done":
+            began = clock()
             outcome = measure(end, history)
+            summary = {**summary, "wall_seconds": summary["wall_seconds"] + clock() - began}
+            with contextlib.suppress(OSError):  # a full disk does not stop training
+                run_directory.write_summary(run_dir, summary)
         if outcome != "done":
             run_directory.write_summary(run_dir, summary := {**summary, "state": outcome})
             return outcome, summary

@@ -28,6 +28,7 @@ from leap_dist.server.monitoring import Alerts
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.journal import Journal
 from leap_dist.storage.locks import RunLock
+from leap_dist.storage.run_directory import counted_steps
 from leap_dist.tasks.task import family_of
 
 RETRY_SECONDS = 1.0
@@ -64,7 +65,7 @@ class EvaluationServer:
         self._runs = list(runs)
         self._vectors = vectors
         self._out = out
-        self._alert = Alerts()
+        self._alert = Alerts(clock)
         self.alerts: deque[str] = self._alert.messages
         """Messages that the user should read, oldest first."""
         self._counts: Counter[str] = Counter()  # steps, pushes, leases_lost, duplicates
@@ -82,7 +83,8 @@ class EvaluationServer:
                 self._states.drop(self._runs[index])  # a killed server may have left it
             journal, max_gap = Journal(out / "journal"), config.server.lease_seconds / 4
             self._leases = LeaseBook(journal, session, clock, max_gap)
-            warnings += self._reopen_leases(journal, session)
+            self._counts["steps"], of_leases = counted_steps(out)
+            warnings += self._reopen_leases(journal, session, of_leases)
         except BaseException:
             self._lock.release()
             raise
@@ -111,7 +113,7 @@ class EvaluationServer:
             return self._leases.grant(task, worker, incarnation, 0, self._config.server.lease_seconds)
         except OSError as error:
             self._queue.give_back(index)
-            self._alert(f"no lease can be granted while the journal cannot be written: {error}")
+            self._alert(f"no lease can be granted while the journal cannot be written: {error}", kind="grant")
             return Idle(finished=False)
 
     def start(self, lease: Lease) -> tuple[np.ndarray, str, float | None]:
@@ -150,7 +152,7 @@ class EvaluationServer:
         try:
             self._states.keep(run, state, steps)
         except OSError as error:  # the run continues; after a stop, it would only start from an earlier state
-            self._alert(f"the state of {run.name} could not be stored: {error}")
+            self._alert(f"the state of {run.name} could not be stored: {error}", kind="state")
             return _ack(False, reason="storage")
         return _ack(True, durable=True)
 
@@ -252,8 +254,11 @@ class EvaluationServer:
 
     # Leases and results ------------------------------------------------------------------------------------------
 
-    def _reopen_leases(self, journal: Journal, session: str) -> list[str]:
-        """After a restart, keep the leases of runs without a result. Returns warnings about damaged records."""
+    def _reopen_leases(self, journal: Journal, session: str, counted: Mapping[str, int]) -> list[str]:
+        """After a restart, keep the leases of runs without a result. Returns warnings about damaged records.
+
+        `counted` has the steps of each lease that count already.
+        """
         made = set(range(len(self._runs))) - set(self._queue.waiting)
         records, warnings = journal.leases()
         for record in records:
@@ -268,6 +273,7 @@ class EvaluationServer:
                 self._leases.end(held, "worker-lost")
             else:
                 self._continue_from(held, self._runs[held.lease.task.index])
+                held.steps = max(held.steps, counted.get(held.lease.id, 0))
         return warnings + more
 
     def _continue_from(self, held: OpenLease, run: Run) -> None:
@@ -283,14 +289,14 @@ class EvaluationServer:
         try:
             self._agents.keep(run, contribution.steps, contribution.vector)
         except OSError as error:  # a run without an agent to watch is still a result
-            self._alert(f"the agent of {run.name} could not be stored: {error}")
+            self._alert(f"the agent of {run.name} could not be stored: {error}", kind="agent")
         try:
             save(self._out, result_of(run, contribution), run.identity(self._config))
         except ValueError as error:
             self._fail(held, f"its result is invalid: {error}")
             return self._refuse("invalid")
         except OSError as error:
-            self._alert(f"the result of {run.name} could not be stored: {error}")
+            self._alert(f"the result of {run.name} could not be stored: {error}", kind="result")
             return _ack(False, reason="storage", wait=RETRY_SECONDS)
         self._states.drop(run)
         self._queue.succeed(index, held.lease.worker)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from leap_dist.server.admission import BackPressure, ContributionValidator, Rate
 from leap_dist.server.assignments import Assignments
 from leap_dist.server.leases import ACCEPTED, OpenLease
 from leap_dist.server.meta_state import MetaState
-from leap_dist.server.monitoring import Counters
+from leap_dist.server.monitoring import Alert, Counters
 from leap_dist.server.scheduler import UpdateScheduler
 
 LONG_WAIT_SECONDS = 5.0
@@ -49,7 +49,7 @@ class ContributionHandler:
         validator: ContributionValidator,
         limiter: RateLimiter,
         pressure: BackPressure,
-        alert: Callable[[str], None],
+        alert: Alert,
     ) -> None:
         self._config = config
         self._state = state
@@ -108,7 +108,7 @@ class ContributionHandler:
         try:
             self._state.backlog.journal.sync()
         except OSError as error:
-            self._alert(f"the journal could not be flushed: {error}")
+            self._alert(f"the journal could not be flushed: {error}", kind="flush")
             return False
         return True
 
@@ -177,7 +177,7 @@ class ContributionHandler:
         try:
             self._state.backlog.accept(held.lease, contribution, arrays)
         except OSError as error:
-            self._alert(f"the contribution of {held.lease.worker} could not be stored: {error}")
+            self._alert(f"the contribution of {held.lease.worker} could not be stored: {error}", kind="store")
             self._leases.extend(held)  # its worker is alive, and will try again
             return self._refuse("storage", proceed=True, wait=RETRY_SECONDS)
         self._record_progress(held, contribution)

@@ -190,6 +190,9 @@ class LeaseBook:
 def describe(held: OpenLease, now: float) -> dict[str, Any]:
     """Return an open lease as plain data, for users and dashboards."""
     newest = held.newest
+    curve = newest.curve if newest else ()
+    # A curve may have hundreds of points, and there may be hundreds of leases.
+    scored = [point for point in curve if point.score is not None][-1:]
     return {
         "lease": held.lease.id,
         "worker": held.lease.worker,
@@ -200,6 +203,6 @@ def describe(held: OpenLease, now: float) -> dict[str, Any]:
         "steps_wanted": held.lease.task.steps,
         "seconds": held.renewed - held.granted,
         "length": newest.path.length if newest else 0.0,
-        "curve": [point.plain() for point in newest.curve] if newest else [],
+        "curve": [point.plain() for point in (*(one for one in scored if one is not curve[-1]), *curve[-1:])],
         "silent_seconds": now - held.renewed,
     }

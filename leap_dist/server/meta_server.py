@@ -41,7 +41,7 @@ class MetaServer:
 
     Args:
         config: the run's configuration.
-        run_dir: existing directory of the run. It is locked until `close`.
+        run_dir: directory of the run. It is locked until `close`.
         manifest: names and shapes of the parameters in φ.
         initial: φ₀, flat float32; ignored if the run directory has a checkpoint.
         session: name of this launch. Leases of other sessions are dropped, because their workers are gone.
@@ -67,27 +67,28 @@ class MetaServer:
         preprocessing: Mapping[str, Any] = MappingProxyType({}),
         replica: NoReplica = NO_REPLICA,
     ) -> None:
-        self._config = config
-        self._clock = clock
-        self._alert = alert = Alerts()
-        self._counters = counters = Counters()
-        self._state = state = MetaState(
-            config, run_dir, manifest, initial, alert, preprocessing=preprocessing, replica=replica
-        )
-        self._assignments = assignments = Assignments(config, state.backlog, session, alert, clock)
-        self._leases = assignments.leases
-        self._scheduler = scheduler = UpdateScheduler(config, state, assignments, counters, alert, clock, manifest.size)
-        max_pause = MAX_PAUSE * config.server.lease_seconds
-        self._pressure = BackPressure(config.server.busy_share, max_pause, clock, work or (lambda: 0.0))
-        limiter = RateLimiter(config.server.pushes_per_second, clock)
-        validator = ContributionValidator(config, manifest, state)
-        self._contributions = ContributionHandler(
-            config, state, assignments, scheduler, counters, validator, limiter, self._pressure, alert
-        )
-        self._silent: deque[str] = deque(maxlen=MAX_SILENT)
-        self._push_latency = LatencyWindow()
-        self._lock = RunLock(run_dir)
+        self._config, self._clock = config, clock
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = RunLock(run_dir)  # before anything reads or cleans up what another server may be writing
         try:
+            self._alert = alert = Alerts(clock)
+            self._counters = counters = Counters()
+            self._state = state = MetaState(
+                config, run_dir, manifest, initial, alert, preprocessing=preprocessing, replica=replica
+            )
+            self._assignments = assignments = Assignments(config, state.backlog, session, alert, clock)
+            self._leases = assignments.leases
+            scheduler = UpdateScheduler(config, state, assignments, counters, alert, clock, manifest.size)
+            self._scheduler = scheduler
+            max_pause = MAX_PAUSE * config.server.lease_seconds
+            self._pressure = BackPressure(config.server.busy_share, max_pause, clock, work or (lambda: 0.0))
+            limiter = RateLimiter(config.server.pushes_per_second, clock)
+            validator = ContributionValidator(config, manifest, state)
+            self._contributions = ContributionHandler(
+                config, state, assignments, scheduler, counters, validator, limiter, self._pressure, alert
+            )
+            self._silent: deque[str] = deque(maxlen=MAX_SILENT)
+            self._push_latency = LatencyWindow()
             orphans = Recovery(config, manifest, state, assignments, scheduler, counters, alert, replica).run()
             scheduler.update(wait=True)  # the versions at which the orphans were leased may only be in the journal
             for held in orphans:
@@ -115,7 +116,7 @@ class MetaServer:
             try:
                 lease = self._assignments.grant(worker, incarnation, self.version, self._scheduler.task_limit)
             except OSError as error:
-                self._alert(f"no lease can be granted while the journal cannot be written: {error}")
+                self._alert(f"no lease can be granted while the journal cannot be written: {error}", kind="grant")
                 return Idle(finished=False)
             if lease is None:
                 return Idle(finished=self.finished)

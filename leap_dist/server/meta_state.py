@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +30,7 @@ from leap_dist.server import aggregation, staleness
 from leap_dist.server.aggregation import Direction, Pull
 from leap_dist.server.backlog import Accepted, Backlog
 from leap_dist.server.meta_optimizer import MetaOptimizer
-from leap_dist.server.monitoring import DeadUnits
+from leap_dist.server.monitoring import Alert, DeadUnits
 from leap_dist.storage.atomic import CorruptFile, pack, write_atomic
 from leap_dist.storage.checkpoint import Checkpoint, CheckpointStore
 from leap_dist.storage.journal import Journal
@@ -71,7 +71,7 @@ class MetaState:
         run_dir: Path,
         manifest: Manifest,
         initial: np.ndarray,
-        alert: Callable[[str], None],
+        alert: Alert,
         *,
         preprocessing: Mapping[str, Any] = MappingProxyType({}),
         replica: NoReplica = NO_REPLICA,
@@ -105,6 +105,7 @@ class MetaState:
         """Number of applied contributions that the norm clip made smaller."""
         self._norms: deque[float] = deque(maxlen=config.meta.clip_window)
         self._unwritten: list[dict[str, Any]] = []  # ledger lines that are in a checkpoint, but not in the ledger yet
+        self._has_ledger = False  # whether this process has made the file, or cut off what a crash left at its end
         self._exported: int | None = None  # version of φ in init.safetensors
 
     @property
@@ -166,7 +167,10 @@ class MetaState:
         self._commit(count, lines)
 
     def adopt(self, vector: np.ndarray, checkpoint: Checkpoint) -> None:
-        """Take over a valid checkpoint, whose φ is `vector`, and write the ledger lines that it carries."""
+        """Take over a valid checkpoint, whose φ is `vector`, and write the ledger lines that it carries.
+
+        If they cannot be written, an alert says so, and `write_files` tries again.
+        """
         state = checkpoint.state
         self.version = checkpoint.version
         self._optimizer.restore(vector, checkpoint.optimizer)
@@ -184,8 +188,9 @@ class MetaState:
                 "or incomplete; φ is not affected"
             ),
         )
-        self.ledger.append(size, state["ledger"]["lines"])
-        self.write_files()
+        self.ledger.rewind(size)
+        self._unwritten = list(state["ledger"]["lines"])
+        self.write_files()  # if the disk is full, it is tried again
 
     def _direction(self, batch: Sequence[Accepted], vector: np.ndarray) -> Direction:
         size = self._manifest.size
@@ -252,7 +257,7 @@ class MetaState:
     @property
     def is_written(self) -> bool:
         """Whether the ledger and init.safetensors contain all meta-updates that the checkpoints contain."""
-        return not self._unwritten and self._exported == self.version
+        return self._has_ledger and not self._unwritten and self._exported == self.version
 
     def write_files(self) -> None:
         """Bring the ledger and init.safetensors up to date; if that fails, an alert says so, and it can be repeated."""
@@ -262,20 +267,22 @@ class MetaState:
             try:
                 write()
             except (OSError, MemoryError) as error:
-                self._alert(f"{name} could not be written; the server tries again: {error}")
+                self._alert(f"{name} could not be written; the server tries again: {error}", kind=name)
 
     def read_ledger(self, offset: int) -> tuple[list[dict[str, Any]], int]:
         """Return a page of the ledger; see `Ledger.read_page`. If it cannot be read, there is an alert and no line."""
         try:
             return self.ledger.read_page(offset)
         except (OSError, CorruptFile) as error:
-            self._alert(f"the ledger could not be read, so curves may be behind; training is not affected: {error}")
+            self._alert(
+                f"the ledger could not be read, so curves may be behind; training is not affected: {error}", kind="read"
+            )
             return [], offset
 
     def _write_ledger(self) -> None:
-        if self._unwritten or self._exported is None:  # the first time, the file has to be made
+        if self._unwritten or not self._has_ledger:
             self.ledger.append(self.ledger.size, self._unwritten)
-            self._unwritten = []
+            self._unwritten, self._has_ledger = [], True
 
     def _write_initialization(self) -> None:
         if self._exported == self.version:

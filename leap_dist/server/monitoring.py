@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,24 +27,46 @@ MOST_DEAD = 0.6
 TASKS_OF_DEAD = 8
 """Number of newest tasks over which that share is averaged; there is no alert before half as many."""
 RECENT = 20
-"""A fault of the storage may repeat several messages in turn, one for each file and worker."""
+"""Number of newest alerts among which there are no two alike: several files may fail in turn."""
+INTERVAL = 60.0
+"""Seconds between two alerts of one kind, however many workers and files they name."""
 KEPT = 0.8
 """Share of a game's mean that is kept at each new pull: the last five pulls make up two thirds of the mean."""
 
 _MIN_NORM = 1e-30
 
 
-class Alerts:
-    """Messages meant for the user, oldest first. A message that is among the newest RECENT is not recorded again."""
+class Alert(Protocol):
+    """A function that takes a message meant for the user."""
 
-    def __init__(self) -> None:
+    def __call__(self, text: str, *, kind: str = "") -> None:
+        """Take a message; `kind` names a condition of which there may be many messages, and one is enough."""
+
+
+class Alerts:
+    """Messages meant for the user, oldest first. Implements `Alert`.
+
+    A message is not recorded again while it is among the newest RECENT, nor one of a kind of which there was a message
+    less than INTERVAL ago: while the disk is full, each worker reports it once a second.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._recorded: dict[str, float] = {}  # time of the newest message, by kind
         self.messages: deque[str] = deque(maxlen=MAX_ALERTS)
 
-    def __call__(self, text: str) -> None:
-        """Record and log a message."""
-        if text not in list(self.messages)[-RECENT:]:
-            log.warning(text)
-            self.messages.append(text)
+    def __call__(self, text: str, *, kind: str = "") -> None:
+        """Record and log a message, unless it would only repeat what was said."""
+        now = self._clock()
+        if text in list(self.messages)[-RECENT:] or now - self._recorded.get(kind, -math.inf) < INTERVAL:
+            return
+        log.warning(text)
+        self.messages.append(text)
+        if kind:
+            self._recorded[kind] = now
 
 
 class DeadUnits:

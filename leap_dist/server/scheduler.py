@@ -11,7 +11,7 @@ from leap_dist.server import aggregation
 from leap_dist.server.assignments import Assignments
 from leap_dist.server.backlog import Accepted
 from leap_dist.server.meta_state import MetaState
-from leap_dist.server.monitoring import Agreement, Counters, LatencyWindow
+from leap_dist.server.monitoring import Agreement, Alert, Counters, LatencyWindow
 
 MIN_WAITING = 64
 """Number of contributions that may wait in any case while no meta-update can be saved."""
@@ -52,7 +52,7 @@ class UpdateScheduler:
         state: MetaState,
         assignments: Assignments,
         counters: Counters,
-        alert: Callable[[str], None],
+        alert: Alert,
         clock: Callable[[], float],
         size: int,
     ) -> None:
@@ -137,7 +137,9 @@ class UpdateScheduler:
                 with self.latency:
                     self._state.update(count, self._bookkeeping(waiting[count:], following))
             except (OSError, MemoryError) as error:
-                self._alert(f"meta-update {self._state.version + 1} could not be saved and waits: {error}")
+                self._alert(
+                    f"meta-update {self._state.version + 1} could not be saved and waits: {error}", kind="update"
+                )
                 return
             self.batch_start = following
             self.saved_at = self._clock()

@@ -99,6 +99,10 @@ class Ledger:
             self._verification.join()
             self._verification = None
 
+    def rewind(self, offset: int) -> None:
+        """Regard everything from byte `offset` on as not written, so that the next line is written there."""
+        self._size = min(offset, self._size_on_disk)
+
     def append(self, offset: int, lines: list[dict[str, Any]]) -> None:
         """Make `lines` the content from byte `offset` on. Idempotent. Raises OSError."""
         text = "".join(json.dumps(line) + "\n" for line in lines).encode()

@@ -52,9 +52,9 @@ class RunLock:
         if os.fstat(self._file.fileno()).st_nlink == 0:  # a failed start removed it at this very moment
             self._file.close()
             raise RunDirectoryBusy(f"run-dir: {run_dir} was in use by another launch until now; try again")
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        self._file.flush()
+        with contextlib.suppress(OSError):  # on a full disk, only the holder's name is missing
+            os.ftruncate(self._file.fileno(), 0)
+            os.write(self._file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def release(self) -> None:
         """Release the lock. Idempotent."""

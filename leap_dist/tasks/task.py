@@ -6,7 +6,7 @@ the modes, the ledger and the evaluation are the same for all families.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,8 +60,13 @@ class TaskFamily(Protocol):
     def network(self, given: dict[str, Any]) -> Network:
         """Return a network, with a head that all tasks share, for the input that `given` describes."""
 
-    def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> Learner:
-        """Make the learner for the task of a lease. Raises ConfigError if its data is not there."""
+    def learner(
+        self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch, beat: Callable[[], None]
+    ) -> Learner:
+        """Make the learner for the task of a lease. Raises ConfigError if its data is not there.
+
+        If that takes long, calls `beat` about once a second, so that the lease can be renewed.
+        """
 
 
 _FAMILIES: dict[str, TaskFamily] = {

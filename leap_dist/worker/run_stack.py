@@ -15,6 +15,7 @@ from leap_dist.nn.profiling import NoProfiler, Profiler, Stopwatch
 from leap_dist.protocol.messages import Ack, Lease
 from leap_dist.tasks.atari.video import NoVideo, VideoRecorder
 from leap_dist.tasks.images import lockstep
+from leap_dist.worker.heartbeat import Heartbeat
 from leap_dist.worker.preemption import PreemptionNotice
 from leap_dist.worker.run_task import Server, TaskRun, run_task
 from leap_dist.worker.start import Start, make_learner
@@ -67,11 +68,13 @@ def run_stack(
         if error is not None:
             failed(lease, error)
 
+    beat = Heartbeat([lease for lease, _ in granted], server, config.worker.heartbeat_seconds, clock)
     try:
         for lease, start in granted:
             try:
                 with stopwatch("starting"):
-                    learner = make_learner(config, lease, start, stopwatch)
+                    learner = make_learner(config, lease, start, stopwatch, beat)
+                    beat()
                 task = TaskRun(
                     lease, start, learner, config, server, clock, stopwatch, *observers, notice or PreemptionNotice()
                 )

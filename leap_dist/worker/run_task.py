@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -18,17 +19,15 @@ from leap_dist.protocol.messages import Ack, Contribution, Lease
 from leap_dist.tasks.atari.video import NoVideo, VideoRecorder
 from leap_dist.testing.failpoints import failpoint
 from leap_dist.worker.curve import LearningCurve
+from leap_dist.worker.heartbeat import Heartbeat, Renewer
 from leap_dist.worker.preemption import PreemptionNotice
 from leap_dist.worker.start import Start, make_learner
 from leap_dist.worker.task_state import StateKeeper, StateServer
 from leap_dist.worker.trajectory import limited_shift
 
 
-class Server(StateServer, Protocol):
+class Server(Renewer, StateServer, Protocol):
     """The part of the server that a running task talks to."""
-
-    def renew(self, lease_id: str, incarnation: str, steps: int) -> Ack:
-        """Extend the lease and report progress."""
 
     def push(self, contribution: Contribution) -> Ack:
         """Deliver a contribution."""
@@ -64,7 +63,8 @@ def run_task(
     """
     stopwatch = stopwatch or Stopwatch()
     with stopwatch("starting"):
-        learner = make_learner(config, lease, start, stopwatch)
+        beat = Heartbeat([lease], server, config.worker.heartbeat_seconds, clock)
+        learner = make_learner(config, lease, start, stopwatch, beat)
     try:
         observers = stopwatch, profiler or NoProfiler(), video or NoVideo()
         task = TaskRun(lease, start, learner, config, server, clock, *observers, notice or PreemptionNotice())
@@ -109,15 +109,14 @@ class TaskRun:
         self._curve = LearningCurve(learner, config.curve_interval, keeps_episodes=start.evaluation)
         self._seq = 0
         self._base_version, self._base = lease.version, start.vector  # the newest snapshot that was received
-        self._started = self._renewed = clock()
-        self._quiet_until = self._started  # until then, the server wants no push but the final one
-        self._longest_silence = lease.seconds / 4  # even then, the lease is renewed after this time
+        self._started = clock()
+        self._heartbeat = Heartbeat([lease], server, config.worker.heartbeat_seconds, clock)
         self._states = StateKeeper(lease, start, learner, self._curve, server, config.worker.state_seconds, clock)
         self._started -= self._states.seconds
 
     def updates(self) -> Iterator[None]:
         """Train the whole task, and yield before each gradient, so that several tasks can compute theirs together."""
-        config, learner, meta_learner = self._config, self._learner, self._meta_learner
+        config, learner, meta_learner, beat = self._config, self._learner, self._meta_learner, self._heartbeat
         rollout, rollouts, interval = self._states.rollouts, config.rollouts_per_task, config.worker.push_interval
         steps = pushed = self._states.steps
         first_filmed = self._video.start(self._lease)
@@ -143,18 +142,17 @@ class TaskRun:
             if rollout == rollouts:
                 break
             if self._curve.is_due(steps):
-                self._curve.add(steps, self._learner.interim(self._beat(steps)) if self._evaluation else {})
+                self._curve.add(steps, self._learner.interim(partial(beat, steps)) if self._evaluation else {})
             ack = None
-            if steps // interval > pushed // interval and self._clock() >= self._quiet_until:
+            if steps // interval > pushed // interval and beat.may_push:
                 ack, pushed = self._push(rollout, steps), steps
                 if config.meta.shift != "no" and ack.proceed and not self._evaluation:
                     self._follow()
-            elif self._must_renew():
+            elif beat.is_due:
                 with self._time("waiting"):
                     ack = self._server.renew(self._lease.id, self._lease.incarnation, steps)
             if ack is not None:
-                self._renewed = self._clock()
-                self._quiet_until = max(self._quiet_until, self._renewed + ack.wait)
+                beat.heard(ack.wait)
                 if not ack.proceed:
                     self._save(rollout, steps)
                     return
@@ -166,7 +164,7 @@ class TaskRun:
             if self._states.is_due:
                 self._save(rollout, steps)
         meta_learner.finish()
-        if self._evaluation and (more := self._learner.conclude(self._beat(steps))):
+        if self._evaluation and (more := self._learner.conclude(partial(beat, steps))):
             self._curve.add(steps, more)
         self.ack = self._push(rollouts, steps, final=True)
         if self.ack.durable:
@@ -180,13 +178,7 @@ class TaskRun:
         """Store the state of an evaluation's task on the server."""
         with self._time("waiting"):
             self._states.save(rollouts, steps, self._clock() - self._started)
-        self._renewed = self._clock()
-
-    def _must_renew(self) -> bool:
-        """Return whether the server has not heard of the task for too long."""
-        now = self._clock()
-        longest = self._longest_silence if now < self._quiet_until else self._config.worker.heartbeat_seconds
-        return now - self._renewed > longest
+        self._heartbeat.heard()
 
     def _follow(self) -> None:
         """Add the change of φ since the last snapshot to the parameters (trajectory shifting, Shin et al. 2021)."""
@@ -200,16 +192,6 @@ class TaskRun:
             self._meta_learner.shift(
                 add_vector(self._learner.shared, limited_shift(shift, self._learner, self._config))
             )
-
-    def _beat(self, steps: int) -> Callable[[], None]:
-        """Return a function that, called often enough, keeps the lease alive during a long measurement."""
-
-        def beat() -> None:
-            if self._must_renew():
-                self._server.renew(self._lease.id, self._lease.incarnation, steps)
-                self._renewed = self._clock()
-
-        return beat
 
     def _push(self, updates: int, steps: int, *, final: bool = False) -> Ack:
         """Push the contribution so far, in a new array."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from leap_dist.protocol.messages import Lease
 from leap_dist.protocol.seeds import derived_seed
 from leap_dist.tasks.starting_point import StartingPoint
 from leap_dist.tasks.task import family_of
+from leap_dist.worker.heartbeat import no_heartbeat
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,17 @@ class Start:
     """Learning rate that an evaluation gives this arm; None for the configured one."""
 
 
-def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatch | None = None) -> Learner:
-    """Make the learner for a lease's task. Raises ConfigError if the task's data is not there."""
+def make_learner(
+    config: Config,
+    lease: Lease,
+    start: Start,
+    stopwatch: Stopwatch | None = None,
+    beat: Callable[[], None] = no_heartbeat,
+) -> Learner:
+    """Make the learner for a lease's task, and call `beat` meanwhile, so that the lease can be renewed.
+
+    Raises ConfigError if the task's data is not there, and whatever `beat` raises.
+    """
     # A persistent head starts from the same values, whichever task of the game comes first.
     head_seed = derived_seed(config.seed, lease.task.game)
     point = StartingPoint(
@@ -44,4 +55,4 @@ def make_learner(config: Config, lease: Lease, start: Start, stopwatch: Stopwatc
         head_change=start.head,
         learning_rate=start.learning_rate,
     )
-    return family_of(config).learner(config, lease, point, stopwatch or Stopwatch())
+    return family_of(config).learner(config, lease, point, stopwatch or Stopwatch(), beat)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from protocol import Clock
 
-from leap_dist.driver.reporting import _of_whole
+from leap_dist.config.loading import resolve
+from leap_dist.driver.reporting import _of_whole, _train_with_validation
+from leap_dist.evaluation.early_stopping import History, Measurement
+from leap_dist.storage import run_directory
 
 PART = {"state": "running", "tasks": 100, "tasks_wanted": 150, "eta_seconds": 60.0, "mode": "sync"}
 
@@ -31,6 +36,34 @@ def test_a_run_that_has_made_more_wants_no_less():
         "tasks_wanted": 100,
         "eta_seconds": 0.0,
     }
+
+
+def test_the_time_of_a_run_contains_that_of_its_measurements(tmp_path: Path) -> None:
+    """Parts of 10 s, each with a measurement of 5 s after it, of which the third is interrupted and made again."""
+    given = {"tasks": "omniglot", "meta_updates": 6, "early_stopping.interval": 2, "supervised.pretraining": 20}
+    config, clock = resolve("smoke", given), Clock()
+    run_directory.prepare(tmp_path, config)
+    (tmp_path / "init.safetensors").write_bytes(b"")
+    answers = iter(["done", "done", "interrupted", "done"])
+
+    def train_until(end: int) -> tuple[str, dict[str, Any]]:
+        clock.now += 10
+        summary = {**PART, "wall_seconds": run_directory.wall_seconds(tmp_path) + 10}
+        run_directory.write_summary(tmp_path, summary)
+        return "done", summary
+
+    def measure(end: int, history: History) -> str:
+        clock.now += 5
+        if (answer := next(answers)) == "done":
+            history.add(tmp_path, Measurement(end, 0.5))
+        return answer
+
+    began = clock.now
+    for state in ("interrupted", "done"):
+        outcome, summary = _train_with_validation(config, tmp_path, train_until, measure, clock)
+        assert outcome == summary["state"] == state
+        assert run_directory.wall_seconds(tmp_path) == summary["wall_seconds"] == clock.now - began
+    assert clock.now - began == 60
 
 
 def test_a_start_waits_for_no_library_that_it_does_not_need_yet(tmp_path: Path) -> None:

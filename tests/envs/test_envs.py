@@ -457,6 +457,21 @@ def test_the_pool_is_bounded_and_keeps_the_games_played_last(empty_pool, monkeyp
     assert {game: len(kept) for game, kept in emulator._pool.items()} == {"pong": 2, "breakout": 1}
 
 
+def test_the_pool_holds_all_emulators_of_the_task_that_needs_most(empty_pool, monkeypatch):
+    monkeypatch.setattr(emulator, "POOL_SIZE", 5)
+    monkeypatch.setattr(emulator, "_needed", 0)
+    monkeypatch.setattr(emulator, "Emulator", lambda game: [game])
+    emulator.keep(6)
+    emulator.keep(4)
+    for _ in range(2):
+        taken = {game: emulator.take(game, 3) for game in ("pong", "qbert")}
+        for game, emulators in taken.items():
+            emulator.put_back(game, emulators)
+        assert {game: len(kept) for game, kept in emulator._pool.items()} == {"pong": 3, "qbert": 3}
+    emulator.put_back("breakout", emulator.take("breakout", 1))
+    assert sum(map(len, emulator._pool.values())) <= 6
+
+
 class Executed(NamedTuple):
     """What an emulator was told, frame by frame, each episode after its restart."""
 

@@ -123,7 +123,8 @@ class Training:
             assert server.push(Contribution.whole(lease, manifest.digest, vector)).durable
         server.close()
         self.trained.append(server.version)
-        return "done", {"state": "running", "tasks": server.status()["tasks"], "tasks_wanted": whole.total_tasks}
+        tasks = {"tasks": server.status()["tasks"], "tasks_wanted": whole.total_tasks}
+        return "done", {"state": "running", "wall_seconds": 0.0, **tasks}
 
     def evaluate(self, config: Config, runs: Any, out: Path, *, progress: bool, label: str) -> str:
         self.tested.append([run.game for run in runs])

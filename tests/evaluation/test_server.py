@@ -152,6 +152,31 @@ def test_an_arm_is_a_start_and_scratch_is_another_one_for_every_seed(tmp_path):
 # --- the protocol --------------------------------------------------------------------------------------------------
 
 
+def test_the_steps_of_an_evaluation_are_those_of_all_its_servers_and_launches(tmp_path):
+    """A summary is written twice a second, so a later server knows what was counted."""
+
+    def report(server: EvaluationServer) -> None:
+        run_directory.write_summary(tmp_path, {"state": "running", **server.status()})
+
+    server = serve(tmp_path, seeds=2, session="a")
+    lease = grant(server)
+    server.push(contribution(lease, seq=1, final=False))
+    report(server)
+    server.close()  # a crash, after 100 of 400 steps
+    server = serve(tmp_path, seeds=2, session="a")
+    assert server.status()["agent_steps"] == 100
+    server.push(contribution(lease, seq=2))
+    assert server.status()["agent_steps"] == 400, "what the first server counted is not counted again"
+    report(server)
+    server.close()
+    server = serve(tmp_path, seeds=2, session="b")
+    assert finish(server) == 7
+    assert server.status()["agent_steps"] == 8 * 400
+    server.close()
+    (tmp_path / "summary.json").write_text('{"state": "done", "tasks_wanted": 8, "agent_steps": "many", "leases": []}')
+    assert serve(tmp_path, seeds=2).status()["agent_steps"] == 0, "damaged"
+
+
 def test_every_run_becomes_a_file_and_an_evaluation_goes_on_where_it_was_left(tmp_path):
     server = serve(tmp_path, seeds=2)
     lease = grant(server)

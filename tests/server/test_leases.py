@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from protocol import INITIAL, Clock, config, contribution, grant, serve
 
-from leap_dist.protocol.messages import Task
-from leap_dist.server.leases import LeaseBook
-from leap_dist.storage import journal
+from leap_dist.protocol.messages import CurvePoint, Lease, Task
+from leap_dist.server.leases import LeaseBook, OpenLease, describe
+from leap_dist.storage import journal, run_directory
 
 
 class Unrecorded:
@@ -90,3 +91,39 @@ def test_a_call_that_takes_long_costs_nobody_a_lease(tmp_path: Path, monkeypatch
         assert server.push(contribution(pushing, INITIAL)).durable
     server.tick()
     assert server.renew(waiting.id, "i0", 10).proceed
+
+
+@pytest.mark.parametrize(
+    ("scores", "shown"),
+    [
+        ([], []),
+        ([None], [0]),
+        ([3.0], [0]),
+        ([1.0, 2.0, None, None], [1, 3]),
+        ([1.0, None, 2.0], [2]),
+        ([None] * 3, [2]),
+    ],
+)
+def test_a_status_shows_the_end_of_a_curve(tmp_path, scores, shown):
+    """The newest score and the newest point are all that a table of workers needs."""
+    server = serve(tmp_path, config())
+    points = tuple(CurvePoint(100 * (n + 1), 1, score, {"loss": 0.5}) for n, score in enumerate(scores))
+    pushed = replace(contribution(grant(server), INITIAL, final=False), curve=points)
+    assert server.push(pushed).accepted
+    assert server.status()["leases"][0]["curve"] == [points[n].plain() for n in shown]
+
+
+def test_the_summary_of_many_workers_with_long_curves_can_be_read(tmp_path):
+    """700 workers, whose tasks have reported 100 times."""
+    names = ("loss", "policy_loss", "value_loss", "entropy")
+    points = tuple(CurvePoint(50_000 * n, 9, n / 7, dict.fromkeys(names, n / 3)) for n in range(1, 101))
+    leases = []
+    for number in range(700):
+        task = Task(number, "space_invaders", 3, 1, 5_000_000)
+        lease = Lease(f"{number:06d}-0123abcd", task, f"w{number}", "0" * 32, 100, 60.0)
+        newest = replace(contribution(lease, INITIAL, final=False), curve=points)
+        leases.append(describe(OpenLease(lease, 1.0, 2.0, 5_000_000, 1, newest), 3.0))
+    summary = {"state": "running", "tasks_wanted": 1000, "leases": leases}
+    run_directory.write_summary(tmp_path, summary)
+    assert run_directory.read_summary(tmp_path) == summary
+    assert (tmp_path / "summary.json").stat().st_size < 700 * 1000

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crashes import RUNS, Killed, assert_same_end, play
-from protocol import INITIAL, Clock, Worker, config, contribution, finish, grant, ledger, serve, work
+from protocol import INITIAL, Clock, Worker, config, contribution, finish, grant, ledger, pull, serve, work
 
 from leap_dist.protocol.messages import Idle
-from leap_dist.server.monitoring import Alerts
+from leap_dist.server.monitoring import INTERVAL, Alerts
 from leap_dist.storage import atomic
+from leap_dist.storage.locks import RunDirectoryBusy
 from leap_dist.testing import failpoints
 
 
@@ -274,6 +275,39 @@ def test_messages_that_alternate_are_recorded_once():
     assert len(alerts.messages) == 4
 
 
+def test_a_full_disk_is_reported_as_often_to_many_workers_as_to_one(tmp_path):
+    """Each repeats its push once a second. A minute gives one line, whatever file each push would have written."""
+    clock = Clock()
+    server = serve(tmp_path, config(mode="buffered", meta__batch_size=64, workers=40), clock=clock)
+    held = [contribution(grant(server, f"w{n}", f"i{n}"), INITIAL, seq=2) for n in range(40)]
+    assert not server.alerts
+    try:
+        failpoints.arm("journal.write=full@1-100000")
+        for second in range(180):
+            if second % 20 == 0:
+                assert {server.push(one).reason for one in held} == {"storage"}
+            clock.advance(1, server)
+    finally:
+        failpoints.arm("")
+    assert len(server.alerts) == 3
+    assert all("could not be stored" in alert for alert in server.alerts)
+    assert all(server.push(one).durable for one in held)
+
+
+def test_alerts_about_different_things_are_all_recorded():
+    clock = Clock()
+    alerts = Alerts(clock)
+    for number in range(30):
+        alerts(f"w{number} has not reported")
+    alerts("w0 failed", kind="a")
+    alerts("w0 failed", kind="b")
+    alerts("w1 failed", kind="a")
+    clock.now += INTERVAL
+    alerts("w2 failed", kind="a")
+    assert list(alerts.messages)[30:] == ["w0 failed", "w2 failed"]
+    assert len(alerts.messages) == 32
+
+
 # --- quarantine ----------------------------------------------------------------------------------------------------
 
 
@@ -319,3 +353,72 @@ def test_a_run_that_ended_because_all_its_games_were_quarantined_can_be_resumed(
     resumed = serve(tmp_path, run, session="second")
     work(resumed)
     assert resumed.status()["complete"]
+
+
+FULL = ",".join(f"{point}=full@1-1000" for point in ("ledger.write", "init.write", "checkpoint.write", "journal.write"))
+
+
+@pytest.mark.parametrize("before", ["ledger.write=full@1-1000", "ledger.written=full@1-1000,init.write=full@1-1000"])
+def test_a_server_that_restarts_while_the_disk_is_full_goes_on_when_there_is_space(tmp_path, before):
+    """The last checkpoint just fitted; the ledger did not, or only a part of it that was never acknowledged."""
+    run = config(mode="buffered", meta__batch_size=1, meta_updates=5)
+    undisturbed = serve(tmp_path / "undisturbed", run)
+    work(undisturbed)
+    server = serve(tmp_path / "run", run)
+    finish(server, grant(server), INITIAL)
+    lease = grant(server)
+    try:
+        failpoints.arm(before)
+        finish(server, lease, server.snapshot()[1])
+        server.close()
+        failpoints.arm(FULL)
+        for _ in range(2):
+            server = serve(tmp_path / "run", run)
+            assert server.version == 2
+            assert not server.status()["files_written"]
+            assert any("the ledger could not be written" in alert for alert in server.alerts)
+            assert len(server.ledger(0)[0]) == 1
+            lease = grant(server)
+            refused = server.push(contribution(lease, pull(lease.task.seed, server.snapshot()[1]), seq=2))
+            assert (refused.durable, refused.reason) == (False, "storage")
+            server.close()
+    finally:
+        failpoints.arm("")
+    server = serve(tmp_path / "run", run)
+    server.tick()
+    assert server.status()["files_written"]
+    work(server)
+    assert_same_end(server, tmp_path / "run", undisturbed, tmp_path / "undisturbed")
+
+
+def test_a_restarted_server_writes_its_files_as_soon_as_there_is_space(tmp_path):
+    run = config(mode="buffered", meta__batch_size=1, meta_updates=2)
+    server = serve(tmp_path, run)
+    finish(server, grant(server), INITIAL)
+    server.close()
+    written = (tmp_path / "ledger.jsonl").read_text()
+    with (tmp_path / "ledger.jsonl").open("a") as file:
+        file.write('{"a line that a crash')
+    try:
+        failpoints.arm("ledger.write=full@1-2")
+        server = serve(tmp_path, run)
+        server.tick()
+        assert not server.status()["files_written"]
+        server.tick()
+    finally:
+        failpoints.arm("")
+    assert server.status()["files_written"]
+    assert (tmp_path / "ledger.jsonl").read_text() == written
+
+
+def test_a_server_that_is_refused_leaves_the_temporary_files_of_the_live_one(tmp_path):
+    server = serve(tmp_path, config())
+    names = ("journal/.contribution-00000007.safetensors.ab12.tmp", "checkpoints/.000001.tmp")
+    for name in names:
+        (tmp_path / name).write_bytes(b"being written")
+    with pytest.raises(RunDirectoryBusy):
+        serve(tmp_path, config())
+    assert all((tmp_path / name).exists() for name in names)
+    server.close()
+    serve(tmp_path, config()).close()
+    assert not (tmp_path / names[0]).exists(), "nobody is writing it"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -479,3 +481,21 @@ def test_files_are_read_within_bounds(tmp_path: Path) -> None:
     assert files.read_regular(tmp_path / "link", 5, follow_links=True) == b"12345"
     with pytest.raises(files.Unreadable, match="symbolic link"):
         files.read_regular(tmp_path / "link", 5)
+
+
+def lock_on_a_full_disk(run_dir: Path) -> None:
+    """Takes the lock in a process whose files cannot grow."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    held = RunLock(run_dir)
+    assert (run_dir / ".lock").read_bytes() == b""
+    with pytest.raises(RunDirectoryBusy, match="an unknown process"):
+        RunLock(run_dir)
+    held.release()
+    RunLock(run_dir).release()
+
+
+def test_a_lock_can_be_taken_though_no_file_can_grow(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=lock_on_a_full_disk, args=(tmp_path,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0

@@ -18,6 +18,7 @@ from leap_dist.tasks.images import family
 from leap_dist.tasks.images.classifier import Classifier
 from leap_dist.tasks.images.division import MAX_VALIDATION_IMAGES, divided
 from leap_dist.tasks.starting_point import StartingPoint
+from leap_dist.worker.heartbeat import no_heartbeat
 
 SIDE = 28
 ROTATED = SupervisedSettings(rotations=4)
@@ -176,7 +177,7 @@ def test_a_learner_knows_the_length_of_the_task_in_whose_order_it_draws(monkeypa
     lease = Lease(
         "l", Task(0, ALL_GAMES if joint else "greek", 0, 1, 60 * 20 if joint else 30 * 20), "w0", "i0", 0, 60.0
     )
-    learner = omniglots.learner(config, lease, start, Stopwatch())
+    learner = omniglots.learner(config, lease, start, Stopwatch(), no_heartbeat)
 
     def alone(updates: int) -> list[float]:
         seed = derived_seed(1, 0) if joint else 1

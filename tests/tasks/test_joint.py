@@ -12,17 +12,21 @@ import pytest
 import torch
 from a2c_learners import ALONE, ATARI, WORKER, playing
 from in_process import train
-from protocol import config
+from protocol import Clock, config, grant
 
 from leap_dist.cli.main import main
 from leap_dist.config.settings import Config
+from leap_dist.envs import emulator
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.nn.flat_vector import flatten
 from leap_dist.protocol.messages import Idle
 from leap_dist.server.meta_server import MetaServer
 from leap_dist.tasks.atari.a2c import A2C
 from leap_dist.tasks.atari.joint import JointA2C
+from leap_dist.tasks.task import family_of
 from leap_dist.weights.initialization import read_initialization
+from leap_dist.worker.run_task import run_task
+from leap_dist.worker.start import Start
 
 pytestmark = pytest.mark.emulator
 GAMES = ("carnival", "pong")
@@ -94,7 +98,7 @@ def test_all_games_learn_with_the_same_encoder_from_the_state_that_an_earlier_ta
 def setting(**more: object) -> Config:
     return config(
         meta_learner="multitask", games="pong,freeway", meta_updates=2, meta__batch_size=2, task_steps=50,
-        agent__envs=1, agent__unroll=5, worker__push_interval=20, worker__device="cpu", **more,
+        agent__unroll=5, worker__push_interval=20, worker__device="cpu", **{"agent__envs": 1, **more},
     )  # fmt: skip
 
 
@@ -123,6 +127,33 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not_bit_for_bit(tmp_path,
         main(["export", str(tmp_path / "whole" / "init.safetensors"), "--to", "torch", "--out", str(tmp_path / "x")])
         == 0
     )
+
+
+def test_an_agent_that_starts_more_slowly_than_its_lease_keeps_the_lease(tmp_path, monkeypatch):
+    """Four emulators of 2 s each, with a lease of 6 s; the next task finds them in the pool."""
+    run = setting(agent__envs=2, server__lease_seconds=6.0, worker__heartbeat_seconds=2.0)
+    manifest, initial = family_of(run).initialization(run, 0, run.scope)
+    clock, made = Clock(), []
+    server = MetaServer(run, tmp_path, manifest=manifest, initial=initial, session="s", clock=clock)
+
+    class SlowEmulator(emulator.Emulator):
+        def __init__(self, game: str) -> None:
+            clock.advance(2.0, server)
+            made.append(game)
+            super().__init__(game)
+
+    monkeypatch.setattr(emulator, "POOL_SIZE", 1)
+    monkeypatch.setattr(emulator, "Emulator", SlowEmulator)
+    emulator.clear()
+    for task in range(2):
+        lease = grant(server)
+        start = Start(server.snapshot()[1], server.head(lease.task.game))
+        ack = run_task(lease, start, run, server, clock=clock)
+        assert ack is not None, list(server.alerts)
+        assert ack.durable
+        assert made == ["pong", "pong", "freeway", "freeway"], f"by the end of task {task}"
+    assert server.status()["leases_lost"] == 0
+    server.close()
 
 
 def test_a_closed_learner_of_all_games_leaves_no_cycle_in_memory():

@@ -28,6 +28,7 @@ from leap_dist.tasks.starting_point import StartingPoint
 from leap_dist.tasks.task import family_of
 from leap_dist.weights.initialization import load_encoder, load_network, read_initialization
 from leap_dist.weights.warm_start import initial_vector
+from leap_dist.worker.heartbeat import no_heartbeat
 from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start, make_learner
 
@@ -186,7 +187,7 @@ def test_a_task_ends_when_validation_has_no_more_to_gain(data_dir, monkeypatch):
     config = small(data_dir, games=("mnist",), supervised__patience=2, supervised__validation=0.34)
     kind = family_of(config)
     lease = _lease(config)
-    learner = kind.learner(config, lease, _beginning(config), Stopwatch())
+    learner = kind.learner(config, lease, _beginning(config), Stopwatch(), no_heartbeat)
     assert isinstance(learner, Classifier)
     assert learner._train.count == 40, "of six images of each class two are for validation"
     errors = iter([0.5, 0.4, 0.4, 0.45, 0.1])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from protocol import config, ledger
+from protocol import Clock, config, ledger
 from toy_images import CLASSES, SETTINGS, SIDE, WORKER, dataset
 
 from leap_dist.config.loading import ConfigError, incompatibilities, resolve
@@ -223,3 +223,21 @@ def test_a_stack_is_for_images():
     alone, stacked = resolve("smoke", {"tasks": "omniglot"}), resolve("smoke", {"tasks": "omniglot", "worker.stack": 4})
     assert stacked.max_staleness(3) == 4 * alone.max_staleness(3)
     assert incompatibilities(alone, stacked) == [], "it may change when a run is resumed"
+
+
+def test_leases_are_renewed_while_the_learners_of_other_leases_are_made(tmp_path, monkeypatch):
+    """Three learners of 3 s each, with a lease of 6 s."""
+    run, clock = settings("leap", server__lease_seconds=6.0, worker__heartbeat_seconds=2.0), Clock()
+    manifest, initial = initialization(1, SIDE, CLASSES, 0, run.scope)
+    server = MetaServer(run, tmp_path, manifest=manifest, initial=initial, clock=clock)
+    make = stacking.make_learner
+
+    def slowly(*arguments: Any) -> Any:
+        clock.advance(3.0, server)
+        return make(*arguments)
+
+    monkeypatch.setattr(stacking, "make_learner", slowly)
+    granted = [(lease, start_of(server, lease)) for lease in leases(server, 3)]
+    acks = run_stack(granted, run, server, lambda lease, error: pytest.fail(f"{lease.id}: {error}"), clock=clock)
+    assert [ack.durable for ack in acks.values() if ack] == [True] * 3, list(server.alerts)
+    assert server.status()["leases_lost"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,8 +39,13 @@ class Environments(Protocol):
         """Release the environments."""
 
 
-def make_atari(game: str, count: int, settings: AtariSettings) -> atari_vector.Atari:
-    """Make `count` copies of a game with these settings. Raises ValueError for a game that cannot be loaded."""
+def make_atari(
+    game: str, count: int, settings: AtariSettings, beat: Callable[[], None] = lambda: None
+) -> atari_vector.Atari:
+    """Make `count` copies of a game with these settings, and call `beat` before each of them.
+
+    Raises ValueError for a game that cannot be loaded, and whatever `beat` raises.
+    """
     return atari_vector.make(
         game,
         count,
@@ -50,4 +56,5 @@ def make_atari(game: str, count: int, settings: AtariSettings) -> atari_vector.A
         sticky_actions=settings.sticky_actions,
         max_episode_frames=settings.max_episode_frames,
         full_actions=settings.full_actions,
+        beat=beat,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from leap_dist.config.settings import ALL_GAMES, AtariSettings, Config
-from leap_dist.envs import atari_vector
+from leap_dist.envs import atari_vector, emulator
 from leap_dist.nn import actor_critic
 from leap_dist.nn.actor_critic import ALL_ACTIONS, FRAME_SIZE, SCALE, ActorCritic, Encoder
 from leap_dist.nn.flat_vector import Manifest
@@ -17,7 +18,7 @@ from leap_dist.protocol import schema
 from leap_dist.protocol.messages import Lease
 from leap_dist.protocol.seeds import derived_seed
 from leap_dist.tasks.atari.a2c import A2C
-from leap_dist.tasks.atari.environments import Environments
+from leap_dist.tasks.atari.environments import Environments, make_atari
 from leap_dist.tasks.atari.joint import JointA2C
 from leap_dist.tasks.starting_point import StartingPoint
 
@@ -65,22 +66,35 @@ class Atari:
         """Return an actor-critic network with heads for all 18 actions."""
         return ActorCritic(Encoder(atari_vector.channels(given["frames"])), ALL_ACTIONS)
 
-    def learner(self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch) -> A2C | JointA2C:
-        """Make an A2C agent for the lease's game, or one for all games. Raises ConfigError if there is no such game."""
+    def learner(
+        self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch, beat: Callable[[], None]
+    ) -> A2C | JointA2C:
+        """Make an A2C agent for the lease's game, or one for all games, and call `beat` before each environment.
+
+        Raises ConfigError if there is no such game.
+        """
         if lease.task.game != ALL_GAMES:
-            return self._agent(config, lease.task.game, lease.task.seed, start, stopwatch)
+            return self._agent(config, lease.task.game, lease.task.seed, start, stopwatch, beat)
         agents: dict[str, A2C] = {}
         try:
             for number, game in enumerate(config.games):
                 seed = derived_seed(lease.task.seed, number)
-                agents[game] = self._agent(config, game, seed, start.of_part(game), stopwatch)
+                agents[game] = self._agent(config, game, seed, start.of_part(game), stopwatch, beat)
             return JointA2C(agents, config.agent, start.head_change)
         except BaseException:
             for agent in agents.values():
                 agent.close()
             raise
 
-    def _agent(self, config: Config, game: str, seed: int, start: StartingPoint, stopwatch: Stopwatch) -> A2C:
+    def _agent(
+        self,
+        config: Config,
+        game: str,
+        seed: int,
+        start: StartingPoint,
+        stopwatch: Stopwatch,
+        beat: Callable[[], None],
+    ) -> A2C:
         """Make an A2C agent for one game."""
         return A2C(
             game,
@@ -93,13 +107,14 @@ class Atari:
             head_seed=start.head_seed,
             head_change=start.head_change,
             stopwatch=stopwatch,
-            environments=self._environments(config, game),
+            environments=self._environments(config, game, beat),
         )
 
     def _observations(self, config: Config) -> AtariSettings:
         """Return the settings that determine the agent's observations."""
         return config.atari
 
-    def _environments(self, config: Config, game: str) -> Environments | None:
-        """Return the environments of an agent, or None for those of the Atari game."""
-        return None
+    def _environments(self, config: Config, game: str, beat: Callable[[], None]) -> Environments:
+        """Make the environments of an agent, and call `beat` before each of them."""
+        emulator.keep(config.agent.envs * (len(config.games) if config.is_joint else 1))
+        return make_atari(game, config.agent.envs, config.atari, beat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -58,13 +59,13 @@ class Gymnasium(Atari):
     def _observations(self, config: Config) -> AtariSettings:
         return AtariSettings(frames=config.gymnasium.frames, life_loss=False)
 
-    def _environments(self, config: Config, game: str) -> GymnasiumVector:
-        return _environments(config, game, config.agent.envs)
+    def _environments(self, config: Config, game: str, beat: Callable[[], None]) -> GymnasiumVector:
+        return _environments(config, game, config.agent.envs, beat)
 
 
-def _environments(config: Config, name: str, count: int) -> GymnasiumVector:
+def _environments(config: Config, name: str, count: int, beat: Callable[[], None] = lambda: None) -> GymnasiumVector:
     own = config.gymnasium
-    return GymnasiumVector(registered_id(name, own.modules), count, own.frames, own.max_episode_steps)
+    return GymnasiumVector(registered_id(name, own.modules), count, own.frames, own.max_episode_steps, beat)
 
 
 def registered_id(name: str, modules: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -25,13 +26,19 @@ class GymnasiumVector:
         count: number of environments N.
         frames: kind of observations: "gray4", "rgb1" or "rgb4".
         max_episode_steps: number of steps after which an episode is truncated; 0 for the environment's own limit.
+        beat: called before each environment is made.
 
     Raises ValueError if observations are not images or actions are not discrete, and whatever the environment raises.
     """
 
-    def __init__(self, env_id: str, count: int, frames: str, max_episode_steps: int = 0) -> None:
+    def __init__(
+        self, env_id: str, count: int, frames: str, max_episode_steps: int = 0, beat: Callable[[], None] = lambda: None
+    ) -> None:
         more: dict[str, Any] = {"max_episode_steps": max_episode_steps} if max_episode_steps else {}
-        self._envs = [gymnasium.make(env_id, **more) for _ in range(count)]
+        self._envs = []
+        for _ in range(count):
+            beat()
+            self._envs.append(gymnasium.make(env_id, **more))
         space = self._envs[0].action_space
         if not isinstance(space, gymnasium.spaces.Discrete):
             raise ValueError(f"{env_id} has actions {space}, but only Discrete ones can be learned")

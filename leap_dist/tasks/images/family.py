@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
+from collections.abc import Callable, Container
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,9 @@ class Images:
         return convnet.ConvNet(given["channels"], given["size"], given["classes"], network)
 
     def learner(
-        self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch
+        self, config: Config, lease: Lease, start: StartingPoint, stopwatch: Stopwatch, beat: Callable[[], None]
     ) -> Classifier | JointClassifier:
-        """Make a classifier for the lease's alphabet or data set, or one for all of them.
+        """Make a classifier for the lease's alphabet or data set, or one for all of them with a `beat` before each.
 
         Raises ConfigError if the data is not there.
         """
@@ -114,6 +114,7 @@ class Images:
         share = -(-updates // len(config.games))  # the data sets take turns
         classifiers: dict[str, Classifier] = {}
         for number, name in enumerate(config.games):
+            beat()
             task = dataclasses.replace(lease.task, game=name, seed=derived_seed(lease.task.seed, number))
             part = dataclasses.replace(lease, task=task)
             classifiers[name] = self._classifier(config, part, start.of_part(name), share, stopwatch)
