@@ -323,7 +323,7 @@ class Pool:
         try:
             self._clips += ray.get(run)
         except RayError as error:
-            if isinstance(error, OutOfMemoryError) or memory.was_killed(slot.pid):
+            if isinstance(error, OutOfMemoryError) or memory.was_killed(slot.pid, slot.node):
                 together = sum(other.memory_bytes or 0 for other in self._slots)
                 self._restart(slot, memory.explain_kill(slot.memory_bytes, together))
                 return
