@@ -232,7 +232,7 @@ class ControlLoop:
         """Record that the server did not answer. Raises _ServerLost when it has been away for too long."""
         if self._away_since is None:
             self._away_since = self._nodes.clock()
-            killed = memory.was_killed(self._status.get("server_pid"))
+            killed = memory.was_killed(self._status.get("server_pid"), self._nodes.own)
             reason = f"was killed because the memory was full; {memory.ADVICE}" if killed else "does not answer"
             self._pool.alerts.append(f"the server {reason}; if it died, Ray restarts it")
         elif (away := self._nodes.clock() - self._away_since) > self._longest_away:

@@ -64,16 +64,19 @@ def fit(config: Config, available: float | None = None, *, on_gpus: bool = False
     return replace(config, workers=fits, min_workers=min(config.min_workers, fits)), [line]
 
 
-def was_killed(pid: int | None) -> bool:
+def was_killed(pid: int | None, node: str | None) -> bool:
     """Return whether Ray's memory monitor has killed a process; False if that is not known.
+
+    `node` is Ray's ID of the node that the process ran on. Containers number their processes from one, so that many
+    processes in a cluster have the same PID, also one after the other on one node, of which only the last is meant.
 
     If the head node is gone, Ray's call blocks for a minute, and the driver must not wait for it: it is given up after
     `ANSWER_SECONDS`, and no other one is made meanwhile.
     """
-    if pid is None or any(thread.is_alive() for thread in _asking):
+    if pid is None or node is None or any(thread.is_alive() for thread in _asking):
         return False
     answer: list[bool] = []
-    thread = threading.Thread(target=lambda: answer.append(_is_in_table(pid)), name="killed", daemon=True)
+    thread = threading.Thread(target=lambda: answer.append(_is_in_table(pid, node)), name="killed", daemon=True)
     _asking[:] = [thread]
     thread.start()
     thread.join(ANSWER_SECONDS)
@@ -83,13 +86,14 @@ def was_killed(pid: int | None) -> bool:
 _asking: list[threading.Thread] = []  # the last one that `was_killed` has started
 
 
-def _is_in_table(pid: int) -> bool:
+def _is_in_table(pid: int, node: str) -> bool:
     with contextlib.suppress(Exception):  # the interface is not public and may change
         accessor: Any = ray._private.state.state._global_state_accessor
-        for raw in accessor.get_worker_table():
-            worker = WorkerTableData.FromString(raw)
-            if worker.pid == pid and worker.exit_type == WorkerExitType.Value("NODE_OUT_OF_MEMORY"):
-                return True
+        workers = [WorkerTableData.FromString(raw) for raw in accessor.get_worker_table()]
+        there = [worker for worker in workers if worker.pid == pid and worker.worker_address.node_id.hex() == node]
+        if there:
+            last = max(there, key=lambda worker: worker.start_time_ms)  # by the node's own clock
+            return bool(last.exit_type == WorkerExitType.Value("NODE_OUT_OF_MEMORY"))
     return False
 
 

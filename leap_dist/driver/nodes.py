@@ -46,6 +46,8 @@ class View(NamedTuple):
     """Nodes that are alive and not about to leave, by Ray's ID."""
     leaving: dict[str, float]
     """When each node that is about to leave will be gone, on the monotonic clock, by Ray's ID."""
+    read_at: float = math.inf
+    """When the nodes were read, on the monotonic clock; infinite for a view that is never out of date."""
 
 
 class Nodes:
@@ -91,6 +93,7 @@ class Nodes:
 
 def _read(known: Mapping[str, float], reservation: Reservation) -> View:
     """Read the nodes. `known` holds the last view's deadlines, which stay the same if the wall clock jumps."""
+    read_at = time.monotonic()
     leaving = {name: known[name] if name in known else _monotonic(deadline) for name, deadline in _draining().items()}
     nodes: dict[str, dict[str, Any]] = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     staying = {
@@ -103,7 +106,7 @@ def _read(known: Mapping[str, float], reservation: Reservation) -> View:
         for name, node in reservation.limit(nodes).items()
         if name not in leaving
     }
-    return View(staying, leaving)
+    return View(staying, leaving, read_at)
 
 
 def _draining() -> dict[str, int]:

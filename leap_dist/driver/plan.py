@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from leap_dist.config.loading import implied_values
 from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
-from leap_dist.driver.placement import TASK_LIMIT, Room
+from leap_dist.driver.nodes import Node
+from leap_dist.driver.placement import TASK_LIMIT, Need, Room
 from leap_dist.telemetry.progress import duration
 
 STEPS_PER_SECOND = {"cpu": 1_600.0, "cuda": 1_700.0}
@@ -47,6 +48,14 @@ def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int
     share = min(1.0, config.worker.cpus)  # workers that reserve half a processor have half of it, if all are busy
     rate = share * sum(STEPS_PER_SECOND[device] * count for device, count in places.items())
     return f"{text}; about {_rounded(rate):,.0f} agent steps/s, {duration(steps_left / rate)} to the end"
+
+
+def idle_nodes(need: Need, nodes: Iterable[Node]) -> int:
+    """Return how many nodes get no workers because they have no GPU, if all workers must compute on GPUs."""
+    if need.device != "cuda":
+        return 0
+    on_processors = need._replace(device="cpu", gpus=0.0)
+    return sum(on_processors.on(node).workers > 0 for node in nodes if not node.resources.get("GPU"))
 
 
 def _limit(config: Config, rooms: Sequence[Room], workers: int) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayError
 
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.plurals import counted
@@ -21,7 +21,8 @@ from leap_dist.driver import memory, mps, plan
 from leap_dist.driver.actor_messages import EndedWorker, WorkerHealth
 from leap_dist.driver.actors import WORKER
 from leap_dist.driver.clients import Aggregators
-from leap_dist.driver.failures import Failures
+from leap_dist.driver.deaths import Deaths
+from leap_dist.driver.failures import RETRY_SECONDS, Failures
 from leap_dist.driver.nodes import READ_SECONDS, Node, Nodes
 from leap_dist.driver.placement import (
     MPS_LIMIT,
@@ -89,6 +90,7 @@ class Pool:
         self._config = config
         self._checks = checks or NoChecks()
         self._failures = Failures(self._checks)
+        self._deaths = Deaths(nodes, config.server.lease_seconds)
         self._most = most_workers
         self._need = Need.of(config, most_workers)
         self._one_kind = one_kind
@@ -164,7 +166,8 @@ class Pool:
         self.alerts += self._checks.alerts
         self._checks.alerts.clear()
         self._settle_kind()
-        now, hosts = time.monotonic(), self._hosts()
+        self.ended += self._deaths.settle()
+        hosts = self._hosts()
         fits = sum(room.workers for room in hosts.values())
         self._record_capacity(fits)
         self._vacate(self._nodes.view.leaving)
@@ -176,9 +179,14 @@ class Pool:
         for slot in self._slots:
             if slot.run is not None:
                 self._check(slot, slot.run)
-            elif not (slot.done or slot.quarantined) and now >= slot.not_before and (host := self._host(hosts)):
+            elif slot.is_ready and (host := self._host(hosts)):
                 self._start(slot, host, hosts[host])
-        self._failures.follow(self._slots)
+                self._failures.record_start(host)
+        for name in self._failures.follow(hosts, self._slots):
+            self.alerts.append(
+                f"most workers on node {self._address(name)} are in quarantine; it gets one worker every "
+                f"{RETRY_SECONDS / 60:.0f} minutes"
+            )
 
     def _resize(self, count: int) -> None:
         """Add slots up to `count`. If the number follows the nodes, empty slots beyond it are removed."""
@@ -188,18 +196,9 @@ class Pool:
             self._slots.pop()
 
     def _host(self, hosts: Mapping[str, Room]) -> str | None:
-        """Return the node for the next worker, or None.
-
-        Nodes on which workers keep failing come last, those with GPUs before others, then the one with most room.
-        """
-        taken = Counter(slot.host for slot in self._slots if slot.run is not None)
+        """Return the node for the next worker, or None."""
         shut = {name for name in hosts if self._daemons.is_undecided(name) or self._checks.is_doubted(name)}
-        free = {name: room.workers - taken[name] for name, room in hosts.items() if name not in shut}
-        return max(
-            (name for name in free if free[name] > 0),
-            key=lambda name: (-self._failures.rounds(name), hosts[name].device == "cuda", free[name]),
-            default=None,
-        )
+        return self._failures.choose(hosts, self._slots, shut)
 
     def _record_capacity(self, fits: int) -> None:
         self._begun = self._begun or fits >= self._config.min_workers
@@ -212,12 +211,13 @@ class Pool:
     def handle_status(self, status: dict[str, Any]) -> None:
         """Replace workers that the server reports as silent, and stop those in quarantine."""
         for slot in self._slots:
-            if slot.run is None:
-                continue
-            if slot.name in status["quarantined_workers"]:
-                slot.quarantined = True
-                self._end(slot, crashed=False)
-            elif slot.incarnation in status["silent"]:
+            if slot.name in status["quarantined_workers"] and not (slot.quarantined or slot.done):
+                slot.quarantined, slot.host = True, slot.node or slot.host
+                if slot.host is not None:
+                    self._failures.record_quarantine(slot.host)
+                if slot.run is not None:
+                    self._end(slot)
+            elif slot.run is not None and slot.incarnation in status["silent"]:
                 self._restart(slot, "was silent for too long")
 
     def capacity(self) -> int:
@@ -234,6 +234,11 @@ class Pool:
         """Return the nodes for workers that have passed their checks and are not about to leave."""
         return self._checks.passed(candidates(self._need, self._nodes.view.staying))
 
+    def _address(self, name: str) -> str:
+        """Return the address of a node, or its ID if it has gone meanwhile."""
+        node = self._nodes.view.staying.get(name)
+        return name if node is None else node.host
+
     def _settle_kind(self) -> None:
         """Decide whether workers get GPUs, if all are to have the same kind of device and some node can hold one."""
         if self._one_kind and self._need.device == "auto":
@@ -243,15 +248,8 @@ class Pool:
         """Return the plan for what is left of the run, in one line."""
         tasks = max(0, status["tasks_wanted"] - status["tasks"] - status["tasks_waiting"])
         rooms, steps = self._hosts(), tasks * self._config.steps_of_task
-        return plan.describe(self._config, [*rooms.values()], self.wanted, steps, self._idle_nodes())
-
-    def _idle_nodes(self) -> int:
-        """Return how many nodes get no workers because they have no GPU, while all workers must compute on GPUs."""
-        if not self._one_kind or self._need.device != "cuda":
-            return 0
-        others = [node for node in self._nodes.view.staying.values() if not node.resources.get("GPU")]
-        on_processors = self._need._replace(device="cpu", gpus=0.0)
-        return sum(on_processors.on(node).workers > 0 for node in others)
+        idle = plan.idle_nodes(self._need, self._nodes.view.staying.values()) if self._one_kind else 0
+        return plan.describe(self._config, [*rooms.values()], self.wanted, steps, idle)
 
     @property
     def mps(self) -> dict[str, str]:
@@ -323,24 +321,23 @@ class Pool:
         try:
             self._clips += ray.get(run)
         except RayError as error:
-            if isinstance(error, OutOfMemoryError) or memory.was_killed(slot.pid):
+            if isinstance(error, OutOfMemoryError) or memory.was_killed(slot.pid, slot.node):
                 together = sum(other.memory_bytes or 0 for other in self._slots)
                 self._restart(slot, memory.explain_kill(slot.memory_bytes, together))
                 return
             if isinstance(error, ActorUnschedulableError) or "never ran" in str(error):
                 # The node was gone before the view of the nodes said so. The worker has not failed.
                 slot.not_before = time.monotonic() + READ_SECONDS
-                self._end(slot, crashed=False)
+                self._end(slot)
                 return
             # A process that ended by itself may have been ended by its task; one whose node is gone was not.
-            died = isinstance(error, RayActorError) and "node has died" not in str(error)
-            self._restart(slot, memory.explain_death(error), crashed=died and slot.node in self._nodes.view.staying)
+            self._restart(slot, memory.explain_death(error), outlived_by=self._deaths.seconds(slot.node, error))
         else:
             if slot.gone_by is None:
                 slot.done = True
                 slot.clear()
             else:
-                self._end(slot, crashed=False)
+                self._end(slot)
 
     def _record_health(self, slot: WorkerSlot, health: WorkerHealth) -> None:
         slot.record(health)
@@ -365,7 +362,7 @@ class Pool:
                 slot.not_before = 0.0
                 self.alerts.append(f"{slot.name} leaves its node within {left:.0f} s, because the node is about to go")
             elif now >= slot.gone_by:
-                self._end(slot, crashed=False)
+                self._end(slot)
 
     def _free_gpus(self, hosts: Mapping[str, Room]) -> None:
         """Let workers on processors leave after their tasks if the GPUs of their node can be used by now."""
@@ -377,20 +374,27 @@ class Pool:
                 slot.actor.leave.remote(math.inf)
             if slow:
                 self.alerts.append(
-                    f"node {self._nodes.view.staying[host].host} has GPUs now; its {counted(len(slow), 'worker')} on "
+                    f"node {self._address(host)} has GPUs now; its {counted(len(slow), 'worker')} on "
                     "processors leave after their tasks"
                 )
 
-    def _restart(self, slot: WorkerSlot, reason: str, *, crashed: bool = False) -> None:
+    def _restart(self, slot: WorkerSlot, reason: str, *, outlived_by: float | None = None) -> None:
         """End a worker and let it start again after a pause."""
         self.restarts += 1
-        self.alerts.append(f"{slot.name} {reason}; it is restarted in {slot.back_off():.0f} s")
+        pause = max(slot.back_off(), outlived_by or 0.0)
+        self.alerts.append(f"{slot.name} {reason}; it is restarted in {pause:.0f} s")
         if (host := slot.node or slot.host) is not None:  # in a placement group, Ray may have chosen another node
             self._failures.record(host)
-        self._end(slot, crashed=crashed)
+        self._end(slot, outlived_by=outlived_by)
 
-    def _end(self, slot: WorkerSlot, *, crashed: bool) -> None:
-        """End a worker, whatever it is doing. The server will be told to take back its lease."""
-        self.ended.append(EndedWorker(slot.incarnation, crashed))
+    def _end(self, slot: WorkerSlot, *, outlived_by: float | None = None) -> None:
+        """End a worker, whatever it is doing. The server will be told to take back its lease.
+
+        The worker has crashed if its node outlives it by `outlived_by` seconds; with None, it has not.
+        """
+        if outlived_by:
+            self._deaths.hold(slot, outlived_by)
+        else:
+            self.ended.append(EndedWorker(slot.incarnation, crashed=outlived_by is not None))
         ray.kill(slot.actor)  # has no effect on an actor that is dead
         slot.clear()

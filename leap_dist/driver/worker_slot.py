@@ -51,6 +51,8 @@ class WorkerSlot:
     """When the next actor may start, on the monotonic clock."""
     gone_by: float | None = None
     """When the worker's node goes away, on the monotonic clock; None until the worker has been told."""
+    is_held: bool = False
+    """Whether no actor may start because it is still open why the last one died."""
     done: bool = False
     quarantined: bool = False
 
@@ -84,7 +86,12 @@ class WorkerSlot:
     @property
     def is_idle(self) -> bool:
         """Whether no actor fills the slot and nothing about the slot has to be remembered."""
-        return self.run is None and not self.done and not self.quarantined
+        return self.run is None and not (self.is_held or self.done or self.quarantined)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether an actor may start now."""
+        return self.is_idle and time.monotonic() >= self.not_before
 
     @property
     def state(self) -> str:
@@ -94,7 +101,7 @@ class WorkerSlot:
         if self.done:
             return "done"
         if self.run is None:
-            return "no room" if time.monotonic() >= self.not_before else "restarting"
+            return "no room" if self.is_ready else "restarting"
         if self.gone_by is not None:
             return "leaving"
         return "running" if self.pid is not None else "starting"

@@ -13,7 +13,8 @@ from leap_dist.server.quarantine import Quarantine
 ATTEMPTS = 3
 """Number of failures after which a run is given up."""
 DEATHS = 10
-"""Number of deaths of worker processes after which a run is given up: more, because most have other causes."""
+"""Number of deaths of worker processes without progress after which a run is given up: more than ATTEMPTS, because most
+have other causes."""
 
 
 class RunQueue:
@@ -31,7 +32,8 @@ class RunQueue:
         """Indices of the runs that have failed too often, or whose game has."""
         self._runs = runs
         self._failures: Counter[int] = Counter()
-        self._deaths: Counter[int] = Counter()
+        self._deaths: Counter[int] = Counter()  # since the last progress
+        self._farthest: dict[int, int] = {}  # largest number of steps at a death, by index
         self._quarantine = Quarantine()
 
     @property
@@ -76,8 +78,16 @@ class RunQueue:
 
         A run that fails repeatedly is given up, and so is a game. A worker on which everything fails gets no more
         runs. Returns an alert for each such decision. `now` is a reading of the clock that the leases use.
+
+        A death resets the counts instead, as a success does, if the run had come farther than at any death before:
+        it continues from its last state, and does not end processes each time.
         """
         index, run = held.lease.task.index, self._runs[held.lease.task.index]
+        if died and held.steps > self._farthest.get(index, 0):
+            self._farthest[index] = held.steps
+            self._deaths.pop(index, None)
+            self._quarantine.succeed(run.game, held.lease.worker)
+            return []
         news = self._quarantine.fail(run.game, held.lease.worker, reason, granted=held.granted, now=now, died=died)
         alerts = [news] if news else []
         (self._deaths if died else self._failures)[index] += 1

@@ -36,9 +36,9 @@ def test_only_a_run_that_was_asked_to_stop_says_what_a_second_ctrl_c_does(tmp_pa
 
 @pytest.mark.parametrize(("start_seconds", "longest"), [(4.0, AWAY_SECONDS), (28.0, 140.0)])
 def test_a_server_that_starts_slowly_may_be_away_for_longer(monkeypatch, tmp_path, start_seconds, longest):
-    monkeypatch.setattr(memory, "was_killed", lambda pid: False)
+    monkeypatch.setattr(memory, "was_killed", lambda pid, node: False)
     pool = SimpleNamespace(alerts=[])
-    nodes = SimpleNamespace(clock=lambda: now)
+    nodes = SimpleNamespace(clock=lambda: now, own="a")
     progress = SimpleNamespace(start=SimpleNamespace(seconds={"server": start_seconds}))
     stop = SimpleNamespace(wait=lambda seconds: None)
     loop = ControlLoop(None, pool, nodes, progress, lambda *report: None, tmp_path, stop)

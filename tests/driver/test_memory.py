@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,6 +59,17 @@ def test_the_memory_that_is_free_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
     assert memory._available_bytes() == 3000 * 1024
 
 
+NODE, OTHER = 28 * "ab", 28 * "cd"
+"""Ray's IDs of two nodes."""
+
+
+def in_table(pid: int, node: str, exit_type: str, started: int = 1) -> bytes:
+    """A process in Ray's table."""
+    found = WorkerTableData(pid=pid, exit_type=WorkerExitType.Value(exit_type), start_time_ms=started)
+    found.worker_address.node_id = bytes.fromhex(node)
+    return bytes(found.SerializeToString())
+
+
 def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's call blocks for a minute if the head node is gone, in which the driver must be able to end."""
     gone, asked = threading.Event(), []
@@ -66,22 +78,42 @@ def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monke
         def get_worker_table(self) -> list[bytes]:
             asked.append(1)
             gone.wait()
-            return [killed]
+            return [in_table(7, NODE, "NODE_OUT_OF_MEMORY")]
 
-    killed = WorkerTableData(pid=7, exit_type=WorkerExitType.Value("NODE_OUT_OF_MEMORY")).SerializeToString()
     monkeypatch.setattr(ray._private.state.state, "_global_state_accessor", Accessor())
     monkeypatch.setattr(memory, "ANSWER_SECONDS", 0.01)
     try:
-        assert not memory.was_killed(None)
-        assert not memory.was_killed(7)
-        assert not memory.was_killed(7)
+        assert not memory.was_killed(None, NODE)
+        assert not memory.was_killed(7, None)
+        assert not memory.was_killed(7, NODE)
+        assert not memory.was_killed(7, NODE)
         assert len(asked) == 1, "the first question is still open"
     finally:
         gone.set()
     memory._asking[0].join()
     monkeypatch.setattr(memory, "ANSWER_SECONDS", 60.0)
-    assert memory.was_killed(7)
-    assert not memory.was_killed(8)
+    assert memory.was_killed(7, NODE)
+    assert not memory.was_killed(8, NODE)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("pid", [7, 8])
+@pytest.mark.parametrize("node", [NODE, OTHER])
+def test_a_process_with_the_pid_of_one_that_was_killed_elsewhere_or_before_was_not(
+    monkeypatch: pytest.MonkeyPatch, pid: int, node: str, order: int
+) -> None:
+    """In containers, the workers of all nodes have the same small PIDs."""
+    table = [
+        in_table(7, NODE, "NODE_OUT_OF_MEMORY", started=3),
+        in_table(7, OTHER, "SYSTEM_ERROR", started=1),
+        in_table(8, NODE, "NODE_OUT_OF_MEMORY", started=2),
+        in_table(8, NODE, "SYSTEM_ERROR", started=4),
+        in_table(8, OTHER, "SYSTEM_ERROR", started=5),
+        in_table(8, OTHER, "NODE_OUT_OF_MEMORY", started=6),
+    ][::order]
+    accessor = SimpleNamespace(get_worker_table=lambda: table)
+    monkeypatch.setattr(ray._private.state.state, "_global_state_accessor", accessor)
+    assert memory.was_killed(pid, node) == ((pid, node) in {(7, NODE), (8, OTHER)})
 
 
 class Nobody(Nodes):
@@ -197,6 +229,7 @@ def test_ray_kills_a_worker_before_the_server(
         server_pid = ray.get(server.advance.remote(0, []), timeout=60)[0]["server_pid"]
         worker = WORKER.options(num_cpus=0.5, max_restarts=-1).remote("w0", "i0", config, False)
         worker_pid = ray.get(worker.health.remote(), timeout=60).pid
+        node = ray.get_runtime_context().get_node_id()
         run, deadline = worker.run.remote(server, {}), time.monotonic() + 60
         while _lives(worker_pid):
             assert time.monotonic() < deadline
@@ -206,8 +239,8 @@ def test_ray_kills_a_worker_before_the_server(
         taken.clear()
         with pytest.raises(RayError):
             ray.get(run)
-        assert memory.was_killed(worker_pid)
-        assert not memory.was_killed(server_pid)
+        assert memory.was_killed(worker_pid, node)
+        assert not memory.was_killed(server_pid, node)
         assert ray.get(server.advance.remote(0, []), timeout=60)[0]["server_pid"] == server_pid
     finally:
         taken.clear()

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from daemon_actors import Actors
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
-from ray.exceptions import ActorDiedError, ActorUnschedulableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError, RayTaskError
 from ray_autoscaler import RayAutoscaler
 
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.driver import pool as pool_module
 from leap_dist.driver.actors import ServerProcess
+from leap_dist.driver.deaths import Deaths
+from leap_dist.driver.failures import RETRY_SECONDS
 from leap_dist.driver.nodes import Node, Nodes, View
 from leap_dist.driver.placement import GROUP_LABEL, Group, fit_resources
 from leap_dist.driver.pool import Pool
@@ -23,6 +25,7 @@ from leap_dist.driver.worker_slot import WorkerSlot
 from leap_dist.protocol.messages import Idle
 from leap_dist.storage.locks import RunDirectoryBusy
 
+BIG = Node({"CPU": 8.0}, {}, "10.0.0.3")
 CPU, GPU = Node({"CPU": 4.0}, {}, "10.0.0.1"), Node({"CPU": 16.0, "GPU": 1.0}, {}, "10.0.0.2")
 
 
@@ -302,6 +305,124 @@ def test_a_worker_whose_node_was_gone_before_it_started_has_not_failed(
     assert slot.not_before > time.monotonic(), "the next reading of the nodes comes first"
 
 
+def died(message: str) -> ActorDiedError:
+    return ActorDiedError(ActorDiedErrorContext(actor_id=b"a" * 16, error_message=message))
+
+
+REPORTED = died("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR")
+WITH_ITS_NODE = died("The actor died because its node has died.")
+UNEXPLAINED = ActorDiedError()
+UNREACHABLE = ActorUnavailableError("The actor is temporarily unavailable: RpcError: Socket closed rpc_code: 14", None)
+SERVER_AWAY = RayTaskError("run", "traceback", ActorUnavailableError("server", None)).as_instanceof_cause()
+CHECK = Pool._check
+
+
+@pytest.mark.parametrize(
+    ("error", "gone_after", "seconds", "crashed"),
+    [
+        (REPORTED, None, 5, True),
+        (REPORTED, 3, 3, False),
+        (UNREACHABLE, None, 20, True),
+        (UNREACHABLE, 12, 12, False),
+        (UNEXPLAINED, None, 20, True),
+        (UNEXPLAINED, 12, 12, False),
+        (WITH_ITS_NODE, None, 0, False),
+        (SERVER_AWAY, None, 0, False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("drains", [False, True])
+def test_a_worker_has_crashed_only_if_its_node_outlives_it(
+    placed: dict[str, tuple[str, str, float]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    gone_after: int | None,
+    seconds: int,
+    crashed: bool,
+    drains: bool,
+) -> None:
+    """With Ray's default settings, a node counts as alive for ten seconds after its workers have failed.
+
+    The worker starts again when the server has been told: its next lease would end the one that is to be judged.
+    """
+    clock = failing_at_1000(monkeypatch, error)
+    pool = Pool(resolve("paper", {"workers": 1}), FixedNodes(a=BIG, b=CPU))
+    fail_by_itself(pool)
+    placed.clear()
+    told: dict[int, list[bool]] = {}
+    for second in range(25):
+        clock[0] = 1000.0 + second
+        here = {"b": CPU} if gone_after is not None and second >= gone_after else {"a": BIG, "b": CPU}
+        leaving = {"a": clock[0] + 30} if drains and "a" not in here else {}
+        pool._nodes.view = View(here, leaving, read_at=clock[0])
+        pool.reconcile()
+        if pool.ended:
+            told[second] = [worker.crashed for worker in pool.ended]
+            pool.ended.clear()
+        assert bool(placed) == (second >= max(seconds, 1)), second
+    assert told == {seconds: [crashed]}
+
+
+def failing_at_1000(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[float]:
+    """Every `run` ends with this error. Return the clock, which is at 1,000 s."""
+
+    def get(reference: Any) -> None:
+        raise error
+
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(pool_module, "ray", SimpleNamespace(get=get, wait=lambda refs, timeout: (refs, []), kill=id))
+    return clock
+
+
+def fail_by_itself(pool: Pool) -> None:
+    """The first worker starts, and its process ends."""
+    pool.reconcile()
+    (slot, *_) = pool._slots
+    slot.node, slot.incarnation = slot.host, "i0"
+    CHECK(pool, slot, "run")  # type: ignore[arg-type]
+
+
+def test_a_view_of_the_nodes_that_is_out_of_date_proves_nothing(
+    placed: dict[str, tuple[str, str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = failing_at_1000(monkeypatch, UNREACHABLE)
+    pool = Pool(resolve("paper", {"workers": 1}), FixedNodes(a=CPU))
+    fail_by_itself(pool)
+    pool._nodes.view = View({"a": CPU}, {}, read_at=1019.0)
+    clock[0] = 1040.0
+    pool.reconcile()
+    assert (pool.ended, [worker["state"] for worker in pool.describe()]) == ([], ["restarting"])
+    pool._nodes.view = View({}, {}, read_at=1040.0)
+    pool.reconcile()
+    assert [worker.crashed for worker in pool.ended] == [False]
+
+
+@pytest.mark.parametrize("error", [REPORTED, UNREACHABLE, UNEXPLAINED], ids=str)
+def test_the_node_of_the_driver_lives(
+    placed: dict[str, tuple[str, str, float]], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """On one machine, no worker waits for a verdict."""
+    failing_at_1000(monkeypatch, error)
+    nodes = FixedNodes(a=CPU)
+    nodes.own = "a"  # type: ignore[assignment]
+    pool = Pool(resolve("paper", {"workers": 1}), nodes)
+    fail_by_itself(pool)
+    assert [worker.crashed for worker in pool.ended] == [True]
+    assert pool.alerts[-1].endswith("it is restarted in 1 s")
+
+
+@pytest.mark.parametrize("lease_seconds", [6.0, 20.0, 60.0, 300.0])
+@pytest.mark.parametrize("error", [REPORTED, UNREACHABLE], ids=str)
+def test_a_verdict_takes_less_time_than_a_lease(error: Any, lease_seconds: float) -> None:
+    """A lease that expires counts as a failure."""
+    deaths = Deaths(FixedNodes(a=CPU), lease_seconds)
+    seconds = deaths.seconds("a", error)
+    assert seconds is not None
+    assert 0 < seconds <= lease_seconds / 3
+    assert deaths.seconds(None, error) is None, "the worker has not answered, and had no lease"
+
+
 class Unsure(pool_module.NoChecks):
     """Checks that only some nodes have passed."""
 
@@ -345,9 +466,6 @@ def fail(pool: Pool, name: str) -> None:
     (slot,) = [slot for slot in pool._slots if slot.name == name]
     pool._restart(slot, "died")
     slot.not_before = 0.0
-
-
-BIG = Node({"CPU": 8.0}, {}, "10.0.0.3")
 
 
 def test_a_node_on_which_workers_keep_failing_is_checked_again_and_others_are_preferred(
@@ -409,6 +527,87 @@ def test_the_checks_are_told_whether_workers_hold_memory_of_the_gpus(
         slot.not_before = 0.0
     pool.reconcile()
     assert placed == {}, "nobody starts there before it was asked"
+
+
+def quarantine(pool: Pool, node: str, most: int = 99) -> None:
+    """Everything fails on a node: the server puts up to `most` of its workers into quarantine, besides those before."""
+    new = [slot.name for slot in pool._slots if slot.host == node and slot.run is not None][:most]
+    known = [slot.name for slot in pool._slots if slot.quarantined]
+    pool.handle_status({"quarantined_workers": known + new, "silent": []})
+
+
+def running(pool: Pool) -> Counter[str | None]:
+    return Counter(slot.host for slot in pool._slots if slot.run is not None)
+
+
+def test_a_node_on_which_everything_fails_does_not_get_the_workers_of_the_others(
+    placed: dict[str, tuple[str, str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers end in quarantine, which makes it the node with most room."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    checks = Doubting()
+    pool = Pool(resolve("paper-async"), FixedNodes(a=CPU, b=CPU, bad=BIG), checks=checks)
+    pool.reconcile()
+    assert running(pool) == {"a": 4, "b": 4, "bad": 8}
+    quarantine(pool, "bad")
+    pool.reconcile()
+    assert checks.asked == [("bad", False)]
+    checks.open.clear()  # it has passed: nothing can be seen from outside
+    for _ in range(8):
+        fail(pool, next(slot.name for slot in pool._slots if slot.run is not None))
+        now[0] += 1.0
+        pool.reconcile()
+        quarantine(pool, "bad")
+        checks.open.clear()
+        assert running(pool) == {"a": 4, "b": 4}
+    assert [alert for alert in pool.alerts if "in quarantine" in alert] == [
+        "most workers on node 10.0.0.3 are in quarantine; it gets one worker every 10 minutes"
+    ]
+
+    lose(pool, "b")
+    pool.reconcile()
+    assert running(pool) == {"a": 4}, "there is room on the bad node only"
+    for rounds in (1, 2):
+        now[0] += RETRY_SECONDS
+        pool.reconcile()
+        assert running(pool) == {"a": 4, "bad": 1}, "one worker tries"
+        quarantine(pool, "bad")
+        assert sum(slot.quarantined for slot in pool._slots) == 8 + rounds
+
+
+def test_where_there_is_no_better_node_workers_stay_on_the_one_there_is(
+    placed: dict[str, tuple[str, str, float]],
+) -> None:
+    """Several broken games may put workers into quarantine, wherever these are."""
+    pool = Pool(resolve("paper"), FixedNodes(a=CPU))
+    pool.reconcile()
+    quarantine(pool, "a", most=3)
+    fail(pool, "w3")
+    pool.reconcile()
+    assert running(pool) == {"a": 1}
+    assert not any("in quarantine" in alert for alert in pool.alerts)
+
+
+def test_a_node_on_which_most_workers_work_is_not_excluded(placed: dict[str, tuple[str, str, float]]) -> None:
+    pool = Pool(resolve("paper"), FixedNodes(a=CPU, b=BIG))
+    pool.reconcile()
+    quarantine(pool, "b", most=3)
+    fail(pool, next(slot.name for slot in pool._slots if slot.host == "b" and slot.run is not None))
+    pool.reconcile()
+    assert running(pool) == {"a": 4, "b": 5}
+
+
+def test_a_worker_that_is_put_into_quarantine_while_it_restarts_does_not_start(
+    placed: dict[str, tuple[str, str, float]],
+) -> None:
+    pool = Pool(resolve("paper", {"workers": 1}), FixedNodes(bad=BIG, good=CPU))
+    pool.reconcile()
+    fail(pool, "w0")
+    placed.clear()
+    pool.handle_status({"quarantined_workers": ["w0"], "silent": []})
+    pool.reconcile()
+    assert (placed, pool.exhausted, pool._slots[0].host) == ({}, True, "bad")
 
 
 class Leaving:

@@ -22,6 +22,7 @@ from leap_dist.envs.games import HELD_OUT, SETS
 from leap_dist.evaluation import initializations
 from leap_dist.evaluation import server as evaluation
 from leap_dist.evaluation.initializations import Arm, InitFile
+from leap_dist.evaluation.run_queue import DEATHS
 from leap_dist.evaluation.runs import load_all, missing, path_of, plan
 from leap_dist.evaluation.server import EvaluationServer
 from leap_dist.nn.actor_critic import initialization
@@ -382,6 +383,28 @@ def test_a_worker_on_which_everything_fails_is_stopped_before_any_game_is_given_
     status = server.status()
     assert (status["quarantined_workers"], status["quarantined"], status["given_up"]) == (["broken"], [], [])
     assert finish(server, "well") == 12
+
+
+@pytest.mark.parametrize(
+    ("steps", "deaths"),
+    [
+        (lambda death: death, 39),  # it comes farther each time
+        (lambda death: death // 9, 39),
+        (lambda death: 0, DEATHS),
+        (lambda death: 7, 1 + DEATHS),
+        (lambda death: min(death, 20), 20 + DEATHS),
+    ],
+)
+def test_only_deaths_without_progress_count_against_a_run(tmp_path, steps, deaths):
+    """On spot machines, a run of several hours may lose many more processes than make it hopeless."""
+    server, count = serve(tmp_path, games=("pong",)), 0
+    while count < 39 and isinstance(lease := server.lease("w0", f"i{count}"), Lease) and lease.task.index == 0:
+        count += 1
+        server.save_state(lease.id, lease.incarnation, b"state", steps(count))
+        server.release(lease.incarnation, crashed=True)
+    status = server.status()
+    assert count == deaths
+    assert bool(status["given_up"]) == bool(status["quarantined"]) == (deaths < 39)
 
 
 # --- the learners --------------------------------------------------------------------------------------------------
