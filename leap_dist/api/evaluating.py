@@ -104,7 +104,7 @@ def evaluate(
         resolved, arms = _arms(inits, given)
         seeds = _whole("seeds", seeds)
         if not 1 <= seeds <= 1000:
-            raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
+            raise ConfigError(f"seeds: {seeds:,} is not between 1 and 1,000")
         game_steps = {game: _whole(f"game_steps: {game[:40]}", steps) for game, steps in game_steps.items()}
         if out is not None and is_url(str(out)):
             raise ConfigError("out: must be a path on this machine, not a URL; copy the result there afterwards")

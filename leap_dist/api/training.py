@@ -131,7 +131,7 @@ def _open(given: Given, run_dir: str | Path | None, resume: bool | Literal["auto
     if resume is True and where is not None:
         changed = settings(given) if isinstance(given, Mapping) else {}
         if given is not None and (not isinstance(given, Mapping) or "preset" in changed):
-            raise ConfigError("resume: a run keeps its preset and config; give only the settings that change")
+            raise ConfigError("resume: a resumed run keeps its preset and config; give only the settings that change")
         run = remote_run.open_run(where, resume=True)
         with run.translated_errors():
             return run_directory.load_config(run.folder, changed), run

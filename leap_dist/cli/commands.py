@@ -30,7 +30,7 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
     if parsed.resume and parsed.run_dir is None:
         raise ConfigError("resume: name the run with --run-dir")
     if parsed.resume is True and (parsed.preset or parsed.config):
-        raise ConfigError("resume: a run keeps its preset and config; leave --preset and --config out")
+        raise ConfigError("resume: a resumed run keeps its preset and config; omit --preset and --config")
     preset, loaded = file_settings(parsed)
     name, given = preset or setting_flags.DEFAULT_PRESET["train"], {**loaded, **parser.settings(parsed)}
     if parsed.resume is not True:
@@ -63,7 +63,7 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
 def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     """Return the configuration, the arms and the output directory that `evaluate` was asked for. Raises ConfigError."""
     if not 1 <= parsed.seeds <= 1000:
-        raise ConfigError(f"seeds: {parsed.seeds} is not between 1 and 1000")
+        raise ConfigError(f"seeds: {parsed.seeds:,} is not between 1 and 1,000")
     given = parser.settings(parsed)
     preset, loaded = file_settings(parsed)
     # The file may have been written for training: settings that do not apply to evaluations are ignored.
@@ -90,8 +90,13 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
 def file_settings(parsed: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
     """Return the preset that flags or the --config file name, and the file's other settings. Raises ConfigError."""
     loaded = loading.read_yaml(parsed.config) if parsed.config else {}
-    preset = loaded.pop("preset", None)
-    return parsed.preset or (str(preset) if preset is not None else None), loaded
+    in_file = loaded.pop("preset", None)
+    preset = parsed.preset if parsed.preset is not None else in_file
+    if preset is not None and not str(preset).strip():
+        raise ConfigError("preset: is empty; name a preset, or leave it out")
+    if in_file is not None and preset != in_file:
+        console.notice("note", f"--preset {preset} replaces preset {str(in_file)[:80]} of {parsed.config}")
+    return None if preset is None else str(preset), loaded
 
 
 def timestamp() -> str:
@@ -268,8 +273,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plot": plot,
     "enjoy": watch.enjoy,
     "export": export,
-    "games": lambda _: listings.games(),
-    "presets": lambda _: listings.presets(),
-    "weights": lambda _: listings.weights(),
+    "games": lambda parsed: listings.games(parsed.name),
+    "presets": lambda parsed: listings.presets(parsed.name),
+    "weights": lambda parsed: listings.weights(parsed.name),
     "completion": completion.completion,
 }

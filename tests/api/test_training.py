@@ -182,7 +182,7 @@ def test_two_runs_in_two_threads_stop_on_their_own(settings, tmp_path):
         ({"preset": "smoke", "meta": {"lr": 1.0}}, {}, "meta.lr: no such setting; did you mean meta.learning_rate?"),
         ({"games": "breakot"}, {}, "breakout"),
         ({"preset": "smoke"}, {"resume": True}, "resume: name the run with run_dir"),
-        ("smoke", {"resume": True, "run_dir": "somewhere"}, "resume: a run keeps its preset and config"),
+        ("smoke", {"resume": True, "run_dir": "somewhere"}, "resume: a resumed run keeps its preset and config"),
         (None, {"resume": True, "run_dir": "nowhere"}, "nowhere holds no run"),
     ],
 )
