@@ -136,8 +136,8 @@ def evaluate(parsed: argparse.Namespace) -> int:
         initializations.write(out, arms)
         results.print_notes(initializations.notes(arms, config))
         missing, _ = runs.missing(planned, config, out)
-        plan.print_evaluation(config, planned, missing, out)
-        outcome = reporting.evaluate(config, planned, out) if missing else "done"
+        rate = plan.print_evaluation(config, planned, missing, out).rate
+        outcome = reporting.evaluate(config, planned, out, rate=rate) if missing else "done"
         if any(out.glob("runs/*/*/*.json")):
             results.print_evaluation(out)
     if outcome != "done":

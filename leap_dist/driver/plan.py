@@ -1,31 +1,26 @@
-"""The plan of a run in one line: its nodes, its workers, what limits them, and how long it may take."""
+"""The plan of a run in one line: its nodes, its workers, what limits them, and how long it takes if that is known."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from leap_dist.config import registry
 from leap_dist.config.loading import implied_values
 from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 from leap_dist.driver.placement import TASK_LIMIT, Room
 from leap_dist.telemetry.progress import duration
 
-STEPS_PER_SECOND = {"cpu": 1_600.0, "cuda": 1_700.0}
-"""Agent steps per second of one worker on Atari, by device: on one core, and on a GPU, which waits for the emulator.
 
-From docs/performance.md. Machines differ by up to a factor of two, and so do games.
-"""
-
-
-def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int, idle: int = 0) -> str:
-    """Return the plan.
+def describe(config: Config, rooms: Sequence[Room], wanted: int, idle: int = 0) -> str:
+    """Return the plan without speed and time; see `with_speed`.
 
     Args:
         config: the run's configuration.
         rooms: the room on each node that may get workers.
         wanted: number of workers that should run.
-        steps_left: agent steps to the end of the run.
         idle: number of nodes without GPUs that get no workers, because all workers compute on one kind of device.
     """
     places: Counter[str] = Counter()
@@ -42,11 +37,23 @@ def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int
             f", {counted(idle, 'node')} without GPUs left out, because all workers compute on one kind of device "
             "(--worker.device cpu uses the processors of all nodes)"
         )
-    if config.tasks != "atari" or not workers:  # of others, no rates are known
-        return text
-    share = min(1.0, config.worker.cpus)  # workers that reserve half a processor have half of it, if all are busy
-    rate = share * sum(STEPS_PER_SECOND[device] * count for device, count in places.items())
-    return f"{text}; about {_rounded(rate):,.0f} agent steps/s, {duration(steps_left / rate)} to the end"
+    return text
+
+
+def with_speed(summary: Mapping[str, Any], config: Config, rate: float | None) -> str:
+    """Return the plan of a summary with the speed that was measured before the start, and the time that follows.
+
+    Args:
+        summary: the driver's summary.
+        config: the run's configuration, with the length of its tasks.
+        rate: agent steps per second of all workers; None if it was not measured, which leaves the plan as it is.
+    """
+    plan = str(summary["plan"])
+    if not rate or not plan or not summary["workers_wanted"]:
+        return plan
+    tasks = max(0, summary["tasks_wanted"] - summary["tasks"] - summary["tasks_waiting"])
+    unit = registry.for_config(config).step_unit
+    return f"{plan}; about {_rounded(rate):,.0f} {unit}/s, {duration(tasks * config.steps_of_task / rate)} to the end"
 
 
 def _limit(config: Config, rooms: Sequence[Room], workers: int) -> str:

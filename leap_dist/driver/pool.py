@@ -239,11 +239,9 @@ class Pool:
         if self._one_kind and self._need.device == "auto":
             self._need = of_one_kind(self._need, self._fit_nodes())
 
-    def plan(self, status: Mapping[str, Any]) -> str:
-        """Return the plan for what is left of the run, in one line."""
-        tasks = max(0, status["tasks_wanted"] - status["tasks"] - status["tasks_waiting"])
-        rooms, steps = self._hosts(), tasks * self._config.steps_of_task
-        return plan.describe(self._config, [*rooms.values()], self.wanted, steps, self._idle_nodes())
+    def plan(self) -> str:
+        """Return the plan of the workers, in one line."""
+        return plan.describe(self._config, [*self._hosts().values()], self.wanted, self._idle_nodes())
 
     def _idle_nodes(self) -> int:
         """Return how many nodes get no workers because they have no GPU, while all workers must compute on GPUs."""

@@ -103,6 +103,7 @@ class LiveTable:
         ends = summary["state"] in _OVER and summary["state"] != self._state  # the last alerts have to be shown
         self._state = summary["state"]
         with contextlib.suppress(OSError):
+            self._print_plan(summary)
             if self._live is not None:
                 self._live.update(render(summary, bar=True), refresh=True)
             elif ends or self._clock() >= self._due or trained != self._tasks:
@@ -116,15 +117,21 @@ class LiveTable:
         done = [f"{end - begun:5.1f} s  {phase}\n" for end, (begun, phase) in zip(ends, self._phases, strict=False)]
         return Text.assemble(("".join(done), "dim"), f"     …   {self._phases[-1][1]}")
 
+    def _print_plan(self, summary: dict[str, Any]) -> None:
+        """Print the plan at the start, and again when its resources change; on a terminal, above the table."""
+        resources = _resources(summary)
+        if not resources or resources == self._plan:
+            return
+        self._plan = resources
+        if self._live is not None:
+            self._live.console.print(Text(summary["plan"], style="dim"), soft_wrap=True)
+        else:
+            print(summary["plan"], file=self._console.file, flush=True)
+
     def _print(self, summary: dict[str, Any]) -> None:
         # Not with rich, which ends the process if the reader of a pipe is gone.
         new = [alert for alert in summary["alerts"] if alert not in self._alerts]
         self._alerts = summary["alerts"]
-        # The remaining time changes all the time; the resources do not.
-        plan = summary.get("plan", "") if summary["state"] == "running" else ""
-        if plan and plan.partition(";")[0] != self._plan:
-            self._plan = plan.partition(";")[0]
-            print(plan, file=self._console.file, flush=True)
         start = describe_start(summary)
         if start and not self._start_shown:
             self._start_shown = True
@@ -134,6 +141,12 @@ class LiveTable:
         self._waiting = waiting
         for text in (*now, *(f"  ! {alert}" for alert in new[-3:])):
             print(text, file=self._console.file, flush=True)
+
+
+def _resources(summary: dict[str, Any]) -> str:
+    """Return the plan without the speed and time that were expected at the start, for a run that is training."""
+    plan = str(summary.get("plan", "")) if summary["state"] == "running" else ""
+    return plan.partition(";")[0]
 
 
 def describe_start(summary: dict[str, Any]) -> str:
@@ -181,8 +194,8 @@ def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = Fal
     )
     if summary.get("waiting"):
         rows.add_row("waiting", Text(summary["waiting"], style="yellow"))
-    if summary.get("plan") and summary["state"] == "running":
-        rows.add_row("plan", Text(summary["plan"].removeprefix("plan: "), style="dim"))
+    if plan := _resources(summary):
+        rows.add_row("plan", Text(plan.removeprefix("plan: "), style="dim"))
     if bar and summary["tasks_wanted"]:
         rows.add_row("", ProgressBar(total=summary["tasks_wanted"], completed=_done(summary), width=50))
     for title, text in _facts(summary, now):

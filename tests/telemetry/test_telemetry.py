@@ -616,6 +616,26 @@ def test_a_terminal_gets_a_table_that_is_redrawn() -> None:
     assert "\x1b[?25h" in text[second:]  # and is visible again
 
 
+PLAN = "plan: 1 node, 2 workers, limited by --workers"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_the_start_tells_the_time_that_was_expected(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal, force_interactive=terminal)
+    whole = f"{PLAN}; about 700 agent steps/s, 0:07:37 to the end"
+    with LiveTable(console, seconds=0.0, clock=Clock()) as table:
+        for time_left in ("0:07:37", "0:06:00"):
+            table.show(summary(leases=[lease("w0", "pong")], plan=whole.replace("0:07:37", time_left)))
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert shown.count("to the end") == shown.count("0:07:37 to the end") == 1
+        table.show(summary(leases=[lease("w0", "pong")], plan=whole.replace("2 workers", "1 worker")))
+    assert "plan: 1 node, 1 worker" in console.file.getvalue()  # type: ignore[attr-defined]
+    status = text_of(summary(plan=whole))
+    assert PLAN.removeprefix("plan: ") in status
+    assert "to the end" not in status
+    assert "agent steps/s" not in status
+
+
 def test_a_file_gets_the_parts_of_the_start_once() -> None:
     out = io.StringIO()
     with LiveTable(Console(file=out, width=40), seconds=0.0, clock=Clock()) as table:
