@@ -42,6 +42,11 @@ class Report:
     warnings: tuple[str, ...]
     """Warnings, each of one line, about what the report leaves out."""
 
+    def __repr__(self) -> str:
+        """Return the report in one line; `numbers` and `markdown` have the rest."""
+        arms = self.numbers.get("arms", [])
+        return f"Report(path={str(self.path)!r}, outcome={self.outcome!r}, arms={arms!r})"
+
     @property
     def markdown(self) -> str:
         """The report as Markdown. Raises OSError."""
@@ -99,7 +104,7 @@ def evaluate(
         Interrupted: a signal stopped it. Finished runs are kept.
         Exception: the exception that a callback raised, after a clean stop.
     """
-    with stop_signal() as stop:
+    with errors.naming_arguments(), stop_signal() as stop:
         given = _checked(config)
         resolved, arms = _arms(inits, given)
         seeds = _whole("seeds", seeds)

@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,9 @@ def file_settings(parsed: argparse.Namespace) -> tuple[str | None, dict[str, Any
     loaded = loading.read_yaml(parsed.config) if parsed.config else {}
     in_file = loaded.pop("preset", None)
     preset = parsed.preset if parsed.preset is not None else in_file
+    names = parser.settings(parsed).get("games", "").replace(",", " ").split()
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        console.notice("note", f"games: {', '.join(repeated)[:80]} is given more than once, and counts once")
     if preset is not None and not str(preset).strip():
         raise ConfigError("preset: is empty; name a preset, or leave it out")
     if in_file is not None and preset != in_file:
@@ -134,12 +138,12 @@ def evaluate(parsed: argparse.Namespace) -> int:
     with run_directory.claimed(out):
         run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
         initializations.write(out, arms)
-        results.print_notes(initializations.notes(arms, config))
+        results.print_notes(notes := initializations.notes(arms, config))
         missing, _ = runs.missing(planned, config, out)
         rate = plan.print_evaluation(config, planned, missing, out).rate
         outcome = reporting.evaluate(config, planned, out, rate=rate) if missing else "done"
         if any(out.glob("runs/*/*/*.json")):
-            results.print_evaluation(out)
+            results.print_evaluation(out, told=notes)
     if outcome != "done":
         print(f"\n{outcome}: the same command with --out {shlex.quote(str(out))} continues with the missing runs")
     return console.EXIT_CODES[outcome]
@@ -202,12 +206,17 @@ def status(parsed: argparse.Namespace) -> int:
 
     try:
         advice = results.next_step(summary, str(where))
-        table = terminal.render(printable_tree(summary), now=time.time(), advice=printable(advice))
+        table = terminal.render(printable_tree(summary), now=time.time())
     except Exception as error:  # the summary may hold anything
         raise ConfigError(
             f"run-dir: {where}/summary.json is damaged, or of another version: {str(error)[:200]}"
         ) from None
-    Console().print(table)
+    console_of_rich = Console()
+    with console_of_rich.capture() as captured:
+        console_of_rich.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    if advice:
+        print(f"{'next':<10}{printable(advice)}")  # not in the table, which would wrap a command
     return 0
 
 

@@ -174,7 +174,7 @@ class NoTable:
         """Do nothing."""
 
 
-def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = False, advice: str = "") -> Group:
+def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = False) -> Group:
     """Return the run's state, totals, latest alerts, and a row for every worker.
 
     The workers come last because rich cuts off what does not fit into the terminal.
@@ -183,7 +183,6 @@ def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = Fal
         summary: the driver's summary.
         now: seconds since 1970, for a summary that was read from a file; None for a new one.
         bar: whether to draw a progress bar.
-        advice: what the user may do next.
     """
     rows = Table.grid(padding=(0, 2))
     rows.add_column(no_wrap=True)
@@ -206,10 +205,8 @@ def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = Fal
         rows.add_row(Text("alert", style="yellow"), Text(alert, style="yellow"))
     if summary.get("logs") and summary["state"] not in ("done", "interrupted"):
         rows.add_row("logs", Text(summary["logs"], style="dim"))
-    if advice:
-        rows.add_row("next", Text(advice))
     parts: list[RenderableType] = [rows]
-    if summary["workers"] or summary["leases"]:
+    if (summary["workers"] or summary["leases"]) and summary["state"] not in ("done", "interrupted"):
         parts += ["", _worker_table(summary)]
     return Group(*parts)
 
@@ -232,6 +229,8 @@ def _facts(summary: dict[str, Any], now: float | None) -> Iterator[tuple[str, st
     troubles = [text for text in _troubles(summary) if text]
     if troubles:
         yield "trouble", ", ".join(troubles)
+    if not _is_evaluation(summary) and summary["clipped"]:
+        yield "clipped", f"{counted(summary['clipped'], 'contribution')}, as meta.contribution_clip asks"
     age = 0.0 if now is None else now - summary["updated"]
     if summary["state"] not in _OVER and age > OLD_SECONDS:
         yield "reported", f"{duration(age)} ago; a run reports twice a second"
@@ -260,9 +259,9 @@ def _troubles(summary: dict[str, Any]) -> Iterator[str]:
     refused = sum(summary["refused"].values())
     yield count(refused, f"contribution refused ({reasons})", f"contributions refused ({reasons})")
     yield count(summary["server_restarts"], "server restart", "server restarts")
-    yield count(summary["leases_lost"], "lease lost", "leases lost")
+    if summary["state"] != "interrupted":  # a stop gives the leases back
+        yield count(summary["leases_lost"], "lease lost", "leases lost")
     yield count(summary["duplicates"], "duplicate", "duplicates")
-    yield count(summary["clipped"], "clipped", "clipped")
     yield count(summary["all_zero"], "all-zero contribution", "all-zero contributions")
 
 

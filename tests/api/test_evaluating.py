@@ -67,6 +67,7 @@ def test_an_evaluation_stops_continues_and_reports(trained, tmp_path, monkeypatc
     assert report.numbers == json.loads((out / "results.json").read_text())
     assert report.numbers["arms"] == ["leap", "scratch"]
     assert report.markdown == (out / "report.md").read_text()
+    assert repr(report) == f"Report(path='{out}', outcome='done', arms=['leap', 'scratch'])"
     again = leap_dist.evaluate(arms, settings, seeds=2, out=out, progress=False)  # there is nothing left to do
     assert again.numbers == report.numbers
 

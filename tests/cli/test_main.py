@@ -199,6 +199,13 @@ def test_a_preset_of_the_command_line_replaces_that_of_the_file_with_a_note(caps
         assert capsys.readouterr().err == ""
 
 
+def test_a_game_that_is_named_twice_gets_a_note(capsys, tmp_path):
+    for names, noted in ((["pong", "pong"], True), (["seed24", "pong"], False)):
+        commands.training(parser.parse(["train", "--run-dir", str(tmp_path / "x"), "--games", *names]))
+        note = "leap-dist: note: games: pong is given more than once, and counts once\n"
+        assert capsys.readouterr().err == (note if noted else "")
+
+
 def test_an_export_of_a_run_that_has_only_begun_says_so(capsys):
     run_directory.prepare(Path("runs/mine"), loading.resolve("smoke"))
     Path("runs/mine2").mkdir()
@@ -660,9 +667,9 @@ def test_too_few_gpus():
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"measure": "error"}, "8 contributions, 1,600 examples in 14 s"),
-        ({"measure": "return"}, "8 contributions, 1,600 agent steps in 14 s"),
-        ({}, "8 contributions, 1,600 agent steps in 14 s"),
+        ({"measure": "error"}, "8 contributions, 1,600 examples in 0:00:14"),
+        ({"measure": "return"}, "8 contributions, 1,600 agent steps in 0:00:14"),
+        ({}, "8 contributions, 1,600 agent steps in 0:00:14"),
     ],
 )
 def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words):
