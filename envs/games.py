@@ -67,6 +67,8 @@ def require(game: str) -> None:
         return
     if game in CRASHING:
         raise ValueError(f"{game!r} is a two-player game that crashes the emulator; it cannot be played")
+    if game.lower() == "all":
+        raise ValueError(f"no game {game!r}; sets of games are {', '.join(SETS)}; the command `games` lists them")
     near = difflib.get_close_matches(game.lower(), (*available(), *SETS), n=3, cutoff=0.4)
     hint = f"the nearest are {', '.join(near)}" if near else "the command `games` lists all"
     raise ValueError(f"no game {game[:80]!r}; {hint}")

@@ -8,8 +8,12 @@ exit code    exception
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
+from leap_dist.config.loading import ConfigError
 from leap_dist.driver.errors import RunFailed
 
 
@@ -20,6 +24,23 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"interrupted; everything accepted is saved in {result.path}")
         self.result = result
         """The result that `train` or `evaluate` would have returned."""
+
+
+@contextlib.contextmanager
+def naming_arguments() -> Iterator[None]:
+    """Change the messages of ConfigErrors that are raised in this context: arguments instead of flags."""
+    try:
+        yield
+    except ConfigError as error:
+        if (message := in_python(str(error))) == str(error):
+            raise
+        raise ConfigError(message) from None
+
+
+def in_python(message: str) -> str:
+    """Return a message of the command line with the arguments of `train` and `evaluate` instead of its flags."""
+    message = message.replace("add --resume", "pass resume=True").replace("run-dir: ", "run_dir: ")
+    return re.sub(r"(?<![\w-])--([a-z][\w.-]*)", lambda flag: flag[1].replace("-", "_"), message)
 
 
 def raise_for(outcome: str, result: Any, summary: dict[str, Any], error: BaseException | None) -> None:

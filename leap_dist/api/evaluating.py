@@ -42,6 +42,11 @@ class Report:
     warnings: tuple[str, ...]
     """Warnings, each of one line, about what the report leaves out."""
 
+    def __repr__(self) -> str:
+        """Return the report in one line; `numbers` and `markdown` have the rest."""
+        arms = self.numbers.get("arms", [])
+        return f"Report(path={str(self.path)!r}, outcome={self.outcome!r}, arms={arms!r})"
+
     @property
     def markdown(self) -> str:
         """The report as Markdown. Raises OSError."""
@@ -99,12 +104,12 @@ def evaluate(
         Interrupted: a signal stopped it. Finished runs are kept.
         Exception: the exception that a callback raised, after a clean stop.
     """
-    with stop_signal() as stop:
+    with errors.naming_arguments(), stop_signal() as stop:
         given = _checked(config)
         resolved, arms = _arms(inits, given)
         seeds = _whole("seeds", seeds)
         if not 1 <= seeds <= 1000:
-            raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
+            raise ConfigError(f"seeds: {seeds:,} is not between 1 and 1,000")
         game_steps = {game: _whole(f"game_steps: {game[:40]}", steps) for game, steps in game_steps.items()}
         if out is not None and is_url(str(out)):
             raise ConfigError("out: must be a path on this machine, not a URL; copy the result there afterwards")

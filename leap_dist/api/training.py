@@ -34,6 +34,12 @@ class Run:
     summary: dict[str, Any]
     """The last summary: totals, rates and alerts, with the same content as summary.json."""
 
+    def __repr__(self) -> str:
+        """Return the run in one line; `config` and `summary` have the rest."""
+        updates = self.summary.get("meta_updates", 0)
+        preset = self.config.preset
+        return f"Run(path={self.path!r}, outcome={self.outcome!r}, preset={preset!r}, meta_updates={updates})"
+
     @property
     def initialization(self) -> Initialization:
         """The meta-learned parameters with their metadata: the best ones if early stopping has chosen them.
@@ -95,7 +101,7 @@ def train(
         Interrupted: a signal stopped the run, with everything accepted saved.
         Exception: the exception that a callback raised, after a clean stop.
     """
-    with stop_signal() as stop:
+    with errors.naming_arguments(), stop_signal() as stop:
         resolved, run = _open(config, run_dir, resume)
         seen = LiveRun(run.shown, run.folder, resolved, stop)
         dispatcher = Dispatcher(callbacks, seen)
@@ -131,7 +137,7 @@ def _open(given: Given, run_dir: str | Path | None, resume: bool | Literal["auto
     if resume is True and where is not None:
         changed = settings(given) if isinstance(given, Mapping) else {}
         if given is not None and (not isinstance(given, Mapping) or "preset" in changed):
-            raise ConfigError("resume: a run keeps its preset and config; give only the settings that change")
+            raise ConfigError("resume: a resumed run keeps its preset and config; give only the settings that change")
         run = remote_run.open_run(where, resume=True)
         with run.translated_errors():
             return run_directory.load_config(run.folder, changed), run

@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
     if parsed.resume and parsed.run_dir is None:
         raise ConfigError("resume: name the run with --run-dir")
     if parsed.resume is True and (parsed.preset or parsed.config):
-        raise ConfigError("resume: a run keeps its preset and config; leave --preset and --config out")
+        raise ConfigError("resume: a resumed run keeps its preset and config; omit --preset and --config")
     preset, loaded = file_settings(parsed)
     name, given = preset or setting_flags.DEFAULT_PRESET["train"], {**loaded, **parser.settings(parsed)}
     if parsed.resume is not True:
@@ -63,7 +64,7 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
 def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     """Return the configuration, the arms and the output directory that `evaluate` was asked for. Raises ConfigError."""
     if not 1 <= parsed.seeds <= 1000:
-        raise ConfigError(f"seeds: {parsed.seeds} is not between 1 and 1000")
+        raise ConfigError(f"seeds: {parsed.seeds:,} is not between 1 and 1,000")
     given = parser.settings(parsed)
     preset, loaded = file_settings(parsed)
     # The file may have been written for training: settings that do not apply to evaluations are ignored.
@@ -90,8 +91,16 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
 def file_settings(parsed: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
     """Return the preset that flags or the --config file name, and the file's other settings. Raises ConfigError."""
     loaded = loading.read_yaml(parsed.config) if parsed.config else {}
-    preset = loaded.pop("preset", None)
-    return parsed.preset or (str(preset) if preset is not None else None), loaded
+    in_file = loaded.pop("preset", None)
+    preset = parsed.preset if parsed.preset is not None else in_file
+    names = parser.settings(parsed).get("games", "").replace(",", " ").split()
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        console.notice("note", f"games: {', '.join(repeated)[:80]} is given more than once, and counts once")
+    if preset is not None and not str(preset).strip():
+        raise ConfigError("preset: is empty; name a preset, or leave it out")
+    if in_file is not None and preset != in_file:
+        console.notice("note", f"--preset {preset} replaces preset {str(in_file)[:80]} of {parsed.config}")
+    return None if preset is None else str(preset), loaded
 
 
 def timestamp() -> str:
@@ -129,12 +138,12 @@ def evaluate(parsed: argparse.Namespace) -> int:
     with run_directory.claimed(out):
         run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
         initializations.write(out, arms)
-        results.print_notes(initializations.notes(arms, config))
+        results.print_notes(notes := initializations.notes(arms, config))
         missing, _ = runs.missing(planned, config, out)
-        plan.print_evaluation(config, planned, missing, out)
-        outcome = reporting.evaluate(config, planned, out) if missing else "done"
+        rate = plan.print_evaluation(config, planned, missing, out).rate
+        outcome = reporting.evaluate(config, planned, out, rate=rate) if missing else "done"
         if any(out.glob("runs/*/*/*.json")):
-            results.print_evaluation(out)
+            results.print_evaluation(out, told=notes)
     if outcome != "done":
         print(f"\n{outcome}: the same command with --out {shlex.quote(str(out))} continues with the missing runs")
     return console.EXIT_CODES[outcome]
@@ -197,12 +206,17 @@ def status(parsed: argparse.Namespace) -> int:
 
     try:
         advice = results.next_step(summary, str(where))
-        table = terminal.render(printable_tree(summary), now=time.time(), advice=printable(advice))
+        table = terminal.render(printable_tree(summary), now=time.time())
     except Exception as error:  # the summary may hold anything
         raise ConfigError(
             f"run-dir: {where}/summary.json is damaged, or of another version: {str(error)[:200]}"
         ) from None
-    Console().print(table)
+    console_of_rich = Console()
+    with console_of_rich.capture() as captured:
+        console_of_rich.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    if advice:
+        print(f"{'next':<10}{printable(advice)}")  # not in the table, which would wrap a command
     return 0
 
 
@@ -268,8 +282,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plot": plot,
     "enjoy": watch.enjoy,
     "export": export,
-    "games": lambda _: listings.games(),
-    "presets": lambda _: listings.presets(),
-    "weights": lambda _: listings.weights(),
+    "games": lambda parsed: listings.games(parsed.name),
+    "presets": lambda parsed: listings.presets(parsed.name),
+    "weights": lambda parsed: listings.weights(parsed.name),
     "completion": completion.completion,
 }

@@ -6,13 +6,14 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from leap_dist.cli import named_files
 from leap_dist.config import loading
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.plurals import counted
 from leap_dist.config.validation import did_you_mean
 from leap_dist.envs import games
 
@@ -77,13 +78,13 @@ def enjoy(parsed: argparse.Namespace) -> int:
 def _check(parsed: argparse.Namespace) -> None:
     """Check the flags before anything slow is imported. Raises ConfigError."""
     if not 1 <= parsed.episodes <= MOST_EPISODES:
-        raise ConfigError(f"episodes: {parsed.episodes} is not between 1 and {MOST_EPISODES}")
+        raise ConfigError(f"episodes: {parsed.episodes:,} is not between 1 and {MOST_EPISODES:,}")
     if not 0 <= parsed.seed < 2**31:
-        raise ConfigError(f"seed: {parsed.seed} is not between 0 and {2**31 - 1}")
+        raise ConfigError(f"seed: {parsed.seed:,} is not between 0 and {2**31 - 1:,}")
     if parsed.steps is not None and not 0 <= parsed.steps <= 10**9:
-        raise ConfigError(f"steps: {parsed.steps} is not between 0 and 1000000000")
+        raise ConfigError(f"steps: {parsed.steps:,} is not between 0 and 1,000,000,000")
     if not 1 <= parsed.seconds <= 600:
-        raise ConfigError(f"seconds: {parsed.seconds} is not between 1 and 600")
+        raise ConfigError(f"seconds: {parsed.seconds:,} is not between 1 and 600")
     if parsed.game is not None:
         try:
             games.require(parsed.game)
@@ -116,9 +117,12 @@ def _of_evaluation(parsed: argparse.Namespace, out: Path) -> _Chosen:
         raise ConfigError(f"arm: {out} has no agent of {parsed.arm} on {parsed.game}")
     if parsed.steps is not None:
         raise ConfigError(f"steps: the agents of {out} are trained already; leave --steps out")
-    arm, game, seed = found[0]
     values = loading.read_yaml(out / "config.yaml")
     config = loading.resolve(str(values.get("preset")), values)
+    from leap_dist.evaluation import initializations
+
+    described, _ = initializations.describe_arms(out)
+    arm, game, seed = _first(found, [str(one["label"]) for one in described], config.games)
     _require_games(config.tasks, parsed.init)
     try:
         agent = agents.load(out, arm, game, seed)
@@ -126,6 +130,15 @@ def _of_evaluation(parsed: argparse.Namespace, out: Path) -> _Chosen:
         raise ConfigError(f"init: the agent of {arm} on {game} cannot be read ({error.strerror})") from None
     about = f"the agent of {arm} with seed {seed}, after {agent.steps:,} agent steps"
     return _Chosen(about, game, agent.vector, agent.scope, config)
+
+
+def _first(found: Sequence[tuple[str, str, int]], arms: Sequence[str], names: Sequence[str]) -> tuple[str, str, int]:
+    """Return the agent of the first game and the first arm, in the order in which the evaluation named them."""
+
+    def place(name: str, order: Sequence[str]) -> int:
+        return order.index(name) if name in order else len(order)
+
+    return min(found, key=lambda agent: (place(agent[1], names), place(agent[0], arms)))
 
 
 def _trained(parsed: argparse.Namespace) -> _Chosen:
@@ -160,8 +173,10 @@ def _trained(parsed: argparse.Namespace) -> _Chosen:
         final = flatten((*learner.shared.values(), *learner.local.values())).cpu().numpy()
     finally:
         learner.close()
-    how = f"trained for {steps:,} agent steps from {arm.label}" if steps else f"{arm.label}, untrained"
-    return _Chosen(f"an agent {how}", game, final, arm.scope, config)
+    about = f"an agent trained for {steps:,} agent steps from {arm.label}"
+    if not steps:
+        about = f"an untrained agent, from {arm.label}"
+    return _Chosen(about, game, final, arm.scope, config)
 
 
 def _require_games(tasks: str, shown: str) -> None:
@@ -224,4 +239,4 @@ def _play(player: Player, game: str, episodes: int, see: Callable[[np.ndarray], 
         print(f"episode {number}: return {played.score:,.1f} in {played.steps:,} steps", flush=True)
     marks = games.reference_scores().get(game)
     beside = f"; random play {marks['random']:,.1f}, a person {marks['human']:,.1f}" if marks else ""
-    print(f"mean return {sum(returns) / len(returns):,.1f} of {len(returns)}{beside}")
+    print(f"mean return over {counted(len(returns), 'episode')}: {sum(returns) / len(returns):,.1f}{beside}")

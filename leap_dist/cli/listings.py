@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leap_dist.cli import console
-from leap_dist.config import loading, pretrained
+from leap_dist.config import loading, pretrained, registry
+from leap_dist.config.loading import ConfigError
+from leap_dist.config.plurals import counted
 from leap_dist.config.presets import DEFAULTS, OF_META_LEARNERS, PRESET_HELP, PRESETS, TASKS
 from leap_dist.config.registry import OWN
-from leap_dist.config.settings import Config
-from leap_dist.envs.games import CRASHING, HELD_OUT, SETS, available, reference_scores
+from leap_dist.config.validation import did_you_mean
+from leap_dist.envs.games import CRASHING, HELD_OUT, SETS, available, expand, reference_scores
 from leap_dist.study.games import FIGURE_4
 from leap_dist.study.games import PRESET as FIGURE_4_PRESET
 
@@ -22,8 +24,18 @@ _ORIGIN = {
 }
 
 
-def games() -> int:
-    """Print the sets of games, and a line for each game with its sets and reference scores."""
+def games(name: str | None = None) -> int:
+    """Print the sets of games, and a line for each game with its sets and reference scores.
+
+    With the name of a set or game, print only its games or its line. Raises ConfigError for another name.
+    """
+    if name is not None:
+        try:
+            shown = expand((name,))
+        except ValueError as error:
+            raise ConfigError(f"games: {error}") from None
+        _print_games(shown)
+        return 0
     print("Sets of games; --games accepts these names too:\n")
     for name, members in SETS.items():
         _print_wrapped(f"{name:<10}", f"{len(members)} {_ORIGIN[name]} ({', '.join(HELD_OUT[name])}).")
@@ -33,27 +45,37 @@ def games() -> int:
         "Scores are mean returns of random play and of a person over episodes with 30 no-op starts, as published "
         "with DQN Zoo. A human-normalized score is 0 for the first and 1 for the second.",
     )
-    columns = " ".join(f"{name:<9}" for name in SETS)
-    print(f"\n{'game':<20} {columns} {'random':>10} {'human':>10}")
-    scores = reference_scores()
-    for game in available():
-        roles = " ".join(f"{_role(game, name):<9}" for name in SETS)
-        numbers = [f"{scores[game][kind]:,.1f}" if game in scores else "-" for kind in ("random", "human")]
-        print(f"{game:<20} {roles} {numbers[0]:>10} {numbers[1]:>10}")
+    print()
+    _print_games(available())
     print()
     _print_wrapped("", f"Cannot be played, because they crash the emulator: {', '.join(CRASHING)}.")
     return 0
+
+
+def _print_games(names: Sequence[str]) -> None:
+    columns = " ".join(f"{name:<9}" for name in SETS)
+    print(f"{'game':<20} {columns} {'random':>10} {'human':>10}")
+    scores = reference_scores()
+    for game in names:
+        roles = " ".join(f"{_role(game, name):<9}" for name in SETS)
+        numbers = [f"{scores[game][kind]:,.1f}" if game in scores else "-" for kind in ("random", "human")]
+        print(f"{game:<20} {roles} {numbers[0]:>10} {numbers[1]:>10}")
 
 
 def _role(game: str, name: str) -> str:
     return "train" if game in SETS[name] else "held out" if game in HELD_OUT[name] else "-"
 
 
-def presets() -> int:
-    """Print each preset, what it is for, and the settings that differ from the defaults."""
+def presets(name: str | None = None) -> int:
+    """Print each preset, what it is for, its length, and the settings that differ from the defaults.
+
+    With a name, print only the presets of that name. Raises ConfigError if there is none.
+    """
+    if name is not None:
+        return _presets_of_name(name)
     print(f"Presets of Atari games. `{console.command()} train` alone takes quick.")
     for name, values in PRESETS.items():
-        _print_preset(name, PRESET_HELP[name], values)
+        _print_preset(name, PRESET_HELP[name], values, "atari")
     print(f"\n{FIGURE_4_PRESET}: only for `study --tasks atari`, to repeat the paper's figure 4")
     lengths = ", ".join(f"{game} {steps:,}" for game, steps in FIGURE_4.items())
     _print_wrapped("   ", f"as paper; agent steps of a test: {lengths} (`paper` and `paper-5m` test as long)")
@@ -62,7 +84,7 @@ def presets() -> int:
         if kind in OWN:
             print("(--games has no default here: name your own tasks with it)")
         for name, values in known.items():
-            _print_preset(name, "", {key: value for key, value in values.items() if key != "tasks"})
+            _print_preset(name, "", values, kind)
     print("\nChoices that change other defaults:")
     for setting, choice, values in DEFAULTS:
         flag = setting.replace("_", "-")
@@ -81,10 +103,39 @@ def presets() -> int:
     return 0
 
 
-def _print_preset(name: str, purpose: str, values: Mapping[str, Any]) -> None:
-    print(f"\n{name}{f': {purpose}' if purpose else ''}")
-    nothing = f"only defaults: {Config.meta_updates} meta-updates of {Config().meta.batch_size} tasks"
-    _print_wrapped("   ", _changes(values) or nothing)
+def _presets_of_name(name: str) -> int:
+    if name in PRESETS:
+        _print_preset(name, PRESET_HELP[name], PRESETS[name], "atari", first="")
+    of_kinds = {kind: known[name] for kind, known in TASKS.items() if name in known}
+    for kind, values in of_kinds.items():
+        first = "" if name not in PRESETS and kind == next(iter(of_kinds)) else "\n"
+        _print_preset(f"{name} of --tasks {kind}", "", values, kind, first=first)
+    if name not in PRESETS and not of_kinds:
+        known = dict.fromkeys([*PRESETS, *(preset for presets in TASKS.values() for preset in presets)])
+        near = did_you_mean(name, known) or f"; choose from {', '.join(known)}"
+        raise ConfigError(f"presets: no preset {name[:80]!r}{near}")
+    return 0
+
+
+def _print_preset(name: str, purpose: str, values: Mapping[str, Any], kind: str = "", first: str = "\n") -> None:
+    """Print a preset of this kind of tasks, or without `kind`, settings that belong to a choice."""
+    print(f"{first}{name}{f': {purpose}' if purpose else ''}")
+    if kind:
+        _print_wrapped("   ", _length(values, kind))
+    changes = _changes({key: value for key, value in values.items() if key != "tasks"})
+    if changes or kind:
+        _print_wrapped("   ", changes or "only defaults")
+
+
+def _length(values: Mapping[str, Any], kind: str) -> str:
+    """Return how long a run with these settings is."""
+    updates, batch, steps = (
+        values.get(key, loading.default(key)) for key in ("meta_updates", "meta.batch_size", "task_steps")
+    )
+    ends = ("supervised.patience", "supervised.patience_steps", "supervised.epochs")
+    most = "at most " if any(values.get(key) for key in ends) else ""
+    unit = registry.for_tasks(kind).step_unit
+    return f"{updates:,} meta-updates of {counted(batch, 'task')}, {most}{steps:,} {unit} each"
 
 
 def _changes(values: Mapping[str, Any]) -> str:
@@ -98,9 +149,15 @@ def _shown(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def weights() -> int:
-    """Print the initializations that come with the package."""
+def weights(name: str | None = None) -> int:
+    """Print the initializations that come with the package, or the one of this name. Raises ConfigError."""
     found = list(pretrained.available())
+    if name is not None:
+        wanted, known = name.removeprefix(pretrained.PREFIX), [one.name for one in found]
+        if wanted not in known:
+            near = did_you_mean(wanted, known) or f"; the command `weights` lists the {len(known)} that there are"
+            raise ConfigError(f"weights: no initialization {name[:80]!r}{near}")
+        found = [one for one in found if one.name == wanted]
     if not found:
         print("No initialization comes with this version.")
         _print_wrapped("", f"`{console.command()} train` makes one: runs/NAME/init.safetensors. --init takes its path.")

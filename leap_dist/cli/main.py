@@ -63,8 +63,8 @@ def train(parsed: argparse.Namespace) -> int:
     with run, run.translated_errors():
         run_directory.prepare(run.folder, config, patience=run_directory.ORPHAN_SECONDS if parsed.resume else 0.0)
         run.publish()
-        plan.print_training(config, run)
-        outcome, summary = reporting.train(config, run, profile=parsed.profile)
+        rate = plan.print_training(config, run).rate
+        outcome, summary = reporting.train(config, run, profile=parsed.profile, rate=rate)
         results.print_training(config, run, outcome, summary)
         if parsed.profile:
             results.print_profiles(run)

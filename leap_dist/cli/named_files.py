@@ -34,5 +34,7 @@ def require(path: Path, hint: str = "give an init.safetensors or a run directory
             others = list(path.parent.glob("*.safetensors"))
         near = did_you_mean(str(path), map(str, others)) or f"; {hint}"
         what = f"{path} holds no init.safetensors" if path.is_dir() else f"{path} cannot be read ({error.strerror})"
+        if (path / "config.yaml").exists() and not (path / "arms.json").exists():  # no evaluation
+            near = " yet: the run has only begun; wait for its first meta-update"
         raise ConfigError(f"init: {what}{near}") from None
     return file

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from leap_dist import __version__
-from leap_dist.cli import console
+from leap_dist.cli import argument_types as types
+from leap_dist.cli import console, mistakes
 from leap_dist.cli.help_texts import COMPLETION, ENJOY, EVALUATE, EXIT_CODES, MAIN, OTHER_WORDS, STUDY, TRAIN
 from leap_dist.cli.setting_flags import DEFAULT_PRESET, Formatter, Once, add_settings
 from leap_dist.config.loading import DECISIVE
@@ -22,8 +20,6 @@ from leap_dist.config.validation import did_you_mean
 LIBRARIES = {"sb3": "example.py", "torch": "load.py", "cleanrl": "agent.py"}
 """The libraries that an initialization can be exported to, each with the exported program that demonstrates it."""
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line (by default, that of this process).
@@ -31,20 +27,27 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Values of settings remain text; `settings` returns them, and `leap_dist.config.loading` checks them. A mistake ends
     the program with one line and exit code 2.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and not given[0].startswith("-") and given[0] not in NAMES:
+    given = mistakes.without_words_for_flags(list(sys.argv[1:] if arguments is None else arguments))
+    if not given:
+        console.complain(f"name a command: {', '.join(NAMES)}; --help says what they are for")
+    if given[0].startswith("-") and given[0] not in mistakes.FLAGS_ALONE:
+        console.complain("name a command before the flags; for example, train --preset smoke")
+    if not given[0].startswith("-") and given[0] not in NAMES:
         meant = OTHER_WORDS.get(given[0])
         near = f"; did you mean {meant}?" if meant else did_you_mean(given[0], NAMES)
         near = near or f"; choose from {', '.join(NAMES)}"
         console.complain(f"{given[0][:80]}: no such command{near}")
-    if not given:
-        console.complain(f"name a command: {', '.join(NAMES)}; --help says what they are for")
-    parsed, unknown = build(console.program(), _help_asked(given)).parse_known_args(given)
+    parser = build(console.program(), _help_asked(given))
+    command = next((one for one in commands_of(parser) if one.prog.split()[-1] == given[0]), None)
+    if command is not None and not _is_help_asked(given):
+        mistakes.refuse_unknown_flags(given, long_flags(command))
+    parsed, unknown = parser.parse_known_args(given)
+    if parsed.command == "evaluate":
+        mistakes.require_initializations(parsed.init, unknown)
+    if unknown and unknown[0].startswith("-"):
+        console.complain(mistakes.no_such_flag(unknown[0], parsed.flags))
     if unknown:
-        flag = unknown[0].partition("=")[0]
-        if not flag.startswith("-"):
-            console.complain(f"{flag[:80]}: unexpected argument; flags begin with --")
-        console.complain(f"{flag[:80]}: no such flag{did_you_mean(flag, parsed.flags)}")
+        console.complain(f"{unknown[0][:80]}: unexpected argument; flags begin with --")
     if hasattr(parsed, "place"):
         _settle_place(parsed)
     return parsed
@@ -78,13 +81,17 @@ class Help(NamedTuple):
 _NO_HELP = Help()
 
 
+def _is_help_asked(given: Sequence[str]) -> bool:
+    return not {"-h", "--help", "--help-all"}.isdisjoint(given)
+
+
 def _help_asked(given: Sequence[str]) -> Help:
     def value(flag: str) -> str:
         after = [word for before, word in itertools.pairwise(given) if before == flag]
         joined = [word.partition("=")[2] for word in given if word.startswith(f"{flag}=")]
         return next(iter(after + joined), "")
 
-    if {"-h", "--help", "--help-all"}.isdisjoint(given):
+    if not _is_help_asked(given):
         return _NO_HELP
     choices = ((name, value("--" + name.replace("_", "-"))) for name in DECISIVE)
     return Help("--help-all" in given, value("--preset"), tuple(choice for choice in choices if choice[1]))
@@ -98,7 +105,7 @@ def build(program: str, help: Help = _NO_HELP) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", prog=program)
     for name, add in _COMMANDS.items():
         command = add(functools.partial(_add_command, commands, name), help)
-        command.set_defaults(flags=[flag for flag in command._option_string_actions if flag.startswith("--")])
+        command.set_defaults(flags=long_flags(command))
     return parser
 
 
@@ -121,15 +128,17 @@ def _add_train(command: Callable[..., _Parser], help: Help) -> _Parser:
     )
     run = train.add_argument_group("the run")
     _add_preset(run, DEFAULT_PRESET["train"])
-    run.add_argument("--run-dir", type=_location, metavar="DIR", help="directory or URL (default: runs/PRESET-TIME)")
+    run.add_argument(
+        "--run-dir", type=types.location, metavar="DIR", help="directory or URL (default: runs/PRESET-TIME)"
+    )
     run.add_argument(
         "--resume",
         nargs="?",
-        type=_auto,
+        type=types.auto,
         const=True,
         default=False,
         metavar="auto",
-        help="continue the run in --run-dir; auto: or start it",
+        help="continue the run in --run-dir; auto: start it if there is none",
     )
     run.add_argument("--profile", nargs=0, default=False, help="write profiles of the workers to DIR/profile")
     _add_settings(train, "train", help)
@@ -146,17 +155,19 @@ def _add_evaluate(command: Callable[..., _Parser], help: Help) -> _Parser:
     comparison = evaluate.add_argument_group("the comparison")
     comparison.add_argument(
         "--init",
-        type=_initialization,
+        type=types.initialization,
         action="append",
-        required=True,
+        default=[],
         metavar="[LABEL=]INIT",
         help="initialization: `scratch`, a file, a run directory, a URL or pretrained:NAME; repeat for more",
     )
     comparison.add_argument(
-        "--seeds", type=_whole_number, default=5, metavar="N", help="runs per arm and game (default: 5)"
+        "--seeds", type=types.whole_number, default=5, metavar="N", help="runs per arm and game (default: 5)"
     )
     _add_game_steps(comparison)
-    comparison.add_argument("--out", type=_directory, metavar="DIR", help="output directory (default: reports/TIME)")
+    comparison.add_argument(
+        "--out", type=types.directory, metavar="DIR", help="output directory (default: reports/TIME)"
+    )
     _add_preset(comparison, "that of the first --init")
     _add_settings(evaluate, "evaluate", help)
     return evaluate
@@ -181,7 +192,7 @@ def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
         epilog=EXIT_CODES,
     )
     comparison = study.add_argument_group("the study")
-    comparison.add_argument("--out", type=_directory, required=True, metavar="DIR", help="output directory")
+    comparison.add_argument("--out", type=types.directory, required=True, metavar="DIR", help="output directory")
     comparison.add_argument(
         "--arms",
         nargs="+",
@@ -200,17 +211,21 @@ def _add_study(command: Callable[..., _Parser], help: Help) -> _Parser:
         "4 10 20); multi-cv: data sets to hold out, one at a time (default: each of --games)",
     )
     comparison.add_argument(
-        "--seeds", type=_whole_number, default=3, metavar="N", help="number of seeds per arm and group (default: 3)"
+        "--seeds",
+        type=types.whole_number,
+        default=3,
+        metavar="N",
+        help="number of seeds per arm and group (default: 3)",
     )
     comparison.add_argument(
         "--test-steps",
-        type=_whole_number,
+        type=types.whole_number,
         metavar="N",
         help="steps of a test (default: as in training)",
     )
     comparison.add_argument(
         "--test-seeds",
-        type=_whole_number,
+        type=types.whole_number,
         metavar="N",
         help="atari: number of agents for each initialization and game (default: 1)",
     )
@@ -242,7 +257,9 @@ def _add_plot(command: Callable[..., _Parser], _: Help) -> _Parser:
         plot, "run_dir", "--run-dir", "DIR", "directory of a run, an evaluation or a study; a run's URL with --out"
     )
     plot.add_argument("--phone", nargs=0, default=False, help="draw a tall picture, DIR/progress-phone.png")
-    plot.add_argument("--out", type=_directory, metavar="FILE", help="picture of the run (default: DIR/progress.png)")
+    plot.add_argument(
+        "--out", type=types.directory, metavar="FILE", help="picture of the run (default: DIR/progress.png)"
+    )
     return plot
 
 
@@ -257,11 +274,15 @@ def _add_export(command: Callable[..., _Parser], _: Help) -> _Parser:
         "--to", required=True, metavar="LIBRARY", help=f"{', '.join(LIBRARIES)}; sb3 is Stable-Baselines3"
     )
     export.add_argument(
-        "--out", type=_directory, required=True, metavar="DIR", help="output directory; must be new or empty"
+        "--out",
+        type=types.directory,
+        required=True,
+        metavar="DIR",
+        help="output directory; must be new or empty",
     )
     export.add_argument(
         "--linear-seed",
-        type=_whole_number,
+        type=types.whole_number,
         metavar="N",
         help="seed of a new linear layer, if only the convolutions were meta-learned (meta.shared convolutions)",
     )
@@ -274,34 +295,47 @@ def _add_enjoy(command: Callable[..., _Parser], _: Help) -> _Parser:
     _add_place(enjoy, "init", "--init", "WHAT", what)
     enjoy.add_argument("--game", metavar="NAME", help="game to play (default: breakout, or the evaluation's first)")
     enjoy.add_argument("--arm", metavar="LABEL", help="initialization whose agent plays (default: the first one's)")
-    enjoy.add_argument("--out", type=_directory, metavar="FILE", help="video to write: NAME.gif or NAME.mp4")
+    enjoy.add_argument("--out", type=types.directory, metavar="FILE", help="video to write: NAME.gif or NAME.mp4")
     steps = "agent steps of training before an agent from an initialization plays (default: 20000)"
-    enjoy.add_argument("--steps", type=_whole_number, metavar="N", help=steps)  # None tells that it was not given
+    enjoy.add_argument("--steps", type=types.whole_number, metavar="N", help=steps)  # None tells that it was not given
     for flag, default, text in (
         ("--episodes", 1, "number of episodes"),
         ("--seconds", 30, "maximum length of the video, in seconds of play"),
         ("--seed", 0, "seed of the agent and of the episodes"),
     ):
-        enjoy.add_argument(flag, type=_whole_number, default=default, metavar="N", help=f"{text} (default: {default})")
+        enjoy.add_argument(
+            flag, type=types.whole_number, default=default, metavar="N", help=f"{text} (default: {default})"
+        )
     return enjoy
 
 
 def _add_games(command: Callable[..., _Parser], _: Help) -> _Parser:
-    return command("list games, sets of games, and scores")
+    return _with_name(command("list games, sets of games, and scores"), "a game, or a set of games")
 
 
 def _add_presets(command: Callable[..., _Parser], _: Help) -> _Parser:
-    return command("list presets, and what each changes")
+    return _with_name(command("list presets, and what each changes"), "a preset")
 
 
 def _add_weights(command: Callable[..., _Parser], _: Help) -> _Parser:
-    return command("list the initializations of this package")
+    return _with_name(command("list the initializations of this package"), "an initialization")
+
+
+def _with_name(listing: _Parser, what: str) -> _Parser:
+    """Let a listing be of one thing."""
+    listing.add_argument("name", nargs="?", metavar="NAME", help=f"show only {what} of this name")
+    return listing
 
 
 def _add_completion(command: Callable[..., _Parser], _: Help) -> _Parser:
     completion = command("print a script for tab completion", description=COMPLETION)
     completion.add_argument("shell", metavar="SHELL", help="bash, zsh or tcsh")
     return completion
+
+
+def long_flags(command: argparse.ArgumentParser) -> list[str]:
+    """Return the flags of a command that begin with two dashes."""
+    return [flag for flag in command._option_string_actions if flag.startswith("--")]
 
 
 def commands_of(whole: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -330,8 +364,10 @@ NAMES = tuple(_COMMANDS)
 
 def _add_place(command: _Parser, name: str, flag: str, metavar: str, help: str) -> None:
     """Let a command take a path or URL as its only positional argument, or with a flag. See `_settle_place`."""
-    command.add_argument("place", type=_location, nargs="?", metavar=metavar, help=help)
-    command.add_argument(flag, dest=name, type=_location, metavar=metavar, help=f"the same as {metavar} without a flag")
+    command.add_argument("place", type=types.location, nargs="?", metavar=metavar, help=help)
+    command.add_argument(
+        flag, dest=name, type=types.location, metavar=metavar, help=f"the same as {metavar} without a flag"
+    )
     command.set_defaults(place_flag=flag, place_name=name, place_metavar=metavar)
 
 
@@ -347,53 +383,10 @@ def _settle_place(parsed: argparse.Namespace) -> None:
 
 def _add_preset(group: Any, default: str) -> None:
     group.add_argument("--preset", metavar="NAME", help=f"name of a preset (default: {default})")
-    group.add_argument("--config", type=_path, metavar="FILE", help="YAML file; its settings override the preset")
+    group.add_argument("--config", type=types.path, metavar="FILE", help="YAML file; its settings override the preset")
 
 
 def _add_settings(parser: _Parser, command: str, help: Help) -> None:
     """Add the flags of the settings, and --help-all."""
     parser.add_argument("--help-all", action="help", help="show every setting, and exit")
     add_settings(parser, command, everything=help.everything, preset=help.preset, choices=dict(help.choices))
-
-
-def _auto(text: str) -> str:
-    if text != "auto":
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not auto; give auto, or nothing")
-    return text
-
-
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a whole number") from None
-
-
-def _location(text: str) -> str:
-    """Check a path or URL, and expand `~` in a path."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty; name a file or directory")
-    expanded = os.path.expanduser(text)
-    if expanded.startswith("~"):
-        raise argparse.ArgumentTypeError(
-            f"{text[:80]!r} begins with the home directory of an unknown user; give the full path"
-        )
-    return expanded
-
-
-def _initialization(text: str) -> str:
-    """Check [LABEL=]PATH, and expand `~` in the path. The shell expands it only at the start of a word."""
-    label, equals, path = text.partition("=")
-    if equals and not _URL.match(text):
-        return f"{label}={_location(path)}"
-    return _location(text)
-
-
-def _path(text: str) -> Path:
-    return Path(_location(text))
-
-
-def _directory(text: str) -> Path:
-    if _URL.match(text):
-        console.complain("out: must be a path on this machine, not a URL; copy the result there afterwards")
-    return _path(text)

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from leap_dist.cli import console
 from leap_dist.config import registry
@@ -26,16 +26,38 @@ WORTH_A_TRIAL = 50_000
 """Smallest number of steps for which the plan measures this machine's speed; fewer take at most a minute."""
 
 
-def print_training(config: Config, run: Run) -> None:
-    """Print the plan of a training run, new or resumed."""
+LONG = {"train": 30 * 86_400.0, "evaluate": 86_400.0}
+"""Seconds beyond which a note says that a command takes long, which may be a mistake."""
+
+
+class Estimate(NamedTuple):
+    """How long a run will take."""
+
+    text: str
+    seconds: float | None = None
+    """None if it is not known."""
+    rate: float | None = None
+    """Steps per second of all workers, as measured; None if they were not."""
+
+
+class Plan(NamedTuple):
+    """The plan of a run."""
+
+    rows: list[tuple[str, str]]
+    """Pairs of title and text, the first of which is a heading without title."""
+    estimate: Estimate
+
+
+def print_training(config: Config, run: Run) -> Estimate:
+    """Print the plan of a training run, new or resumed, and return how long it takes."""
     before: dict[str, Any] = {}
     with contextlib.suppress(ConfigError):
         before = run_directory.read_summary(run.folder)
-    _print(training(config, run.shown, before))
+    return _print_plan("train", training(config, run.shown, before))
 
 
-def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the plan of a training run: pairs of title and text, the first of which is a heading without title.
+def training(config: Config, shown: str, before: dict[str, Any]) -> Plan:
+    """Return the plan of a training run.
 
     Args:
         config: the run's configuration.
@@ -49,15 +71,17 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> list[tuple[s
     length = f"{batches}, {config.steps_of_task:,} {unit} each: {config.total_tasks * config.steps_of_task:,} in all"
     if done:
         length += f"; {done:,} of {config.total_tasks:,} tasks are done"
-    return [
+    estimate = _estimate(config, left * config.steps_of_task, before)
+    rows = [
         ("", f"{config.meta_learner} on {_names(config)}, preset {config.preset}, mode {config.mode}"),
         ("to do", length),
-        ("duration", _duration(config, left * config.steps_of_task, before)),
+        ("duration", estimate.text),
         ("directory", shown),
         ("watch", f"{console.command()} status {shlex.quote(shown)}"),
         ("stop", "Ctrl-C; everything accepted by then is kept"),
         ("continue", console.resume_command(shown, config.gymnasium.modules)),
     ]
+    return Plan(rows, estimate)
 
 
 def print_study(plan: StudyPlan, out: Path) -> float:
@@ -99,34 +123,38 @@ def study(plan: StudyPlan, out: Path) -> tuple[list[tuple[str, str]], float]:
     ], with_gpu if seconds is None else seconds
 
 
-def print_evaluation(config: Config, runs: Sequence[EvaluationRun], missing: Sequence[int], out: Path) -> None:
-    """Print the plan of an evaluation; `missing` has the indices of the runs that are not finished."""
-    _print(evaluation(config, runs, missing, out))
+def print_evaluation(config: Config, runs: Sequence[EvaluationRun], missing: Sequence[int], out: Path) -> Estimate:
+    """Print the plan of an evaluation, and return how long it takes.
+
+    `missing` has the indices of the runs that are not finished.
+    """
+    return _print_plan("evaluate", evaluation(config, runs, missing, out))
 
 
-def evaluation(
-    config: Config, runs: Sequence[EvaluationRun], missing: Sequence[int], out: Path
-) -> list[tuple[str, str]]:
-    """Return the plan of an evaluation, with titles and texts as in `training`."""
+def evaluation(config: Config, runs: Sequence[EvaluationRun], missing: Sequence[int], out: Path) -> Plan:
+    """Return the plan of an evaluation; `missing` is as in `print_evaluation`."""
     arms = list(dict.fromkeys(run.arm.label for run in runs))
     seeds = len({run.seed for run in runs})
     unit = registry.for_config(config).step_unit
+    noun = registry.for_config(config).task_noun
     length = (
-        f"{counted(len(runs), 'agent')} ({len(arms)} × {counted(len(config.games), 'task')} × "
+        f"{counted(len(runs), 'agent')} ({counted(len(arms), 'initialization')} × {counted(len(config.games), noun)} × "
         f"{counted(seeds, 'seed')}), {_range([run.steps for run in runs])} {unit} each: "
         f"{sum(run.steps for run in runs):,} in all"
     )
     if len(missing) < len(runs):
         length += f"; {len(runs) - len(missing)} of {len(runs)} are done"
-    return [
+    estimate = _estimate(config, sum(runs[index].steps for index in missing), {})
+    rows = [
         ("", f"evaluation of {', '.join(arms)} on {_names(config)}, preset {config.preset}"),
         ("to do", length),
-        ("duration", _duration(config, sum(runs[index].steps for index in missing), {})),
+        ("duration", estimate.text),
         ("directory", str(out)),
         ("watch", f"{console.command()} status {shlex.quote(str(out))}"),
         ("stop", "Ctrl-C; finished agents are kept"),
         ("continue", f"the same command with --out {shlex.quote(str(out))}"),
     ]
+    return Plan(rows, estimate)
 
 
 def _range(values: Sequence[int]) -> str:
@@ -139,20 +167,20 @@ def _names(config: Config) -> str:
     return count + (f" ({', '.join(config.games)})" if len(config.games) <= 5 else "")
 
 
-def _duration(config: Config, steps: int, before: dict[str, Any]) -> str:
+def _estimate(config: Config, steps: int, before: dict[str, Any]) -> Estimate:
     """Return how long `steps` will take at the rate of earlier launches, or of a short trial."""
     if not steps:
-        return "nothing is left to do"
+        return Estimate("nothing is left to do", 0.0)
     rate, source = _rate_before(before), "at the rate so far"
     if rate is None and steps < WORTH_A_TRIAL:
-        return "less than a minute, plus some seconds to start"
+        return Estimate("less than a minute, plus some seconds to start")
     if rate is None and _follows_nodes(config):
-        return "depends on the nodes; `status` shows it after the first tasks"
+        return Estimate("depends on the nodes; `status` shows it after the first tasks")
     if rate is None:
         rate, source = _rate_here(config)
         if rate is None:
-            return "unknown; `status` shows it after the first tasks"
-    return f"about {_words(steps / rate)}, {source}"
+            return Estimate("unknown; `status` shows it after the first tasks")
+    return Estimate(f"about {_words(steps / rate)}, {source}", steps / rate, rate)
 
 
 def _follows_nodes(config: Config) -> bool:
@@ -201,6 +229,15 @@ def _words(seconds: float) -> str:
 def _rounded(value: float) -> str:
     """Return a number with two significant digits."""
     return f"{float(f'{value:.2g}'):,.12g}"
+
+
+def _print_plan(command: str, plan: Plan) -> Estimate:
+    """Print a plan, and a note if it takes so long that it may be a mistake. Return its estimate."""
+    _print(plan.rows)
+    if (plan.estimate.seconds or 0.0) > LONG[command]:
+        fewer = "--meta-updates or --task-steps" if command == "train" else "--task-steps, --seeds or --games"
+        console.notice("note", f"this takes {_words(LONG[command])} or more; Ctrl-C stops it, and {fewer} shorten it")
+    return plan.estimate
 
 
 def _print(rows: Sequence[tuple[str, str]]) -> None:

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from leap_dist.config.settings import Config
 from leap_dist.storage import location, reader
 from leap_dist.storage.ledger import Ledger
 from leap_dist.telemetry.escaping import printable
+from leap_dist.telemetry.progress import duration
 
 
 def print_training(config: Config, run: location.Run, outcome: str, summary: dict[str, Any]) -> None:
@@ -30,9 +31,9 @@ def print_training(config: Config, run: location.Run, outcome: str, summary: dic
     except OSError as error:
         picture = f"could not be written: {error}"
     print(
-        f"\n{outcome}: {summary['tasks']} of {summary['tasks_wanted']} tasks, {summary['meta_updates']} meta-updates, "
-        f"{summary['contributions_applied']} contributions, {summary['agent_steps']:,} "
-        f"{registry.for_summary(summary).step_unit} in {summary['wall_seconds']:.0f} s"
+        f"\n{outcome}: {summary['tasks']:,} of {summary['tasks_wanted']:,} tasks, "
+        f"{summary['meta_updates']:,} meta-updates, {summary['contributions_applied']:,} contributions, "
+        f"{summary['agent_steps']:,} {registry.for_summary(summary).step_unit} in {duration(summary['wall_seconds'])}"
     )
     _print_files(
         ("initialization", f"{run.shown}/init.safetensors"),
@@ -91,12 +92,16 @@ def draw_progress(run_dir: Path, path: Path, name: str, *, phone: bool = False) 
     return path
 
 
-def print_evaluation(out: Path) -> None:
-    """Build the report of an evaluation, and print where it is. Raises ConfigError."""
+def print_evaluation(out: Path, told: Collection[str] = ()) -> None:
+    """Build the report of an evaluation, and print where it is, and the notes that are not `told` yet.
+
+    Raises ConfigError.
+    """
     from leap_dist.evaluation import scoring
     from leap_dist.evaluation.report.build import build
 
-    print_notes(_build(lambda folder: build(folder, scoring.of_tasks(_tasks_of(folder))), out))
+    notes = _build(lambda folder: build(folder, scoring.of_tasks(_tasks_of(folder))), out)
+    print_notes(note for note in notes if note not in told)
     print()
     print(textwrap.fill(json.loads((out / "results.json").read_text())["conclusion"], 80))
     print()

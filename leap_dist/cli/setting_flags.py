@@ -33,7 +33,7 @@ _SHORT = {
     "agent.learning_rate": "learning rate of the agents",
     "agent.envs": "parallel environments of an agent",
     "data_dir": "directory with one folder for each data set",
-    "init": "FILE, run directory or pretrained:NAME",
+    "init": "RUN, FILE, pretrained:NAME",
     "seed": "seed of everything random",
     "workers": "number of workers; auto: what fits",
     "worker.device": "auto, cpu or cuda",
@@ -139,7 +139,13 @@ def add_settings(
         more: dict[str, Any] = {"action": "extend" if is_list else None, "nargs": "+" if is_list else None}
         if kind is bool:
             more = {"action": Switch, "nargs": "?", "const": "yes"}
-        metavar = _metavar(kind) if everything or kind in _METAVARS or get_origin(kind) is Union else "NAME"
+        metavar = (
+            "SOURCE"
+            if name == "init"
+            else _metavar(kind)
+            if everything or kind in _METAVARS or get_origin(kind) is Union
+            else "NAME"
+        )
         add = groups[section].add_argument
         add(
             "--" + name.replace("_", "-"),
@@ -187,6 +193,8 @@ def _defaults(command: str, preset: str, choices: Mapping[str, str]) -> Callable
             return _HELD_OUT.get(choices.get("tasks", Config.tasks), "default: those not trained on")
         if command == "evaluate" and not preset and not loading.is_among(name, ours):
             return "default: that of the first --init"
+        if name == "init":
+            return "default: a random one"
         return f"default: {_plain(implied.get(name, loading.default(name)))}"
 
     return default

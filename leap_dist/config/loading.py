@@ -140,9 +140,10 @@ def _preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises ConfigError if there is no such preset.
     """
     known = dict.fromkeys([*PRESETS, *(name for presets in TASKS.values() for name in presets)])
-    if preset not in known:
-        raise ConfigError(f"preset: no preset {_display(preset)}{did_you_mean(preset, known)}")
     tasks = parse_value("tasks", given.get("tasks", Config.tasks))
+    if preset not in known:
+        near = did_you_mean(preset, known) or f"; choose from {', '.join(TASKS.get(tasks, PRESETS))}"
+        raise ConfigError(f"preset: no preset {_display(preset)}{near}")
     if tasks not in TASKS and preset not in PRESETS:
         raise ConfigError(f"preset: {preset} does not exist for tasks {tasks}; choose {', '.join(PRESETS)}")
     if tasks not in TASKS:
@@ -163,6 +164,10 @@ def _check(config: Config) -> None:
         raise ConfigError(conflict)
 
 
+_SYNONYMS = {"gpu": "cuda", "gpus": "cuda", "nvidia": "cuda"}
+"""Words that people write for a choice of another name."""
+
+
 def parse_value(name: str, value: Any) -> Any:
     """Convert a value to the type of a field and check its range. Raises ConfigError."""
     field, kind = _FIELDS[name]
@@ -176,7 +181,7 @@ def parse_value(name: str, value: Any) -> Any:
         if switch is not None and value not in choices and (on := _parse_bool(value)) is not None:
             return switch[on]
         if value not in choices:
-            near = did_you_mean(value, choices) if isinstance(value, str) else ""
+            near = did_you_mean(_SYNONYMS.get(value.lower(), value), choices) if isinstance(value, str) else ""
             raise ConfigError(f"{name}: {_display(value)} is not one of {', '.join(choices)}{near}")
         return value
     if get_origin(kind) is tuple:
@@ -215,12 +220,12 @@ def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any], words:
     except (ValueError, OverflowError):
         raise ConfigError(f"{name}: {_display(value)} {wrong}") from None
     if number < limits["low"]:
-        raise ConfigError(f"{name}: {_display(number)} is too small; the smallest valid value is {limits['low']}")
+        raise ConfigError(f"{name}: {_display(number)} is too small; the smallest valid value is {limits['low']:,}")
     if number <= limits["above"]:
         raise ConfigError(f"{name}: {_display(number)} is too small; it must be greater than {limits['above']}")
     high = min(limits["high"], LARGEST) if kind is int else limits["high"]
     if number > high:
-        raise ConfigError(f"{name}: {_display(number)} is too large; the largest valid value is {high}")
+        raise ConfigError(f"{name}: {_display(number)} is too large; the largest valid value is {high:,}")
     return int(number) if kind is int else float(number)
 
 
@@ -233,6 +238,14 @@ def _display(value: Any) -> str:
     except ValueError:  # such a number inside a list
         text = f"a {type(value).__name__} with a number too long to print"
     return text if len(text) <= 70 else f"{text[:67]}..."
+
+
+def parse_whole_number(text: str) -> int:
+    """Parse a whole number, which may be written as 1e9. Raises ValueError or OverflowError."""
+    number = _parse_number(text)
+    if number != int(number):
+        raise ValueError
+    return int(number)
 
 
 def _parse_number(text: str) -> int | float:
@@ -310,7 +323,7 @@ def check_game_steps(lengths: Mapping[str, int], games: Sequence[str], steps_per
             raise ConfigError(f"game_steps: {game}={steps} is less than two updates of {steps_per_update} steps")
         if steps > LARGEST:
             raise ConfigError(
-                f"game_steps: {game}={_display(steps)} is too large; the largest valid value is {LARGEST}"
+                f"game_steps: {game}={_display(steps)} is too large; the largest valid value is {LARGEST:,}"
             )
 
 

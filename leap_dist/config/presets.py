@@ -270,7 +270,7 @@ DEFAULTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 """Defaults that depend on a choice: (field, value, settings). Later entries win, and explicit settings win over all."""
 
 PRESET_HELP = {
-    "smoke": "a few seconds, to check that everything runs",
+    "smoke": "under a minute: checks that everything runs",
     "quick": "minutes on a laptop, to see how it works: three games, short tasks",
     "fast": "to try ideas: A2C settings that learn, 24 games, hours to days",
     "paper": "to repeat the paper (Algorithm 1, appendix E) on a cluster",

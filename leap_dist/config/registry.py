@@ -154,7 +154,7 @@ class Metric:
     task_noun: str
     """Noun for the source of a task, such as "game"."""
     no_score_text: str
-    """Text shown while a task has no score."""
+    """Text about tasks without a score; {steps} stands for the length of the longest."""
     scale: int
     """Factor from a stored score to the number that is displayed."""
     unit: str
@@ -186,10 +186,28 @@ class Metric:
 
 
 RETURN = Metric(
-    "return", "return (points)", "agent steps", "steps/s", "game", "no episode finished yet", 1, "", None, 0.5
+    "return",
+    "return (points)",
+    "agent steps",
+    "steps/s",
+    "game",
+    "no episode ended\nwithin {steps:,} steps",
+    1,
+    "",
+    None,
+    0.5,
 )
 ERROR = Metric(
-    "error", "training error (%)", "examples", "examples/s", "data set", "no batch yet", 100, "%", 0.0, 0.0
+    "error",
+    "training error (%)",
+    "examples",
+    "examples/s",
+    "data set",
+    "no batch yet",
+    100,
+    "%",
+    0.0,
+    0.0,
 )  # an alphabet is a data set too
 
 _BY_NAME = {metric.name: metric for metric in (RETURN, ERROR)}

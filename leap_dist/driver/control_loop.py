@@ -248,7 +248,7 @@ class ControlLoop:
         stopping = self._stop.message if self._stop.asked else ""  # a finished run winds down without a message
         more = {
             "alerts": redact_all([*self._status["alerts"], *self._pool.alerts]),
-            "plan": self._pool.plan(self._status),
+            "plan": self._pool.plan(),
             "waiting": {"waiting": self._pool.waiting, "stopping": stopping}.get(state, ""),
             "workers": self._pool.describe(),
             "mps": self._pool.mps,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from leap_dist.config import registry
 from leap_dist.config.loading import implied_values
 from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 from leap_dist.driver.nodes import Node
-from leap_dist.driver.placement import TASK_LIMIT, Need, Room
+from leap_dist.driver.placement import TASK_LIMIT, Need, Room, can_be_joined
 from leap_dist.telemetry.progress import duration
 
 STEPS_PER_SECOND = {"cpu": 1_600.0, "cuda": 1_700.0}
@@ -19,14 +21,13 @@ From docs/performance.md. Machines differ by up to a factor of two, and so do ga
 """
 
 
-def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int, idle: int = 0) -> str:
-    """Return the plan.
+def describe(config: Config, rooms: Sequence[Room], wanted: int, idle: int = 0) -> str:
+    """Return the plan without speed and time; see `with_speed`.
 
     Args:
         config: the run's configuration.
         rooms: the room on each node that may get workers.
         wanted: number of workers that should run.
-        steps_left: agent steps to the end of the run.
         idle: number of nodes without GPUs that get no workers, because all workers compute on one kind of device.
     """
     places: Counter[str] = Counter()
@@ -43,11 +44,37 @@ def describe(config: Config, rooms: Sequence[Room], wanted: int, steps_left: int
             f", {counted(idle, 'node')} without GPUs left out, because all workers compute on one kind of device "
             "(--worker.device cpu uses the processors of all nodes)"
         )
-    if config.tasks != "atari" or not workers:  # of others, no rates are known
-        return text
+    return text
+
+
+def with_speed(summary: Mapping[str, Any], config: Config, rate: float | None) -> str:
+    """Return the plan of a summary with the expected speed, and the time that follows from it.
+
+    Args:
+        summary: the driver's summary.
+        config: the run's configuration, with the length of its tasks.
+        rate: agent steps per second of all workers, if they were measured on this machine before the start. On a
+            cluster and on GPUs, the speed of other machines takes its place; else, nothing is added to the plan.
+    """
+    plan = str(summary["plan"])
+    typical = None if rate else _typical_rate(summary["workers"], config)
+    expected = rate or typical
+    if not expected or not plan or not summary["workers_wanted"]:
+        return plan
+    tasks = max(0, summary["tasks_wanted"] - summary["tasks"] - summary["tasks_waiting"])
+    unit = registry.for_config(config).step_unit
+    source = ", as fast as on other machines" if typical else ""
+    left = duration(tasks * config.steps_of_task / expected)
+    return f"{plan}; about {_rounded(expected):,.0f} {unit}/s{source}, {left} to the end"
+
+
+def _typical_rate(workers: Iterable[Mapping[str, Any]], config: Config) -> float | None:
+    """Return how fast such workers were elsewhere; None if that is not known, or does not matter on this machine."""
+    devices = [worker["device"] for worker in workers if worker["device"]]
+    if config.tasks != "atari" or not (can_be_joined(config) or "cuda" in devices):
+        return None
     share = min(1.0, config.worker.cpus)  # workers that reserve half a processor have half of it, if all are busy
-    rate = share * sum(STEPS_PER_SECOND[device] * count for device, count in places.items())
-    return f"{text}; about {_rounded(rate):,.0f} agent steps/s, {duration(steps_left / rate)} to the end"
+    return share * sum(STEPS_PER_SECOND[device] for device in devices)
 
 
 def idle_nodes(need: Need, nodes: Iterable[Node]) -> int:

@@ -244,12 +244,10 @@ class Pool:
         if self._one_kind and self._need.device == "auto":
             self._need = of_one_kind(self._need, self._fit_nodes())
 
-    def plan(self, status: Mapping[str, Any]) -> str:
-        """Return the plan for what is left of the run, in one line."""
-        tasks = max(0, status["tasks_wanted"] - status["tasks"] - status["tasks_waiting"])
-        rooms, steps = self._hosts(), tasks * self._config.steps_of_task
+    def plan(self) -> str:
+        """Return the plan of the workers, in one line."""
         idle = plan.idle_nodes(self._need, self._nodes.view.staying.values()) if self._one_kind else 0
-        return plan.describe(self._config, [*rooms.values()], self.wanted, steps, idle)
+        return plan.describe(self._config, [*self._hosts().values()], self.wanted, idle)
 
     @property
     def mps(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ import ray
 from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
-from leap_dist.driver import driver
+from leap_dist.driver import driver, plan
 from leap_dist.driver.errors import HeadLost
 from leap_dist.driver.metrics import Exporter
 from leap_dist.evaluation import early_stopping, initializations
@@ -38,16 +38,17 @@ def train(
     progress: bool = True,
     observers: Sequence[Observer] = (),
     label: str = "",
+    rate: float | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Meta-train in a prepared directory with TensorBoard and, with `progress`, a table on standard output.
 
     With early stopping, training pauses for each measurement. In Prometheus and in trackers, the run has the name
-    `label`, by default that of its directory. Returns "done", "interrupted" or "failed", and the last summary. Raises
-    what `driver.train` raises.
+    `label`, by default that of its directory. `rate` is the number of steps per second that the plan states, if it was
+    measured. Returns "done", "interrupted" or "failed", and the last summary. Raises what `driver.train` raises.
     """
     label = label or Path(run.shown).name
     if not config.early_stopping.interval:
-        return _train(config, run, config, label, profile, progress, observers)
+        return _train(config, run, config, label, profile, progress, observers, rate)
     if run.remote is not None:
         raise ConfigError(
             f"early_stopping.interval: {config.early_stopping.interval} needs a run directory on disk, because "
@@ -55,7 +56,7 @@ def train(
         )
 
     def train_until(end: int) -> tuple[str, dict[str, Any]]:
-        return _train(replace(config, meta_updates=end), run, config, label, profile, progress, observers)
+        return _train(replace(config, meta_updates=end), run, config, label, profile, progress, observers, rate)
 
     def measure(end: int, history: History) -> str:
         return _measure(config, run.folder, end, history, label, progress)
@@ -127,6 +128,7 @@ def _train(
     profile: bool,
     progress: bool,
     observers: Sequence[Observer],
+    rate: float | None,
 ) -> tuple[str, dict[str, Any]]:
     """Train until the meta-updates of `config` are made, which may be a part of those of the `whole` run."""
     run_dir = run.folder
@@ -146,6 +148,7 @@ def _train(
             summary = run.report(summary)
             if whole.early_stopping.interval:
                 summary = _of_whole(summary, whole.total_tasks)
+            summary["plan"] = plan.with_speed(summary, config, rate)
             summary["alerts"] = [*summary["alerts"], *board.alerts, *tracking.alerts, *exporter.alerts]
             latest.update(summary)
             board.record(lines, summary, clips, offset)
@@ -198,16 +201,19 @@ def evaluate(
     progress: bool = True,
     observers: Sequence[Observer] = (),
     label: str = "",
+    rate: float | None = None,
 ) -> str:
     """Perform the missing runs of an evaluation in a prepared folder. With `progress`, print a table meanwhile.
 
-    In Prometheus, the evaluation has the name `label`, by default that of its folder. Returns "done", "interrupted" or
-    "failed". Raises what `driver.evaluate` raises.
+    In Prometheus, the evaluation has the name `label`, by default that of its folder. `rate` is as in `train`. Returns
+    "done", "interrupted" or "failed". Raises what `driver.evaluate` raises.
     """
     exporter = Exporter(label or out.name)
+    mean = replace(config, task_steps=sum(run.steps for run in runs) // len(runs))  # games may differ in length
     with _table(progress) as table:
 
         def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any], offset: int) -> None:
+            summary["plan"] = plan.with_speed(summary, mean, rate)
             summary["alerts"] = [*summary["alerts"], *exporter.alerts]
             with contextlib.suppress(OSError):  # a full disk does not stop the evaluation
                 run_directory.write_summary(out, summary)

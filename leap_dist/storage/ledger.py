@@ -166,7 +166,8 @@ class Ledger:
             size = next(before for line, before in page if line["version_after"] == last)
             page = [(line, before) for line, before in page if before < size]
         if damaged:
-            log.warning("%s: %d damaged lines are left out of what is shown", self._path.name, damaged)
+            lines = "1 damaged line was" if damaged == 1 else f"{damaged:,} damaged lines were"
+            log.warning("%s: %s skipped", self._path.name, lines)
         return [line for line, _ in page], start + size
 
     def lines(self) -> Iterator[dict[str, Any]]:

@@ -186,7 +186,7 @@ def make(
             continues it, even if the preset has changed since.
     """
     if not 1 <= seeds <= 1000:
-        raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
+        raise ConfigError(f"seeds: {seeds:,} is not between 1 and 1,000")
     if "tasks" not in given and existing is None:
         raise ConfigError("tasks: name the kind of tasks to study: atari, omniglot or multi-cv")
     tasks = configuration.parse_value("tasks", given.get("tasks", existing.tasks if existing else Config.tasks))
@@ -195,7 +195,7 @@ def make(
     if preset == games.PRESET and tasks == "atari":
         preset = "paper"
     if test_seeds is not None and not 1 <= test_seeds <= 1000:
-        raise ConfigError(f"test_seeds: {test_seeds} is not between 1 and 1000")
+        raise ConfigError(f"test_seeds: {test_seeds:,} is not between 1 and 1,000")
     if tasks != "atari" and (game_steps or test_seeds not in (None, 1)):
         raise ConfigError(f"{'game' if game_steps else 'test'}_{'steps' if game_steps else 'seeds'}: only for atari")
     arms = arms or DEFAULT_ARMS[tasks]

@@ -122,6 +122,7 @@ class _Task(NamedTuple):
     version: int
     score: float | None
     length: float
+    steps: int
 
 
 def progress_picture(lines: Iterable[dict[str, Any]], path: Path, title: str, format: _Format = SCREEN) -> None:
@@ -139,7 +140,8 @@ def progress_picture(lines: Iterable[dict[str, Any]], path: Path, title: str, fo
     for line in itertools.chain(first, rest):
         if line["final"]:
             score = drawn.task_score(line["curve"])
-            tasks[line["game"]].append(_Task(line["version_after"], score, line["path"]["length"]))
+            steps = line["curve"][-1]["steps"] if line["curve"] else 0
+            tasks[line["game"]].append(_Task(line["version_after"], score, line["path"]["length"], steps))
     by_name = {game: tasks[game] for game in sorted(tasks)}
     figure = _draw(by_name, drawn, title, format) if tasks else _empty(title, format)
     _save(figure, path)
@@ -176,7 +178,8 @@ def _draw_scores(axes: Axes, game: str, tasks: list[_Task], drawn: Metric, color
     random_play = reference_scores().get(game, {}).get("random")
     if not ended:
         axes.set_yticks([])
-        axes.text(0.5, 0.5, drawn.no_score_text, transform=axes.transAxes, ha="center", va="center", fontsize=_SMALL)
+        text = drawn.no_score_text.format(steps=max(task.steps for task in tasks))
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=_SMALL)
         return
     if random_play is not None:
         axes.axhline(random_play, **_RANDOM_PLAY)
@@ -189,7 +192,7 @@ def _draw_scores(axes: Axes, game: str, tasks: list[_Task], drawn: Metric, color
 
 
 def _draw_lengths(axes: Axes, tasks: dict[str, list[_Task]], last: int, format: _Format) -> None:
-    axes.set_title("length of the gradient paths", fontsize=_NORMAL)
+    axes.set_title("path length", fontsize=_NORMAL)
     _label(axes, "path length (log scale)", last, ticks=10)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(LogFormatter())

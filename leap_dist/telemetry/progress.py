@@ -11,6 +11,8 @@ from leap_dist.config import registry
 from leap_dist.config.settings import Config
 
 WINDOW_SECONDS = 30.0
+SETTLED_SECONDS = 10.0
+"""Seconds of training after which the remaining time is estimated."""
 _LONGEST = 10**13  # seconds; Python's timedelta reaches not much further
 
 
@@ -34,7 +36,8 @@ class Progress:
         self._first_task: float | None = None
         self._tasks_before: int | None = None  # tasks of earlier launches
         self._step_rate, self._push_rate = _Rate(), _Rate()
-        self._begun: tuple[float, float] | None = None  # (time, number of tasks done, with fractions)
+        self._done_before: float | None = None  # number of tasks, with fractions, in the first report
+        self._begun: tuple[float, float] | None = None  # (time, number of tasks) in the first report of progress
         self.start = StartTimes()
         """Durations of the parts of the start. Until the server works, the driver announces the parts."""
         self.places: dict[str, str] = {"logs": "", "metrics": ""}
@@ -75,11 +78,18 @@ class Progress:
         }
 
     def _eta(self, now: float, status: dict[str, Any]) -> float | None:
-        """Return the remaining seconds; None until there is some progress."""
+        """Return the remaining seconds; None until they can be told from SETTLED_SECONDS of training.
+
+        The clock starts at the first report of progress, so that the time until then, the start, does not count.
+        """
         done = status["tasks"] + status["tasks_waiting"]
         done += sum(lease["steps"] / lease["steps_wanted"] for lease in status["leases"])
-        if self._begun is None:
+        if self._done_before is None:
+            self._done_before = done
+        if self._begun is None and done > self._done_before:
             self._begun = now, done
+        if self._begun is None or now - self._begun[0] < SETTLED_SECONDS:
+            return None
         then, done_then = self._begun
         left = max(0.0, status["tasks_wanted"] - done)
         return (now - then) * left / (done - done_then) if done > done_then else None

@@ -103,6 +103,7 @@ class LiveTable:
         ends = summary["state"] in _OVER and summary["state"] != self._state  # the last alerts have to be shown
         self._state = summary["state"]
         with contextlib.suppress(OSError):
+            self._print_plan(summary)
             if self._live is not None:
                 self._live.update(render(summary, bar=True), refresh=True)
             elif ends or self._clock() >= self._due or trained != self._tasks:
@@ -116,15 +117,21 @@ class LiveTable:
         done = [f"{end - begun:5.1f} s  {phase}\n" for end, (begun, phase) in zip(ends, self._phases, strict=False)]
         return Text.assemble(("".join(done), "dim"), f"     …   {self._phases[-1][1]}")
 
+    def _print_plan(self, summary: dict[str, Any]) -> None:
+        """Print the plan at the start, and again when its resources change; on a terminal, above the table."""
+        resources = _resources(summary)
+        if not resources or resources == self._plan:
+            return
+        self._plan = resources
+        if self._live is not None:
+            self._live.console.print(Text(summary["plan"], style="dim"), soft_wrap=True)
+        else:
+            print(summary["plan"], file=self._console.file, flush=True)
+
     def _print(self, summary: dict[str, Any]) -> None:
         # Not with rich, which ends the process if the reader of a pipe is gone.
         new = [alert for alert in summary["alerts"] if alert not in self._alerts]
         self._alerts = summary["alerts"]
-        # The remaining time changes all the time; the resources do not.
-        plan = summary.get("plan", "") if summary["state"] == "running" else ""
-        if plan and plan.partition(";")[0] != self._plan:
-            self._plan = plan.partition(";")[0]
-            print(plan, file=self._console.file, flush=True)
         start = describe_start(summary)
         if start and not self._start_shown:
             self._start_shown = True
@@ -134,6 +141,12 @@ class LiveTable:
         self._waiting = waiting
         for text in (*now, *(f"  ! {alert}" for alert in new[-3:])):
             print(text, file=self._console.file, flush=True)
+
+
+def _resources(summary: dict[str, Any]) -> str:
+    """Return the plan without the speed and time that were expected at the start, for a run that is training."""
+    plan = str(summary.get("plan", "")) if summary["state"] == "running" else ""
+    return plan.partition(";")[0]
 
 
 def describe_start(summary: dict[str, Any]) -> str:
@@ -161,7 +174,7 @@ class NoTable:
         """Do nothing."""
 
 
-def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = False, advice: str = "") -> Group:
+def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = False) -> Group:
     """Return the run's state, totals, latest alerts, and a row for every worker.
 
     The workers come last because rich cuts off what does not fit into the terminal.
@@ -170,7 +183,6 @@ def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = Fal
         summary: the driver's summary.
         now: seconds since 1970, for a summary that was read from a file; None for a new one.
         bar: whether to draw a progress bar.
-        advice: what the user may do next.
     """
     rows = Table.grid(padding=(0, 2))
     rows.add_column(no_wrap=True)
@@ -181,8 +193,8 @@ def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = Fal
     )
     if summary.get("waiting"):
         rows.add_row("waiting", Text(summary["waiting"], style="yellow"))
-    if summary.get("plan") and summary["state"] == "running":
-        rows.add_row("plan", Text(summary["plan"].removeprefix("plan: "), style="dim"))
+    if plan := _resources(summary):
+        rows.add_row("plan", Text(plan.removeprefix("plan: "), style="dim"))
     if bar and summary["tasks_wanted"]:
         rows.add_row("", ProgressBar(total=summary["tasks_wanted"], completed=_done(summary), width=50))
     for title, text in _facts(summary, now):
@@ -193,10 +205,8 @@ def render(summary: dict[str, Any], *, now: float | None = None, bar: bool = Fal
         rows.add_row(Text("alert", style="yellow"), Text(alert, style="yellow"))
     if summary.get("logs") and summary["state"] not in ("done", "interrupted"):
         rows.add_row("logs", Text(summary["logs"], style="dim"))
-    if advice:
-        rows.add_row("next", Text(advice))
     parts: list[RenderableType] = [rows]
-    if summary["workers"] or summary["leases"]:
+    if (summary["workers"] or summary["leases"]) and summary["state"] not in ("done", "interrupted"):
         parts += ["", _worker_table(summary)]
     return Group(*parts)
 
@@ -219,6 +229,8 @@ def _facts(summary: dict[str, Any], now: float | None) -> Iterator[tuple[str, st
     troubles = [text for text in _troubles(summary) if text]
     if troubles:
         yield "trouble", ", ".join(troubles)
+    if not _is_evaluation(summary) and summary["clipped"]:
+        yield "clipped", f"{counted(summary['clipped'], 'contribution')}, as meta.contribution_clip asks"
     age = 0.0 if now is None else now - summary["updated"]
     if summary["state"] not in _OVER and age > OLD_SECONDS:
         yield "reported", f"{duration(age)} ago; a run reports twice a second"
@@ -247,9 +259,9 @@ def _troubles(summary: dict[str, Any]) -> Iterator[str]:
     refused = sum(summary["refused"].values())
     yield count(refused, f"contribution refused ({reasons})", f"contributions refused ({reasons})")
     yield count(summary["server_restarts"], "server restart", "server restarts")
-    yield count(summary["leases_lost"], "lease lost", "leases lost")
+    if summary["state"] != "interrupted":  # a stop gives the leases back
+        yield count(summary["leases_lost"], "lease lost", "leases lost")
     yield count(summary["duplicates"], "duplicate", "duplicates")
-    yield count(summary["clipped"], "clipped", "clipped")
     yield count(summary["all_zero"], "all-zero contribution", "all-zero contributions")
 
 

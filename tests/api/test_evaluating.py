@@ -67,6 +67,7 @@ def test_an_evaluation_stops_continues_and_reports(trained, tmp_path, monkeypatc
     assert report.numbers == json.loads((out / "results.json").read_text())
     assert report.numbers["arms"] == ["leap", "scratch"]
     assert report.markdown == (out / "report.md").read_text()
+    assert repr(report) == f"Report(path='{out}', outcome='done', arms=['leap', 'scratch'])"
     again = leap_dist.evaluate(arms, settings, seeds=2, out=out, progress=False)  # there is nothing left to do
     assert again.numbers == report.numbers
 
@@ -76,7 +77,7 @@ def test_an_evaluation_stops_continues_and_reports(trained, tmp_path, monkeypatc
     [
         ([], {}, "inits: name at least one initialization, or scratch"),
         (["nowhere"], {}, "init: nowhere cannot be read"),
-        (["scratch"], {"seeds": 0}, "seeds: 0 is not between 1 and 1000"),
+        (["scratch"], {"seeds": 0}, "seeds: 0 is not between 1 and 1,000"),
         (["scratch"], {"config": {"meta.learning_rate": 1}}, "meta.learning_rate: does not apply to evaluations"),
         (["scratch"], {"config": {"telemetry.gif_interval": 3}}, "telemetry.gif_interval: does not apply to eval"),
         (["scratch"], {"config": {"server.on-lost": "keep"}}, "server.on_lost: does not apply to evaluations"),

@@ -14,6 +14,7 @@ from toy_data_sets import write_part
 
 import leap_dist
 from leap_dist import Callback, LiveRun, MetaUpdate, TaskResult
+from leap_dist.api import errors
 from leap_dist.config.loading import resolve
 from leap_dist.driver import driver
 
@@ -182,7 +183,7 @@ def test_two_runs_in_two_threads_stop_on_their_own(settings, tmp_path):
         ({"preset": "smoke", "meta": {"lr": 1.0}}, {}, "meta.lr: no such setting; did you mean meta.learning_rate?"),
         ({"games": "breakot"}, {}, "breakout"),
         ({"preset": "smoke"}, {"resume": True}, "resume: name the run with run_dir"),
-        ("smoke", {"resume": True, "run_dir": "somewhere"}, "resume: a run keeps its preset and config"),
+        ("smoke", {"resume": True, "run_dir": "somewhere"}, "resume: a resumed run keeps its preset and config"),
         (None, {"resume": True, "run_dir": "nowhere"}, "nowhere holds no run"),
     ],
 )
@@ -193,6 +194,34 @@ def test_bad_input_is_one_line_and_starts_nothing(tmp_path, monkeypatch, config,
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "run-dir: runs/x already holds a run; add --resume to continue it, or choose another directory",
+            "run_dir: runs/x already holds a run; pass resume=True to continue it, or choose another directory",
+        ),
+        ("resume: x holds no run; leave --resume out", "resume: x holds no run; leave resume out"),
+        (
+            "worker.gpus: 2 requested, but there are 0; use --worker.device cpu or --task-steps 3",
+            "worker.gpus: 2 requested, but there are 0; use worker.device cpu or task_steps 3",
+        ),
+        ("games: no game 'a--b'", "games: no game 'a--b'"),
+    ],
+)  # fmt: skip
+def test_messages_name_arguments_and_not_flags(message, expected):
+    with pytest.raises(leap_dist.ConfigError) as caught, errors.naming_arguments():
+        raise leap_dist.ConfigError(message)
+    assert str(caught.value) == expected
+
+
+def test_a_run_that_exists_already_is_continued_with_an_argument(settings, tmp_path):
+    run = leap_dist.train(settings, run_dir=tmp_path / "run", progress=False)
+    assert repr(run) == f"Run(path='{tmp_path}/run', outcome='done', preset='smoke', meta_updates=3)"
+    with pytest.raises(leap_dist.ConfigError, match=r"^run_dir: .* holds a run; pass resume=True to continue it, or"):
+        leap_dist.train(settings, run_dir=tmp_path / "run", progress=False)
 
 
 def test_wrong_types_are_named(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -63,7 +65,7 @@ def test_an_agent_of_an_evaluation_is_filmed(capsys, evaluated, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "pong: the agent of scratch with seed 0, after 100 agent steps"
     assert re.fullmatch(r"episode 1: return -?\d+\.0 in 100 steps", lines[1])
-    assert re.fullmatch(r"mean return -?\d+\.0 of 1; random play -20\.7, a person 14\.6", lines[2])
+    assert re.fullmatch(r"mean return over 1 episode: -?\d+\.0; random play -20\.7, a person 14\.6", lines[2])
     assert lines[3] == f"{film}: 2 seconds of play"
     with Image.open(film) as gif:
         assert 20 <= gif.n_frames <= 30, "Pillow joins pictures that are equal"
@@ -102,6 +104,25 @@ def test_an_agent_is_trained_in_one_thread_as_workers_do_it(monkeypatch):
     assert found == [1]
 
 
+def test_without_game_and_arm_the_first_that_were_asked_for_play(capsys, evaluated, tmp_path):
+    """The agents' files are sorted by name, and the alphabet would choose another game and arm."""
+    out = tmp_path / "report"
+    shutil.copytree(evaluated, out)
+    described = json.loads((out / "arms.json").read_text())
+    (out / "arms.json").write_text(json.dumps({**described, "arms": described["arms"][::-1]}))
+    for arm in ("leap", "scratch"):  # of another game: only its name matters for the choice
+        content = (out / "agents" / arm / "pong" / "0.safetensors").read_bytes()
+        (out / "agents" / arm / "asterix").mkdir()
+        (out / "agents" / arm / "asterix" / "0.safetensors").write_bytes(content)
+    assert main(["enjoy", str(out), *SHORT]) == 0
+    assert capsys.readouterr().out.startswith("pong: the agent of scratch with seed 0, ")
+
+
+def test_an_untrained_agent_is_called_so(capsys):
+    assert main(["enjoy", "scratch", "--game", "pong", "--steps", "0", *SHORT]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "pong: an untrained agent, from scratch"
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -110,7 +131,8 @@ def test_an_agent_is_trained_in_one_thread_as_workers_do_it(monkeypatch):
         (["scratch", "--game", "pogn"], "game: no game 'pogn'; the nearest are pong"),
         (["scratch", "--episodes", "0"], "episodes: 0 is not between 1 and"),
         (["scratch", "--seconds", "0"], "seconds: 0 is not between 1 and 600"),
-        (["scratch", "--steps", "-1"], "steps: -1 is not between 0 and"),
+        (["scratch", "--steps", "-1"], "steps: -1 is not between 0 and 1,000,000,000"),
+        (["scratch", "--episodes", "1e6"], "episodes: 1,000,000 is not between 1 and 10,000"),
         (["scratch", "--out", "x.avi"], "out: x.avi is neither a .gif nor a .mp4"),
         (["scratch", "--out", "nowhere/x.gif"], "out: there is no directory nowhere; make it first"),
         (["scratch", "--arm", "leap"], "arm: scratch is not an evaluation; leave --arm out"),

@@ -59,6 +59,36 @@ def test_the_list_of_presets_has_each_of_them_with_all_that_it_changes(capsys):
     assert "--tasks atari --meta-learner finetune-multi meta.contribution_clip 0.0, meta.staleness constant" in text
 
 
+def test_every_preset_says_how_long_it_is(capsys):
+    main(["presets"])
+    text = capsys.readouterr().out
+    of_kinds = [("atari", PRESETS), *TASKS.items()]
+    lengths = re.findall(r"^    \d\S* meta-updates of \d+ tasks, .* each$", text, re.MULTILINE)
+    assert len(lengths) == sum(len(known) for _, known in of_kinds)
+    for kind, known in of_kinds:
+        for name in known:
+            own = {"games": ("x",)} if kind in ("gymnasium", "images") else {}
+            config = loading.resolve(name, {"tasks": kind, **own})
+            length = lengths.pop(0)
+            start = f"    {config.meta_updates:,} meta-updates of {config.batch_tasks} tasks, "
+            assert re.fullmatch(rf"{start}(at most )?{config.steps_of_task:,} (agent steps|examples) each", length)
+
+
+def test_a_list_may_be_of_one_name(capsys):
+    main(["presets", "quick"])
+    shown = re.findall(r"^quick(?: of --tasks \S+)?(?=\n|:)", capsys.readouterr().out, re.MULTILINE)
+    assert shown == ["quick", *(f"quick of --tasks {kind}" for kind in TASKS)]
+    main(["games", "moving4"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["game", *games.SETS["moving4"]]
+    main(["games", "pong"])
+    assert capsys.readouterr().out.splitlines()[1].startswith("pong  ")
+    for name in ("leap-omniglot", "pretrained:leap-omniglot"):
+        main(["weights", name])
+        text = capsys.readouterr().out
+        assert "\nleap-omniglot " in text
+        assert "\nreptile-atari " not in text
+
+
 def test_the_list_of_weights_says_where_they_come_from(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(pretrained, "ROOT", tmp_path)
     assert main(["weights"]) == 0

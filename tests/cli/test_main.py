@@ -39,6 +39,12 @@ def elsewhere(tmp_path_factory, monkeypatch):
     [
         (["--preset", "quik"], r"preset: no preset 'quik'; did you mean quick\?"),
         (["--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
+        (["--preset", "nope"], r"preset: no preset 'nope'; choose from paper, paper-5m, .*, quick, smoke"),
+        (["--preset", "nope", "--tasks", "multi-cv"], r"preset: no preset 'nope'; choose from paper, quick, smoke"),
+        (["--preset="], r"preset: is empty; name a preset, or leave it out"),
+        (["--meta-updates", "1e13"], r"meta_updates: .* is too large; the largest valid value is 1,000,000,000,000"),
+        (["--worker.device", "gpu"], r"worker.device: 'gpu' is not one of auto, cpu, cuda; did you mean cuda\?"),
+        (["--games", "all"], r"games: no game 'all'; sets of games are seed24, camera25, moving4; the command .*"),
         (["--games", "xxxyyy"], r"games: no game 'xxxyyy'; the command `games` lists all"),
         (["--games", "Pong"], r"games: no game 'Pong'; did you mean pong\?"),
         (["--games", "PongNoFrameskip-v4"], r"games: no game 'PongNoFrameskip-v4'; did you mean pong\?"),
@@ -140,7 +146,73 @@ def test_no_command_and_unknown_command(capsys):
     assert refused(capsys).startswith("name a command: train, evaluate, ")
     assert refused(capsys, "trian") == "trian: no such command; did you mean train?"
     assert refused(capsys, "resume", "runs/mine") == "resume: no such command; did you mean train --resume?"
+    line = "name a command before the flags; for example, train --preset smoke"
+    for flags in (["--train"], ["--preset", "smoke"], ["--preset=smoke"], ["-x"], ["--help-all"]):
+        assert refused(capsys, *flags) == line
+    assert refused(capsys, "help", "trian") == "trian: no such command; did you mean train?"
     assert refused(capsys, "xyzzy") == f"xyzzy: no such command; choose from {', '.join(parser.NAMES)}"
+
+
+def test_help_and_version_are_commands_too(capsys):
+    for words, flags in (
+        (["help"], ["--help"]),
+        (["help", "train"], ["train", "--help"]),
+        (["version"], ["--version"]),
+    ):
+        assert printed(capsys, *words) == printed(capsys, *flags)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["evaluate", "--inti", "runs/mine"], "--inti: no such flag; did you mean --init?"),
+        (["evaluate", "--inti=runs/mine"], "--inti: no such flag; did you mean --init?"),
+        (["export", "runs/mine", "--too", "sb3", "--out", "x"], "--too: no such flag; did you mean --to?"),
+        (["study", "--oout", "x"], "--oout: no such flag; did you mean --out?"),
+        (["evaluate"], "init: name what to compare; for example, evaluate --init runs/mine --init scratch"),
+        (
+            ["evaluate", "runs/smoke", "scratch"],
+            "runs/smoke: unexpected argument; for example, evaluate --init runs/smoke --init scratch",
+        ),
+        (["evaluate", "runs/a", "--init", "x"], "runs/a: unexpected argument; for example, evaluate --init runs/a"),
+        (["evaluate", "--init", "scratch", "--seeds", "1e9"], "seeds: 1,000,000,000 is not between 1 and 1,000"),
+        (["evaluate", "--init", "scratch", "--seeds", "1.5"], "--seeds: '1.5' is not a whole number"),
+        (["evaluate", "--init", "scratch", "--seeds", "inf"], "--seeds: 'inf' is not a whole number"),
+        (["presets", "quik"], "presets: no preset 'quik'; did you mean quick?"),
+        (["games", "pogn"], "games: no game 'pogn'; the nearest are pong, pooyan, phoenix"),
+        (["weights", "nope"], "weights: no initialization 'nope'; the command `weights` lists the 3 that there are"),
+    ],
+)
+def test_the_mistake_itself_is_reported_and_not_what_it_leads_to(capsys, arguments, line):
+    assert refused(capsys, *arguments) == line
+
+
+def test_a_preset_of_the_command_line_replaces_that_of_the_file_with_a_note(capsys, tmp_path):
+    (tmp_path / "c.yaml").write_text("preset: paper\nmeta_updates: 3\n")
+    command = ["train", "--config", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run")]
+    config, _ = commands.training(parser.parse([*command, "--preset", "smoke"]))
+    assert (config.preset, config.meta_updates) == ("smoke", 3)
+    note = f"leap-dist: note: --preset smoke replaces preset paper of {tmp_path / 'c.yaml'}\n"
+    assert capsys.readouterr().err == note
+    for same in ([], ["--preset", "paper"]):
+        assert commands.training(parser.parse([*command, *same]))[0].preset == "paper"
+        assert capsys.readouterr().err == ""
+
+
+def test_a_game_that_is_named_twice_gets_a_note(capsys, tmp_path):
+    for names, noted in ((["pong", "pong"], True), (["seed24", "pong"], False)):
+        commands.training(parser.parse(["train", "--run-dir", str(tmp_path / "x"), "--games", *names]))
+        note = "leap-dist: note: games: pong is given more than once, and counts once\n"
+        assert capsys.readouterr().err == (note if noted else "")
+
+
+def test_an_export_of_a_run_that_has_only_begun_says_so(capsys):
+    run_directory.prepare(Path("runs/mine"), loading.resolve("smoke"))
+    Path("runs/mine2").mkdir()
+    Path("runs/mine2/init.safetensors").write_text("")
+    line = refused(capsys, "export", "runs/mine", "--to", "sb3", "--out", "x")
+    began = "runs/mine holds no init.safetensors yet: the run has only begun; wait for its first meta-update"
+    assert line == f"init: {began}"
 
 
 def test_the_words_of_other_programs_lead_to_commands():
@@ -224,7 +296,9 @@ def test_resume_refuses_what_would_change_the_run(capsys, tmp_path):
     assert line.startswith("resume: these settings cannot change during a run: ")
     assert "seed: 0 -> 5" in line
     assert "games: ('pong', 'freeway') -> ('pong',)" in line
-    assert "keeps its preset" in refused(capsys, "train", "--resume", "--run-dir", str(tmp_path), "--preset", "quick")
+    assert "a resumed run keeps its preset and config; omit --preset" in refused(
+        capsys, "train", "--resume", "--run-dir", str(tmp_path), "--preset", "quick"
+    )
 
 
 def launched(run_dir, *arguments):
@@ -445,7 +519,9 @@ def test_the_defaults_that_the_help_shows_are_those_that_training_gets(capsys, m
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {"tasks": tasks, **more}.items()]
     shown = defaults(printed(capsys, "train", "--help-all", "--preset", preset, *flags))
     for name, _, _ in loading.fields():
-        if name not in ("preset", "games"):
+        if name == "init":
+            assert shown[name] == "a random one"
+        elif name not in ("preset", "games"):
             assert shown[name.replace("_", "-")] == as_text(loading.look_up(config, name)), name
 
 
@@ -591,9 +667,9 @@ def test_too_few_gpus():
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"measure": "error"}, "8 contributions, 1,600 examples in 14 s"),
-        ({"measure": "return"}, "8 contributions, 1,600 agent steps in 14 s"),
-        ({}, "8 contributions, 1,600 agent steps in 14 s"),
+        ({"measure": "error"}, "8 contributions, 1,600 examples in 0:00:14"),
+        ({"measure": "return"}, "8 contributions, 1,600 agent steps in 0:00:14"),
+        ({}, "8 contributions, 1,600 agent steps in 0:00:14"),
     ],
 )
 def test_the_end_of_a_run_says_what_its_steps_were(capsys, tmp_path, more, words):

@@ -13,6 +13,17 @@ from leap_dist.storage.ledger import PAGE_BYTES, Ledger
 from leap_dist.telemetry import pictures
 
 
+def test_an_evaluation_prints_each_note_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text('{"conclusion": "Nothing."}')
+    monkeypatch.setattr(results, "_build", lambda build, out: ["before the plan", "of the report"])
+    results.print_evaluation(tmp_path, told=["before the plan"])
+    assert capsys.readouterr().err == "leap-dist: note: of the report\n"
+    results.print_evaluation(tmp_path)
+    assert capsys.readouterr().err.count("note: before the plan") == 1
+
+
 def test_the_picture_of_a_long_run_goes_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ledger of more than one page."""
     drawn: dict[str, Any] = {}

@@ -60,6 +60,18 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         check({**found, "early_stopping": history.describe(patience=1)}, "training")
 
 
+def test_the_table_for_people_has_no_blanks_at_its_end_and_prints_a_command_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "a directory with a name that does not fit into the rest of a line of 80 columns" / "run"
+    run_directory.prepare(run, resolve("smoke"))
+    run_directory.write_summary(run, summary(tmp_path / "server"))
+    assert main(["status", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert lines[-1] == f"next      continue with: leap-dist train --run-dir '{run}' --resume"
+
+
 def test_an_evaluation_and_a_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

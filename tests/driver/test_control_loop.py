@@ -24,7 +24,7 @@ def test_only_a_run_that_was_asked_to_stop_says_what_a_second_ctrl_c_does(tmp_pa
         wanted=1,
         restarts=0,
         take_clips=list,
-        plan=lambda status: "",
+        plan=lambda: "",
         mps={},
     )
     progress = SimpleNamespace(summary=lambda status, state, more: more)

@@ -47,7 +47,7 @@ INTERVAL = r"-?\d\.\d\d \[-?\d\.\d\d, -?\d\.\d\d\]"
 def test_arms_whose_difference_may_be_zero_are_not_told_apart():
     text = of_levels({"leap": 10.0, "scratch": 10.0}, 5, noise=3.0)
     assert re.fullmatch(
-        "Over 200k agent steps, the probability that a run has a larger area under the curve than one of scratch on "
+        "Over 200,000 agent steps, the probability that a run has a larger area under the curve than one of scratch on "
         rf"the same game is {INTERVAL} for leap: not told apart\. The IQM of human-normalized areas is {INTERVAL} for "
         rf"leap and {INTERVAL} for scratch\.",
         text,
@@ -153,7 +153,9 @@ def test_the_verdict_names_the_better_one(levels, verdict):
 def test_under_five_seeds_the_first_words_say_so_and_there_is_no_verdict(seeds, start):
     text = of_levels({"leap": 14.0, "scratch": 8.0}, seeds)
     assert text.startswith(start)
-    assert "run at least 5 (--seeds 5). So far, over 200k agent steps, the probability that a run has a larger " in text
+    assert (
+        "run at least 5 (--seeds 5). So far, over 200,000 agent steps, the probability that a run has a larger " in text
+    )
     assert not re.search("better|worse|told apart", text)
 
 
@@ -166,8 +168,8 @@ def test_one_game_with_few_seeds_is_enough_for_the_warning():
 
 
 RANKED = (
-    "No game with runs of every arm has a published human score, so returns are compared game by game. Over 200k agent "
-    "steps, the probability that a run has a larger area under the curve than one of scratch on the same game is "
+    "No game with runs of every arm has a published human score, so returns are compared game by game. Over 200,000 "
+    "agent steps, the probability that a run has a larger area under the curve than one of scratch on the same game is "
 )
 
 
@@ -219,15 +221,15 @@ def test_of_errors_less_is_better(errors, verdict):
         classify(arm, seed, error) for arm, error in zip(("leap", "scratch"), errors, strict=True) for seed in range(5)
     ]
     text = conclusion(comparison.compute(ERRORS.score_all(runs)[0], ERRORS, repetitions=FEW))
-    assert text.startswith("After 2k examples leap's mean test error is ")
+    assert text.startswith("After 2,000 examples the mean test error of leap is ")
     assert text.endswith(verdict)
     assert " %" in text
 
 
 @pytest.mark.parametrize(
-    ("budget", "shown"), [(1_000_000, "1M"), (2_500_000, "2.5M"), (50_000, "50k"), (1234, "1,234")]
+    ("budget", "shown"), [(1_000_000, "1,000,000"), (50_000, "50,000"), (2_000, "2,000"), (1234, "1,234")]
 )
-def test_budgets_are_as_people_say_them(budget, shown):
+def test_budgets_have_all_their_digits(budget, shown):
     assert f"ver {shown} agent steps" in of_levels({"leap": 1.0, "scratch": 1.0}, 5, budget=budget)
 
 

@@ -686,7 +686,7 @@ def test_arms_of_earlier_commands_stay_noted(tmp_path):
         ),
         (["--init", "scratch", "--init", "scratch"], r"init: two initializations have the label 'scratch'; .*"),
         (["--init", "scratch", "--games", "breakot"], r"games: no game 'breakot'; the nearest are breakout, .*"),
-        (["--init", "scratch", "--seeds", "0"], r"seeds: 0 is not between 1 and 1000"),
+        (["--init", "scratch", "--seeds", "0"], r"seeds: 0 is not between 1 and 1,000"),
         (["--init", "scratch", "--seeds", "x"], r"--seeds: 'x' is not a whole number"),
         (["--init", "scratch", "--steps", "10"], r"task_steps: 10 is less than 2 rollouts .*"),
         (["--init", "scratch", "--seed", "x"], r"seed: 'x' is not a whole number"),

@@ -83,9 +83,12 @@ def test_the_cost_is_the_sum_over_trainings_and_agents() -> None:
         ({"game_steps": {"pnog": 800}}, "game_steps: 'pnog' is not one of the games space_invaders, .*pong"),
         ({"given": {"games": "pnog"}}, "games: no game 'pnog'"),
         ({"test_steps": 10}, "test_steps: 10 is less than"),
-        ({"game_steps": {"pong": 10**32}}, "game_steps: pong=10{32} is too large; the largest valid value is 10{12}$"),
-        ({"test_seeds": 0}, "test_seeds: 0 is not between 1 and 1000"),
-        ({"test_seeds": 10**8}, "test_seeds: 100000000 is not between 1 and 1000"),
+        (
+            {"game_steps": {"pong": 10**32}},
+            "game_steps: pong=10{32} is too large; the largest valid value is 1,000,000,000,000$",
+        ),
+        ({"test_seeds": 0}, "test_seeds: 0 is not between 1 and 1,000"),
+        ({"test_seeds": 10**8}, "test_seeds: 100,000,000 is not between 1 and 1,000"),
         ({"game_steps": {"pong": 319}}, "game_steps: pong=319 is less than two updates of 160 steps"),
     ],
 )

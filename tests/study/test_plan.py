@@ -282,7 +282,7 @@ def test_groups_are_numbers_however_they_are_typed():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seeds": 0}, "seeds: 0 is not between 1 and 1000"),
+        ({"seeds": 0}, "seeds: 0 is not between 1 and 1,000"),
         ({"arms": ["lepa"]}, "arms: no meta-learner 'lepa' among leap, reptile"),
         ({"groups": ["36"]}, "groups: '36' is not a number of alphabets from 1 to 35"),
         ({"groups": ["²"]}, "groups: '²' is not a number"),

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import event_files
 import numpy as np
 import pytest
 from matplotlib.artist import Artist
@@ -92,7 +93,7 @@ def test_every_game_has_a_panel_with_labels(monkeypatch: pytest.MonkeyPatch) -> 
         assert panel(figure, game).get_ylabel() == "return (points)"
     assert len(figure.axes) == 25
     assert all(axes.get_xlabel() == "meta-update" for axes in figure.axes)
-    lengths = panel(figure, "length of the gradient paths")
+    lengths = panel(figure, "path length")
     assert lengths.get_yscale() == "log"
     assert "length" in lengths.get_ylabel()
     legend = lengths.get_legend()
@@ -124,9 +125,7 @@ def test_the_picture_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_of_one_game_there_is_no_mean_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = panel(
-        figure_of([line("pong", version) for version in (1, 2)], monkeypatch), "length of the gradient paths"
-    )
+    lengths = panel(figure_of([line("pong", version) for version in (1, 2)], monkeypatch), "path length")
     assert len(lengths.lines) == 1
     assert lengths.get_legend() is None
 
@@ -140,7 +139,7 @@ def test_a_phone_gets_a_tall_picture(tmp_path: Path) -> None:
 
 
 def test_games_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = panel(figure_of([line(game, 1) for game in SETS["seed24"]], monkeypatch), "length of the gradient paths")
+    lengths = panel(figure_of([line(game, 1) for game in SETS["seed24"]], monkeypatch), "path length")
     looks = {(drawn.get_color(), drawn.get_marker()) for drawn in lengths.lines}
     assert len(looks) == 25
 
@@ -154,7 +153,7 @@ def test_curves_show_means_of_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None
     ]
     figure = figure_of(lines, monkeypatch)
     assert curve(panel(figure, "pong")) == ([1, 3], [-15.0, -5.0])
-    lengths = panel(figure, "length of the gradient paths")
+    lengths = panel(figure, "path length")
     assert curve(lengths, label="pong") == ([1, 3], [3.0, 7.0])
     assert curve(lengths, colour="black") == ([1, 3], [5.0, 7.0])
 
@@ -187,7 +186,7 @@ def test_thirty_five_alphabets_can_be_read(monkeypatch: pytest.MonkeyPatch) -> N
     titles = [axes.title.get_window_extent() for axes in panels]
     assert not [1 for at, one in enumerate(titles) for other in titles[at + 1 :] if one.overlaps(other)]
     assert all(axes.get_window_extent().width > 150 and axes.get_window_extent().height > 100 for axes in panels)
-    lengths = panel(figure, "length of the gradient paths")
+    lengths = panel(figure, "path length")
     legend = lengths.get_legend()
     assert legend is not None
     box = legend.get_window_extent()
@@ -215,9 +214,10 @@ def test_random_play_is_drawn_where_it_is_known(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_games_without_an_episode_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = figure_of([line("pong", 1, None), line("freeway", 1)], monkeypatch)
-    assert "no episode finished yet" in texts(panel(figure, "pong"))
-    assert "no episode finished yet" not in texts(panel(figure, "freeway"))
+    tasks = [event_files.line("pong", 1, [event_files.point(steps, None)]) for steps in (400, 10_000)]
+    figure = figure_of([*tasks, line("freeway", 1)], monkeypatch)
+    assert "no episode ended\nwithin 10,000 steps" in texts(panel(figure, "pong"))
+    assert not [text for text in texts(panel(figure, "freeway")) if "no episode" in text]
 
 
 @pytest.mark.parametrize("length", [0.0, float("nan"), float("inf")])

@@ -9,7 +9,7 @@ from protocol import Clock, config, grant, serve
 
 from leap_dist.config import registry
 from leap_dist.telemetry import progress as module
-from leap_dist.telemetry.progress import WINDOW_SECONDS, Progress
+from leap_dist.telemetry.progress import SETTLED_SECONDS, WINDOW_SECONDS, Progress
 
 
 @pytest.fixture
@@ -32,6 +32,22 @@ def test_rates_are_of_the_last_half_minute_and_never_negative(clock: Clock, tmp_
     assert rates(WINDOW_SECONDS, 20_000, 50) == (500.0, 1.0)
     assert rates(2, 21_500, 3) == (750.0, 0.0), "a new server has counted its own pushes only"
     assert rates(4, 23_600, 11) == (600.0, 2.0)
+
+
+def test_the_time_left_is_told_after_ten_seconds_of_training(clock: Clock, tmp_path: Any) -> None:
+    status = {**serve(tmp_path, config()).status(), "tasks_wanted": 12, "tasks": 2}
+    progress = Progress(config(), 0.0)
+
+    def left(seconds: float, waiting: int) -> float | None:
+        clock.now += seconds
+        return progress.summary({**status, "tasks_waiting": waiting}, "running", {})["eta_seconds"]
+
+    assert left(0, 0) is None
+    assert left(60, 0) is None, "the workers start"
+    assert left(1, 1) is None, "the first report, at which the clock starts"
+    assert left(SETTLED_SECONDS - 1, 2) is None
+    assert left(1, 3) == 7 * SETTLED_SECONDS / 2, "two tasks in ten seconds, and seven are left"
+    assert left(SETTLED_SECONDS, 5) == 5 * SETTLED_SECONDS / 2
 
 
 @pytest.mark.parametrize(("tasks", "name"), [("atari", "return"), ("omniglot", "error"), ("multi-cv", "error")])

@@ -496,8 +496,8 @@ def test_the_table_shows_state_totals_alerts_and_workers() -> None:
         "alert fourth",
     ):
         assert expected in lines, expected
-    trouble = "11 contributions refused (6 manifest, 5 stale), 2 server restarts, 4 leases lost, 1 duplicate, 3 clipped"
-    assert f"trouble {trouble}" in " ".join(lines)
+    trouble = "11 contributions refused (6 manifest, 5 stale), 2 server restarts, 4 leases lost, 1 duplicate"
+    assert f"trouble {trouble} clipped 3 contributions, as meta.contribution_clip asks " in " ".join(lines)
     assert "first" not in text
 
 
@@ -550,12 +550,11 @@ def test_the_table_of_an_evaluation_does_too(values: dict[str, Any], words: tupl
 def test_the_table_fits_into_eighty_columns_and_numbers_are_whole(kind: str) -> None:
     leases = [lease(f"w{n}", "a_very_long_name_of_an_alphabet_indeed", arm="leap", seed=7) for n in range(3)]
     told = summary(kind=kind, given_up=[], leases=leases, alerts=["w0 died: " + "and so on, " * 20])
-    text = text_of(told, 80, now=told["updated"] + 40, bar=True, advice="leap-dist train --run-dir runs/x --resume")
+    text = text_of(told, 80, now=told["updated"] + 40, bar=True)
     assert max(map(len, text.splitlines())) <= 80
     assert [row.split()[-5:] for row in text.splitlines()[-3:]] == 3 * [["75%", "1,500", "540.0", "4", "s"]]
     assert "…" in text, "the name is cut, not the numbers"
     assert "reported" in text
-    assert "leap-dist train --run-dir runs/x --resume" in text
 
 
 @pytest.mark.parametrize("state", ["starting", "stopping", "done", "interrupted", "failed", "died"])
@@ -582,6 +581,18 @@ def test_where_nothing_went_wrong_nothing_is_said_about_it() -> None:
     titles = {line.partition("  ")[0] for line in text.splitlines()}
     assert titles == {"running", "tasks", "steps", "time", "workers"}
     assert "restart" not in text
+
+
+@pytest.mark.parametrize("state", ["done", "interrupted"])
+def test_a_run_that_has_ended_as_it_should_shows_no_workers_and_no_trouble(state: str) -> None:
+    """The stop itself ends workers and takes their leases back."""
+    worker = {"name": "w0", "state": "done", "pid": None, "memory_bytes": None, "device": "cpu"}
+    calm = dict.fromkeys(("server_restarts", "duplicates", "clipped", "all_zero", "restarts"), 0)
+    told = summary(state=state, workers=[worker], refused={}, leases_lost=0, quarantined_workers=[], **calm)
+    assert "w0" not in text_of(told)
+    assert "trouble" not in text_of(told)
+    assert "w0" in text_of({**told, "state": "failed"})
+    assert ("2 leases lost" in text_of({**told, "leases_lost": 2})) == (state == "done")
 
 
 def trimmed(text: str) -> str:
@@ -614,6 +625,26 @@ def test_a_terminal_gets_a_table_that_is_redrawn() -> None:
     first, second = text.index("pong"), text.index("freeway")
     assert "\x1b[1A" in text[first:second]  # the cursor went back up
     assert "\x1b[?25h" in text[second:]  # and is visible again
+
+
+PLAN = "plan: 1 node, 2 workers, limited by --workers"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_the_start_tells_the_time_that_was_expected(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal, force_interactive=terminal)
+    whole = f"{PLAN}; about 700 agent steps/s, 0:07:37 to the end"
+    with LiveTable(console, seconds=0.0, clock=Clock()) as table:
+        for time_left in ("0:07:37", "0:06:00"):
+            table.show(summary(leases=[lease("w0", "pong")], plan=whole.replace("0:07:37", time_left)))
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert shown.count("to the end") == shown.count("0:07:37 to the end") == 1
+        table.show(summary(leases=[lease("w0", "pong")], plan=whole.replace("2 workers", "1 worker")))
+    assert "plan: 1 node, 1 worker" in console.file.getvalue()  # type: ignore[attr-defined]
+    status = text_of(summary(plan=whole))
+    assert PLAN.removeprefix("plan: ") in status
+    assert "to the end" not in status
+    assert "agent steps/s" not in status
 
 
 def test_a_file_gets_the_parts_of_the_start_once() -> None:

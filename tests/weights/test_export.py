@@ -267,7 +267,7 @@ def test_the_example_runs_on_its_own(exported):
     """In a process that knows nothing of this project but the folder."""
     _, folder, _ = exported("sb3")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
-    command = [sys.executable, "example.py", "Pong", "160"]
+    command = [sys.executable, "example.py", "Pong", "--train", "160"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert (folder / "a2c-Pong.zip").exists()
@@ -280,14 +280,19 @@ def test_the_example_runs_on_its_own(exported):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("to", "words"), [("torch", "become features (1, 256)"), ("cleanrl", "(actor): Linear")])
-def test_the_other_libraries_have_something_to_see_too(exported, to, words):
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [("torch", "become features (1, 256)"), ("sb3", "the agent chooses the action"), ("cleanrl", "(actor): Linear")],
+)
+def test_the_program_that_checks_an_export_ends_at_once(exported, to, words):
     _, folder, _ = exported(to)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
     command = [sys.executable, LIBRARIES[to]]
+    before = set(folder.iterdir())
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert words in done.stdout
+    assert {path for path in folder.iterdir() if path.name != "__pycache__"} <= before, "nothing is trained or saved"
 
 
 def test_the_command_line_knows_every_library_and_its_program():

@@ -46,14 +46,13 @@ def fewest_seeds(results: Results) -> int:
 
 
 def _of_errors(results: Results, seeds: int) -> str:
-    """Return the error of each arm and the verdict: "after 2k examples leap's mean test error is 12.0 % …"."""
+    """Return the error of each arm and the verdict: "after 2,000 examples the mean test error of leap is 12.0 % …"."""
     value = next(iter(results.scoring.values))
-    first, *others = (
-        f"{arm}'s {_interval(overall.aggregates[value]['mean'], percent=True, decimals=1)}"
-        for arm, overall in results.overall.items()
+    shown = (
+        f"of {arm} {'is ' if not place else ''}{_interval(overall.aggregates[value]['mean'], percent=True, decimals=1)}"
+        for place, (arm, overall) in enumerate(results.overall.items())
     )
-    first = first.replace("'s ", f"'s mean {value.replace('_', ' ')} is ", 1)
-    return f"after {_length(results)} {', '.join([first, *others])}{_verdict(results, seeds)}"
+    return f"after {_length(results)} the mean {value.replace('_', ' ')} {', '.join(shown)}{_verdict(results, seeds)}"
 
 
 def _of_games(results: Results, seeds: int) -> str:
@@ -172,15 +171,7 @@ def _interval(interval: Interval, *, percent: bool, decimals: int) -> str:
 
 
 def _length(results: Results) -> str:
-    """Return how long runs are: "1M agent steps", or "8M to 30M agent steps"."""
+    """Return how long runs are: "1,000,000 agent steps", or "2,000 to 4,000 examples"."""
     budgets = sorted(set(results.budgets.values()))
-    length = _budget(budgets[0]) + (f" to {_budget(budgets[-1])}" if len(budgets) > 1 else "")
+    length = f"{budgets[0]:,}" + (f" to {budgets[-1]:,}" if len(budgets) > 1 else "")
     return f"{length} {results.scoring.metric.step_unit}"
-
-
-def _budget(steps: int) -> str:
-    """Return a number of steps in the usual short form: 1M, 200k, 1,234."""
-    for size, letter in ((1_000_000, "M"), (1000, "k")):
-        if steps >= size and steps % (size // 10) == 0:
-            return f"{steps / size:,.12g}{letter}"
-    return f"{steps:,}"
