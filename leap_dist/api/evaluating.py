@@ -101,7 +101,7 @@ def evaluate(
     """
     with stop_signal() as stop:
         given = _checked(config)
-        resolved, arms = _arms(inits, given)
+        resolved, arms = _arms(inits, given, None if out is None else Path(out))
         seeds = _whole("seeds", seeds)
         if not 1 <= seeds <= 1000:
             raise ConfigError(f"seeds: {seeds} is not between 1 and 1000")
@@ -159,7 +159,7 @@ def _checked(config: Given) -> dict[str, Any]:
 
 
 def _arms(
-    inits: Mapping[str, str | Path] | Sequence[str | Path], given: dict[str, Any]
+    inits: Mapping[str, str | Path] | Sequence[str | Path], given: dict[str, Any], out: Path | None
 ) -> tuple[Config, list[initializations.Arm]]:
     """Return the agents' configuration and the initializations. Raises ConfigError."""
     if isinstance(inits, str | Path):
@@ -170,7 +170,7 @@ def _arms(
     if not specs:
         raise ConfigError("inits: name at least one initialization, or scratch")
     preset = given.pop("preset", None)
-    labels, files = initializations.read(specs)
+    labels, files = initializations.read(specs, out)
     base = initializations.settings(files, given, preset)
     resolved = initializations.resolve(given, {}, base)
     return resolved, initializations.arms(labels, files, resolved)

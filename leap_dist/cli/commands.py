@@ -77,7 +77,7 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     from leap_dist.evaluation import initializations
     from leap_dist.storage import run_directory
 
-    labels, files = initializations.read(parsed.init)
+    labels, files = initializations.read(parsed.init, parsed.out)
     base = initializations.settings(files, {**loaded, **given}, preset)
     config = initializations.resolve(given, loaded, base)
     arms = initializations.arms(labels, files, config)

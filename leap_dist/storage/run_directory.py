@@ -25,7 +25,8 @@ CONTENT = (
     "config.yaml", "manifest.json", "checkpoints", "journal", "ledger.jsonl", "init.safetensors", "tensorboard",
     "ledger", "summary.json", "progress.png", "progress-phone.png", ".lock", ".launch", "profile",
     "best.safetensors", "validation.json", "validation",
-    "arms.json", "runs", "agents", "states", "figures", "report.md", "report.html", "results.csv", "results.json",
+    "arms.json", "initializations", "runs", "agents", "states", "figures", "report.md", "report.html", "results.csv",
+    "results.json",
 )  # fmt: skip
 """Names that a training run or an evaluation uses in its directory."""
 

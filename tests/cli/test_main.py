@@ -168,6 +168,34 @@ def test_an_initialization_that_cannot_be_used_is_refused_before_anything_is_wri
     assert not Path("mine").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "scratch"),
+    [
+        ("train --preset smoke --init nowhere", False),
+        ("evaluate --init nowhere", True),
+        ("export nowhere --to sb3 --out policy", False),
+        ("enjoy nowhere", True),
+    ],
+)
+def test_a_missing_initialization_gets_the_same_advice_from_every_command(capsys, command, scratch):
+    choices = "a URL, pretrained:NAME or scratch" if scratch else "a URL or pretrained:NAME"
+    assert refused(capsys, *command.split()) == (
+        f"init: nowhere cannot be read (No such file or directory); give a run directory, an init.safetensors, {choices}"
+    )
+
+
+@pytest.mark.parametrize(
+    "command", ["train --preset smoke --init", "evaluate --init", "export --to sb3 --out x", "enjoy"]
+)
+def test_a_damaged_initialization_is_named_with_its_path(capsys, command):
+    Path("made").mkdir()
+    Path("made/init.safetensors").write_bytes(b"nothing")
+    line = refused(capsys, *command.split(), "made")
+    assert re.fullmatch(
+        r"init: \S*made/init.safetensors is not a leap-dist file, or is damaged: its size is wrong", line
+    )
+
+
 def test_a_run_directory_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     line = refused(capsys, "train", "--preset", "smoke", "--run-dir", str(tmp_path / "file" / "run"))
