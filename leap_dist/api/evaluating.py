@@ -109,8 +109,7 @@ def evaluate(
         if out is not None and is_url(str(out)):
             raise ConfigError("out: must be a path on this machine, not a URL; copy the result there afterwards")
         folder = (Path(out) if out is not None else run_directory.create_unique(_default_folder())).absolute()
-        if run_directory.exists(folder) and not run_directory.holds_evaluation(folder):
-            raise ConfigError(f"out: {folder} holds a training run; choose another")
+        run_directory.require_place_of_evaluation(folder)
         planned = runs.plan(arms, resolved, seeds, initializations.first_seed(given, resolved), game_steps)
         runs.missing(planned, resolved, folder)  # raises errors before anything is written
         driver.check_prerequisites(resolved)
@@ -120,8 +119,8 @@ def evaluate(
         dispatcher.start()
         outcome = "failed"
         try:
-            with run_directory.claimed(folder):
-                run_directory.prepare(folder, resolved, patience=run_directory.ORPHAN_SECONDS)
+            with run_directory.claimed(folder, field="out"):
+                run_directory.prepare(folder, resolved, patience=run_directory.ORPHAN_SECONDS, field="out")
                 initializations.write(folder, arms)
                 left, _ = runs.missing(planned, resolved, folder)
                 outcome = "done"

@@ -82,8 +82,7 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     config = initializations.resolve(given, loaded, base)
     arms = initializations.arms(labels, files, config)
     out = parsed.out or run_directory.create_unique(Path("reports") / timestamp())
-    if run_directory.exists(out) and not run_directory.holds_evaluation(out):
-        raise ConfigError(f"out: {out} holds a training run; choose another")
+    run_directory.require_place_of_evaluation(out)
     return config, arms, out
 
 
@@ -126,8 +125,8 @@ def evaluate(parsed: argparse.Namespace) -> int:
     runs.missing(planned, config, out)  # raises errors before anything is written
     driver.check_prerequisites(config)
     check_stop()  # before anything is written
-    with run_directory.claimed(out):
-        run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
+    with run_directory.claimed(out, field="out"):
+        run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS, field="out")
         initializations.write(out, arms)
         results.print_notes(initializations.notes(arms, config))
         missing, _ = runs.missing(planned, config, out)
@@ -160,8 +159,11 @@ def study(parsed: argparse.Namespace) -> int:
     console.announce_loading()
     from leap_dist.cli import plan as printed
     from leap_dist.cli import results
+    from leap_dist.storage import run_directory
     from leap_dist.study import run
 
+    if not (parsed.out / "study.json").exists():
+        run_directory.require_free(parsed.out, "out")
     if planned.tests and printed.print_study(planned, parsed.out) > games.DAY and not parsed.yes:
         raise ConfigError("yes: this study takes more than a day on this machine; add --yes to start it")
     outcome = run.run(planned, parsed.out, lambda text: print(text, flush=True))

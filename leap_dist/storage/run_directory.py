@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -51,30 +52,48 @@ class RunDirectoryGone(LockLost):
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path, *, new: bool = False) -> Iterator[None]:
+def claimed(run_dir: Path, *, new: bool = False, field: str = "run-dir") -> Iterator[None]:
     """Hold a directory for one launch, so that a second launch is refused before it writes anything.
 
-    With `new`, the directory must not hold a run that has begun. If the block raises before one has, a directory that
-    was empty is removed again. Raises RunDirectoryBusy if another launch holds the directory, ConfigError if it holds
-    a run or cannot be written.
+    With `new`, the directory must not hold a run that has begun. If the block raises before there is any result, what
+    the launch has written is removed again, and a KeyboardInterrupt says so. Raises RunDirectoryBusy if another launch
+    holds the directory, ConfigError, which names the `field`, if it holds a run or cannot be written.
     """
-    _refuse_link(run_dir, run_dir / LAUNCH)
     try:
+        _refuse_link(run_dir, run_dir / LAUNCH, field)
         run_dir.mkdir(parents=True, exist_ok=True)
-        was_empty = not any(run_dir.iterdir())
+        before, had_results = set(os.listdir(run_dir)), _has_results(run_dir)
         lock = RunLock(run_dir, LAUNCH)
     except OSError as error:
-        raise ConfigError(f"run-dir: {run_dir} cannot be written ({error.strerror}); choose another") from None
+        raise ConfigError(cannot_be_written(run_dir, error, field)) from None
     try:
         if new and has_begun(run_dir):  # by a launch that was faster
-            raise ConfigError(already_exists(str(run_dir)))
+            raise ConfigError(already_exists(run_dir))
         yield
-    except BaseException:
-        if was_empty and not has_begun(run_dir) and not _is_locked(run_dir):
-            remove(run_dir)
+    except BaseException as error:
+        is_unused = not had_results and not _has_results(run_dir) and not _is_locked(run_dir)
+        if is_unused:
+            _remove_start(run_dir, before)
+        if isinstance(error, KeyboardInterrupt) and (is_unused or str(error)):  # a second signal has no text
+            removed = f"{run_dir} was removed" if not run_dir.exists() else "what this launch has written was removed"
+            kept = f"what {run_dir} held before is kept" if had_results else f"{run_dir} is kept"
+            error.args = (f"stopped before anything was trained; {removed if is_unused else kept}",)
         raise
     finally:
         lock.release()
+
+
+def _remove_start(run_dir: Path, before: set[str]) -> None:
+    """Remove what a launch has written to a directory that held the files `before`, and an empty directory itself."""
+    for name in {*CONTENT} - before:
+        remove(run_dir / name)
+    if not before:
+        _remove_if_empty(run_dir)
+
+
+def cannot_be_written(path: Path, error: OSError, field: str = "run-dir") -> str:
+    """Return the message for a directory that cannot be written."""
+    return f"{field}: {path} cannot be written ({error.strerror}); choose another"
 
 
 def create_unique(wanted: Path) -> Path:
@@ -90,17 +109,58 @@ def create_unique(wanted: Path) -> Path:
                 path.mkdir()
                 break
     except OSError as error:
-        raise ConfigError(f"run-dir: {wanted} cannot be written ({error.strerror}); choose another") from None
+        raise ConfigError(cannot_be_written(wanted, error)) from None
     atexit.register(_remove_if_empty, path.absolute())
     return path
 
 
-def already_exists(shown: str) -> str:
+def already_exists(run_dir: Path) -> str:
+    """Return the error for a new run in a directory that holds one, or an evaluation."""
+    if holds_evaluation(run_dir):
+        return f"run-dir: {run_dir} holds an evaluation; choose another directory"
+    if not exists(run_dir):
+        return damaged(f"run-dir: {run_dir}")
+    return holds_run(str(run_dir))
+
+
+def holds_run(shown: str) -> str:
     """Return the error for a new run at a place that holds one."""
     return f"run-dir: {shown} already holds a run; add --resume to continue it, or choose another directory"
 
 
-def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
+def damaged(place: str) -> str:
+    """Return the error for a run without its configuration; `place` is its field and its path or URL."""
+    return (
+        f"{place} holds a run without config.yaml: it is damaged, or the MetaServer of a program made it; restore "
+        "that file, or choose another directory"
+    )
+
+
+def require_free(folder: Path, field: str = "run-dir") -> None:
+    """Raise ConfigError if a directory holds anything but hidden files, logs and the files of a run's start."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # there is none, or it cannot be written either, which is reported later
+        return
+    started = (*_START_ONLY, "config.yaml") if exists(folder) else ()
+    for name in sorted(names):
+        is_log = name.endswith((".log", ".out", ".err")) and not (folder / name).is_dir()
+        if not (name.startswith(".") or name in (*started, "lost+found") or is_log):
+            raise ConfigError(
+                f"{field}: {folder} is not empty ({name[:80]}) and holds no run; choose a new or an empty directory"
+            )
+
+
+def require_place_of_evaluation(out: Path) -> None:
+    """Raise ConfigError if a directory holds anything but the files of an evaluation."""
+    if holds_evaluation(out):
+        return
+    if has_begun(out):
+        raise ConfigError(f"out: {out} holds a training run; choose another")
+    require_free(out, "out")
+
+
+def prepare(run_dir: Path, config: Config, *, patience: float = 0.0, field: str = "run-dir") -> None:
     """Create a run directory, or accept one to resume, and write config.yaml and manifest.json.
 
     If a live server holds the directory but its driver is silent, waits up to `patience` seconds for that server to
@@ -128,7 +188,7 @@ def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
         write_atomic(run_dir / "config.yaml", configuration.to_yaml(config).encode(), "config")
         write_manifest(run_dir, config)
     except OSError as error:
-        raise ConfigError(f"run-dir: {run_dir} cannot be written ({error.strerror}); choose another") from None
+        raise ConfigError(cannot_be_written(run_dir, error, field)) from None
 
 
 def require(run_dir: Path) -> None:
@@ -217,8 +277,15 @@ def has_begun(run_dir: Path) -> bool:
     try:
         saved = any(any((run_dir / name).glob("[!.]*")) for name in ("checkpoints", "journal"))
         return saved or any((run_dir / name).exists() for name in ("ledger.jsonl", "arms.json"))
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG  # such a directory cannot exist
+
+
+def _has_results(run_dir: Path) -> bool:
+    """Return whether a run has begun in a directory, or an evaluation has trained an agent, at least in part."""
+    if not holds_evaluation(run_dir):
+        return has_begun(run_dir)
+    return any(any(run_dir.glob(f"{kind}/*/*/*.*")) for kind in ("runs", "states"))
 
 
 def holds_evaluation(folder: Path) -> bool:
@@ -238,10 +305,10 @@ def refuse_links(run_dir: Path, names: Iterable[str] = CONTENT) -> None:
                 _refuse_link(run_dir, Path(folder, inner))
 
 
-def _refuse_link(run_dir: Path, path: Path) -> None:
+def _refuse_link(run_dir: Path, path: Path, field: str = "run-dir") -> None:
     if path.is_symlink():
         raise ConfigError(
-            f"run-dir: {path.relative_to(run_dir)} in {run_dir} is a symbolic link; put a copy there, or choose another"
+            f"{field}: {path.relative_to(run_dir)} in {run_dir} is a symbolic link; put a copy there, or choose another"
         )
 
 
@@ -252,10 +319,12 @@ def load_config(run_dir: Path, overrides: dict[str, Any], *, preset: str | None 
     the run needs modules that `overrides` do not name.
     """
     refuse_links(run_dir)
-    if not exists(run_dir):
-        raise ConfigError(f"resume: {run_dir} holds no run; leave --resume out to start one there")
     if holds_evaluation(run_dir):
         raise ConfigError(f"resume: {run_dir} holds an evaluation; continue it with the same evaluate command")
+    if not exists(run_dir):
+        if has_begun(run_dir):
+            raise ConfigError(damaged(f"resume: {run_dir}"))
+        raise ConfigError(f"resume: {run_dir} holds no run; leave --resume out to start one there")
     saved = configuration.completed(configuration.read_yaml(run_dir / "config.yaml"))
     saved = configuration.without_code(saved, overrides, f"the run in {run_dir}")
     old = configuration.resolve(str(saved.get("preset")), saved)

@@ -21,6 +21,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.presets import PRESETS, TASKS
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver, placement
+from leap_dist.driver.signals import Stopped
 from leap_dist.storage import auth_token, location, run_directory
 from leap_dist.storage.locks import RunDirectoryBusy, RunLock
 from leap_dist.study.games import FIGURE_4
@@ -179,9 +180,8 @@ def test_an_initialization_that_cannot_be_used_is_refused_before_anything_is_wri
 )
 def test_a_missing_initialization_gets_the_same_advice_from_every_command(capsys, command, scratch):
     choices = "a URL, pretrained:NAME or scratch" if scratch else "a URL or pretrained:NAME"
-    assert refused(capsys, *command.split()) == (
-        f"init: nowhere cannot be read (No such file or directory); give a run directory, an init.safetensors, {choices}"
-    )
+    reason = "init: nowhere cannot be read (No such file or directory)"
+    assert refused(capsys, *command.split()) == f"{reason}; give a run directory, an init.safetensors, {choices}"
 
 
 @pytest.mark.parametrize(
@@ -200,6 +200,94 @@ def test_a_run_directory_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     line = refused(capsys, "train", "--preset", "smoke", "--run-dir", str(tmp_path / "file" / "run"))
     assert re.fullmatch(r"run-dir: .*file/run cannot be written \(Not a directory\); choose another", line), line
+
+
+LONG = "runs/" + 300 * "a"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "--preset", "smoke", "--run-dir", LONG], f"run-dir: {LONG} cannot be written (File name too long)"),
+        (["evaluate", "--init", "scratch", "--preset", "smoke", "--out", LONG], f"out: {LONG} cannot be written (File"),
+        (["train", "--resume", "--run-dir", LONG], f"resume: {LONG} holds no run"),
+    ],
+)
+def test_a_name_that_is_too_long(capsys, arguments, line):
+    assert refused(capsys, *arguments).startswith(line)
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume", "auto"]])
+def test_a_directory_with_other_files_is_not_taken_for_a_run(capsys, tmp_path, resume):
+    (tmp_path / "docs" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "docs" / "page.md").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    end = f"{tmp_path}/docs is not empty (page.md) and holds no run; choose a new or an empty directory"
+    train = ["train", "--preset", "smoke", *resume, "--run-dir", str(tmp_path / "docs")]
+    assert refused(capsys, *train) == f"run-dir: {end}"
+    evaluate = ["evaluate", "--init", "scratch", "--preset", "smoke", "--out", str(tmp_path / "docs")]
+    assert refused(capsys, *evaluate) == f"out: {end}"
+    study = ["study", "--tasks", "atari", "--preset", "smoke", "--yes", "--out", str(tmp_path / "docs")]
+    assert refused(capsys, *study) == f"out: {end}"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_hidden_files_logs_and_the_rest_of_a_failed_start_are_in_the_way_of_no_run(tmp_path):
+    (tmp_path / "lost+found").mkdir()
+    for name in (".nfs00001", ".launch", "leap-4711.out", "start.log"):
+        (tmp_path / name).touch()
+    run_directory.require_free(tmp_path)
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
+    run_directory.require_free(tmp_path)
+    (tmp_path / "init.safetensors").touch()
+    with pytest.raises(ConfigError, match=r"is not empty \(init.safetensors\) and holds no run"):
+        run_directory.require_free(tmp_path)
+
+
+def test_a_run_whose_configuration_is_gone_is_called_damaged(capsys, tmp_path):
+    (tmp_path / "ledger.jsonl").touch()
+    for more in ([], ["--resume"], ["--resume", "auto"]):
+        line = refused(capsys, "train", *more, "--run-dir", str(tmp_path))
+        assert re.fullmatch(
+            rf"(run-dir|resume): {tmp_path} holds a run without config.yaml: it is damaged, or .*", line
+        )
+
+
+def test_a_new_run_in_the_directory_of_an_evaluation(capsys, tmp_path):
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
+    (tmp_path / "arms.json").write_text('{"arms": []}')
+    line = refused(capsys, "train", "--preset", "smoke", "--run-dir", str(tmp_path))
+    assert line == f"run-dir: {tmp_path} holds an evaluation; choose another directory"
+
+
+@pytest.mark.parametrize("command", ["train --run-dir", "evaluate --init scratch --out"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_stop_before_anything_was_trained_leaves_nothing_and_says_so(capsys, monkeypatch, command, there):
+    def stopped(*_, **__):
+        raise Stopped
+
+    for name in ("train", "evaluate"):
+        monkeypatch.setattr(driver, name, stopped)
+    place = Path("reports/first")
+    if there:
+        place.mkdir(parents=True)
+        (place / "start.log").touch()
+    assert main([*command.split(), str(place), "--preset", "smoke"]) == 130
+    removed = "what this launch has written was removed" if there else f"{place} was removed"
+    assert capsys.readouterr().err == f"\nstopped before anything was trained; {removed}\n"
+    assert [path.name for path in place.glob("*")] == there * ["start.log"]
+
+
+def test_a_stop_before_a_resumed_run_goes_on_keeps_it(capsys, monkeypatch, tmp_path):
+    def stopped(*_, **__):
+        raise Stopped
+
+    monkeypatch.setattr(driver, "train", stopped)
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
+    (tmp_path / "ledger.jsonl").touch()
+    assert main(["train", "--resume", "--run-dir", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith(f"trained; what {tmp_path} held before is kept\n")
+    assert run_directory.has_begun(tmp_path)
 
 
 def test_a_file_system_that_takes_no_files(capsys):
