@@ -141,8 +141,12 @@ def evaluate(parsed: argparse.Namespace) -> int:
 
 def study(parsed: argparse.Namespace) -> int:
     """Compare meta-learners on Atari, Omniglot or Multi-CV."""
+    from leap_dist.storage import run_directory
     from leap_dist.study import games, plan, spec
 
+    is_begun = run_directory.is_there(parsed.out / "study.json")
+    if not is_begun:
+        run_directory.require_free(parsed.out, "out")
     preset, loaded = file_settings(parsed)
     planned = plan.make(
         preset=preset or setting_flags.DEFAULT_PRESET["study"],
@@ -154,16 +158,13 @@ def study(parsed: argparse.Namespace) -> int:
         test_steps=parsed.test_steps,
         test_seeds=parsed.test_seeds,
         game_steps=game_steps(parsed.game_steps),
-        existing=spec.Study.read(parsed.out) if (parsed.out / "study.json").exists() else None,
+        existing=spec.Study.read(parsed.out) if is_begun else None,
     )
     console.announce_loading()
     from leap_dist.cli import plan as printed
     from leap_dist.cli import results
-    from leap_dist.storage import run_directory
     from leap_dist.study import run
 
-    if not (parsed.out / "study.json").exists():
-        run_directory.require_free(parsed.out, "out")
     if planned.tests and printed.print_study(planned, parsed.out) > games.DAY and not parsed.yes:
         raise ConfigError("yes: this study takes more than a day on this machine; add --yes to start it")
     outcome = run.run(planned, parsed.out, lambda text: print(text, flush=True))
@@ -187,6 +188,10 @@ def status(parsed: argparse.Namespace) -> int:
         print(json.dumps(found) if parsed.json else spec.progress_text(printable_tree(found)))
         return 0
     with reader.local_copy(where, "config.yaml", "summary.json") as run_dir:
+        if reader.is_starting(where, run_dir):
+            print(json.dumps({"state": "starting"}) if parsed.json else f"starting: {where} has not reported yet")
+            return 0
+        reader.require_summary(run_dir)
         summary = run_directory.read_summary(run_dir)
     if summary["state"] not in run_directory.ENDED and not reader.is_alive(where):
         summary["state"] = "died"

@@ -19,7 +19,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.protocol import schema
 from leap_dist.storage.atomic import CorruptFile, read_regular, remove, write_atomic
-from leap_dist.storage.locks import LAUNCH, LockLost, RunDirectoryBusy, RunLock, lock_holder, other_host
+from leap_dist.storage.locks import LAUNCH, LOCK, LockLost, RunDirectoryBusy, RunLock, lock_holder, other_host
 from leap_dist.storage.manifest import write_manifest
 
 CONTENT = (
@@ -99,8 +99,9 @@ def cannot_be_written(path: Path, error: OSError, field: str = "run-dir") -> str
 def create_unique(wanted: Path) -> Path:
     """Create a directory named `wanted`, or with -2, -3 … appended if that name is taken. Raises ConfigError.
 
-    It is removed when the process ends if it is still empty then.
+    It and a new directory around it are removed when the process ends if they are still empty then.
     """
+    made = [] if wanted.parent.exists() else [wanted.parent.absolute()]
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
@@ -110,7 +111,7 @@ def create_unique(wanted: Path) -> Path:
                 break
     except OSError as error:
         raise ConfigError(cannot_be_written(wanted, error)) from None
-    atexit.register(_remove_if_empty, path.absolute())
+    atexit.register(_remove_if_empty, path.absolute(), *made)
     return path
 
 
@@ -140,7 +141,9 @@ def require_free(folder: Path, field: str = "run-dir") -> None:
     """Raise ConfigError if a directory holds anything but hidden files, logs and the files of a run's start."""
     try:
         names = os.listdir(folder)
-    except OSError:  # there is none, or it cannot be written either, which is reported later
+    except OSError as error:  # there is none, or it cannot be written either, which is reported later
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(cannot_be_written(folder, error, field)) from None
         return
     started = (*_START_ONLY, "config.yaml") if exists(folder) else ()
     for name in sorted(names):
@@ -208,9 +211,10 @@ def _is_locked(run_dir: Path) -> bool:
         return True
 
 
-def _remove_if_empty(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.rmdir()
+def _remove_if_empty(*paths: Path) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def _holder_after(run_dir: Path, patience: float) -> str | None:
@@ -240,7 +244,8 @@ def is_alive(run_dir: Path) -> bool:
     If the lock names another host, waits a few seconds for a driver there to report.
     """
     try:
-        return lock_holder(run_dir) is not None or _holder_elsewhere(run_dir, WATCH_SECONDS) is not None
+        held = any(lock_holder(run_dir, name) is not None for name in (LOCK, LAUNCH))
+        return held or _holder_elsewhere(run_dir, WATCH_SECONDS) is not None
     except OSError:
         return True
 
@@ -266,9 +271,14 @@ def _ended(run_dir: Path) -> bool:
 
 def exists(run_dir: Path) -> bool:
     """Return whether a run was started in this directory."""
+    return is_there(run_dir / "config.yaml")
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a file exists; False if it cannot exist, because its name is too long, for example."""
     try:
-        return (run_dir / "config.yaml").exists()
-    except OSError:  # the name is too long, for example
+        return path.exists()
+    except OSError:
         return False
 
 
@@ -290,10 +300,7 @@ def _has_results(run_dir: Path) -> bool:
 
 def holds_evaluation(folder: Path) -> bool:
     """Return whether an evaluation was started in this directory."""
-    try:
-        return (folder / "arms.json").exists()
-    except OSError:
-        return False
+    return is_there(folder / "arms.json")
 
 
 def refuse_links(run_dir: Path, names: Iterable[str] = CONTENT) -> None:
@@ -306,7 +313,11 @@ def refuse_links(run_dir: Path, names: Iterable[str] = CONTENT) -> None:
 
 
 def _refuse_link(run_dir: Path, path: Path, field: str = "run-dir") -> None:
-    if path.is_symlink():
+    try:
+        is_link = path.is_symlink()
+    except OSError:  # its name is too long, for example
+        return
+    if is_link:
         raise ConfigError(
             f"{field}: {path.relative_to(run_dir)} in {run_dir} is a symbolic link; put a copy there, or choose another"
         )
@@ -349,9 +360,14 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     try:
         summary = json.loads(read_regular(run_dir / "summary.json", LARGEST_SUMMARY))
         json.dumps(summary, ensure_ascii=False).encode()  # text that cannot be printed is damage as well
-    except (CorruptFile, OSError, ValueError, RecursionError):
-        hint = "it has not reported yet" if exists(run_dir) else "no run was started there"
-        raise ConfigError(f"run-dir: {run_dir} has no summary.json; {hint}") from None
+    except FileNotFoundError:
+        raise ConfigError(f"run-dir: {run_dir} has no summary.json") from None
+    except OSError as error:
+        raise ConfigError(f"run-dir: {run_dir}/summary.json cannot be read ({error.strerror})") from None
+    except (CorruptFile, ValueError, RecursionError):
+        raise ConfigError(
+            f"run-dir: {run_dir}/summary.json is damaged; the next launch with --resume replaces it"
+        ) from None
     try:
         schema.check(summary, {"state": str, "tasks_wanted": int}, "summary")
     except ValueError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+import status_schema
 from commands import no_ray, refused  # noqa: F401
 from toy_data_sets import write_part
 
@@ -202,7 +203,7 @@ def test_a_run_directory_that_cannot_be_written(capsys, tmp_path):
     assert re.fullmatch(r"run-dir: .*file/run cannot be written \(Not a directory\); choose another", line), line
 
 
-LONG = "runs/" + 300 * "a"
+LONG = 300 * "a"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +212,9 @@ LONG = "runs/" + 300 * "a"
         (["train", "--preset", "smoke", "--run-dir", LONG], f"run-dir: {LONG} cannot be written (File name too long)"),
         (["evaluate", "--init", "scratch", "--preset", "smoke", "--out", LONG], f"out: {LONG} cannot be written (File"),
         (["train", "--resume", "--run-dir", LONG], f"resume: {LONG} holds no run"),
+        (["study", "--tasks", "atari", "--out", LONG], f"out: {LONG} cannot be written (File name too long)"),
+        (["status", LONG], f"run-dir: {LONG} has no summary.json; no run was started there"),
+        (["plot", LONG], f"run-dir: {LONG} holds no run"),
     ],
 )
 def test_a_name_that_is_too_long(capsys, arguments, line):
@@ -661,9 +665,10 @@ def test_a_place_is_named_alone_or_with_a_flag(capsys, command):
 def test_status(capsys, tmp_path):
     assert "no run was started there" in refused(capsys, "status", "--run-dir", str(tmp_path))
     run_directory.prepare(tmp_path, loading.resolve("smoke"))
-    assert "it has not reported yet" in refused(capsys, "status", "--run-dir", str(tmp_path))
-    (tmp_path / "summary.json").write_text("[]")
-    assert "damaged" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    assert "its launch ended before its first report" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    for text in ('{"state": "runn', "[]"):
+        (tmp_path / "summary.json").write_text(text)
+        assert "summary.json is damaged" in refused(capsys, "status", "--run-dir", str(tmp_path))
     run_directory.write_summary(tmp_path, {"state": "done", "meta_updates_wanted": 2})
     assert "of another version" in refused(capsys, "status", "--run-dir", str(tmp_path))
     run_directory.write_summary(tmp_path, {"state": "running", "tasks_wanted": 4})
@@ -675,6 +680,27 @@ def test_status(capsys, tmp_path):
     assert main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == {"state": "running", "tasks_wanted": 4}
     lock.release()
+
+
+def test_the_status_of_a_run_that_is_starting(capsys, tmp_path):
+    with run_directory.claimed(tmp_path / "run"):
+        run_directory.prepare(tmp_path / "run", loading.resolve("smoke"))
+        assert main(["status", str(tmp_path / "run")]) == 0
+        assert capsys.readouterr().out == f"starting: {tmp_path}/run has not reported yet\n"
+        assert main(["status", "--json", str(tmp_path / "run")]) == 0
+        status_schema.check(json.loads(capsys.readouterr().out), "starting")
+
+
+def test_status_says_what_is_there_instead_of_a_run(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert "file is a file; name the directory" in refused(capsys, "status", str(tmp_path / "file"))
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "ledger.jsonl").touch()
+    assert "the MetaServer of a program made it" in refused(capsys, "status", str(tmp_path / "service"))
+    for name in ("b", "a"):
+        run_directory.prepare(tmp_path / name, loading.resolve("smoke"))
+    line = refused(capsys, "status", str(tmp_path))
+    assert line == f"run-dir: {tmp_path} holds a, b; name one, as in {tmp_path}/a"
 
 
 @pytest.mark.parametrize(
