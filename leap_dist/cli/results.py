@@ -13,10 +13,12 @@ from typing import Any
 from leap_dist.cli import console
 from leap_dist.config import loading, registry
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 from leap_dist.storage import location, reader, run_directory
 from leap_dist.storage.ledger import Ledger
 from leap_dist.telemetry.escaping import printable
+from leap_dist.telemetry.progress import tasks_done
 
 
 def print_training(config: Config, run: location.Run, outcome: str, summary: dict[str, Any]) -> None:
@@ -30,7 +32,7 @@ def print_training(config: Config, run: location.Run, outcome: str, summary: dic
     except OSError as error:
         picture = f"could not be written: {error}"
     print(
-        f"\n{outcome}: {summary['tasks']} of {summary['tasks_wanted']} tasks, {summary['meta_updates']} meta-updates, "
+        f"\n{outcome}: {tasks_done(summary)}, {counted(summary['meta_updates'], 'meta-update')}, "
         f"{summary['contributions_applied']} contributions, {summary['agent_steps']:,} "
         f"{registry.for_summary(summary).step_unit} in {summary['wall_seconds']:.0f} s"
     )
@@ -44,6 +46,16 @@ def print_training(config: Config, run: location.Run, outcome: str, summary: dic
     if outcome != "done":
         _print_files(("to continue", console.resume_command(run.shown, config.gymnasium.modules)))
         _print_files(*(("reason", alert) for alert in summary["alerts"][-3:] if outcome == "failed"))
+
+
+def print_finished(config: Config, run: location.Run, summary: dict[str, Any]) -> None:
+    """Print that a run has nothing left to do, where its files are, and how to train longer."""
+    made = summary["meta_updates"]
+    print(
+        f"nothing is left to do: the run has made {counted(made, 'meta-update')} (meta_updates: {config.meta_updates})"
+    )
+    longer = f"{console.resume_command(run.shown, config.gymnasium.modules)} --meta-updates {2 * made}"
+    _print_files(("initialization", f"{run.shown}/init.safetensors"), ("to train longer", longer))
 
 
 def next_step(summary: dict[str, Any], shown: str) -> str:

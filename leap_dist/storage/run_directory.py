@@ -168,7 +168,8 @@ def prepare(run_dir: Path, config: Config, *, patience: float = 0.0, field: str 
 
     If a live server holds the directory but its driver is silent, waits up to `patience` seconds for that server to
     end. If the last holder ran on another host, whose lock may be invisible here, watches for its reports. Files of a
-    failed start are overwritten; otherwise manifest.json gains a session.
+    failed start are overwritten; otherwise manifest.json gains a session, and a training run keeps its config.yaml
+    until the launch has reported (`write_config`).
 
     Raises ConfigError if the directory cannot be written or contains links, RunDirectoryBusy if a live server holds it.
     """
@@ -188,10 +189,16 @@ def prepare(run_dir: Path, config: Config, *, patience: float = 0.0, field: str 
                 remove(run_dir / name)
         for leftover in run_dir.glob(".*.tmp"):  # a crash cut this write short
             remove(leftover)
-        write_atomic(run_dir / "config.yaml", configuration.to_yaml(config).encode(), "config")
+        if holds_evaluation(run_dir) or not (exists(run_dir) and has_begun(run_dir)):
+            write_config(run_dir, config)
         write_manifest(run_dir, config)
     except OSError as error:
         raise ConfigError(cannot_be_written(run_dir, error, field)) from None
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """Write or replace config.yaml. Raises OSError."""
+    write_atomic(run_dir / "config.yaml", configuration.to_yaml(config).encode(), "config")
 
 
 def require(run_dir: Path) -> None:

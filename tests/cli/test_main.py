@@ -294,6 +294,19 @@ def test_a_stop_before_a_resumed_run_goes_on_keeps_it(capsys, monkeypatch, tmp_p
     assert run_directory.has_begun(tmp_path)
 
 
+def test_resuming_a_finished_run_ends_at_once_and_says_how_to_train_longer(capsys, tmp_path):
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
+    for name in ("ledger.jsonl", "init.safetensors"):
+        (tmp_path / name).touch()
+    counts = {"tasks": 4, "tasks_wanted": 4, "tasks_waiting": 0, "meta_updates": 2}
+    run_directory.write_summary(tmp_path, {"state": "done", **counts})
+    assert main(["train", "--resume", "--run-dir", str(tmp_path), "--meta-updates", "1"]) == 0
+    first, _, longer = capsys.readouterr().out.splitlines()
+    assert first == "nothing is left to do: the run has made 2 meta-updates (meta_updates: 1)"
+    assert longer.endswith(f"train --run-dir {tmp_path} --resume --meta-updates 4")
+    assert run_directory.load_config(tmp_path, {}).meta_updates == 2, "it is not saved, because nothing was done"
+
+
 def test_a_file_system_that_takes_no_files(capsys):
     line = refused(capsys, "train", "--preset", "smoke", "--run-dir", "/proc/leap/run")
     assert "/proc/leap/run cannot be written" in line
