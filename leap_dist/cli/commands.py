@@ -81,7 +81,7 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     base = initializations.settings(files, {**loaded, **given}, preset)
     config = initializations.resolve(given, loaded, base)
     arms = initializations.arms(labels, files, config)
-    out = parsed.out or run_directory.create_unique(Path("reports") / timestamp())
+    out = parsed.out or run_directory.create_unique(Path("reports") / timestamp(), "out")
     run_directory.require_place_of_evaluation(out)
     return config, arms, out
 
@@ -221,6 +221,8 @@ def plot(parsed: argparse.Namespace) -> int:
     where = location.location(parsed.run_dir)
     if reader.is_remote(where) and parsed.out is None:
         raise ConfigError("out: name a file with --out, because the run is at a URL")
+    if parsed.out is not None and not results.holds_study(where):
+        _check_picture(parsed.out)
     if results.holds_study(where):
         _refuse_picture_flags(parsed, "a study")
         results.print_study(Path(where))
@@ -237,8 +239,18 @@ def plot(parsed: argparse.Namespace) -> int:
             name = "progress-phone.png" if parsed.phone else "progress.png"
             print(results.draw_progress(run_dir, parsed.out or run_dir / name, run_dir.name, phone=parsed.phone))
         except OSError as error:
+            if parsed.out is not None:
+                raise ConfigError(run_directory.cannot_be_written(parsed.out, error, "out")) from None
             raise ConfigError(f"run-dir: the picture of {run_dir} cannot be drawn: {error}") from None
     return 0
+
+
+def _check_picture(out: Path) -> None:
+    """Raise ConfigError unless a picture can have this path."""
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"out: {out} does not end in .png, the only format of the picture; give another name")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"out: there is no directory {out.parent}; make it first")
 
 
 def _refuse_picture_flags(parsed: argparse.Namespace, kind: str) -> None:

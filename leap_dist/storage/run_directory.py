@@ -64,6 +64,8 @@ def claimed(run_dir: Path, *, new: bool = False, field: str = "run-dir") -> Iter
         run_dir.mkdir(parents=True, exist_ok=True)
         before, had_results = set(os.listdir(run_dir)), _has_results(run_dir)
         lock = RunLock(run_dir, LAUNCH)
+    except RunDirectoryBusy as error:
+        raise RunDirectoryBusy(str(error).replace("run-dir:", f"{field}:", 1)) from None
     except OSError as error:
         raise ConfigError(cannot_be_written(run_dir, error, field)) from None
     try:
@@ -96,7 +98,7 @@ def cannot_be_written(path: Path, error: OSError, field: str = "run-dir") -> str
     return f"{field}: {path} cannot be written ({error.strerror}); choose another"
 
 
-def create_unique(wanted: Path) -> Path:
+def create_unique(wanted: Path, field: str = "run-dir") -> Path:
     """Create a directory named `wanted`, or with -2, -3 … appended if that name is taken. Raises ConfigError.
 
     It and a new directory around it are removed when the process ends if they are still empty then.
@@ -110,7 +112,7 @@ def create_unique(wanted: Path) -> Path:
                 path.mkdir()
                 break
     except OSError as error:
-        raise ConfigError(cannot_be_written(wanted, error)) from None
+        raise ConfigError(cannot_be_written(wanted, error, field)) from None
     atexit.register(_remove_if_empty, path.absolute(), *made)
     return path
 
@@ -173,16 +175,16 @@ def prepare(run_dir: Path, config: Config, *, patience: float = 0.0, field: str 
 
     Raises ConfigError if the directory cannot be written or contains links, RunDirectoryBusy if a live server holds it.
     """
-    refuse_links(run_dir)
+    refuse_links(run_dir, field=field)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if (holder := _holder_after(run_dir, patience)) is not None:
             raise RunDirectoryBusy(
-                f"run-dir: {run_dir} is in use by a live server ({holder}); stop it or choose another"
+                f"{field}: {run_dir} is in use by a live server ({holder}); stop it or choose another"
             )
         if (holder := _holder_elsewhere(run_dir, max(patience, WATCH_SECONDS))) is not None:
             raise RunDirectoryBusy(
-                f"run-dir: {run_dir} is in use from another host ({holder}); stop it or choose another"
+                f"{field}: {run_dir} is in use from another host ({holder}); stop it or choose another"
             )
         if not has_begun(run_dir):
             for name in _START_ONLY:
@@ -310,13 +312,13 @@ def holds_evaluation(folder: Path) -> bool:
     return is_there(folder / "arms.json")
 
 
-def refuse_links(run_dir: Path, names: Iterable[str] = CONTENT) -> None:
+def refuse_links(run_dir: Path, names: Iterable[str] = CONTENT, field: str = "run-dir") -> None:
     """Raise ConfigError if anything that a run would read or write is a symbolic link, which may lead outside."""
     for name in names:
-        _refuse_link(run_dir, run_dir / name)
+        _refuse_link(run_dir, run_dir / name, field)
         for folder, inner_folders, inner_files in os.walk(run_dir / name):
             for inner in (*inner_folders, *inner_files):
-                _refuse_link(run_dir, Path(folder, inner))
+                _refuse_link(run_dir, Path(folder, inner), field)
 
 
 def _refuse_link(run_dir: Path, path: Path, field: str = "run-dir") -> None:

@@ -307,6 +307,32 @@ def test_resuming_a_finished_run_ends_at_once_and_says_how_to_train_longer(capsy
     assert run_directory.load_config(tmp_path, {}).meta_updates == 2, "it is not saved, because nothing was done"
 
 
+@pytest.mark.parametrize(
+    ("out", "line"),
+    [
+        ("nodir/p.png", "there is no directory nodir; make it first"),
+        ("p.txt", "p.txt does not end in .png, the only format of the picture; give another name"),
+        ("taken.png", "taken.png cannot be written (Is a directory); choose another"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_a_mistake_in_out(capsys, out, line):
+    run_directory.prepare(Path("run"), loading.resolve("smoke"))
+    Path("taken.png").mkdir()
+    assert refused(capsys, "plot", "run", "--out", out) == f"out: {line}"
+
+
+def test_the_output_of_an_evaluation_is_called_out_in_every_refusal(capsys, tmp_path):
+    (tmp_path / "README.md").touch()
+    evaluate = ["evaluate", "--init", "scratch", "--preset", "smoke", "--out"]
+    line = refused(capsys, *evaluate, str(tmp_path / "README.md"))
+    assert line == f"out: {tmp_path}/README.md cannot be written (File exists); choose another"
+    with run_directory.claimed(tmp_path / "used"):
+        assert refused(capsys, *evaluate, str(tmp_path / "used")).startswith(f"out: {tmp_path}/used is in use by")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / ".launch").symlink_to("elsewhere")
+    assert refused(capsys, *evaluate, str(tmp_path / "linked")).startswith("out: .launch in ")
+
+
 def test_a_file_system_that_takes_no_files(capsys):
     line = refused(capsys, "train", "--preset", "smoke", "--run-dir", "/proc/leap/run")
     assert "/proc/leap/run cannot be written" in line

@@ -116,9 +116,9 @@ def test_single_games_may_have_lengths_of_their_own(tmp_path):
     server.close()
     assert missing(planned, run, tmp_path) == ([], [])
     longer = plan([SCRATCH], run, 1, steps_of={"freeway": 1200})
-    with pytest.raises(ConfigError, match="holds scratch on freeway with seed 0 with steps 800, not 1200"):
+    with pytest.raises(ConfigError, match="has results on freeway with task_steps 800, not 1200"):
         missing(longer, run, tmp_path)
-    with pytest.raises(ConfigError, match="with steps 800, not 1200"):
+    with pytest.raises(ConfigError, match="has results on freeway with task_steps 800, not 1200"):
         missing([replace_seed(one) for one in longer], run, tmp_path)
 
 
@@ -210,7 +210,8 @@ def test_another_file_under_the_same_label_is_refused(tmp_path):
     finish(server)
     server.close()
     run = config()
-    with pytest.raises(ConfigError, match=r"init abab.*, not cdcd.*choose another --out"):
+    line = f"out: {tmp_path} has results of another initialization called other; choose another --out or label"
+    with pytest.raises(ConfigError, match=f"^{re.escape(line)}$"):
         EvaluationServer(run, plan([replace(OTHER, sha256="cd" * 32)], run, 1), VECTORS, tmp_path)
 
 
