@@ -106,16 +106,15 @@ def evaluate(
     """
     with errors.naming_arguments(), stop_signal() as stop:
         given = _checked(config)
-        resolved, arms = _arms(inits, given)
+        resolved, arms = _arms(inits, given, None if out is None else Path(out))
         seeds = _whole("seeds", seeds)
         if not 1 <= seeds <= 1000:
             raise ConfigError(f"seeds: {seeds:,} is not between 1 and 1,000")
         game_steps = {game: _whole(f"game_steps: {game[:40]}", steps) for game, steps in game_steps.items()}
         if out is not None and is_url(str(out)):
             raise ConfigError("out: must be a path on this machine, not a URL; copy the result there afterwards")
-        folder = (Path(out) if out is not None else run_directory.create_unique(_default_folder())).absolute()
-        if run_directory.exists(folder) and not run_directory.holds_evaluation(folder):
-            raise ConfigError(f"out: {folder} holds a training run; choose another")
+        folder = (Path(out) if out is not None else run_directory.create_unique(_default_folder(), "out")).absolute()
+        run_directory.require_place_of_evaluation(folder)
         planned = runs.plan(arms, resolved, seeds, initializations.first_seed(given, resolved), game_steps)
         runs.missing(planned, resolved, folder)  # raises errors before anything is written
         driver.check_prerequisites(resolved)
@@ -125,8 +124,8 @@ def evaluate(
         dispatcher.start()
         outcome = "failed"
         try:
-            with run_directory.claimed(folder):
-                run_directory.prepare(folder, resolved, patience=run_directory.ORPHAN_SECONDS)
+            with run_directory.claimed(folder, field="out"):
+                run_directory.prepare(folder, resolved, patience=run_directory.ORPHAN_SECONDS, field="out")
                 initializations.write(folder, arms)
                 left, _ = runs.missing(planned, resolved, folder)
                 outcome = "done"
@@ -164,7 +163,7 @@ def _checked(config: Given) -> dict[str, Any]:
 
 
 def _arms(
-    inits: Mapping[str, str | Path] | Sequence[str | Path], given: dict[str, Any]
+    inits: Mapping[str, str | Path] | Sequence[str | Path], given: dict[str, Any], out: Path | None
 ) -> tuple[Config, list[initializations.Arm]]:
     """Return the agents' configuration and the initializations. Raises ConfigError."""
     if isinstance(inits, str | Path):
@@ -175,7 +174,7 @@ def _arms(
     if not specs:
         raise ConfigError("inits: name at least one initialization, or scratch")
     preset = given.pop("preset", None)
-    labels, files = initializations.read(specs)
+    labels, files = initializations.read(specs, out)
     base = initializations.settings(files, given, preset)
     resolved = initializations.resolve(given, {}, base)
     return resolved, initializations.arms(labels, files, resolved)

@@ -112,11 +112,15 @@ def train(
         try:
             with run, run.translated_errors():
                 dispatcher.version = _meta_updates_so_far(run.folder)
-                run_directory.prepare(run.folder, resolved, patience=run_directory.ORPHAN_SECONDS if resume else 0.0)
-                run.publish()
-                outcome, summary = reporting.train(
-                    resolved, run, profile=profile, progress=progress, observers=(dispatcher.record,)
-                )
+                if (finished := reporting.finished(resolved, run.folder)) is not None:
+                    outcome, summary = "done", finished
+                else:
+                    patience = run_directory.ORPHAN_SECONDS if resume else 0.0
+                    run_directory.prepare(run.folder, resolved, patience=patience)
+                    run.publish()
+                    outcome, summary = reporting.train(
+                        resolved, run, profile=profile, progress=progress, observers=(dispatcher.record,)
+                    )
         except KeyboardInterrupt:
             outcome = "interrupted"
             raise

@@ -78,13 +78,12 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     from leap_dist.evaluation import initializations
     from leap_dist.storage import run_directory
 
-    labels, files = initializations.read(parsed.init)
+    labels, files = initializations.read(parsed.init, parsed.out)
     base = initializations.settings(files, {**loaded, **given}, preset)
     config = initializations.resolve(given, loaded, base)
     arms = initializations.arms(labels, files, config)
-    out = parsed.out or run_directory.create_unique(Path("reports") / timestamp())
-    if run_directory.exists(out) and not run_directory.holds_evaluation(out):
-        raise ConfigError(f"out: {out} holds a training run; choose another")
+    out = parsed.out or run_directory.create_unique(Path("reports") / timestamp(), "out")
+    run_directory.require_place_of_evaluation(out)
     return config, arms, out
 
 
@@ -135,8 +134,8 @@ def evaluate(parsed: argparse.Namespace) -> int:
     runs.missing(planned, config, out)  # raises errors before anything is written
     driver.check_prerequisites(config)
     check_stop()  # before anything is written
-    with run_directory.claimed(out):
-        run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS)
+    with run_directory.claimed(out, field="out"):
+        run_directory.prepare(out, config, patience=run_directory.ORPHAN_SECONDS, field="out")
         initializations.write(out, arms)
         results.print_notes(notes := initializations.notes(arms, config))
         missing, _ = runs.missing(planned, config, out)
@@ -151,8 +150,12 @@ def evaluate(parsed: argparse.Namespace) -> int:
 
 def study(parsed: argparse.Namespace) -> int:
     """Compare meta-learners on Atari, Omniglot or Multi-CV."""
+    from leap_dist.storage import run_directory
     from leap_dist.study import games, plan, spec
 
+    is_begun = run_directory.is_there(parsed.out / "study.json")
+    if not is_begun:
+        run_directory.require_free(parsed.out, "out")
     preset, loaded = file_settings(parsed)
     planned = plan.make(
         preset=preset or setting_flags.DEFAULT_PRESET["study"],
@@ -164,7 +167,7 @@ def study(parsed: argparse.Namespace) -> int:
         test_steps=parsed.test_steps,
         test_seeds=parsed.test_seeds,
         game_steps=game_steps(parsed.game_steps),
-        existing=spec.Study.read(parsed.out) if (parsed.out / "study.json").exists() else None,
+        existing=spec.Study.read(parsed.out) if is_begun else None,
     )
     console.announce_loading()
     from leap_dist.cli import plan as printed
@@ -194,6 +197,10 @@ def status(parsed: argparse.Namespace) -> int:
         print(json.dumps(found) if parsed.json else spec.progress_text(printable_tree(found)))
         return 0
     with reader.local_copy(where, "config.yaml", "summary.json") as run_dir:
+        if reader.is_starting(where, run_dir):
+            print(json.dumps({"state": "starting"}) if parsed.json else f"starting: {where} has not reported yet")
+            return 0
+        reader.require_summary(run_dir)
         summary = run_directory.read_summary(run_dir)
     if summary["state"] not in run_directory.ENDED and not reader.is_alive(where):
         summary["state"] = "died"
@@ -228,6 +235,8 @@ def plot(parsed: argparse.Namespace) -> int:
     where = location.location(parsed.run_dir)
     if reader.is_remote(where) and parsed.out is None:
         raise ConfigError("out: name a file with --out, because the run is at a URL")
+    if parsed.out is not None and not results.holds_study(where):
+        _check_picture(parsed.out)
     if results.holds_study(where):
         _refuse_picture_flags(parsed, "a study")
         results.print_study(Path(where))
@@ -244,8 +253,18 @@ def plot(parsed: argparse.Namespace) -> int:
             name = "progress-phone.png" if parsed.phone else "progress.png"
             print(results.draw_progress(run_dir, parsed.out or run_dir / name, run_dir.name, phone=parsed.phone))
         except OSError as error:
+            if parsed.out is not None:
+                raise ConfigError(run_directory.cannot_be_written(parsed.out, error, "out")) from None
             raise ConfigError(f"run-dir: the picture of {run_dir} cannot be drawn: {error}") from None
     return 0
+
+
+def _check_picture(out: Path) -> None:
+    """Raise ConfigError unless a picture can have this path."""
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"out: {out} does not end in .png, the only format of the picture; give another name")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"out: there is no directory {out.parent}; make it first")
 
 
 def _refuse_picture_flags(parsed: argparse.Namespace, kind: str) -> None:

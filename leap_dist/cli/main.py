@@ -61,6 +61,9 @@ def train(parsed: argparse.Namespace) -> int:
     driver.check_prerequisites(config)
     check_stop()  # before anything is written
     with run, run.translated_errors():
+        if (summary := reporting.finished(config, run.folder)) is not None:
+            results.print_finished(config, run, summary)
+            return console.EXIT_CODES["done"]
         run_directory.prepare(run.folder, config, patience=run_directory.ORPHAN_SECONDS if parsed.resume else 0.0)
         run.publish()
         rate = plan.print_training(config, run).rate

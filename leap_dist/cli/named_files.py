@@ -17,13 +17,14 @@ def require_all(specs: Sequence[str]) -> None:
         label, equals, path = spec.partition("=")
         named = path if equals and "://" not in label else spec
         if named != "scratch" and not re.match("[A-Za-z0-9+.-]+://", named):
-            require(Path(named), "give an init.safetensors, a run directory, or scratch")
+            require(Path(named), scratch=True)
 
 
-def require(path: Path, hint: str = "give an init.safetensors or a run directory") -> Path:
+def require(path: Path, *, scratch: bool = False) -> Path:
     """Return the path of the file that a run directory, `pretrained:NAME` or a file itself stands for.
 
-    Raises ConfigError, with the nearest run that has one, if there is no such file.
+    Raises ConfigError if there is no such file. It names the nearest run that has one, or what may be given; with
+    `scratch`, that includes a random initialization.
     """
     file = pretrained.path_of(str(path))
     try:
@@ -32,7 +33,7 @@ def require(path: Path, hint: str = "give an init.safetensors or a run directory
         others = [found.parent for found in Path().glob("*/*/init.safetensors")]
         if path.suffix == ".safetensors":
             others = list(path.parent.glob("*.safetensors"))
-        near = did_you_mean(str(path), map(str, others)) or f"; {hint}"
+        near = did_you_mean(str(path), map(str, others)) or f"; {pretrained.choices(scratch=scratch)}"
         what = f"{path} holds no init.safetensors" if path.is_dir() else f"{path} cannot be read ({error.strerror})"
         if (path / "config.yaml").exists() and not (path / "arms.json").exists():  # no evaluation
             near = " yet: the run has only begun; wait for its first meta-update"

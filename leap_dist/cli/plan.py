@@ -67,7 +67,7 @@ def training(config: Config, shown: str, before: dict[str, Any]) -> Plan:
     unit = registry.for_config(config).step_unit
     done = int(before.get("tasks", 0))
     left = max(0, config.total_tasks - done)
-    batches = f"{config.meta_updates:,} meta-updates of {counted(config.batch_tasks, 'task')}"
+    batches = f"{counted(config.meta_updates, 'meta-update')} of {counted(config.batch_tasks, 'task')}"
     length = f"{batches}, {config.steps_of_task:,} {unit} each: {config.total_tasks * config.steps_of_task:,} in all"
     if done:
         length += f"; {done:,} of {config.total_tasks:,} tasks are done"

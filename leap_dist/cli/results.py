@@ -13,11 +13,12 @@ from typing import Any
 from leap_dist.cli import console
 from leap_dist.config import loading, registry
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
-from leap_dist.storage import location, reader
+from leap_dist.storage import location, reader, run_directory
 from leap_dist.storage.ledger import Ledger
 from leap_dist.telemetry.escaping import printable
-from leap_dist.telemetry.progress import duration
+from leap_dist.telemetry.progress import duration, tasks_done
 
 
 def print_training(config: Config, run: location.Run, outcome: str, summary: dict[str, Any]) -> None:
@@ -31,9 +32,9 @@ def print_training(config: Config, run: location.Run, outcome: str, summary: dic
     except OSError as error:
         picture = f"could not be written: {error}"
     print(
-        f"\n{outcome}: {summary['tasks']:,} of {summary['tasks_wanted']:,} tasks, "
-        f"{summary['meta_updates']:,} meta-updates, {summary['contributions_applied']:,} contributions, "
-        f"{summary['agent_steps']:,} {registry.for_summary(summary).step_unit} in {duration(summary['wall_seconds'])}"
+        f"\n{outcome}: {tasks_done(summary)}, {counted(summary['meta_updates'], 'meta-update')}, "
+        f"{summary['contributions_applied']:,} contributions, {summary['agent_steps']:,} "
+        f"{registry.for_summary(summary).step_unit} in {duration(summary['wall_seconds'])}"
     )
     _print_files(
         ("initialization", f"{run.shown}/init.safetensors"),
@@ -45,6 +46,16 @@ def print_training(config: Config, run: location.Run, outcome: str, summary: dic
     if outcome != "done":
         _print_files(("to continue", console.resume_command(run.shown, config.gymnasium.modules)))
         _print_files(*(("reason", alert) for alert in summary["alerts"][-3:] if outcome == "failed"))
+
+
+def print_finished(config: Config, run: location.Run, summary: dict[str, Any]) -> None:
+    """Print that a run has nothing left to do, where its files are, and how to train longer."""
+    made = summary["meta_updates"]
+    print(
+        f"nothing is left to do: the run has made {counted(made, 'meta-update')} (meta_updates: {config.meta_updates})"
+    )
+    longer = f"{console.resume_command(run.shown, config.gymnasium.modules)} --meta-updates {2 * made}"
+    _print_files(("initialization", f"{run.shown}/init.safetensors"), ("to train longer", longer))
 
 
 def next_step(summary: dict[str, Any], shown: str) -> str:
@@ -127,7 +138,7 @@ def _tasks_of(out: Path) -> str:
 
 def holds_study(where: location.Location) -> bool:
     """Return whether a study was started in a directory."""
-    return not reader.is_remote(where) and (Path(where) / "study.json").exists()
+    return not reader.is_remote(where) and run_directory.is_there(Path(where) / "study.json")
 
 
 def print_study(out: Path) -> None:

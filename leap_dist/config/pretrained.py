@@ -53,6 +53,12 @@ def available(root: Path | None = None) -> Iterator[Pretrained]:
             raise ConfigError(f"pretrained: {folder / 'manifest.json'} is damaged ({error}); install again") from None
 
 
+def choices(*, scratch: bool) -> str:
+    """Return the advice for a missing initialization: what may be given, with `scratch` also a random one."""
+    others = ("a URL", f"{PREFIX}NAME", *(("scratch",) if scratch else ()))
+    return f"give a run directory, an init.safetensors, {', '.join(others[:-1])} or {others[-1]}"
+
+
 def is_name(source: str) -> bool:
     """Return whether a source is the name of such an initialization rather than a path or URL."""
     return source.startswith(PREFIX)

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from leap_dist.config.loading import ConfigError
+from leap_dist.config.plurals import counted
 from leap_dist.driver import memory
 from leap_dist.driver.errors import RunDirectoryLost
 from leap_dist.driver.nodes import Nodes
@@ -21,7 +22,7 @@ from leap_dist.driver.waiting import last_line, may_come_back, result_of
 from leap_dist.storage.ledger import PAGE_BYTES
 from leap_dist.storage.redaction import redact_all
 from leap_dist.tasks.atari.video import Clip
-from leap_dist.telemetry.progress import Progress
+from leap_dist.telemetry.progress import Progress, tasks_done
 
 POLL_SECONDS = 0.5
 POLL_SHARE = 0.1
@@ -55,14 +56,13 @@ def stop_message(status: dict[str, Any]) -> str:
     """Return the text that the first signal prints: what happens now, what is kept, and what a second signal does."""
     running = len(status["leases"])
     if status.get("kind") == "evaluation":
-        kept = f"{status['tasks']} finished runs are kept, {running} running ones stop at their next report"
-        if status["saves_states"]:
-            kept += " and save their state, from which they continue"
-    else:
         kept = (
-            f"{status['contributions_applied'] + status['contributions_waiting']} accepted contributions are kept, "
-            f"{running} running tasks are given up at their next report"
+            f"{tasks_done(status, 'agent')} are kept, {counted(running, 'running agent')} will stop at the next report"
         )
+        if status["saves_states"]:
+            kept += " and save the state to continue from"
+    else:
+        kept = f"{tasks_done(status)} are kept, {counted(running, 'running task')} will be given up at the next report"
     return f"stopping: {kept}. Press Ctrl-C again to stop without waiting for them"
 
 

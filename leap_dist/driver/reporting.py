@@ -30,6 +30,18 @@ Observer = Callable[[list[dict[str, Any]], dict[str, Any]], None]
 """Called about twice a second with the ledger's new lines, in whole meta-updates, and the summary."""
 
 
+def finished(config: Config, run_dir: Path) -> dict[str, Any] | None:
+    """Return the last summary of a run that has made all meta-updates of `config`, or more; None for any other."""
+    try:
+        summary = run_directory.read_summary(run_dir)
+    except ConfigError:
+        return None
+    made = summary.get("meta_updates")
+    is_over = summary["state"] == "done" or (summary["state"] == "interrupted" and not config.early_stopping.interval)
+    is_written = (run_dir / "init.safetensors").exists() and summary.get("files_written", True)
+    return summary if isinstance(made, int) and made >= config.meta_updates and is_over and is_written else None
+
+
 def train(
     config: Config,
     run: TrainingRun,
@@ -142,10 +154,16 @@ def _train(
     board.text("config", redact(f"```yaml\n{configuration.to_yaml(config)}```"))
     board.text("manifest", redact(f"```json\n{(run_dir / 'manifest.json').read_text()}\n```"))
     latest: dict[str, Any] = {}
+    is_saved = False
     with _table(progress) as table:
 
         def record(lines: list[dict[str, Any]], summary: dict[str, Any], clips: list[Any], offset: int) -> None:
+            nonlocal is_saved
             summary = run.report(summary)
+            with contextlib.suppress(OSError):  # a full disk does not stop training
+                if not is_saved:  # a launch that never works changes nothing
+                    run_directory.write_config(run_dir, whole)
+                    is_saved = True
             if whole.early_stopping.interval:
                 summary = _of_whole(summary, whole.total_tasks)
             summary["plan"] = plan.with_speed(summary, config, rate)

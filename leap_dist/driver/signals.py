@@ -18,14 +18,14 @@ INTERRUPTED = 130
 """Exit code after a signal."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-AT_START = "stopping: no task runs yet; results of earlier launches are kept. Press Ctrl-C again to stop immediately"
+AT_START = "stopping: no task runs yet. Press Ctrl-C again to stop immediately"
 
 
 class Stopped(KeyboardInterrupt):
     """A signal asked for a stop before the work had begun."""
 
     def __init__(self) -> None:
-        super().__init__("interrupted while no task was running; everything trained before is kept")
+        super().__init__("stopped before anything was trained")
 
 
 class StopSignal:

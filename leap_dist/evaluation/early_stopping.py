@@ -120,7 +120,7 @@ def evaluation(config: Config, run_dir: Path) -> tuple[Config, list[Run], Arm]:
     path = (run_dir / "init.safetensors").absolute()
     content = read_initialization(path)
     rate = config.supervised.test_learning_rate or None
-    arm = Arm(_LABEL, str(path), content.scope, content.sha256, content.metadata, rate)
+    arm = Arm(_LABEL, str(path), content.scope, content.sha256, content.metadata, learning_rate=rate)
     return measured, plan([arm], measured, seeds=1), arm
 
 

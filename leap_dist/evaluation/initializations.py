@@ -1,13 +1,14 @@
 """The arms of an evaluation: the initializations to compare, and the settings with which learners are trained.
 
-OUT/arms.json holds the arms in their order, with the origin of each initialization.
+OUT/arms.json                               the arms in their order, with the origin of each initialization
+OUT/initializations/<label>.safetensors     copy of each file: a run that is still training replaces its own
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,11 +25,11 @@ from leap_dist.config.settings import Config
 from leap_dist.envs.games import HELD_OUT, SETS
 from leap_dist.protocol import schema
 from leap_dist.storage import reader
-from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, read_regular, write_atomic
+from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile, one_line, read_packed, read_regular, write_atomic
 from leap_dist.storage.location import Url
 from leap_dist.storage.objects import is_url
 from leap_dist.tasks.task import family_named
-from leap_dist.weights.initialization import Initialization, read_initialization
+from leap_dist.weights.initialization import Initialization, initialization_of, read_bytes
 
 SCRATCH = "scratch"
 """Source of an arm that starts from a new random encoder with every seed."""
@@ -48,6 +49,10 @@ class Arm:
     sha256: str = ""
     """SHA-256 of the file's bytes."""
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    data: bytes = field(default=b"", compare=False, repr=False)
+    """The file's bytes; empty if they are to be read from `source`."""
+    replaced: bool = field(default=False, compare=False)
+    """Whether `source` has changed since the evaluation began, so that `data` is the evaluation's own copy."""
     learning_rate: float | None = None
     """Learning rate of this arm's runs; None for that of the configuration."""
 
@@ -66,6 +71,10 @@ class InitFile:
     content: Initialization
     source: str
     """Absolute path, URL or `pretrained:NAME`, as reports show it."""
+    data: bytes = b""
+    """The file's bytes."""
+    replaced: bool = False
+    """Whether the file has changed since the evaluation began, so that this is the evaluation's own copy."""
 
     @property
     def test_steps(self) -> int | None:
@@ -74,12 +83,13 @@ class InitFile:
         return names[self.source].test_steps if self.source in names else None
 
 
-def read(specs: Sequence[str]) -> tuple[list[str], list[InitFile]]:
+def read(specs: Sequence[str], out: Path | None = None) -> tuple[list[str], list[InitFile]]:
     """Return the labels in order, and the files of all arms but those that start from `scratch`.
 
     A spec is `scratch`, PATH or LABEL=PATH, where PATH may also be a run directory, a URL or `pretrained:NAME`, or an
-    encoder of another library (`leap_dist.weights.foreign`). Raises ConfigError if a label is invalid or occurs twice,
-    or if a file is not a complete initialization.
+    encoder of another library (`leap_dist.weights.foreign`). If the evaluation in `out` has trained agents from a file
+    that has changed since, its own copy is read. Raises ConfigError if a label is invalid or occurs twice, or if a file
+    is not a complete initialization.
     """
     labels: list[str] = []
     files: list[InitFile] = []
@@ -89,7 +99,8 @@ def read(specs: Sequence[str]) -> tuple[list[str], list[InitFile]]:
             raise ConfigError(f"init: two initializations have the label {label!r}; rename one with LABEL=PATH")
         labels.append(label)
         if path is not None:
-            files.append(InitFile(label, path, _read(path), source))
+            content, data = _read(path, source)
+            files.append(_as_begun(InitFile(label, path, content, source, data), out))
     return labels, files
 
 
@@ -206,31 +217,35 @@ def arms(labels: Sequence[str], files: Sequence[InitFile], config: Config) -> li
 def vectors(chosen: Sequence[Arm]) -> dict[str, np.ndarray]:
     """Return the flat float32 parameter vector of every arm that has a file, by label.
 
-    Raises ConfigError if a file has changed since its arm was made.
+    Raises ConfigError if an arm comes without its file's bytes, and the file has changed since.
     """
     return {arm.label: _vector(arm) for arm in chosen if arm.source != SCRATCH}
 
 
 def _vector(arm: Arm) -> np.ndarray:
-    if pretrained.is_name(arm.source):
-        content = _read(pretrained.path_of(arm.source))
-    elif is_url(arm.source):
-        with tempfile.TemporaryDirectory(prefix="leap-dist-read-") as folder:  # a killed server removes nothing at exit
-            content = _read(reader.fetch_initialization(Url(arm.source), Path(folder)))
+    if arm.data:
+        content = initialization_of(arm.data, arm.source)
     else:
-        content = _read(Path(arm.source))
+        content, _ = _read(Path(arm.source), arm.source)
     if content.sha256 != arm.sha256:
         raise ConfigError(f"init: {arm.source} has changed in the meantime; evaluate a copy of it instead")
     return content.vector(content.manifest)
 
 
 def write(out: Path, chosen: Sequence[Arm]) -> None:
-    """Write the arms to `out`/arms.json, ahead of those from earlier commands. Raises ConfigError."""
+    """Write the arms to `out`/arms.json, ahead of those from earlier commands, and copies of their files.
+
+    Raises ConfigError.
+    """
     before, _ = describe_arms(out)
     labels = {arm.label for arm in chosen}
     kept = [arm for arm in before if arm["label"] not in labels]
     content = json.dumps({"arms": [*(arm.describe() for arm in chosen), *kept]}, indent=1)
     try:
+        for arm in chosen:
+            if arm.data:
+                (out / _COPIES).mkdir(exist_ok=True)
+                write_atomic(_copy_of(out, arm.label), arm.data, "arm")
         write_atomic(out / "arms.json", content.encode(), "arms")
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror}); choose another") from None
@@ -259,8 +274,14 @@ def require_label(label: str) -> str:
 
 
 def notes(chosen: Sequence[Arm], config: Config) -> list[str]:
-    """Return a line for each arm that was meta-trained on games of the evaluation."""
-    return not_held_out([arm.describe() for arm in chosen], config.games)
+    """Return a line for each arm whose file has changed, or that was meta-trained on games of the evaluation."""
+    changed = [
+        f"{arm.source} has changed since this evaluation began, so {arm.label} stays what it was then; give another "
+        "--out to evaluate the newer one"
+        for arm in chosen
+        if arm.replaced
+    ]
+    return changed + not_held_out([arm.describe() for arm in chosen], config.games)
 
 
 def not_held_out(described: Sequence[Mapping[str, Any]], games: Iterable[str]) -> list[str]:
@@ -292,15 +313,39 @@ def _parse(spec: str) -> tuple[str, Path | None, str]:
     return label, location, path if is_url(path) or pretrained.is_name(path) else str(location.absolute())
 
 
-def _read(path: Path) -> Initialization:
+def _read(path: Path, source: str) -> tuple[Initialization, bytes]:
+    """Return what the file at `path`, which errors call `source`, holds, and its bytes. Raises ConfigError."""
     try:
-        return read_initialization(path)
+        data = read_bytes(path, source)  # only once: a run that is still training replaces its file
+        return initialization_of(data, source), data
     except CorruptFile as error:
         raise ConfigError(f"init: {error}") from None
     except OSError as error:
         raise ConfigError(
-            f"init: {path} cannot be read ({error.strerror}); give an init.safetensors, a run directory, or scratch"
+            f"init: {source} cannot be read ({error.strerror}); {pretrained.choices(scratch=True)}"
         ) from None
+
+
+_COPIES = "initializations"
+
+
+def _copy_of(out: Path, label: str) -> Path:
+    return out / _COPIES / f"{label}.safetensors"
+
+
+def _as_begun(file: InitFile, out: Path | None) -> InitFile:
+    """Return the file, or the copy with which the evaluation in `out` has trained agents, if the file has changed."""
+    if out is None or not any(any((out / kind).glob(f"{file.label}/*/*.*")) for kind in ("runs", "states")):
+        return file
+    about = {"label": file.label, "source": file.source}
+    for arm in describe_arms(out)[0]:
+        if about.items() <= arm.items() and arm.get("sha256") != file.content.sha256:
+            with contextlib.suppress(CorruptFile, OSError):
+                data = read_packed(_copy_of(out, file.label))
+                content = initialization_of(data, file.source)
+                if content.sha256 == arm.get("sha256"):
+                    return replace(file, content=content, data=data, replaced=True)
+    return file
 
 
 def _trained_with(path: Path) -> dict[str, Any] | None:
@@ -324,4 +369,6 @@ def _arm(file: InitFile, config: Config) -> Arm:
             f"{other.name}: {other.wanted} is not what {file.label} was trained with; use "
             f"--{other.name.replace('_', '-')} {other.found}"
         )
-    return Arm(file.label, file.source, content.scope, content.sha256, content.metadata)
+    return Arm(
+        file.label, file.source, content.scope, content.sha256, content.metadata, data=file.data, replaced=file.replaced
+    )

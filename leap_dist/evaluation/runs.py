@@ -114,7 +114,7 @@ def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], 
         with contextlib.suppress(CorruptFile, OSError):
             other, identity = load(path)
             steps = {"steps": lengths.get(other.game, identity.get("steps"))}
-            _require_same(f"{other.arm} on {other.game}", _shared_settings(identity), {**common, **steps}, out)
+            _require_same(other.arm, other.game, _shared_settings(identity), {**common, **steps}, out)
     for index, run in enumerate(runs):
         try:
             _, identity = load(path_of(out, run.arm.label, run.game, run.seed))
@@ -124,19 +124,26 @@ def missing(runs: Sequence[Run], config: Config, out: Path) -> tuple[list[int], 
             left.append(index)
             warnings.append(f"{run.name} is run again: {error}")
         else:
-            _require_same(run.name, identity, run.identity(config), out)
+            _require_same(run.arm.label, run.game, identity, run.identity(config), out)
     return left, warnings
 
 
-def _require_same(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> None:
+def _require_same(arm: str, game: str, found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> None:
+    """Raise ConfigError if a result of `arm` on `game` was made with other settings, or from another initialization."""
     newer = {name: default(name) for name in wanted if "." in name and name not in found}  # it had their defaults
     found = {**newer, **found}
     for setting in sorted(wanted.keys() | found.keys()):
-        if wanted.get(setting) != found.get(setting):
+        if wanted.get(setting) == found.get(setting):
+            continue
+        if setting == "init":
             raise ConfigError(
-                f"out: {out} holds {name} with {setting} {str(found.get(setting))[:40]}, not "
-                f"{str(wanted.get(setting))[:40]}; choose another --out, or use the same settings"
+                f"out: {out} has results of another initialization called {arm}; choose another --out or label"
             )
+        name = {"steps": "task_steps", "precision": "worker.precision"}.get(setting, setting)
+        raise ConfigError(
+            f"out: {out} has results on {game} with {name} {str(found.get(setting))[:40]}, not "
+            f"{str(wanted.get(setting))[:40]}; choose another --out, or use the same settings"
+        )
 
 
 def _shared_settings(identity: Mapping[str, Any]) -> dict[str, Any]:

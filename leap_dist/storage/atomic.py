@@ -63,8 +63,10 @@ def read_regular(path: Path, limit: int = LARGEST) -> bytes:
         raise CorruptFile(f"{path.name} cannot be read: {error.strerror}") from None
 
 
-def read_packed(path: Path) -> bytes:
+def read_packed(path: Path, name: str = "") -> bytes:
     """Return the content of a safetensors file whose size matches its header. Raises like `read_regular`.
+
+    Errors call the file `name`, by default the last part of its path.
 
     Of a sparse file of terabytes, only the first bytes are therefore read.
     """
@@ -72,10 +74,10 @@ def read_packed(path: Path) -> bytes:
         with files.open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > LARGEST_TENSORS or size != _size_by_header(file):
-                raise CorruptFile(f"{path.name} is not a leap-dist file, or is damaged: its size is wrong")
+                raise CorruptFile(f"{name or path.name} is not a leap-dist file, or is damaged: its size is wrong")
             return file.read(size)
     except files.Unreadable as error:
-        raise CorruptFile(f"{path.name} cannot be read: {error.strerror}") from None
+        raise CorruptFile(f"{name or path.name} cannot be read: {error.strerror}") from None
 
 
 def _size_by_header(file: IO[bytes]) -> int:

@@ -80,11 +80,11 @@ def _open(path: Path) -> IO[bytes]:
     return files.open_to_append(path)
 
 
-def lock_holder(run_dir: Path) -> str | None:
+def lock_holder(run_dir: Path, name: str = LOCK) -> str | None:
     """Return the process that holds the lock on a run directory, or None. Raises OSError if that is unknown."""
     try:
-        with files.open_regular(run_dir / LOCK) as file:
-            return None if _flock(file, fcntl.LOCK_SH, attempts=1) else _holder(run_dir)
+        with files.open_regular(run_dir / name) as file:
+            return None if _flock(file, fcntl.LOCK_SH, attempts=1) else _holder(run_dir, name)
     except FileNotFoundError:
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import os
 import re
 import shutil
 import tempfile
@@ -82,6 +83,55 @@ def is_alive(where: Location) -> bool:
         return locks.is_alive(storage, claim)
     except OSError:
         return True
+
+
+def is_starting(where: Location, folder: Path) -> bool:
+    """Return whether a launch works on a run that has never reported, while Ray starts, for example.
+
+    Args:
+        where: where the run is kept.
+        folder: directory to read it from; see `local_copy`.
+    """
+    return run_directory.exists(folder) and not _has_reported(folder) and is_alive(where)
+
+
+def require_summary(folder: Path) -> None:
+    """Raise ConfigError, which says what a directory holds instead, if there is no summary.json in it."""
+    if _has_reported(folder):
+        return
+    place = f"run-dir: {folder}"
+    if os.path.isfile(folder):
+        raise ConfigError(f"{place} is a file; name the directory of a run, an evaluation or a study")
+    if run_directory.exists(folder):
+        raise ConfigError(f"{place} has no summary.json: its launch ended before its first report; start it again")
+    if run_directory.has_begun(folder):
+        raise ConfigError(
+            f"{place} has no summary.json: the MetaServer of a program made it (call its method status), or the run "
+            "is damaged"
+        )
+    if runs := [path.name for path in _folders(folder) if _holds_something(path)]:
+        more = f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
+        raise ConfigError(f"{place} holds {', '.join(runs[:SHOWN])}{more}; name one, as in {folder / runs[0]}")
+    raise ConfigError(f"{place} has no summary.json; no run was started there")
+
+
+SHOWN = 12
+"""Largest number of runs that a message about the directory around them names."""
+
+
+def _has_reported(folder: Path) -> bool:
+    return run_directory.is_there(folder / "summary.json")
+
+
+def _holds_something(folder: Path) -> bool:
+    return any(run_directory.is_there(folder / name) for name in ("config.yaml", "study.json"))
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []
 
 
 def _fetch(storage: Storage, folder: Path, wanted: tuple[str, ...], field: str) -> None:

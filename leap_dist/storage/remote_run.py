@@ -132,7 +132,10 @@ class RemoteRun(Run):
         with self.translated_errors(), self._one_line_errors():
             names = [name for name in ("config.yaml", "manifest.json") if self._storage.find(name) is not None]
             replica.fetch(self._storage, self.folder, {name: name for name in names})
-            return "config.yaml" in names and replica.has_begun(self._storage)
+            begun = replica.has_begun(self._storage)
+            if begun and "config.yaml" not in names:
+                raise ConfigError(run_directory.damaged(f"run-dir: {self.shown}"))
+            return begun
 
     def __enter__(self) -> RemoteRun:
         with self._one_line_errors():
@@ -230,7 +233,7 @@ def open_run(where: Location, *, resume: bool | Literal["auto"]) -> Run:
         begun = remote.fetch_config()
         remote.continues = begun if resume == "auto" else resume
         if begun and not resume:
-            raise ConfigError(run_directory.already_exists(remote.shown))
+            raise ConfigError(run_directory.holds_run(remote.shown))
         if resume is True and not run_directory.exists(remote.folder):
             raise ConfigError(f"resume: {remote.shown} holds no run; leave --resume out to start one there")
         return remote
@@ -238,7 +241,9 @@ def open_run(where: Location, *, resume: bool | Literal["auto"]) -> Run:
         raise ConfigError(f"run-dir: {where} holds a run that belongs to a URL; use file://{where.resolve()}")
     begun = run_directory.has_begun(where)
     if not resume and begun:
-        raise ConfigError(run_directory.already_exists(str(where)))
+        raise ConfigError(run_directory.already_exists(where))
+    if not begun and resume is not True:
+        run_directory.require_free(where)
     run = Run(where, new=not resume)
     run.continues = begun if resume == "auto" else resume
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -18,14 +19,15 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.protocol import schema
 from leap_dist.storage.atomic import CorruptFile, read_regular, remove, write_atomic
-from leap_dist.storage.locks import LAUNCH, LockLost, RunDirectoryBusy, RunLock, lock_holder, other_host
+from leap_dist.storage.locks import LAUNCH, LOCK, LockLost, RunDirectoryBusy, RunLock, lock_holder, other_host
 from leap_dist.storage.manifest import write_manifest
 
 CONTENT = (
     "config.yaml", "manifest.json", "checkpoints", "journal", "ledger.jsonl", "init.safetensors", "tensorboard",
     "ledger", "summary.json", "progress.png", "progress-phone.png", ".lock", ".launch", "profile",
     "best.safetensors", "validation.json", "validation",
-    "arms.json", "runs", "agents", "states", "figures", "report.md", "report.html", "results.csv", "results.json",
+    "arms.json", "initializations", "runs", "agents", "states", "figures", "report.md", "report.html", "results.csv",
+    "results.json",
 )  # fmt: skip
 """Names that a training run or an evaluation uses in its directory."""
 
@@ -54,37 +56,58 @@ class RunDirectoryGone(LockLost):
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path, *, new: bool = False) -> Iterator[None]:
+def claimed(run_dir: Path, *, new: bool = False, field: str = "run-dir") -> Iterator[None]:
     """Hold a directory for one launch, so that a second launch is refused before it writes anything.
 
-    With `new`, the directory must not hold a run that has begun. If the block raises before one has, a directory that
-    was empty is removed again. Raises RunDirectoryBusy if another launch holds the directory, ConfigError if it holds
-    a run or cannot be written.
+    With `new`, the directory must not hold a run that has begun. If the block raises before there is any result, what
+    the launch has written is removed again, and a KeyboardInterrupt says so. Raises RunDirectoryBusy if another launch
+    holds the directory, ConfigError, which names the `field`, if it holds a run or cannot be written.
     """
-    _refuse_link(run_dir, run_dir / LAUNCH)
     try:
+        _refuse_link(run_dir, run_dir / LAUNCH, field)
         run_dir.mkdir(parents=True, exist_ok=True)
-        was_empty = not any(run_dir.iterdir())
+        before, had_results = set(os.listdir(run_dir)), _has_results(run_dir)
         lock = RunLock(run_dir, LAUNCH)
+    except RunDirectoryBusy as error:
+        raise RunDirectoryBusy(str(error).replace("run-dir:", f"{field}:", 1)) from None
     except OSError as error:
-        raise ConfigError(f"run-dir: {run_dir} cannot be written ({error.strerror}); choose another") from None
+        raise ConfigError(cannot_be_written(run_dir, error, field)) from None
     try:
         if new and has_begun(run_dir):  # by a launch that was faster
-            raise ConfigError(already_exists(str(run_dir)))
+            raise ConfigError(already_exists(run_dir))
         yield
-    except BaseException:
-        if was_empty and not has_begun(run_dir) and not _is_locked(run_dir):
-            remove(run_dir)
+    except BaseException as error:
+        is_unused = not had_results and not _has_results(run_dir) and not _is_locked(run_dir)
+        if is_unused:
+            _remove_start(run_dir, before)
+        if isinstance(error, KeyboardInterrupt) and (is_unused or str(error)):  # a second signal has no text
+            removed = f"{run_dir} was removed" if not run_dir.exists() else "what this launch has written was removed"
+            kept = f"what {run_dir} held before is kept" if had_results else f"{run_dir} is kept"
+            error.args = (f"stopped before anything was trained; {removed if is_unused else kept}",)
         raise
     finally:
         lock.release()
 
 
-def create_unique(wanted: Path) -> Path:
+def _remove_start(run_dir: Path, before: set[str]) -> None:
+    """Remove what a launch has written to a directory that held the files `before`, and an empty directory itself."""
+    for name in {*CONTENT} - before:
+        remove(run_dir / name)
+    if not before:
+        _remove_if_empty(run_dir)
+
+
+def cannot_be_written(path: Path, error: OSError, field: str = "run-dir") -> str:
+    """Return the message for a directory that cannot be written."""
+    return f"{field}: {path} cannot be written ({error.strerror}); choose another"
+
+
+def create_unique(wanted: Path, field: str = "run-dir") -> Path:
     """Create a directory named `wanted`, or with -2, -3 … appended if that name is taken. Raises ConfigError.
 
-    It is removed when the process ends if it is still empty then.
+    It and a new directory around it are removed when the process ends if they are still empty then.
     """
+    made = [] if wanted.parent.exists() else [wanted.parent.absolute()]
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
@@ -93,45 +116,95 @@ def create_unique(wanted: Path) -> Path:
                 path.mkdir()
                 break
     except OSError as error:
-        raise ConfigError(f"run-dir: {wanted} cannot be written ({error.strerror}); choose another") from None
-    atexit.register(_remove_if_empty, path.absolute())
+        raise ConfigError(cannot_be_written(wanted, error, field)) from None
+    atexit.register(_remove_if_empty, path.absolute(), *made)
     return path
 
 
-def already_exists(shown: str) -> str:
+def already_exists(run_dir: Path) -> str:
+    """Return the error for a new run in a directory that holds one, or an evaluation."""
+    if holds_evaluation(run_dir):
+        return f"run-dir: {run_dir} holds an evaluation; choose another directory"
+    if not exists(run_dir):
+        return damaged(f"run-dir: {run_dir}")
+    return holds_run(str(run_dir))
+
+
+def holds_run(shown: str) -> str:
     """Return the error for a new run at a place that holds one."""
     return f"run-dir: {shown} already holds a run; add --resume to continue it, or choose another directory"
 
 
-def prepare(run_dir: Path, config: Config, *, patience: float = 0.0) -> None:
+def damaged(place: str) -> str:
+    """Return the error for a run without its configuration; `place` is its field and its path or URL."""
+    return (
+        f"{place} holds a run without config.yaml: it is damaged, or the MetaServer of a program made it; restore "
+        "that file, or choose another directory"
+    )
+
+
+def require_free(folder: Path, field: str = "run-dir") -> None:
+    """Raise ConfigError if a directory holds anything but hidden files, logs and the files of a run's start."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:  # there is none, or it cannot be written either, which is reported later
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(cannot_be_written(folder, error, field)) from None
+        return
+    started = (*_START_ONLY, "config.yaml") if exists(folder) else ()
+    for name in sorted(names):
+        is_log = name.endswith((".log", ".out", ".err")) and not (folder / name).is_dir()
+        if not (name.startswith(".") or name in (*started, "lost+found") or is_log):
+            raise ConfigError(
+                f"{field}: {folder} is not empty ({name[:80]}) and holds no run; choose a new or an empty directory"
+            )
+
+
+def require_place_of_evaluation(out: Path) -> None:
+    """Raise ConfigError if a directory holds anything but the files of an evaluation."""
+    if holds_evaluation(out):
+        return
+    if has_begun(out):
+        raise ConfigError(f"out: {out} holds a training run; choose another")
+    require_free(out, "out")
+
+
+def prepare(run_dir: Path, config: Config, *, patience: float = 0.0, field: str = "run-dir") -> None:
     """Create a run directory, or accept one to resume, and write config.yaml and manifest.json.
 
     If a live server holds the directory but its driver is silent, waits up to `patience` seconds for that server to
     end. If the last holder ran on another host, whose lock may be invisible here, watches for its reports. Files of a
-    failed start are overwritten; otherwise manifest.json gains a session.
+    failed start are overwritten; otherwise manifest.json gains a session, and a training run keeps its config.yaml
+    until the launch has reported (`write_config`).
 
     Raises ConfigError if the directory cannot be written or contains links, RunDirectoryBusy if a live server holds it.
     """
-    refuse_links(run_dir)
+    refuse_links(run_dir, field=field)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if (holder := _holder_after(run_dir, patience)) is not None:
             raise RunDirectoryBusy(
-                f"run-dir: {run_dir} is in use by a live server ({holder}); stop it or choose another"
+                f"{field}: {run_dir} is in use by a live server ({holder}); stop it or choose another"
             )
         if (holder := _holder_elsewhere(run_dir, max(patience, WATCH_SECONDS))) is not None:
             raise RunDirectoryBusy(
-                f"run-dir: {run_dir} is in use from another host ({holder}); stop it or choose another"
+                f"{field}: {run_dir} is in use from another host ({holder}); stop it or choose another"
             )
         if not has_begun(run_dir):
             for name in _START_ONLY:
                 remove(run_dir / name)
         for leftover in run_dir.glob(".*.tmp"):  # a crash cut this write short
             remove(leftover)
-        write_atomic(run_dir / "config.yaml", configuration.to_yaml(config).encode(), "config")
+        if holds_evaluation(run_dir) or not (exists(run_dir) and has_begun(run_dir)):
+            write_config(run_dir, config)
         write_manifest(run_dir, config)
     except OSError as error:
-        raise ConfigError(f"run-dir: {run_dir} cannot be written ({error.strerror}); choose another") from None
+        raise ConfigError(cannot_be_written(run_dir, error, field)) from None
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """Write or replace config.yaml. Raises OSError."""
+    write_atomic(run_dir / "config.yaml", configuration.to_yaml(config).encode(), "config")
 
 
 def require(run_dir: Path) -> None:
@@ -151,9 +224,10 @@ def _is_locked(run_dir: Path) -> bool:
         return True
 
 
-def _remove_if_empty(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.rmdir()
+def _remove_if_empty(*paths: Path) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def _holder_after(run_dir: Path, patience: float) -> str | None:
@@ -183,7 +257,8 @@ def is_alive(run_dir: Path) -> bool:
     If the lock names another host, waits a few seconds for a driver there to report.
     """
     try:
-        return lock_holder(run_dir) is not None or _holder_elsewhere(run_dir, WATCH_SECONDS) is not None
+        held = any(lock_holder(run_dir, name) is not None for name in (LOCK, LAUNCH))
+        return held or _holder_elsewhere(run_dir, WATCH_SECONDS) is not None
     except OSError:
         return True
 
@@ -209,9 +284,14 @@ def _ended(run_dir: Path) -> bool:
 
 def exists(run_dir: Path) -> bool:
     """Return whether a run was started in this directory."""
+    return is_there(run_dir / "config.yaml")
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a file exists; False if it cannot exist, because its name is too long, for example."""
     try:
-        return (run_dir / "config.yaml").exists()
-    except OSError:  # the name is too long, for example
+        return path.exists()
+    except OSError:
         return False
 
 
@@ -220,31 +300,39 @@ def has_begun(run_dir: Path) -> bool:
     try:
         saved = any(any((run_dir / name).glob("[!.]*")) for name in ("checkpoints", "journal"))
         return saved or any((run_dir / name).exists() for name in ("ledger.jsonl", "arms.json"))
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG  # such a directory cannot exist
+
+
+def _has_results(run_dir: Path) -> bool:
+    """Return whether a run has begun in a directory, or an evaluation has trained an agent, at least in part."""
+    if not holds_evaluation(run_dir):
+        return has_begun(run_dir)
+    return any(any(run_dir.glob(f"{kind}/*/*/*.*")) for kind in ("runs", "states"))
 
 
 def holds_evaluation(folder: Path) -> bool:
     """Return whether an evaluation was started in this directory."""
-    try:
-        return (folder / "arms.json").exists()
-    except OSError:
-        return False
+    return is_there(folder / "arms.json")
 
 
-def refuse_links(run_dir: Path, names: Iterable[str] = CONTENT) -> None:
+def refuse_links(run_dir: Path, names: Iterable[str] = CONTENT, field: str = "run-dir") -> None:
     """Raise ConfigError if anything that a run would read or write is a symbolic link, which may lead outside."""
     for name in names:
-        _refuse_link(run_dir, run_dir / name)
+        _refuse_link(run_dir, run_dir / name, field)
         for folder, inner_folders, inner_files in os.walk(run_dir / name):
             for inner in (*inner_folders, *inner_files):
-                _refuse_link(run_dir, Path(folder, inner))
+                _refuse_link(run_dir, Path(folder, inner), field)
 
 
-def _refuse_link(run_dir: Path, path: Path) -> None:
-    if path.is_symlink():
+def _refuse_link(run_dir: Path, path: Path, field: str = "run-dir") -> None:
+    try:
+        is_link = path.is_symlink()
+    except OSError:  # its name is too long, for example
+        return
+    if is_link:
         raise ConfigError(
-            f"run-dir: {path.relative_to(run_dir)} in {run_dir} is a symbolic link; put a copy there, or choose another"
+            f"{field}: {path.relative_to(run_dir)} in {run_dir} is a symbolic link; put a copy there, or choose another"
         )
 
 
@@ -255,10 +343,12 @@ def load_config(run_dir: Path, overrides: dict[str, Any], *, preset: str | None 
     the run needs modules that `overrides` do not name.
     """
     refuse_links(run_dir)
-    if not exists(run_dir):
-        raise ConfigError(f"resume: {run_dir} holds no run; leave --resume out to start one there")
     if holds_evaluation(run_dir):
         raise ConfigError(f"resume: {run_dir} holds an evaluation; continue it with the same evaluate command")
+    if not exists(run_dir):
+        if has_begun(run_dir):
+            raise ConfigError(damaged(f"resume: {run_dir}"))
+        raise ConfigError(f"resume: {run_dir} holds no run; leave --resume out to start one there")
     saved = configuration.completed(configuration.read_yaml(run_dir / "config.yaml"))
     saved = configuration.without_code(saved, overrides, f"the run in {run_dir}")
     old = configuration.resolve(str(saved.get("preset")), saved)
@@ -286,9 +376,14 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     try:
         summary = json.loads(read_regular(run_dir / "summary.json", LARGEST_SUMMARY))
         json.dumps(summary, ensure_ascii=False).encode()  # text that cannot be printed is damage as well
-    except (CorruptFile, OSError, ValueError, RecursionError):
-        hint = "it has not reported yet" if exists(run_dir) else "no run was started there"
-        raise ConfigError(f"run-dir: {run_dir} has no summary.json; {hint}") from None
+    except FileNotFoundError:
+        raise ConfigError(f"run-dir: {run_dir} has no summary.json") from None
+    except OSError as error:
+        raise ConfigError(f"run-dir: {run_dir}/summary.json cannot be read ({error.strerror})") from None
+    except (CorruptFile, ValueError, RecursionError):
+        raise ConfigError(
+            f"run-dir: {run_dir}/summary.json is damaged; the next launch with --resume replaces it"
+        ) from None
     try:
         schema.check(summary, {"state": str, "tasks_wanted": int}, "summary")
     except ValueError as error:

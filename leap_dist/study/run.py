@@ -150,7 +150,7 @@ def _test(folder: Path, cells: list[Cell], plan: Plan, out: Path, say: Say) -> s
     """Evaluate the initializations of all arms on the held-out tasks."""
     group, seed, _ = cells[0]
     config = plan.test(group, seed)
-    labels, files = initializations.read([_spec(cell, out) for cell in cells])
+    labels, files = initializations.read([_spec(cell, out) for cell in cells], folder)
     rates = {cell.arm: plan.training(cell).supervised.test_learning_rate or None for cell in cells}
     chosen = [replace(arm, learning_rate=rates[arm.label]) for arm in initializations.arms(labels, files, config)]
     first = seed * plan.test_seeds  # so that no two seeds of the study have agents with the same seed

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 from leap_dist.envs.games import reference_scores
 from leap_dist.telemetry.projection import SERVER, Event
@@ -61,9 +62,9 @@ def about(config: Config, command: Sequence[str]) -> str:
         "initialization; the teeth should get taller. The marks show random play and a human player."
     )
     return (
-        f"**{config.meta_learner} on {len(config.games)} tasks** ({names})\n\n"
+        f"**{config.meta_learner} on {counted(len(config.games), 'task')}** ({names})\n\n"
         f"- preset {config.preset}, mode {config.mode}, {config.meta_updates:,} meta-updates of "
-        f"{config.batch_tasks:,} tasks of {config.steps_of_task:,} {steps}\n"
+        f"{counted(config.batch_tasks, 'task')} of {config.steps_of_task:,} {steps}\n"
         f"- started with `{' '.join(command)}`\n\n"
         f"How to read the charts under `{GROUP}`: {score} `path_length` is what Leap minimizes, over meta-updates; it "
         f"should fall. `steps_per_second` is the speed, over seconds.\n"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 from leap_dist.config import registry
+from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
 
 WINDOW_SECONDS = 30.0
@@ -19,6 +21,18 @@ _LONGEST = 10**13  # seconds; Python's timedelta reaches not much further
 def duration(seconds: float) -> str:
     """Return a duration as hours, minutes and seconds, after days if there are any."""
     return str(timedelta(seconds=round(min(max(0.0, seconds), _LONGEST))))
+
+
+def tasks_done(summary: Mapping[str, Any], noun: str = "task") -> str:
+    """Return the number of tasks that are done, of how many, and how many more wait for a meta-update to apply them."""
+    wanted = max(summary["tasks_wanted"], summary["tasks"])  # a later launch may ask for fewer than there are
+    return f"{summary['tasks']:,} of {counted(wanted, noun)}{waiting(summary, ' (', ' meta-update)')}"
+
+
+def waiting(summary: Mapping[str, Any], before: str, after: str = "") -> str:
+    """Return how many tasks are done but not yet applied, between two texts; "" if there are none."""
+    number = summary.get("tasks_waiting", 0)
+    return f"{before}{number:,} more wait{'s' if number == 1 else ''} for the next{after}" if number else ""
 
 
 class Progress:

@@ -20,7 +20,7 @@ from leap_dist.config import registry
 from leap_dist.config.plurals import counted
 from leap_dist.config.registry import Metric
 from leap_dist.telemetry.escaping import printable
-from leap_dist.telemetry.progress import duration
+from leap_dist.telemetry.progress import duration, waiting
 
 _STYLES = {
     "running": "green",
@@ -240,9 +240,7 @@ def _progress(summary: dict[str, Any]) -> str:
     text = f"{summary['tasks']:,} of {summary['tasks_wanted']:,}"
     if _is_evaluation(summary):
         return text
-    text += f", {counted(summary['meta_updates'], 'meta-update')}"
-    waiting = summary["contributions_waiting"]
-    return f"{text}, {waiting} waiting for the next" if waiting else text
+    return f"{text}, {counted(summary['meta_updates'], 'meta-update')}{waiting(summary, ', ')}"
 
 
 def _troubles(summary: dict[str, Any]) -> Iterator[str]:
@@ -267,9 +265,10 @@ def _troubles(summary: dict[str, Any]) -> Iterator[str]:
 
 def _line(summary: dict[str, Any]) -> str:
     """Return the progress of a run as one line, of at most 80 characters for usual numbers."""
+    waits = f"+{summary['tasks_waiting']}" if summary.get("tasks_waiting") else ""  # for the next meta-update
     updates = "" if _is_evaluation(summary) else f"{counted(summary['meta_updates'], 'meta-update')}, "
     line = (
-        f"{duration(summary['wall_seconds'])}  {_trained(summary)}/{summary['tasks_wanted']} {_noun(summary)}s, "
+        f"{duration(summary['wall_seconds'])}  {summary['tasks']}{waits}/{summary['tasks_wanted']} {_noun(summary)}s, "
         f"{updates}{summary['agent_steps']:,} steps, {summary['steps_per_second']:,.0f}/s{_time_left(summary, None)}"
     )
     refused = 0 if _is_evaluation(summary) else sum(summary["refused"].values())

@@ -110,12 +110,14 @@ def _read(path: Path) -> Initialization:
     except FileNotFoundError:
         names = [other.name for other in path.parent.glob("*.safetensors")]
         near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.0)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "name the init.safetensors of a run"
+        hint = f"did you mean {path.parent / near[0]}?" if near else pretrained.choices(scratch=False)
         raise ConfigError(f"init: there is no {path}; {hint}") from None
     except OSError as error:
-        raise ConfigError(f"init: {path} cannot be read ({error.strerror}); choose another") from None
+        raise ConfigError(
+            f"init: {path} cannot be read ({error.strerror}); {pretrained.choices(scratch=False)}"
+        ) from None
     except CorruptFile as error:
-        raise CorruptFile(f"init: {path}: {error}") from None
+        raise CorruptFile(f"init: {error}") from None
 
 
 def _files(

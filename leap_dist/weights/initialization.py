@@ -249,13 +249,25 @@ def read_initialization(path: str | Path) -> Initialization:
     says what is wrong, or ConfigError if there is no initialization of that name.
     """
     path = pretrained.path_of(str(path))
-    data = read_packed(Path(os.path.realpath(path)))
-    found, metadata = _foreign(data, path.name) if not is_packed(data) else unpack(data, path.name)
+    return initialization_of(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path, name: str = "") -> bytes:
+    """Return the content of a safetensors file, which errors call `name`, by default its path; links are followed.
+
+    Raises OSError if it cannot be read, CorruptFile if its size is wrong.
+    """
+    return read_packed(Path(os.path.realpath(path)), name or str(path))
+
+
+def initialization_of(data: bytes, name: str) -> Initialization:
+    """Return the initialization in the content of a file. Raises CorruptFile, which gives the `name` of the file."""
+    found, metadata = _foreign(data, name) if not is_packed(data) else unpack(data, name)
     tensors = dict(sorted(found.items()))  # the order in which they are read differs between processes
     try:
         _check(tensors, metadata)
     except ValueError as error:
-        raise CorruptFile(f"{path.name} is not an initialization that this version can read: {error}") from None
+        raise CorruptFile(f"{name} is not an initialization that this version can read: {error}") from None
     return Initialization(tensors, metadata, hashlib.sha256(data).hexdigest())
 
 

@@ -39,11 +39,11 @@ def initial_vector(config: Config, source: str | None = None) -> np.ndarray | No
         found = read_initialization(path)
     except OSError as error:
         raise ConfigError(
-            f"init: {source} cannot be read ({error.strerror}); give an init.safetensors, a run directory, a URL "
-            "or pretrained:NAME"
+            f"init: {source} cannot be read ({error.strerror}); {pretrained.choices(scratch=False)}"
         ) from None
     except CorruptFile as error:
-        raise ConfigError(f"init: {error}") from None
+        shown = str(error).replace(str(path), source) if is_url(source) else error
+        raise ConfigError(f"init: {shown}") from None
     if (found.tasks in ENVIRONMENTS) != (config.tasks in ENVIRONMENTS):
         raise ConfigError(
             f"init: {source} was meta-learned on {found.tasks}, and its network is not for {config.tasks}; "

@@ -17,6 +17,7 @@ from leap_dist import Callback, LiveRun, MetaUpdate, TaskResult
 from leap_dist.api import errors
 from leap_dist.config.loading import resolve
 from leap_dist.driver import driver
+from leap_dist.storage.run_directory import load_config
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,43 @@ def test_a_callback_stops_the_run_and_resuming_reports_only_what_is_new(settings
     assert again.outcome == "done"
     assert [update.version for update in rest.updates] == [2, 3, 4]
     assert [update.version for update in again.meta_updates()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("wanted", [3, 1])
+def test_a_run_that_has_nothing_left_to_do_ends_at_once_and_stays_as_it_is(settings, tmp_path, monkeypatch, wanted):
+    first = leap_dist.train(settings, run_dir=tmp_path / "run", progress=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    monkeypatch.setattr(driver, "train", lambda *_, **__: pytest.fail("started"))
+    tape = Tape()
+    again = leap_dist.train(
+        {"meta_updates": wanted}, run_dir=tmp_path / "run", resume=True, callbacks=[tape], progress=False
+    )
+    assert (again.outcome, again.summary, tape.events) == ("done", first.summary, ["start", "done"])
+    assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
+
+
+def test_a_changed_setting_is_saved_once_the_launch_works(settings, tmp_path, monkeypatch):
+    leap_dist.train({**settings, "meta_updates": 1}, run_dir=tmp_path / "run", progress=False)
+
+    def saved() -> int:
+        return load_config(tmp_path / "run", {}).meta_updates
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "train", raising(leap_dist.ConfigError("address: no cluster")))
+        with pytest.raises(leap_dist.ConfigError, match="no cluster"):
+            leap_dist.train({"meta_updates": 2}, run_dir=tmp_path / "run", resume=True, progress=False)
+    assert saved() == 1
+    leap_dist.train({"meta_updates": 2}, run_dir=tmp_path / "run", resume=True, progress=False)
+    assert saved() == 2
+
+
+def raising(error: Exception) -> Any:
+    """A function that raises an error, whatever it is called with."""
+
+    def raise_it(*_: Any, **__: Any) -> None:
+        raise error
+
+    return raise_it
 
 
 def test_what_a_callback_raises_is_raised_after_a_clean_stop(settings, tmp_path):

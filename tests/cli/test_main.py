@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+import status_schema
 from commands import no_ray, refused  # noqa: F401
 from toy_data_sets import write_part
 
@@ -21,6 +22,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.presets import PRESETS, TASKS
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver, placement
+from leap_dist.driver.signals import Stopped
 from leap_dist.storage import auth_token, location, run_directory
 from leap_dist.storage.locks import RunDirectoryBusy, RunLock
 from leap_dist.study.games import FIGURE_4
@@ -240,10 +242,167 @@ def test_an_initialization_that_cannot_be_used_is_refused_before_anything_is_wri
     assert not Path("mine").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "scratch"),
+    [
+        ("train --preset smoke --init nowhere", False),
+        ("evaluate --init nowhere", True),
+        ("export nowhere --to sb3 --out policy", False),
+        ("enjoy nowhere", True),
+    ],
+)
+def test_a_missing_initialization_gets_the_same_advice_from_every_command(capsys, command, scratch):
+    choices = "a URL, pretrained:NAME or scratch" if scratch else "a URL or pretrained:NAME"
+    reason = "init: nowhere cannot be read (No such file or directory)"
+    assert refused(capsys, *command.split()) == f"{reason}; give a run directory, an init.safetensors, {choices}"
+
+
+@pytest.mark.parametrize(
+    "command", ["train --preset smoke --init", "evaluate --init", "export --to sb3 --out x", "enjoy"]
+)
+def test_a_damaged_initialization_is_named_with_its_path(capsys, command):
+    Path("made").mkdir()
+    Path("made/init.safetensors").write_bytes(b"nothing")
+    line = refused(capsys, *command.split(), "made")
+    assert re.fullmatch(
+        r"init: \S*made/init.safetensors is not a leap-dist file, or is damaged: its size is wrong", line
+    )
+
+
 def test_a_run_directory_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     line = refused(capsys, "train", "--preset", "smoke", "--run-dir", str(tmp_path / "file" / "run"))
     assert re.fullmatch(r"run-dir: .*file/run cannot be written \(Not a directory\); choose another", line), line
+
+
+LONG = 300 * "a"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "--preset", "smoke", "--run-dir", LONG], f"run-dir: {LONG} cannot be written (File name too long)"),
+        (["evaluate", "--init", "scratch", "--preset", "smoke", "--out", LONG], f"out: {LONG} cannot be written (File"),
+        (["train", "--resume", "--run-dir", LONG], f"resume: {LONG} holds no run"),
+        (["study", "--tasks", "atari", "--out", LONG], f"out: {LONG} cannot be written (File name too long)"),
+        (["status", LONG], f"run-dir: {LONG} has no summary.json; no run was started there"),
+        (["plot", LONG], f"run-dir: {LONG} holds no run"),
+    ],
+)
+def test_a_name_that_is_too_long(capsys, arguments, line):
+    assert refused(capsys, *arguments).startswith(line)
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume", "auto"]])
+def test_a_directory_with_other_files_is_not_taken_for_a_run(capsys, tmp_path, resume):
+    (tmp_path / "docs" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "docs" / "page.md").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    end = f"{tmp_path}/docs is not empty (page.md) and holds no run; choose a new or an empty directory"
+    train = ["train", "--preset", "smoke", *resume, "--run-dir", str(tmp_path / "docs")]
+    assert refused(capsys, *train) == f"run-dir: {end}"
+    evaluate = ["evaluate", "--init", "scratch", "--preset", "smoke", "--out", str(tmp_path / "docs")]
+    assert refused(capsys, *evaluate) == f"out: {end}"
+    study = ["study", "--tasks", "atari", "--preset", "smoke", "--yes", "--out", str(tmp_path / "docs")]
+    assert refused(capsys, *study) == f"out: {end}"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_hidden_files_logs_and_the_rest_of_a_failed_start_are_in_the_way_of_no_run(tmp_path):
+    (tmp_path / "lost+found").mkdir()
+    for name in (".nfs00001", ".launch", "leap-4711.out", "start.log"):
+        (tmp_path / name).touch()
+    run_directory.require_free(tmp_path)
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
+    run_directory.require_free(tmp_path)
+    (tmp_path / "init.safetensors").touch()
+    with pytest.raises(ConfigError, match=r"is not empty \(init.safetensors\) and holds no run"):
+        run_directory.require_free(tmp_path)
+
+
+def test_a_run_whose_configuration_is_gone_is_called_damaged(capsys, tmp_path):
+    (tmp_path / "ledger.jsonl").touch()
+    for more in ([], ["--resume"], ["--resume", "auto"]):
+        line = refused(capsys, "train", *more, "--run-dir", str(tmp_path))
+        assert re.fullmatch(
+            rf"(run-dir|resume): {tmp_path} holds a run without config.yaml: it is damaged, or .*", line
+        )
+
+
+def test_a_new_run_in_the_directory_of_an_evaluation(capsys, tmp_path):
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
+    (tmp_path / "arms.json").write_text('{"arms": []}')
+    line = refused(capsys, "train", "--preset", "smoke", "--run-dir", str(tmp_path))
+    assert line == f"run-dir: {tmp_path} holds an evaluation; choose another directory"
+
+
+@pytest.mark.parametrize("command", ["train --run-dir", "evaluate --init scratch --out"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_stop_before_anything_was_trained_leaves_nothing_and_says_so(capsys, monkeypatch, command, there):
+    def stopped(*_, **__):
+        raise Stopped
+
+    for name in ("train", "evaluate"):
+        monkeypatch.setattr(driver, name, stopped)
+    place = Path("reports/first")
+    if there:
+        place.mkdir(parents=True)
+        (place / "start.log").touch()
+    assert main([*command.split(), str(place), "--preset", "smoke"]) == 130
+    removed = "what this launch has written was removed" if there else f"{place} was removed"
+    assert capsys.readouterr().err == f"\nstopped before anything was trained; {removed}\n"
+    assert [path.name for path in place.glob("*")] == there * ["start.log"]
+
+
+def test_a_stop_before_a_resumed_run_goes_on_keeps_it(capsys, monkeypatch, tmp_path):
+    def stopped(*_, **__):
+        raise Stopped
+
+    monkeypatch.setattr(driver, "train", stopped)
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
+    (tmp_path / "ledger.jsonl").touch()
+    assert main(["train", "--resume", "--run-dir", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith(f"trained; what {tmp_path} held before is kept\n")
+    assert run_directory.has_begun(tmp_path)
+
+
+def test_resuming_a_finished_run_ends_at_once_and_says_how_to_train_longer(capsys, tmp_path):
+    run_directory.prepare(tmp_path, loading.resolve("smoke"))
+    for name in ("ledger.jsonl", "init.safetensors"):
+        (tmp_path / name).touch()
+    counts = {"tasks": 4, "tasks_wanted": 4, "tasks_waiting": 0, "meta_updates": 2}
+    run_directory.write_summary(tmp_path, {"state": "done", **counts})
+    assert main(["train", "--resume", "--run-dir", str(tmp_path), "--meta-updates", "1"]) == 0
+    first, _, longer = capsys.readouterr().out.splitlines()
+    assert first == "nothing is left to do: the run has made 2 meta-updates (meta_updates: 1)"
+    assert longer.endswith(f"train --run-dir {tmp_path} --resume --meta-updates 4")
+    assert run_directory.load_config(tmp_path, {}).meta_updates == 2, "it is not saved, because nothing was done"
+
+
+@pytest.mark.parametrize(
+    ("out", "line"),
+    [
+        ("nodir/p.png", "there is no directory nodir; make it first"),
+        ("p.txt", "p.txt does not end in .png, the only format of the picture; give another name"),
+        ("taken.png", "taken.png cannot be written (Is a directory); choose another"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_a_mistake_in_out(capsys, out, line):
+    run_directory.prepare(Path("run"), loading.resolve("smoke"))
+    Path("taken.png").mkdir()
+    assert refused(capsys, "plot", "run", "--out", out) == f"out: {line}"
+
+
+def test_the_output_of_an_evaluation_is_called_out_in_every_refusal(capsys, tmp_path):
+    (tmp_path / "README.md").touch()
+    evaluate = ["evaluate", "--init", "scratch", "--preset", "smoke", "--out"]
+    line = refused(capsys, *evaluate, str(tmp_path / "README.md"))
+    assert line == f"out: {tmp_path}/README.md cannot be written (File exists); choose another"
+    with run_directory.claimed(tmp_path / "used"):
+        assert refused(capsys, *evaluate, str(tmp_path / "used")).startswith(f"out: {tmp_path}/used is in use by")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / ".launch").symlink_to("elsewhere")
+    assert refused(capsys, *evaluate, str(tmp_path / "linked")).startswith("out: .launch in ")
 
 
 def test_a_file_system_that_takes_no_files(capsys):
@@ -621,9 +780,10 @@ def test_a_place_is_named_alone_or_with_a_flag(capsys, command):
 def test_status(capsys, tmp_path):
     assert "no run was started there" in refused(capsys, "status", "--run-dir", str(tmp_path))
     run_directory.prepare(tmp_path, loading.resolve("smoke"))
-    assert "it has not reported yet" in refused(capsys, "status", "--run-dir", str(tmp_path))
-    (tmp_path / "summary.json").write_text("[]")
-    assert "damaged" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    assert "its launch ended before its first report" in refused(capsys, "status", "--run-dir", str(tmp_path))
+    for text in ('{"state": "runn', "[]"):
+        (tmp_path / "summary.json").write_text(text)
+        assert "summary.json is damaged" in refused(capsys, "status", "--run-dir", str(tmp_path))
     run_directory.write_summary(tmp_path, {"state": "done", "meta_updates_wanted": 2})
     assert "of another version" in refused(capsys, "status", "--run-dir", str(tmp_path))
     run_directory.write_summary(tmp_path, {"state": "running", "tasks_wanted": 4})
@@ -635,6 +795,27 @@ def test_status(capsys, tmp_path):
     assert main(["status", "--json", "--run-dir", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == {"state": "running", "tasks_wanted": 4}
     lock.release()
+
+
+def test_the_status_of_a_run_that_is_starting(capsys, tmp_path):
+    with run_directory.claimed(tmp_path / "run"):
+        run_directory.prepare(tmp_path / "run", loading.resolve("smoke"))
+        assert main(["status", str(tmp_path / "run")]) == 0
+        assert capsys.readouterr().out == f"starting: {tmp_path}/run has not reported yet\n"
+        assert main(["status", "--json", str(tmp_path / "run")]) == 0
+        status_schema.check(json.loads(capsys.readouterr().out), "starting")
+
+
+def test_status_says_what_is_there_instead_of_a_run(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert "file is a file; name the directory" in refused(capsys, "status", str(tmp_path / "file"))
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "ledger.jsonl").touch()
+    assert "the MetaServer of a program made it" in refused(capsys, "status", str(tmp_path / "service"))
+    for name in ("b", "a"):
+        run_directory.prepare(tmp_path / name, loading.resolve("smoke"))
+    line = refused(capsys, "status", str(tmp_path))
+    assert line == f"run-dir: {tmp_path} holds a, b; name one, as in {tmp_path}/a"
 
 
 @pytest.mark.parametrize(

@@ -143,17 +143,18 @@ def test_a_wait_for_an_answer_has_a_limit_and_ends_with_a_signal(monkeypatch: py
 
 
 def test_what_is_kept_and_given_up_is_said_with_numbers() -> None:
-    training = {"contributions_applied": 10, "contributions_waiting": 2, "leases": [{}, {}, {}]}
+    training = {"tasks": 27, "tasks_waiting": 1, "tasks_wanted": 120, "leases": [{}, {}, {}]}
     assert stop_message(training) == (
-        "stopping: 12 accepted contributions are kept, 3 running tasks are given up at their next report. "
+        "stopping: 27 of 120 tasks (1 more waits for the next meta-update) are kept, 3 running tasks will be given up "
+        "at the next report. "
         "Press Ctrl-C again to stop without waiting for them"
     )
-    evaluation = {"kind": "evaluation", "tasks": 4, "leases": [{}], "saves_states": False}
+    evaluation = {"kind": "evaluation", "tasks": 4, "tasks_wanted": 8, "leases": [{}], "saves_states": False}
     assert stop_message(evaluation) == (
-        "stopping: 4 finished runs are kept, 1 running ones stop at their next report. "
+        "stopping: 4 of 8 agents are kept, 1 running agent will stop at the next report. "
         "Press Ctrl-C again to stop without waiting for them"
     )
-    assert "at their next report and save their state, from which they continue." in stop_message(
+    assert "at the next report and save the state to continue from." in stop_message(
         {**evaluation, "saves_states": True}
     )
 

@@ -23,14 +23,15 @@ from leap_dist.evaluation import initializations
 from leap_dist.evaluation import server as evaluation
 from leap_dist.evaluation.initializations import Arm, InitFile
 from leap_dist.evaluation.run_queue import DEATHS
-from leap_dist.evaluation.runs import load_all, missing, path_of, plan
+from leap_dist.evaluation.runs import RunResult, load_all, missing, path_of, plan, save
 from leap_dist.evaluation.server import EvaluationServer
 from leap_dist.nn.actor_critic import initialization
 from leap_dist.protocol.messages import Contribution, CurvePoint, Episode, Idle, Lease, PathStatistics
 from leap_dist.storage import run_directory
+from leap_dist.storage.atomic import pack, unpack
 from leap_dist.tasks.task import family_of
 from leap_dist.testing import failpoints
-from leap_dist.weights.initialization import Initialization
+from leap_dist.weights.initialization import Initialization, read_initialization
 from leap_dist.worker.run_task import run_task
 from leap_dist.worker.start import Start
 
@@ -116,9 +117,9 @@ def test_single_games_may_have_lengths_of_their_own(tmp_path):
     server.close()
     assert missing(planned, run, tmp_path) == ([], [])
     longer = plan([SCRATCH], run, 1, steps_of={"freeway": 1200})
-    with pytest.raises(ConfigError, match="holds scratch on freeway with seed 0 with steps 800, not 1200"):
+    with pytest.raises(ConfigError, match="has results on freeway with task_steps 800, not 1200"):
         missing(longer, run, tmp_path)
-    with pytest.raises(ConfigError, match="with steps 800, not 1200"):
+    with pytest.raises(ConfigError, match="has results on freeway with task_steps 800, not 1200"):
         missing([replace_seed(one) for one in longer], run, tmp_path)
 
 
@@ -235,7 +236,8 @@ def test_another_file_under_the_same_label_is_refused(tmp_path):
     finish(server)
     server.close()
     run = config()
-    with pytest.raises(ConfigError, match=r"init abab.*, not cdcd.*choose another --out"):
+    line = f"out: {tmp_path} has results of another initialization called other; choose another --out or label"
+    with pytest.raises(ConfigError, match=f"^{re.escape(line)}$"):
         EvaluationServer(run, plan([replace(OTHER, sha256="cd" * 32)], run, 1), VECTORS, tmp_path)
 
 
@@ -504,6 +506,45 @@ def test_labels_come_from_the_command_or_from_where_a_file_lies(tmp_path):
     assert [file.label for file in files] == ["mine", "best"]
 
 
+def test_what_a_live_run_had_learned_is_evaluated_although_it_goes_on(tmp_path):
+    """The run replaces its file after the evaluation's plan, before Ray has started, and again before a resumption."""
+    run, out = trained_run(tmp_path / "mine"), tmp_path / "out"
+    chosen = config(games=("pong",))
+
+    def arm() -> initializations.Arm:
+        return initializations.arms(*initializations.read([str(run)], out), chosen)[0]
+
+    first = arm()
+    expected = initializations.vectors([first])["mine"]
+    written_later(run / "init.safetensors", expected + 1)
+    np.testing.assert_array_equal(initializations.vectors([first])["mine"], expected)
+    run_directory.prepare(out, chosen)
+    initializations.write(out, [first])
+    newer = arm()
+    np.testing.assert_array_equal(initializations.vectors([newer])["mine"], expected + 1)
+    assert not newer.replaced, "no agent has been trained from the first one"
+
+    (planned,) = plan([first], chosen, 1)
+    save(out, RunResult("mine", "pong", 0, 500, 1.0, np.array([9]), np.array([0.0]), ()), planned.identity(chosen))
+    resumed = arm()
+    assert resumed == first
+    np.testing.assert_array_equal(initializations.vectors([resumed])["mine"], expected)
+    (note, *_) = initializations.notes([resumed], chosen)
+    assert f"{first.source} has changed since this evaluation began" in note
+
+    path_of_copy = out / "initializations" / "mine.safetensors"
+    path_of_copy.write_bytes(path_of_copy.read_bytes()[:-9])
+    assert arm() == newer, "without its copy, the results are refused as those of another initialization"
+
+
+def written_later(path: Path, vector: np.ndarray) -> None:
+    """Replace an initialization's parameters, as a later meta-update of its run does."""
+    tensors, header = unpack(path.read_bytes(), path.name)
+    moved = read_initialization(path).manifest.split(vector)
+    assert sorted(moved) == sorted(tensors)
+    path.write_bytes(pack(moved, header))
+
+
 def test_by_default_agents_play_what_the_set_of_the_training_games_holds_out(tmp_path):
     for name, games in SETS.items():
         run = trained_run(tmp_path / name, games=games)
@@ -704,7 +745,7 @@ def test_a_file_that_does_not_fit_is_refused(capsys, no_ray, tmp_path):  # noqa:
     line = refused(capsys, "evaluate", "--init", f"x={path}", "--preset", "smoke")
     assert line == "atari.frames: gray4 is not what x was trained with; use --atari.frames rgb1"
     path.write_bytes(path.read_bytes()[:-9])
-    assert refused(capsys, "evaluate", "--init", f"x={path}").startswith("init: init.safetensors is not a leap-dist")
+    assert refused(capsys, "evaluate", "--init", f"x={path}").startswith(f"init: {path} is not a leap-dist")
 
 
 def test_runs_and_evaluations_do_not_share_a_folder(capsys, no_ray, tmp_path):  # noqa: F811

@@ -389,13 +389,16 @@ def test_a_start_that_fails_can_be_repeated(
     folder = tmp_path / "run"
     if there:
         folder.mkdir()
-        (folder / "notes.txt").write_text("mine")
+        (folder / ".nfs01").write_text("mine")
+        (folder / "start.log").write_text("mine")
+        before = sorted(folder.iterdir())
     arguments = ["train", "--preset", "smoke", "--run-dir", str(folder)]
     for _ in range(2):
         with pytest.raises(SystemExit):
             command.main(arguments)
         assert "nobody answers" in capsys.readouterr().err
         assert folder.exists() == there
+        assert not there or sorted(folder.iterdir()) == before, "what the start has written is removed again"
     failing["error"] = None
     assert command.main([*arguments, "--seed", "4"]) == 1
     assert failing["seed"] == 4

@@ -373,7 +373,7 @@ def test_status_reads_a_run_at_its_url(
     assert "holds no run" in refused(capsys, "status", "--run-dir", f"file://{kept}/nothing")
     (kept / "init.safetensors").write_bytes(b"none")
     line = refused(capsys, "export", "--init", f"file://{kept}/init.safetensors", "--to", "torch", "--out", "x")
-    assert f"init: file://{kept}/init.safetensors: init.safetensors is not a leap-dist file" in line
+    assert f"init: file://{kept}/init.safetensors is not a leap-dist file" in line
     (kept / "summary.json").write_text("[]")
     assert f"file://{kept}/summary.json is damaged" in refused(capsys, "status", "--run-dir", f"file://{kept}")
     (kept / "summary.json").write_text(json.dumps({"state": "running", "tasks_wanted": 4}))

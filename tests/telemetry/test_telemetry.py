@@ -486,7 +486,7 @@ def test_the_table_shows_state_totals_alerts_and_workers() -> None:
     assert text.startswith("running   preset quick, leap, mode buffered")
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for expected in (
-        "tasks 9 of 30, 3 meta-updates, 2 waiting for the next",
+        "tasks 9 of 30, 3 meta-updates, 2 more wait for the next",
         "steps 1,234,567 agent steps, 2,310 per second",
         "time 0:00:10 so far, 1:02:03 left",
         "workers 2 of 3 up, 7 restarts",
@@ -670,18 +670,18 @@ def test_a_file_gets_lines_now_and_then() -> None:
             return out.getvalue().splitlines()
 
         (line,) = lines(0)
-        assert line == "0:00:10  11/30 tasks, 3 meta-updates, 1,234,567 steps, 2,310/s, 1:02:03 left, 11 refused"
+        assert line == "0:00:10  9+2/30 tasks, 3 meta-updates, 1,234,567 steps, 2,310/s, 1:02:03 left, 11 refused"
         assert "\x1b" not in line
         assert lines(9) == []
         assert len(lines(1)) == 1
         assert lines(9) == []
-        assert [text[:20] for text in lines(0, tasks=8, meta_updates=4)] == ["0:00:10  10/30 tasks"]
+        assert [text[:20] for text in lines(0, tasks=8, meta_updates=4)] == ["0:00:10  8+2/30 task"]
         assert lines(9, tasks=8, alerts=["one", "two"]) == []
         assert lines(1, tasks=8, alerts=["one", "two"])[1:] == ["  ! one", "  ! two"]
         assert lines(10, tasks=8, alerts=["one", "two", "3", "4", "5", "6"])[1:] == ["  ! 4", "  ! 5", "  ! 6"]
         assert len(lines(10, tasks=8, alerts=["one", "two", "3", "4", "5", "6"])) == 1
         waiting = lines(0, tasks=8, tasks_waiting=3)
-        assert [text[:20] for text in waiting] == ["0:00:10  11/30 tasks"], "a task waits for its meta-update"
+        assert [text[:20] for text in waiting] == ["0:00:10  8+3/30 task"], "a task waits for its meta-update"
 
 
 def start(out: Console) -> None:
@@ -714,7 +714,7 @@ def test_every_phase_of_the_start_is_a_line_as_it_begins() -> None:
         "  3.0 s  loading games",
     )
     assert len(lines) == 1
-    assert lines[0].startswith("0:00:10  2/30 tasks"), "a run that trains has begun for good"
+    assert lines[0].startswith("0:00:10  0+2/30 tasks"), "a run that trains has begun for good"
 
 
 def test_on_a_terminal_the_phases_give_way_to_the_table() -> None:

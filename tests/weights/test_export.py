@@ -428,7 +428,12 @@ def test_of_a_whole_model_the_encoder_is_exported(tmp_path):
 @pytest.mark.parametrize(
     ("init", "to", "out", "line"),
     [
-        (".", "sb3", "new", "init: . holds no init.safetensors; give an init.safetensors or a run directory"),
+        (
+            ".",
+            "sb3",
+            "new",
+            "init: . holds no init.safetensors; give a run directory, an init.safetensors, a URL or pretrained:NAME",
+        ),
         (
             "run/ini.safetensors",
             "sb3",
@@ -436,9 +441,9 @@ def test_of_a_whole_model_the_encoder_is_exported(tmp_path):
             "init: run/ini.safetensors cannot be read (No such file or directory); did you mean run/init.safetensors?",
         ),
         ("no/init.safetensors", "sb3", "new", "init: no/init.safetensors cannot be read (No such file or directory); "),
-        ("run/config.yaml/x", "sb3", "new", "init: run/config.yaml/x cannot be read (Not a directory); give an init"),
-        ("run/config.yaml", "sb3", "new", "init: run/config.yaml: config.yaml is not a leap-dist file, or "),
-        ("damaged", "sb3", "new", "init: damaged: damaged is damaged: its checksum does not match"),
+        ("run/config.yaml/x", "sb3", "new", "init: run/config.yaml/x cannot be read (Not a directory); give a run"),
+        ("run/config.yaml", "sb3", "new", "init: run/config.yaml is not a leap-dist file, or "),
+        ("damaged", "sb3", "new", "init: damaged is damaged: its checksum does not match"),
         ("run/init.safetensors", "sb", "new", "to: 'sb' is not one of sb3, torch, cleanrl; did you mean sb3?"),
         (
             "run/init.safetensors",
