@@ -24,7 +24,7 @@ from leap_dist.driver.signals import stop_signal
 from leap_dist.evaluation import initializations, runs, scoring
 from leap_dist.evaluation.report.build import build
 from leap_dist.evaluation.runs import RunResult
-from leap_dist.storage import run_directory
+from leap_dist.storage import new_directory, run_directory
 from leap_dist.storage.objects import is_url
 
 
@@ -113,7 +113,7 @@ def evaluate(
         game_steps = {game: _whole(f"game_steps: {game[:40]}", steps) for game, steps in game_steps.items()}
         if out is not None and is_url(str(out)):
             raise ConfigError("out: must be a path on this machine, not a URL; copy the result there afterwards")
-        folder = (Path(out) if out is not None else run_directory.create_unique(_default_folder(), "out")).absolute()
+        folder = (Path(out) if out is not None else new_directory.create_unique(_default_folder(), "out")).absolute()
         run_directory.require_place_of_evaluation(folder)
         planned = runs.plan(arms, resolved, seeds, initializations.first_seed(given, resolved), game_steps)
         runs.missing(planned, resolved, folder)  # raises errors before anything is written

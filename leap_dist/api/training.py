@@ -16,7 +16,7 @@ from leap_dist.config.loading import ConfigError
 from leap_dist.config.settings import Config
 from leap_dist.driver import driver, reporting
 from leap_dist.driver.signals import stop_signal
-from leap_dist.storage import location, reader, remote_run, run_directory
+from leap_dist.storage import location, new_directory, reader, remote_run, run_directory
 from leap_dist.storage.ledger import Ledger
 from leap_dist.weights.initialization import Initialization, InitializedEncoder, read_initialization
 from leap_dist.weights.warm_start import initial_vector
@@ -152,7 +152,7 @@ def _open(given: Given, run_dir: str | Path | None, resume: bool | Literal["auto
     if is_unnamed := where is None:
         driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
         initial_vector(config)
-        where = run_directory.create_unique(Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+        where = new_directory.create_unique(Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     run = remote_run.open_run(where, resume=resume)
     if run.continues:
         with run.translated_errors():

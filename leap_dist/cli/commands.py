@@ -37,7 +37,13 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
     if parsed.resume is not True:
         config = loading.resolve(name, given)
     console.announce_loading()
-    from leap_dist.storage import location, manifest, remote_run, run_directory  # slow to import, so only now
+    from leap_dist.storage import (  # slow to import, so only now
+        location,
+        manifest,
+        new_directory,
+        remote_run,
+        run_directory,
+    )
 
     if not parsed.run_dir:
         from leap_dist.driver import driver
@@ -45,7 +51,7 @@ def training(parsed: argparse.Namespace) -> tuple[Config, Run]:
 
         driver.check_prerequisites(config)  # a start that is refused leaves no directory behind
         initial_vector(config)
-        where: location.Location = run_directory.create_unique(Path("runs") / f"{name}-{timestamp()}")
+        where: location.Location = new_directory.create_unique(Path("runs") / f"{name}-{timestamp()}")
     else:
         where = location.location(parsed.run_dir)
     run = remote_run.open_run(where, resume=parsed.resume)
@@ -76,13 +82,13 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
     named_files.require_all(parsed.init)
     console.announce_loading()
     from leap_dist.evaluation import initializations
-    from leap_dist.storage import run_directory
+    from leap_dist.storage import new_directory, run_directory
 
     labels, files = initializations.read(parsed.init, parsed.out)
     base = initializations.settings(files, {**loaded, **given}, preset)
     config = initializations.resolve(given, loaded, base)
     arms = initializations.arms(labels, files, config)
-    out = parsed.out or run_directory.create_unique(Path("reports") / timestamp(), "out")
+    out = parsed.out or new_directory.create_unique(Path("reports") / timestamp(), "out")
     run_directory.require_place_of_evaluation(out)
     return config, arms, out
 
@@ -230,7 +236,7 @@ def status(parsed: argparse.Namespace) -> int:
 def plot(parsed: argparse.Namespace) -> int:
     """Redraw the picture of a run, or rebuild the report of an evaluation or study."""
     from leap_dist.cli import results
-    from leap_dist.storage import location, reader, run_directory
+    from leap_dist.storage import location, new_directory, reader, run_directory
 
     where = location.location(parsed.run_dir)
     if reader.is_remote(where) and parsed.out is None:
@@ -254,7 +260,7 @@ def plot(parsed: argparse.Namespace) -> int:
             print(results.draw_progress(run_dir, parsed.out or run_dir / name, run_dir.name, phone=parsed.phone))
         except OSError as error:
             if parsed.out is not None:
-                raise ConfigError(run_directory.cannot_be_written(parsed.out, error, "out")) from None
+                raise ConfigError(new_directory.cannot_be_written(parsed.out, error, "out")) from None
             raise ConfigError(f"run-dir: the picture of {run_dir} cannot be drawn: {error}") from None
     return 0
 

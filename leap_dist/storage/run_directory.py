@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
-import itertools
 import json
 import os
 import time
@@ -21,6 +19,7 @@ from leap_dist.protocol import schema
 from leap_dist.storage.atomic import CorruptFile, read_regular, remove, write_atomic
 from leap_dist.storage.locks import LAUNCH, LOCK, LockLost, RunDirectoryBusy, RunLock, lock_holder, other_host
 from leap_dist.storage.manifest import write_manifest
+from leap_dist.storage.new_directory import cannot_be_written, remove_if_empty
 
 CONTENT = (
     "config.yaml", "manifest.json", "checkpoints", "journal", "ledger.jsonl", "init.safetensors", "tensorboard",
@@ -94,31 +93,7 @@ def _remove_start(run_dir: Path, before: set[str]) -> None:
     for name in {*CONTENT} - before:
         remove(run_dir / name)
     if not before:
-        _remove_if_empty(run_dir)
-
-
-def cannot_be_written(path: Path, error: OSError, field: str = "run-dir") -> str:
-    """Return the message for a directory that cannot be written."""
-    return f"{field}: {path} cannot be written ({error.strerror}); choose another"
-
-
-def create_unique(wanted: Path, field: str = "run-dir") -> Path:
-    """Create a directory named `wanted`, or with -2, -3 … appended if that name is taken. Raises ConfigError.
-
-    It and a new directory around it are removed when the process ends if they are still empty then.
-    """
-    made = [] if wanted.parent.exists() else [wanted.parent.absolute()]
-    try:
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-            with contextlib.suppress(FileExistsError):
-                path.mkdir()
-                break
-    except OSError as error:
-        raise ConfigError(cannot_be_written(wanted, error, field)) from None
-    atexit.register(_remove_if_empty, path.absolute(), *made)
-    return path
+        remove_if_empty(run_dir)
 
 
 def already_exists(run_dir: Path) -> str:
@@ -222,12 +197,6 @@ def _is_locked(run_dir: Path) -> bool:
         return lock_holder(run_dir) is not None
     except OSError:
         return True
-
-
-def _remove_if_empty(*paths: Path) -> None:
-    for path in paths:
-        with contextlib.suppress(OSError):
-            path.rmdir()
 
 
 def _holder_after(run_dir: Path, patience: float) -> str | None:

@@ -715,7 +715,7 @@ def test_arms_of_earlier_commands_stay_noted(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
-        ([], r"the following arguments are required: --init"),
+        ([], r"init: name what to compare; for example, evaluate --init runs/mine --init scratch"),
         (
             ["--init", "nowhere.safetensors"],
             r"init: nowhere.safetensors cannot be read \(No such file or directory\).*",

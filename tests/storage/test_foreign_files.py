@@ -28,7 +28,7 @@ from leap_dist.cli import main as command
 from leap_dist.config import files
 from leap_dist.config.loading import ConfigError, resolve
 from leap_dist.driver import driver
-from leap_dist.storage import manifest, run_directory
+from leap_dist.storage import manifest, new_directory, run_directory
 from leap_dist.storage.atomic import pack, write_atomic
 from leap_dist.storage.ledger import Ledger
 from leap_dist.storage.locks import RunDirectoryBusy, RunLock
@@ -355,7 +355,7 @@ def test_a_launch_is_in_the_way_of_another_until_it_ends(tmp_path: Path) -> None
 
 
 def test_the_default_name_is_free_even_within_one_second(tmp_path: Path) -> None:
-    made = [run_directory.create_unique(tmp_path / "runs" / "smoke-20260101-000000") for _ in range(3)]
+    made = [new_directory.create_unique(tmp_path / "runs" / "smoke-20260101-000000") for _ in range(3)]
     assert [path.name.removeprefix("smoke-20260101-000000") for path in made] == ["", "-2", "-3"]
     assert all(path.is_dir() for path in made)
 
