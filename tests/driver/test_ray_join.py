@@ -194,7 +194,11 @@ def test_a_job_outlives_its_terminal_and_is_watched_from_elsewhere(joined: Joine
             seen.add(json.loads(answer.stdout)["state"])
         time.sleep(0.2)
     logs = [path.read_text()[-2000:] for path in joined.hidden.parent.glob("ray/session_latest/logs/job-driver-*")]
-    assert {"running", "done"} <= seen <= {"starting", "waiting", "running", "stopping", "done"}, (seen, answer.stderr, logs)
+    assert {"running", "done"} <= seen <= {"starting", "waiting", "running", "stopping", "done"}, (
+        seen,
+        answer.stderr,
+        logs,
+    )
 
 
 @pytest.mark.slow
