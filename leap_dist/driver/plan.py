@@ -56,8 +56,8 @@ def with_speed(summary: Mapping[str, Any], config: Config, rate: float | None) -
         rate: agent steps per second of all workers, if they were measured on this machine before the start. On a
             cluster and on GPUs, the speed of other machines takes its place; else, nothing is added to the plan.
     """
-    plan = str(summary["plan"])
-    typical = None if rate else _typical_rate(summary["workers"], config)
+    plan = str(summary.get("plan", ""))
+    typical = None if rate else _typical_rate(summary.get("workers", ()), config)
     expected = rate or typical
     if not expected or not plan or not summary["workers_wanted"]:
         return plan

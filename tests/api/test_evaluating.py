@@ -76,7 +76,7 @@ def test_an_evaluation_stops_continues_and_reports(trained, tmp_path, monkeypatc
     ("inits", "more", "message"),
     [
         ([], {}, "inits: name at least one initialization, or scratch"),
-        (["nowhere"], {}, "init: nowhere cannot be read"),
+        (["nowhere"], {}, "init: .*nowhere cannot be read"),
         (["scratch"], {"seeds": 0}, "seeds: 0 is not between 1 and 1,000"),
         (["scratch"], {"config": {"meta.learning_rate": 1}}, "meta.learning_rate: does not apply to evaluations"),
         (["scratch"], {"config": {"telemetry.gif_interval": 3}}, "telemetry.gif_interval: does not apply to eval"),

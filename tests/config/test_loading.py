@@ -437,13 +437,13 @@ def test_limits_are_inclusive_where_they_say_so():
         # out of range
         ({"workers": 0}, ["workers: 0", "too small", "1"]),
         ({"workers": "-4"}, ["workers: -4", "too small", "1"]),
-        ({"workers": 100_001}, ["workers: 100001", "too large", "100000"]),
+        ({"workers": 100_001}, ["workers: 100001", "too large", "100,000"]),
         ({"task_steps": 10**23}, ["task_steps: 1" + 23 * "0", "too large", "1000000000000"]),
         ({"agent.discount": 1.01}, ["agent.discount: 1.01", "too large", "1"]),
         ({"agent.learning_rate": 0}, ["agent.learning_rate: 0", "greater than 0"]),
         ({"agent.learning_rate": -1e-4}, ["agent.learning_rate: -0.0001", "greater than 0"]),
         ({"leap.loss_weight": -0.5}, ["leap.loss_weight: -0.5", "too small", "0"]),
-        ({"seed": 2**31}, ["seed: 2147483648", "too large", "2147483647"]),
+        ({"seed": 2**31}, ["seed: 2147483648", "too large", "2,147,483,647"]),
         # none of the choices
         ({"leap.metric": "enregy"}, ["leap.metric: 'enregy'", "energy, length", "did you mean energy?"]),
         ({"mode": "asynch"}, ["mode: 'asynch'", "sync, buffered, async", "did you mean async?"]),
@@ -472,7 +472,12 @@ def test_a_mistake_is_answered_in_one_line_with_the_field_and_the_value(override
 
 
 @pytest.mark.parametrize(
-    ("preset", "suggestion"), [("papr", "; did you mean paper?"), ("Fast", "; did you mean fast?"), ("xyzzy", "")]
+    ("preset", "suggestion"),
+    [
+        ("papr", "; did you mean paper?"),
+        ("Fast", "; did you mean fast?"),
+        ("xyzzy", "; choose from paper, paper-5m, paper-async, fast, quick, smoke"),
+    ],
 )
 def test_an_unknown_preset_is_refused(preset, suggestion):
     assert refusal(preset) == f"preset: no preset {preset!r}{suggestion}"

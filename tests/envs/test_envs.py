@@ -446,6 +446,7 @@ def test_the_seed_determines_everything(settings):
 
 def test_the_pool_is_bounded_and_keeps_the_games_played_last(empty_pool, monkeypatch):
     monkeypatch.setattr(emulator, "POOL_SIZE", 5)
+    monkeypatch.setattr(emulator, "_needed", 0)
     monkeypatch.setattr(emulator, "Emulator", lambda game: [game])
     first = emulator.take("pong", 2)
     emulator.put_back("pong", first)

@@ -605,7 +605,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     """From now on workers make classifiers, of a data set that the name of the game determines."""
     learners: list[Recorded] = []
 
-    def make(settings: Config, lease: Lease, start: Start, _stopwatch: object) -> Recorded:
+    def make(settings: Config, lease: Lease, start: Start, _stopwatch: object, _beat: object) -> Recorded:
         learner = Recorded(
             dataset(len(lease.task.game)),
             start.vector,

@@ -87,7 +87,7 @@ def test_an_initialization_of_own_environments_is_trained_loaded_and_evaluated(t
     assert len(report.runs()) == 4
     assert all(run.game == "catch14_v0" for run in report.runs())
     assert "catch14_v0" in report.markdown
-    with pytest.raises(ConfigError, match=r"gymnasium.frames: rgb1 is not what run was trained with; use --gymnasium"):
+    with pytest.raises(ConfigError, match=r"gymnasium.frames: rgb1 is not what run was trained with; use gymnasium"):
         leap_dist.evaluate([tmp_path / "run"], {"gymnasium.frames": "rgb1", **own}, out=tmp_path / "other")
 
 
@@ -100,9 +100,7 @@ def test_a_run_directory_cannot_bring_code_that_is_imported(tmp_path, monkeypatc
     (tmp_path / "run" / "config.yaml").write_text(config.replace("- catch_env", "- run.payload"))
     (tmp_path / "run" / "payload.py").write_text("from pathlib import Path\nPath('executed').write_text('')\n")
     monkeypatch.chdir(tmp_path)
-    line = (
-        "gymnasium.modules: the run .* names run.payload, and .*; if you trust it, add --gymnasium.modules run.payload"
-    )
+    line = "gymnasium.modules: the run .* names run.payload, and .*; if you trust it, add gymnasium.modules run.payload"
     with pytest.raises(ConfigError, match=line):
         leap_dist.train({"meta_updates": 9}, run_dir="run", resume=True, progress=False)
     with pytest.raises(ConfigError, match=line):
