@@ -39,7 +39,7 @@ def nothing(*_: object, **__: object) -> None:
     ("owner", "name", "histories", "fault"),
     [
         (Journal, "write", (3, 21, 39), "lost"),  # by a crash
-        (atomic, "sync_directory", (59, 111, 113), "lost"),  # by a power failure
+        (atomic, "sync_directory", (39, 85, 125), "lost"),  # by a power failure
         (replica, "check", (0, 4, 6), "lost"),  # by a take-over
         (UpdateScheduler, "update", (1, 3, 5), "hung"),
     ],
