@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from benchmarks.contributions import features_of, frames
 from benchmarks.controls import start_vector
+from benchmarks.encoder_features import features_of, frames
 from leap_dist.config.loading import ConfigError
 from leap_dist.evaluation import scoring
 from leap_dist.evaluation.runs import RunResult, load_all

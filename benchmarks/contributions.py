@@ -22,22 +22,21 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.encoder_features import features_of, frames
 from benchmarks.harness import progress
 from leap_dist.config.loading import resolve
-from leap_dist.envs import atari_vector
 from leap_dist.envs.games import HELD_OUT
 from leap_dist.evaluation.statistics import Interval
 from leap_dist.leap.path_statistics import Metric
 from leap_dist.leap.pull_forward import PullForward
 from leap_dist.nn import actor_critic
-from leap_dist.nn.features import dead_units, effective_rank
-from leap_dist.nn.flat_vector import Manifest, flatten, load_vector
+from leap_dist.nn.flat_vector import Manifest, flatten
 from leap_dist.protocol.messages import Lease, Task
 from leap_dist.protocol.seeds import derived_seed
 from leap_dist.tasks.atari.a2c import A2C
@@ -267,43 +266,6 @@ FRAMES_OF = HELD_OUT["seed24"]
 """Games whose frames, in random play, show how a step affects the encoder. None of them is recorded."""
 STEPS = (0.01, 0.03, 0.1)
 """Lengths of that step, as shares of the encoder's norm."""
-
-
-def frames(games: Sequence[str], count: int = 96) -> Tensor:
-    """Return frames of random play in [0, 1], (n, 4, 84, 84): equally many of each game, and about `count` in all."""
-    rng, found = np.random.default_rng(0), []
-    each = max(1, count // len(games) // 4)  # from each of four environments
-    for game in games:
-        env = atari_vector.make(game, 4)
-        try:
-            env.reset(0)
-            for number in range(10 * each):
-                step = env.step(rng.integers(0, len(env.actions), 4))
-                if number % 10 == 9:
-                    found.append(step.observations)
-        finally:
-            env.close()
-    return torch.from_numpy(np.concatenate(found)).float() / 255
-
-
-class Features(NamedTuple):
-    """What an encoder computes for some frames."""
-
-    norm: float
-    """Mean norm of the features."""
-    dead: float
-    """Share of units that are zero on all frames."""
-    rank: float
-    """Effective rank."""
-
-
-@torch.no_grad()
-def features_of(vector: np.ndarray, seen: Tensor) -> Features:
-    """Return statistics of the features of the frames `seen`, (n, 4, 84, 84), for an encoder with this flat vector."""
-    encoder = actor_critic.Encoder(4)
-    load_vector(dict(encoder.named_parameters()), vector)
-    features = encoder(seen)
-    return Features(float(features.norm(dim=1).mean()), dead_units(features), effective_rank(features))
 
 
 def moved(found: Contributions, forms: Sequence[str], initial: np.ndarray) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.contributions import features_of, frames
+from benchmarks.encoder_features import features_of, frames
 from leap_dist.config.loading import ConfigError
 from leap_dist.nn.actor_critic import Encoder
 from leap_dist.nn.flat_vector import flatten, load_vector

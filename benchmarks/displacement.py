@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from benchmarks.contributions import features_of, frames
 from benchmarks.controls import learned_by, start_of
+from benchmarks.encoder_features import features_of, frames
 from leap_dist.config.loading import ConfigError
 from leap_dist.nn.flat_vector import Manifest, flatten
 from leap_dist.storage.atomic import CorruptFile, read_packed, unpack

@@ -94,18 +94,25 @@ def evaluation(parsed: argparse.Namespace) -> tuple[Config, list[Arm], Path]:
 
 
 def file_settings(parsed: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
-    """Return the preset that flags or the --config file name, and the file's other settings. Raises ConfigError."""
+    """Return the preset that flags or the --config file name, and the file's other settings. Raises ConfigError.
+
+    Prints a note about what is given twice, and so without effect.
+    """
     loaded = loading.read_yaml(parsed.config) if parsed.config else {}
     in_file = loaded.pop("preset", None)
     preset = parsed.preset if parsed.preset is not None else in_file
-    names = parser.settings(parsed).get("games", "").replace(",", " ").split()
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        console.notice("note", f"games: {', '.join(repeated)[:80]} is given more than once, and counts once")
+    _note_repeated_games(parsed)
     if preset is not None and not str(preset).strip():
         raise ConfigError("preset: is empty; name a preset, or leave it out")
     if in_file is not None and preset != in_file:
         console.notice("note", f"--preset {preset} replaces preset {str(in_file)[:80]} of {parsed.config}")
     return None if preset is None else str(preset), loaded
+
+
+def _note_repeated_games(parsed: argparse.Namespace) -> None:
+    names = parser.settings(parsed).get("games", "").replace(",", " ").split()
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        console.notice("note", f"games: {', '.join(repeated)[:80]} is given more than once, and counts once")
 
 
 def timestamp() -> str:

@@ -31,7 +31,7 @@ LONG = {"train": 30 * 86_400.0, "evaluate": 86_400.0}
 
 
 class Estimate(NamedTuple):
-    """How long a run will take."""
+    """An estimate says how long a run will take."""
 
     text: str
     seconds: float | None = None

@@ -20,6 +20,8 @@ _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no", str: "TEXT", 
 _ALIASES = {
     "server.on_lost": "--on-lost", "task_steps": "--steps", "telemetry.tracker": "--tracker", "worker.mps": "--mps",
 }  # fmt: skip
+_OWN_METAVARS = {"init": "SOURCE"}
+"""Placeholders in the help of settings whose type does not suffice."""
 
 _SHORT = {
     "tasks": "atari, omniglot, gymnasium, …",
@@ -139,13 +141,8 @@ def add_settings(
         more: dict[str, Any] = {"action": "extend" if is_list else None, "nargs": "+" if is_list else None}
         if kind is bool:
             more = {"action": Switch, "nargs": "?", "const": "yes"}
-        metavar = (
-            "SOURCE"
-            if name == "init"
-            else _metavar(kind)
-            if everything or kind in _METAVARS or get_origin(kind) is Union
-            else "NAME"
-        )
+        is_shown = everything or kind in _METAVARS or get_origin(kind) is Union
+        metavar = _OWN_METAVARS.get(name) or (_metavar(kind) if is_shown else "NAME")
         add = groups[section].add_argument
         add(
             "--" + name.replace("_", "-"),

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from leap_dist.config.settings import Config
+from leap_dist.config.settings import ENVIRONMENTS, Config
 from leap_dist.envs import games as atari
 
 ALPHABETS = (
@@ -215,12 +215,12 @@ _BY_NAME = {metric.name: metric for metric in (RETURN, ERROR)}
 
 def for_config(config: Config) -> Metric:
     """Return the metric of a run with this configuration."""
-    return ERROR if config.is_supervised else RETURN
+    return for_tasks(config.tasks)
 
 
 def for_tasks(tasks: str) -> Metric:
     """Return the metric of tasks of this kind, as the setting `tasks` names it."""
-    return RETURN if tasks in ("atari", "gymnasium") else ERROR
+    return RETURN if tasks in ENVIRONMENTS else ERROR
 
 
 def for_summary(summary: dict[str, Any]) -> Metric:

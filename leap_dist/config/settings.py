@@ -12,6 +12,8 @@ CURVE_POINTS = 20
 """Maximum number of points in the curve of a supervised task."""
 ALL_GAMES = "all_games"
 """Name of the tasks of an agent that learns all games at once."""
+ENVIRONMENTS = ("atari", "gymnasium")
+"""Kinds of tasks that are environments; all others are image classification."""
 EXPECTED_WORKERS = 16
 """Assumed number of workers, on which limits are based while the real number is unknown."""
 
@@ -352,7 +354,7 @@ class Config:
     @property
     def is_supervised(self) -> bool:
         """Whether the tasks are image classification rather than games or other environments."""
-        return self.tasks not in ("atari", "gymnasium")
+        return self.tasks not in ENVIRONMENTS
 
     @property
     def curve_interval(self) -> int:

@@ -28,7 +28,7 @@ class _Death(NamedTuple):
     since: float
     """When the worker failed, on the monotonic clock."""
     seconds: float
-    """How long the node must outlive the process."""
+    """The node must outlive the process by this many seconds."""
 
 
 class Deaths:

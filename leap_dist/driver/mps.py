@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
-from leap_dist.driver.node_report import GPU_SCRIPT
+from leap_dist.driver.node_report import GPU_SCRIPT, Gpu
 from leap_dist.driver.placement import Room
 from leap_dist.storage.redaction import redact_output
 
@@ -123,11 +123,12 @@ def _gpus(environment: Mapping[str, str]) -> tuple[int, str]:
     command = [sys.executable, "-c", GPU_SCRIPT]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TRY_SECONDS, check=True)
-        gpus, problem = json.loads(done.stdout.strip().splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        found, problem = json.loads(done.stdout.strip().splitlines()[-1])
+        gpus = [Gpu(*gpu) for gpu in found]
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError, TypeError) as error:
         return 0, type(error).__name__
-    good = [gpu for gpu in gpus if not gpu[4]]  # the fields of node_report.Gpu
-    return len(good), problem or next((gpu[4] for gpu in gpus if gpu[4]), "")
+    problems = [gpu.problem for gpu in gpus if gpu.problem]
+    return len(gpus) - len(problems), problem or next(iter(problems), "")
 
 
 def runs_already() -> bool:

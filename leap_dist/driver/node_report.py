@@ -43,7 +43,7 @@ print(json.dumps([gpus, problem]))
 
 
 class Gpu(NamedTuple):
-    """What torch says about one GPU of a node."""
+    """One GPU of a node, as torch describes it."""
 
     name: str
     free: int
@@ -51,7 +51,7 @@ class Gpu(NamedTuple):
     total: int
     """Total memory in bytes."""
     id: str = "0"
-    """What CUDA_VISIBLE_DEVICES calls it."""
+    """CUDA_VISIBLE_DEVICES calls the GPU by this number or UUID."""
     problem: str = ""
     """Why torch cannot compute on it; empty if it can."""
 

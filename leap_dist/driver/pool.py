@@ -56,7 +56,7 @@ _REMEDIES = {
     MPS_LIMIT: "give --mps no, which admits more to a GPU",
     "worker.gpus": "lower worker.gpus to put more of them on a GPU",
 }
-"""What to do about too little room, by what limits a node's room."""
+"""Advice to a user whose workers do not all fit, by what limits a node's room."""
 
 
 class Pool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -31,18 +32,8 @@ class Reservation:
         context = ray.get_runtime_context()
         group = get_current_placement_group()
         found = cls(group, context.get_assigned_resources() if group else {}, context.get_node_id())
-        free = found.by_node()
-        return found if any(free[node].get("CPU", 0.0) > 0.0 for node in free) else cls(None, {}, "")
-
-    def by_node(self) -> dict[str, dict[str, float]]:
-        """Return the group's resources on each node, by Ray's ID, without those that the program itself occupies."""
-        found: dict[str, dict[str, float]] = {}
-        for node, bundles in self.bundles().items():
-            total: Counter[str] = Counter()
-            for bundle in bundles:
-                total.update(bundle)
-            found[node] = dict(total)
-        return found
+        bundles = itertools.chain(*found.bundles().values())
+        return found if any(bundle.get("CPU", 0.0) > 0.0 for bundle in bundles) else cls(None, {}, "")
 
     def bundles(self) -> dict[str, list[dict[str, float]]]:
         """Return the group's bundles on each node, by Ray's ID, without what the program itself occupies.
@@ -69,11 +60,11 @@ class Reservation:
         """
         if self._group is None:
             return dict(nodes)
-        reserved, bundles = self.by_node(), self.bundles()
+        bundles = self.bundles()
         return {
-            name: {**node, "Resources": reserved[name], "Bundles": bundles[name]}
+            name: {**node, "Resources": _total(bundles[name]), "Bundles": bundles[name]}
             for name, node in nodes.items()
-            if name in reserved
+            if name in bundles
         }
 
     def strategy(self, node: str) -> NodeAffinitySchedulingStrategy | PlacementGroupSchedulingStrategy:
@@ -81,3 +72,11 @@ class Reservation:
         if self._group is None:
             return NodeAffinitySchedulingStrategy(node, soft=False)
         return PlacementGroupSchedulingStrategy(self._group, placement_group_capture_child_tasks=False)
+
+
+def _total(bundles: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sum of the resources of bundles."""
+    total: Counter[str] = Counter()
+    for bundle in bundles:
+        total.update(bundle)
+    return dict(total)

@@ -1,4 +1,4 @@
-"""What a run asks an autoscaler for: the resources of its workers."""
+"""The request of a run to an autoscaler, which consists of the resources of its workers."""
 
 from __future__ import annotations
 

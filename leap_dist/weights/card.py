@@ -19,10 +19,10 @@ from leap_dist.config import loading as configuration
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.plurals import counted
 from leap_dist.config.registry import for_tasks
-from leap_dist.config.settings import Config
+from leap_dist.config.settings import ENVIRONMENTS, Config
 from leap_dist.storage.atomic import pack
 from leap_dist.storage.redaction import redact
-from leap_dist.weights.initialization import ENVIRONMENTS, Initialization
+from leap_dist.weights.initialization import Initialization
 
 WEIGHTS, MANIFEST, CARD, LICENSE, SETTINGS = (
     "init.safetensors", "manifest.json", "README.md", "LICENSE", "config.yaml"

@@ -24,9 +24,10 @@ from leap_dist.config import pretrained
 from leap_dist.config.files import create_new
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.plurals import counted
+from leap_dist.config.settings import ENVIRONMENTS
 from leap_dist.storage import manifest
 from leap_dist.storage.atomic import DECODE_ERRORS, CorruptFile
-from leap_dist.weights.initialization import ENVIRONMENTS, Initialization, InitializedEncoder, read_initialization
+from leap_dist.weights.initialization import Initialization, InitializedEncoder, read_initialization
 
 
 class Target(NamedTuple):

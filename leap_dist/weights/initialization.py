@@ -19,7 +19,7 @@ from leap_dist.config import loading as configuration
 from leap_dist.config import pretrained
 from leap_dist.config.image_settings import SupervisedSettings
 from leap_dist.config.loading import ConfigError
-from leap_dist.config.settings import Config
+from leap_dist.config.settings import ENVIRONMENTS, Config
 from leap_dist.envs.atari_vector import channels
 from leap_dist.nn import convnet
 from leap_dist.nn.actor_critic import FRAME_SIZE, SCALE, Encoder, initialize
@@ -34,8 +34,6 @@ _ORDER = {
     "rgb1": "red, green, blue",
     "rgb4": "oldest frame first; red, green, blue within a frame",
 }
-ENVIRONMENTS = ("atari", "gymnasium")
-"""Families whose tasks are environments, not classification."""
 _SCOPES = ("encoder", "convolutions", "model")
 _METADATA = {
     "version": int,

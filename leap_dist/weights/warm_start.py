@@ -8,13 +8,13 @@ import numpy as np
 
 from leap_dist.config import pretrained
 from leap_dist.config.loading import ConfigError
-from leap_dist.config.settings import Config
+from leap_dist.config.settings import ENVIRONMENTS, Config
 from leap_dist.storage import reader
 from leap_dist.storage.atomic import CorruptFile
 from leap_dist.storage.location import Url
 from leap_dist.storage.objects import is_url
 from leap_dist.tasks.task import family_of
-from leap_dist.weights.initialization import ENVIRONMENTS, read_initialization
+from leap_dist.weights.initialization import read_initialization
 
 
 def absolute_source(source: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import controls
-from benchmarks.contributions import frames
+from benchmarks.encoder_features import frames
 from leap_dist.config.loading import resolve, to_yaml
 from leap_dist.evaluation import initializations
 from leap_dist.nn.flat_vector import flatten
