@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import time
 from collections import Counter
@@ -166,7 +167,7 @@ def study(parsed: argparse.Namespace) -> int:
     from leap_dist.storage import run_directory
     from leap_dist.study import games, plan, spec
 
-    is_begun = run_directory.is_there(parsed.out / "study.json")
+    is_begun = os.path.exists(parsed.out / "study.json")
     if not is_begun:
         run_directory.require_free(parsed.out, "out")
     preset, loaded = file_settings(parsed)

@@ -46,7 +46,7 @@ def enjoy(parsed: argparse.Namespace) -> int:
     from leap_dist.storage import run_directory
 
     place = Path(parsed.init)
-    if place.is_dir() and run_directory.holds_evaluation(place):
+    if run_directory.holds_evaluation(place):
         chosen = _of_evaluation(parsed, place)
         _use_one_thread()
     else:

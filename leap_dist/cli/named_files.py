@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,10 @@ def require(path: Path, *, scratch: bool = False) -> Path:
         if path.suffix == ".safetensors":
             others = list(path.parent.glob("*.safetensors"))
         near = did_you_mean(str(path), map(str, others)) or f"; {pretrained.choices(scratch=scratch)}"
-        what = f"{path} holds no init.safetensors" if path.is_dir() else f"{path} cannot be read ({error.strerror})"
-        if (path / "config.yaml").exists() and not (path / "arms.json").exists():  # no evaluation
+        what = (
+            f"{path} holds no init.safetensors" if os.path.isdir(path) else f"{path} cannot be read ({error.strerror})"
+        )
+        if os.path.exists(path / "config.yaml") and not os.path.exists(path / "arms.json"):  # no evaluation
             near = " yet: the run has only begun; wait for its first meta-update"
         raise ConfigError(f"init: {what}{near}") from None
     return file

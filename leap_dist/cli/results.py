@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import textwrap
@@ -15,7 +16,7 @@ from leap_dist.config import loading, registry
 from leap_dist.config.loading import ConfigError
 from leap_dist.config.plurals import counted
 from leap_dist.config.settings import Config
-from leap_dist.storage import location, reader, run_directory
+from leap_dist.storage import location, reader
 from leap_dist.storage.ledger import Ledger
 from leap_dist.telemetry.escaping import printable
 from leap_dist.telemetry.progress import duration, tasks_done
@@ -138,7 +139,7 @@ def _tasks_of(out: Path) -> str:
 
 def holds_study(where: location.Location) -> bool:
     """Return whether a study was started in a directory."""
-    return not reader.is_remote(where) and run_directory.is_there(Path(where) / "study.json")
+    return not reader.is_remote(where) and os.path.exists(Path(where) / "study.json")
 
 
 def print_study(out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def path_of(source: str) -> Path:
     """
     if not is_name(source):
         path = Path(source)
-        if not path.is_dir():
+        if not os.path.isdir(path):  # which is also the answer if there cannot be such a path
             return path
         return next((file for name in OF_RUNS if (file := path / name).exists()), path / OF_RUNS[-1])
     name, known = source.removeprefix(PREFIX), {one.name: one for one in available()}

@@ -120,11 +120,11 @@ SHOWN = 12
 
 
 def _has_reported(folder: Path) -> bool:
-    return run_directory.is_there(folder / "summary.json")
+    return os.path.exists(folder / "summary.json")
 
 
 def _holds_something(folder: Path) -> bool:
-    return any(run_directory.is_there(folder / name) for name in ("config.yaml", "study.json"))
+    return any(os.path.exists(folder / name) for name in ("config.yaml", "study.json"))
 
 
 def _folders(folder: Path) -> list[Path]:

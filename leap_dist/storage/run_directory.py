@@ -253,15 +253,7 @@ def _ended(run_dir: Path) -> bool:
 
 def exists(run_dir: Path) -> bool:
     """Return whether a run was started in this directory."""
-    return is_there(run_dir / "config.yaml")
-
-
-def is_there(path: Path) -> bool:
-    """Return whether a file exists; False if it cannot exist, because its name is too long, for example."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
+    return os.path.exists(run_dir / "config.yaml")
 
 
 def has_begun(run_dir: Path) -> bool:
@@ -282,7 +274,7 @@ def _has_results(run_dir: Path) -> bool:
 
 def holds_evaluation(folder: Path) -> bool:
     """Return whether an evaluation was started in this directory."""
-    return is_there(folder / "arms.json")
+    return os.path.exists(folder / "arms.json")
 
 
 def refuse_links(run_dir: Path, names: Iterable[str] = CONTENT, field: str = "run-dir") -> None:

@@ -287,6 +287,10 @@ LONG = 300 * "a"
         (["study", "--tasks", "atari", "--out", LONG], f"out: {LONG} cannot be written (File name too long)"),
         (["status", LONG], f"run-dir: {LONG} has no summary.json; no run was started there"),
         (["plot", LONG], f"run-dir: {LONG} holds no run"),
+        (["train", "--init", LONG], f"init: {LONG} cannot be read (File name too long)"),
+        (["evaluate", "--init", LONG], f"init: {LONG} cannot be read (File name too long)"),
+        (["export", LONG, "--to", "torch", "--out", "exported"], f"init: {LONG} cannot be read (File name too long)"),
+        (["enjoy", LONG, "--game", "pong"], f"init: {LONG} cannot be read (File name too long)"),
     ],
 )
 def test_a_name_that_is_too_long(capsys, arguments, line):
